@@ -1,0 +1,146 @@
+// Package artifact says how an index lies in a registry or an OCI layout: an
+// OCI artifact whose subject is the image's manifest, so that it is found by
+// the referrers API (or its fallback tag) and goes where the image goes.
+//
+// The artifact's manifest has two layers, the bundle's trees blob and its
+// windows blob (package index), and an empty config. The same two descriptors stand in
+// the manifest's annotations: registries repeat annotations in the list of referrers,
+// so a reader of that list can fetch the trees blob without fetching the manifest first.
+package artifact
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Media types of the artifact and its two blobs.
+const (
+	Type             = "application/vnd.mica.index.v1"
+	TreesMediaType   = "application/vnd.mica.index.trees.v1"
+	WindowsMediaType = "application/vnd.mica.index.windows.v1"
+)
+
+// Annotations of the artifact's manifest: digest and decimal size of its blobs.
+const (
+	annotationTreesDigest   = "dev.mica.index.trees.digest"
+	annotationTreesSize     = "dev.mica.index.trees.size"
+	annotationWindowsDigest = "dev.mica.index.windows.digest"
+	annotationWindowsSize   = "dev.mica.index.windows.size"
+)
+
+// maxBlobSize bounds what a descriptor may claim (1 TiB): larger numbers are
+// damage, not indexes.
+const maxBlobSize = 1 << 40
+
+// Index names the two blobs of an index.
+type Index struct {
+	Trees, Windows ocispec.Descriptor
+}
+
+// New returns the index of a trees blob and a windows blob of the given digests
+// and sizes in bytes.
+func New(trees digest.Digest, treesSize int64, windows digest.Digest, windowsSize int64) Index {
+	return Index{
+		Trees:   ocispec.Descriptor{MediaType: TreesMediaType, Digest: trees, Size: treesSize},
+		Windows: ocispec.Descriptor{MediaType: WindowsMediaType, Digest: windows, Size: windowsSize},
+	}
+}
+
+// Manifest returns the artifact's manifest for the image manifest subject, and
+// the descriptor of it with the annotations that a list of referrers shows.
+// Equal arguments give equal bytes.
+func (x Index) Manifest(subject ocispec.Descriptor) ([]byte, ocispec.Descriptor, error) {
+	annotations := map[string]string{
+		annotationTreesDigest:   x.Trees.Digest.String(),
+		annotationTreesSize:     strconv.FormatInt(x.Trees.Size, 10),
+		annotationWindowsDigest: x.Windows.Digest.String(),
+		annotationWindowsSize:   strconv.FormatInt(x.Windows.Size, 10),
+	}
+	b, err := json.Marshal(ocispec.Manifest{
+		Versioned:    specs.Versioned{SchemaVersion: 2},
+		MediaType:    ocispec.MediaTypeImageManifest,
+		ArtifactType: Type,
+		Config:       ocispec.DescriptorEmptyJSON,
+		Layers:       []ocispec.Descriptor{x.Trees, x.Windows},
+		Subject:      &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
+		Annotations:  annotations,
+	})
+	if err != nil {
+		return nil, ocispec.Descriptor{}, fmt.Errorf("encode index manifest: %w", err)
+	}
+	return b, ocispec.Descriptor{
+		MediaType:    ocispec.MediaTypeImageManifest,
+		ArtifactType: Type,
+		Digest:       digest.FromBytes(b),
+		Size:         int64(len(b)),
+		Annotations:  annotations,
+	}, nil
+}
+
+// FromReferrer returns the index that an entry of a list of referrers
+// describes. ok is false where the entry has no annotations of ours (a
+// registry that drops them): its manifest has to be fetched and parsed.
+func FromReferrer(d ocispec.Descriptor) (x Index, ok bool, err error) {
+	if _, ok := d.Annotations[annotationTreesDigest]; !ok {
+		return Index{}, false, nil
+	}
+	if x.Trees, err = annotated(d, TreesMediaType, annotationTreesDigest, annotationTreesSize); err != nil {
+		return Index{}, true, err
+	}
+	if x.Windows, err = annotated(d, WindowsMediaType, annotationWindowsDigest, annotationWindowsSize); err != nil {
+		return Index{}, true, err
+	}
+	return x, true, nil
+}
+
+func annotated(d ocispec.Descriptor, mediaType, digestKey, sizeKey string) (ocispec.Descriptor, error) {
+	size, err := strconv.ParseInt(d.Annotations[sizeKey], 10, 64)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("annotation %s of index %s: %w", sizeKey, d.Digest, err)
+	}
+	return checked(ocispec.Descriptor{
+		MediaType: mediaType,
+		Digest:    digest.Digest(d.Annotations[digestKey]),
+		Size:      size,
+	})
+}
+
+// Parse returns the index that an artifact's manifest describes.
+func Parse(manifest []byte) (Index, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return Index{}, fmt.Errorf("parse index manifest: %w", err)
+	}
+	var x Index
+	for _, l := range m.Layers {
+		var err error
+		switch l.MediaType {
+		case TreesMediaType:
+			x.Trees, err = checked(l)
+		case WindowsMediaType:
+			x.Windows, err = checked(l)
+		}
+		if err != nil {
+			return Index{}, err
+		}
+	}
+	if x.Trees.Digest == "" || x.Windows.Digest == "" {
+		return Index{}, fmt.Errorf("manifest of type %q has no trees and windows blobs: not an index of mica", m.ArtifactType)
+	}
+	return x, nil
+}
+
+func checked(d ocispec.Descriptor) (ocispec.Descriptor, error) {
+	if err := d.Digest.Validate(); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("blob %q of index: %w", d.Digest, err)
+	}
+	if d.Size < 0 || d.Size > maxBlobSize {
+		return ocispec.Descriptor{}, fmt.Errorf("blob %s of index: size %d is out of range", d.Digest, d.Size)
+	}
+	return d, nil
+}
