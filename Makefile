@@ -1,0 +1,47 @@
+# make build test lint demo: the same commands on a desk and in CI (.ci/run).
+# Needs Go and git; test and demo also root, and install the rest by themselves.
+
+PREFIX   ?= /usr/local
+FUZZTIME ?= 20s
+BENCH    ?= .
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+MODULES  := . integration
+
+export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(PATH)
+
+.PHONY: all build install tools test unit race integration lint fmt fuzz bench demo clean
+
+all: build
+
+build: ## static binaries bin/micad and bin/mica
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+install: build
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/micad bin/mica
+
+tools: ## Debian packages and the binaries that tests and demo need, in build/bin
+	script/tools.sh
+
+test: tools build ## everything: packages, data races, end to end
+	script/test.sh unit race integration
+
+unit race integration: tools build
+	script/test.sh $@
+
+lint:
+	script/lint.sh $(MODULES)
+
+fmt:
+	gofmt -w $$(git ls-files '*.go')
+
+fuzz: ## each fuzz target for FUZZTIME
+	script/fuzz.sh $(FUZZTIME)
+
+bench: tools build ## all benchmarks, or those that match BENCH
+	script/test.sh bench '$(BENCH)'
+
+demo: tools build ## the same program by overlayfs and by Mica, behind a simulated network
+	script/test.sh demo
+
+clean:
+	rm -rf bin build
