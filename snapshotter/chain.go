@@ -1,0 +1,91 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/opencontainers/go-digest"
+)
+
+// link is one committed snapshot of a chain.
+type link struct {
+	id     string // never used again for another snapshot
+	name   string
+	target string  // its chain ID, "" when containerd did not name one
+	served *record // nil: an ordinary snapshot
+	dir    string  // its lower directory
+}
+
+// chain is a committed snapshot and those under it, topmost first.
+type chain []link
+
+// readChain returns the chain that starts at the named snapshot, an empty one for "". Needs a transaction.
+func (s *Snapshotter) readChain(ctx context.Context, name string) (chain, error) {
+	var c chain
+	for name != "" {
+		id, info, _, err := storage.GetInfo(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("read parent %s: %w", name, err)
+		}
+		l := link{id: id, name: name, target: info.Labels[snapshots.LabelSnapshotRef], dir: s.upperDir(id)}
+		if l.served, err = recordOf(info); err != nil {
+			return nil, err
+		}
+		if l.served != nil {
+			l.dir = l.served.Dir
+		}
+		c = append(c, l)
+		name = info.Parent
+	}
+	return c, nil
+}
+
+// viewChain is readChain in a transaction of its own.
+func (s *Snapshotter) viewChain(ctx context.Context, name string) (c chain, err error) {
+	err = s.meta.WithTransaction(ctx, false, func(ctx context.Context) error {
+		c, err = s.readChain(ctx, name)
+		return err
+	})
+	return c, err
+}
+
+// dirs returns the lower directories, topmost first.
+func (c chain) dirs() []string {
+	dirs := make([]string, len(c))
+	for i, l := range c {
+		dirs[i] = l.dir
+	}
+	return dirs
+}
+
+// layers returns the blobs of the chain's layers, topmost first. For a snapshot that containerd unpacked it is what
+// its labels named, if that is known at all: "" otherwise.
+func (c chain) layers() []digest.Digest {
+	digests := make([]digest.Digest, len(c))
+	for i, l := range c {
+		if l.served != nil {
+			digests[i] = l.served.Layer
+		}
+	}
+	return digests
+}
+
+// unpacked returns the name of a snapshot in the chain that containerd unpacked, "" when all are served.
+func (c chain) unpacked() string {
+	for _, l := range c {
+		if l.served == nil {
+			return l.name
+		}
+	}
+	return ""
+}
+
+// target returns the chain ID of the whole chain, "" for none.
+func (c chain) target() string {
+	if len(c) == 0 {
+		return ""
+	}
+	return c[0].target
+}

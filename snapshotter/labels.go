@@ -1,0 +1,125 @@
+package snapshotter
+
+import (
+	// The digests in labels are checked, for which their algorithms must be linked in.
+	_ "crypto/sha256"
+	_ "crypto/sha512"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+)
+
+// recordLabel is the private label of a served snapshot; its value is a record. It lies outside of the prefix
+// containerd.io/snapshot/ so that it cannot come from an image's annotations, which containerd hands on as labels.
+const recordLabel = "mica/served"
+
+// record is what a served snapshot refers to. It never changes once it is committed, and suffices to mount the
+// layer again after a restart.
+type record struct {
+	Ref      string        `json:"ref"`
+	Manifest digest.Digest `json:"manifest"`
+	Layer    digest.Digest `json:"layer"`
+	DiffID   digest.Digest `json:"diffID,omitempty"`
+	Dir      string        `json:"dir"`
+}
+
+// layer returns what Layers.Mount is to be asked for again.
+func (r *record) layer() Layer {
+	return Layer{Ref: r.Ref, Manifest: r.Manifest, Digest: r.Layer, DiffID: r.DiffID}
+}
+
+// encode returns the value of recordLabel.
+func (r *record) encode() (string, error) {
+	b, err := json.Marshal(r)
+	return string(b), err
+}
+
+// recordOf returns the record of a snapshot, nil for an ordinary one.
+func recordOf(info snapshots.Info) (*record, error) {
+	value, ok := info.Labels[recordLabel]
+	if !ok {
+		return nil, nil
+	}
+	var r record
+	if err := json.Unmarshal([]byte(value), &r); err != nil {
+		return nil, fmt.Errorf("read label %s of snapshot %s: %w", recordLabel, info.Name, err)
+	}
+	if err := errors.Join(r.Layer.Validate(), checkDir(r.Dir)); err != nil {
+		return nil, fmt.Errorf("read label %s of snapshot %s: %w", recordLabel, info.Name, err)
+	}
+	return &r, nil
+}
+
+// collectOptions applies what a caller asks of a snapshot, without the private label, which only this package sets.
+func collectOptions(opts []snapshots.Opt) (snapshots.Info, error) {
+	info := snapshots.Info{Labels: map[string]string{}}
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return snapshots.Info{}, err
+		}
+	}
+	delete(info.Labels, recordLabel)
+	return info, nil
+}
+
+// request is the layer that a Prepare is about, and the chain ID under which containerd looks for it.
+type request struct {
+	layer  Layer
+	target digest.Digest
+}
+
+// errNoAnnotations: the labels of a Prepare do not say which layer of which image is to be unpacked.
+var errNoAnnotations = errors.New("no image annotations: containerd's enable_remote_snapshot_annotations is off, or ctr pulled with --local")
+
+// parseRequest reads the labels that containerd's AppendInfoHandlerWrapper and unpacker set. Labels come from the
+// image's manifest where those did not set them, so nothing in them is taken for true that the chain ID contradicts.
+func parseRequest(labels map[string]string) (request, error) {
+	var r request
+	r.layer.Ref = labels[snapshotters.TargetRefLabel]
+	if r.layer.Ref == "" || labels[snapshotters.TargetLayerDigestLabel] == "" || labels[snapshotters.TargetManifestDigestLabel] == "" {
+		return request{}, errNoAnnotations
+	}
+	for label, to := range map[string]*digest.Digest{
+		snapshots.LabelSnapshotRef:             &r.target,
+		snapshotters.TargetLayerDigestLabel:    &r.layer.Digest,
+		snapshotters.TargetManifestDigestLabel: &r.layer.Manifest,
+	} {
+		d, err := digest.Parse(labels[label])
+		if err != nil {
+			return request{}, fmt.Errorf("read label %s: %w", label, err)
+		}
+		*to = d
+	}
+	if value := labels[snapshots.LabelSnapshotDiffID]; value != "" {
+		d, err := digest.Parse(value)
+		if err != nil {
+			return request{}, fmt.Errorf("read label %s: %w", snapshots.LabelSnapshotDiffID, err)
+		}
+		r.layer.DiffID = d
+	}
+	// The list only helps to start early: what cannot be read in it is left out.
+	for value := range strings.SplitSeq(labels[snapshotters.TargetImageLayersLabel], ",") {
+		if d, err := digest.Parse(value); err == nil {
+			r.layer.Image = append(r.layer.Image, d)
+		}
+	}
+	return r, nil
+}
+
+// checkChain reports whether a layer with this diffID, on a parent with this chain ID ("" for none), makes the target.
+func checkChain(target, diffID digest.Digest, parent string) error {
+	chain := diffID
+	if parent != "" {
+		chain = identity.ChainID([]digest.Digest{digest.Digest(parent), diffID})
+	}
+	if chain != target {
+		return fmt.Errorf("diffID %s on chain %q is chain %s, not %s as asked for", diffID, parent, chain, target)
+	}
+	return nil
+}

@@ -1,0 +1,56 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
+)
+
+// ErrUnavailable is wrapped by errors of Layers.Mount that mean: this layer cannot be served, and trying again at once
+// will not help. The layer then becomes an ordinary snapshot, which containerd fills.
+var ErrUnavailable = errors.New("layer cannot be served")
+
+// Layer is one layer of an image, as containerd's labels name it.
+type Layer struct {
+	Ref      string        // the image's reference, as the user gave it
+	Manifest digest.Digest // of the image's manifest
+	Digest   digest.Digest // of the layer's blob
+	// DiffID is the digest of the layer's uncompressed tar. It is known from containerd 2.3 on, and for the lowest layer
+	// of an image; otherwise "".
+	DiffID digest.Digest
+	// Image holds the blobs of this layer and of those above it, lowest first. A long list is cut short by containerd. Nil
+	// when the layer is mounted again after a restart.
+	Image []digest.Digest
+	// Lower holds the directories that show the layers under this one, topmost first, one for each of the parents given
+	// to Mount. All are mounted when Mount is called.
+	Lower []string
+}
+
+// Layers makes layers appear as directories. Calls may run in parallel, for the same layer too; but Remove of a layer
+// never runs at the same time as Mount of that layer.
+type Layers interface {
+	// Mount returns the read-only directory that shows the layer, and its size. The parents are the blobs of the layers
+	// under it, topmost first: a directory that the layer's tar implies but does not mention shows the attributes that
+	// it has there.
+	//
+	// Mount is idempotent, and the same call returns the same directory, after a restart too. The directory's path is
+	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs. An error that wraps
+	// ErrUnavailable says that this layer cannot be served, and why.
+	Mount(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error)
+
+	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned for it. Removing
+	// what is not there is no error.
+	Remove(ctx context.Context, layer digest.Digest) error
+}
+
+// Mounted is a layer that can be read.
+type Mounted struct {
+	Dir   string          // where it is to be seen
+	Usage snapshots.Usage // of the whole layer, unpacked: it does not grow as the layer fills
+	// DiffID is the digest of the uncompressed tar that Dir shows, or "" where Layers does not know. When it is given it has
+	// to agree with the chain ID under which containerd asked for the layer: an image may name one layer's blob and
+	// another layer's diffID, and would otherwise replace the content of that other layer in every image that shares it.
+	DiffID digest.Digest
+}

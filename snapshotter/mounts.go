@@ -1,0 +1,72 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+)
+
+// Mounts returns the mounts of an active snapshot or a view. They are a function of what is committed, and never
+// change. It waits for the layers that the snapshot shows, when they are not mounted again yet after a restart.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	var (
+		snapshot storage.Snapshot
+		info     snapshots.Info
+		parents  chain
+	)
+	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		if snapshot, err = storage.GetSnapshot(ctx, key); err != nil {
+			return err
+		}
+		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
+			return err
+		}
+		parents, err = s.readChain(ctx, info.Parent)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+	}
+	if err := s.await(ctx, parents); err != nil {
+		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
+	}
+	return s.mounts(snapshot.ID, info, parents), nil
+}
+
+// mounts returns the mounts of the active snapshot or view with this number, on these parents. The order of
+// the options is that of containerd's overlay snapshotter.
+func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mount.Mount {
+	var options []string
+	if s.remapIDs {
+		// containerd's mount package turns these into idmapped mounts of the lower directories.
+		if v, ok := info.Labels[snapshots.LabelSnapshotUIDMapping]; ok {
+			options = append(options, "uidmap="+v)
+		}
+		if v, ok := info.Labels[snapshots.LabelSnapshotGIDMapping]; ok {
+			options = append(options, "gidmap="+v)
+		}
+	}
+	view := info.Kind == snapshots.KindView
+	switch {
+	case len(parents) == 0 && view: // overlayfs needs a lower directory
+		return bind(s.upperDir(id), append(options, "ro"))
+	case len(parents) == 0:
+		return bind(s.upperDir(id), append(options, "rw"))
+	case len(parents) == 1 && view: // and, without an upper one, two of them
+		return bind(parents[0].dir, append(options, "ro"))
+	case !view:
+		options = append(options, "workdir="+s.workDir(id), "upperdir="+s.upperDir(id))
+	}
+	options = append(options, "lowerdir="+strings.Join(parents.dirs(), ":"))
+	options = append(options, s.mountOptions...)
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}
+}
+
+// bind returns a bind mount, with the mounts below it.
+func bind(dir string, options []string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: dir, Options: append(options, "rbind")}}
+}

@@ -1,0 +1,214 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+// errOrdinary: the layer is not to be served, and containerd has to unpack it.
+var errOrdinary = errors.New("ordinary snapshot")
+
+// serve commits a snapshot of the layer that the labels name, and returns an error that is ErrAlreadyExists. It
+// returns errOrdinary when containerd is to unpack the layer, having noted why.
+func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapshots.Info) error {
+	log := s.log.With("key", key, "target", info.Labels[snapshots.LabelSnapshotRef])
+	if mapped(info.Labels) {
+		log.DebugContext(ctx, "ordinary snapshot: its IDs are to be mapped as it is unpacked")
+		return errOrdinary
+	}
+	req, err := parseRequest(info.Labels)
+	if err != nil {
+		s.counters.unannotated.Add(1)
+		log.DebugContext(ctx, "ordinary snapshot: labels do not name its layer", "err", err)
+		return errOrdinary
+	}
+	parents, err := s.viewChain(ctx, parent)
+	if err != nil {
+		return err
+	}
+	name := servedName(req.target, parents)
+	if found, err := s.exists(ctx, name); err != nil {
+		return err
+	} else if found {
+		return existsError(req.target)
+	}
+	if reason := s.refuse(req, parents); reason != "" {
+		s.fallBack(ctx, req, reason)
+		return errOrdinary
+	}
+	if err := s.await(ctx, parents); err != nil {
+		return err
+	}
+	req.layer.Lower = parents.dirs()
+	err = s.mountAndCommit(ctx, name, key, parents, info, req)
+	if errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+		s.fallBack(ctx, req, err.Error())
+		return errOrdinary
+	}
+	return err
+}
+
+// refuse returns why a layer is not to be served on these parents, or "". It completes what the labels say of the
+// layer's diffID.
+func (s *Snapshotter) refuse(req request, parents chain) string {
+	if len(parents) > 0 && parents.target() == "" {
+		return fmt.Sprintf("the chain ID of its parent %s is not known", parents[0].name)
+	}
+	if req.layer.DiffID != "" {
+		if err := checkChain(req.target, req.layer.DiffID, parents.target()); err != nil {
+			return err.Error()
+		}
+	}
+	if s.fallbacks.above(s.now(), parents.target()) {
+		return "containerd unpacks a layer under it, and fetches all those above"
+	}
+	if name := parents.unpacked(); name != "" && !s.unpackedParents {
+		return fmt.Sprintf("a layer under it was unpacked by containerd as %s: remove the images that use that, and pull again", name)
+	}
+	return ""
+}
+
+// mountAndCommit mounts the layer and commits the snapshot that refers to it. A layer that no snapshot refers to in the
+// end is given up again.
+func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request) error {
+	if req.layer.DiffID == "" && len(parents) == 0 {
+		req.layer.DiffID = req.target // the chain ID of one layer is its diffID
+	}
+	layer := req.layer.Digest
+	if err := s.holds.acquire(ctx, layer); err != nil {
+		return err
+	}
+	mounted, err := s.mountLayer(ctx, req.layer, parents.layers())
+	if err != nil {
+		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if there is none.
+		s.holds.release(layer)
+		return fmt.Errorf("mount layer %s of %s: %w", layer, req.layer.Ref, err)
+	}
+	err = s.commitServed(ctx, name, key, parents, info, req, mounted)
+	s.holds.release(layer)
+	if err != nil {
+		// The caller may have gone away, which must not stop this.
+		return errors.Join(err, s.collectLayers(context.WithoutCancel(ctx), []digest.Digest{layer}))
+	}
+	return existsError(req.target)
+}
+
+// mountLayer asks Layers for a layer that the caller holds.
+func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error) {
+	if err := s.markServed(l.Digest); err != nil {
+		return Mounted{}, err
+	}
+	mounted, err := s.layers.Mount(ctx, l, parents)
+	if err != nil {
+		return Mounted{}, err
+	}
+	return mounted, checkDir(mounted.Dir)
+}
+
+// commitServed commits the snapshot in one transaction: it appears whole or not at all. The error is ErrAlreadyExists
+// when another call has committed it meanwhile.
+func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request, mounted Mounted) error {
+	if mounted.DiffID != "" {
+		if err := checkChain(req.target, mounted.DiffID, parents.target()); err != nil {
+			return fmt.Errorf("layer %s of %s: %w", req.layer.Digest, req.layer.Ref, errors.Join(ErrUnavailable, err))
+		}
+		req.layer.DiffID = mounted.DiffID
+	}
+	r := record{Ref: req.layer.Ref, Manifest: req.layer.Manifest, Layer: req.layer.Digest, DiffID: req.layer.DiffID, Dir: mounted.Dir}
+	value, err := r.encode()
+	if err != nil {
+		return err
+	}
+	info.Labels[recordLabel] = value
+	parent := ""
+	if len(parents) > 0 {
+		parent = parents[0].name
+	}
+	var id string
+	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
+		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent); err != nil {
+			return err
+		}
+		id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(info.Labels))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("commit snapshot %s: %w", name, err)
+	}
+	s.restored.done(id)
+	s.fallbacks.clear(req)
+	s.counters.served.Add(1)
+	s.log.InfoContext(ctx, "layer mounted", "ref", r.Ref, "layer", r.Layer, "dir", r.Dir)
+	return nil
+}
+
+// servedName is the name of the committed snapshot. In two namespaces the same chain ID can have different parents, as
+// one of them may have unpacked these; so the parent is a part of the name.
+func servedName(target digest.Digest, parents chain) string {
+	if len(parents) == 0 {
+		return "mica/" + target.String()
+	}
+	return "mica/" + parents[0].id + "/" + target.String()
+}
+
+// exists reports whether there is a committed snapshot of this name.
+func (s *Snapshotter) exists(ctx context.Context, name string) (bool, error) {
+	var info snapshots.Info
+	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		_, info, _, err = storage.GetInfo(ctx, name)
+		return err
+	})
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return info.Kind == snapshots.KindCommitted, err
+}
+
+// existsError tells containerd that the snapshot that it wants is there.
+func existsError(target digest.Digest) error {
+	return fmt.Errorf("target snapshot %s: %w", target, errdefs.ErrAlreadyExists)
+}
+
+func (s *Snapshotter) servedDir() string { return filepath.Join(s.root, "served") }
+
+// markServed notes, durably, that Layers knows the layer, before it does. The caller holds the layer.
+func (s *Snapshotter) markServed(d digest.Digest) error {
+	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("note layer %s: %w", d, err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("note layer %s: %w", d, err)
+	}
+	dir, err := os.Open(s.servedDir())
+	if err != nil {
+		return fmt.Errorf("note layer %s: %w", d, err)
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// markedLayers returns the layers that Layers may know.
+func (s *Snapshotter) markedLayers() ([]digest.Digest, error) {
+	entries, err := os.ReadDir(s.servedDir())
+	if err != nil {
+		return nil, err
+	}
+	var digests []digest.Digest
+	for _, e := range entries {
+		if d, err := digest.Parse(e.Name()); err == nil {
+			digests = append(digests, d)
+		}
+	}
+	return digests, nil
+}

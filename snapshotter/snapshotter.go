@@ -1,0 +1,183 @@
+// Package snapshotter is Mica's containerd snapshotter. It serves the layers of images from Layers, without unpacking
+// them, and does everything else as containerd's own overlay snapshotter does.
+//
+// # The data's way
+//
+// containerd prepares the layers of an image one after another, lowest first, and names in labels the chain ID that it
+// wants and the layer that makes it. Prepare asks Layers to mount the layer, commits a snapshot that refers to it, and
+// answers ErrAlreadyExists: containerd then neither fetches nor unpacks the layer. The container's own snapshot is an
+// overlay mount whose lower directories are those that Layers returned:
+//
+//	Prepare ── labels ──▶ Layers.Mount ── directory ──▶ metadata.db ──▶ Mounts: overlay lowerdir=
+//
+// A layer that Layers cannot serve becomes an ordinary snapshot, as do the layers above it in the same chain, because
+// containerd fetches those anyway. Fallbacks tells which, and why.
+//
+// # On disk
+//
+// Below the root lie
+//
+//	metadata.db     containerd's storage package; a served snapshot bears the private label "mica/served" (see record)
+//	snapshots/N/    fs and work of the ordinary snapshot with number N; a served snapshot has no directory
+//	served/DIGEST   an empty file for each layer that was given to Layers.Mount and not yet to Layers.Remove
+//
+// # Concurrency
+//
+// All methods may be called in parallel. No transaction of metadata.db is held while Layers works or while a
+// restarted layer is waited for. What keeps a layer from being removed while it is mounted for another snapshot is a
+// hold (see holds), not a lock.
+package snapshotter
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
+	continuityfs "github.com/containerd/continuity/fs"
+)
+
+var (
+	_ snapshots.Snapshotter = (*Snapshotter)(nil)
+	_ snapshots.Cleaner     = (*Snapshotter)(nil)
+)
+
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Make it with New.
+type Snapshotter struct {
+	root   string
+	layers Layers
+	log    *slog.Logger
+	now    func() time.Time
+
+	syncRemove      bool
+	remapIDs        bool
+	unpackedParents bool
+	mountOptions    []string // of overlay mounts; complete after Open
+
+	meta      *storage.MetaStore
+	holds     holds
+	restored  restored
+	fallbacks fallbacks
+	counters  counters
+}
+
+// Option changes how a Snapshotter works.
+type Option func(*Snapshotter)
+
+// WithSynchronousRemove makes Remove free what the snapshot took before it returns. Otherwise Cleanup does, which
+// containerd calls after each garbage collection.
+func WithSynchronousRemove() Option { return func(s *Snapshotter) { s.syncRemove = true } }
+
+// WithRemapIDs returns mounts with uidmap= and gidmap= options for snapshots that are labelled with a mapping. It
+// belongs to the capability remap-ids: without that in containerd's configuration, containerd changes owners itself.
+func WithRemapIDs() Option { return func(s *Snapshotter) { s.remapIDs = true } }
+
+// WithUnpackedParents serves layers above snapshots that containerd unpacked too. It asks more of Layers.Mount: it
+// gets parents that it does not serve, whose files are to be found in Layer.Lower only.
+func WithUnpackedParents() Option { return func(s *Snapshotter) { s.unpackedParents = true } }
+
+// WithMountOptions adds options to overlay mounts, such as "volatile". They win over those that Open chooses.
+func WithMountOptions(options ...string) Option {
+	return func(s *Snapshotter) { s.mountOptions = append(s.mountOptions, options...) }
+}
+
+// WithLogger sets the logger; without it slog.Default is used.
+func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log = log } }
+
+// New returns a snapshotter that keeps its state below root, an absolute path. It does nothing before Open.
+func New(root string, layers Layers, options ...Option) *Snapshotter {
+	s := &Snapshotter{root: root, layers: layers, log: slog.Default(), now: time.Now}
+	for _, o := range options {
+		o(s)
+	}
+	return s
+}
+
+// Open prepares the root directory and opens the metadata. Call Close when done, also after an error. Layers of an
+// earlier run are mounted by Restore, or when a snapshot first needs them.
+func (s *Snapshotter) Open() error {
+	if err := checkDir(s.root); err != nil {
+		return fmt.Errorf("open snapshotter: %w", err)
+	}
+	for _, dir := range []string{s.root, s.snapshotsDir(), s.servedDir()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("open snapshotter: %w", err)
+		}
+	}
+	dtype, err := continuityfs.SupportsDType(s.root)
+	if err != nil {
+		return fmt.Errorf("open snapshotter: %w", err)
+	}
+	if !dtype {
+		return fmt.Errorf("open snapshotter: the filesystem of %s lacks d_type, which overlayfs needs: format XFS with ftype=1, or choose another root", s.root)
+	}
+	if err := s.chooseMountOptions(); err != nil {
+		return fmt.Errorf("open snapshotter: %w", err)
+	}
+	s.meta, err = storage.NewMetaStore(filepath.Join(s.root, "metadata.db"))
+	if err != nil {
+		return fmt.Errorf("open snapshotter: %w", err)
+	}
+	return nil
+}
+
+// chooseMountOptions adds the options that overlay mounts need on this kernel, unless they were given: the last one
+// wins in the kernel.
+func (s *Snapshotter) chooseMountOptions() error {
+	if !hasOption(s.mountOptions, "userxattr") {
+		need, err := overlayutils.NeedsUserXAttr(s.root)
+		if err != nil {
+			return fmt.Errorf("find out whether overlayfs needs userxattr: %w", err)
+		}
+		if need {
+			s.mountOptions = append(s.mountOptions, "userxattr")
+		}
+	}
+	if !hasOption(s.mountOptions, "index") {
+		// The index makes a lower directory that is in use elsewhere an error; the parameter is missing where the kernel has
+		// no such option.
+		if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
+			s.mountOptions = append(s.mountOptions, "index=off")
+		}
+	}
+	return nil
+}
+
+// Close closes the metadata. Mounted layers stay.
+func (s *Snapshotter) Close() error {
+	if s.meta == nil {
+		return nil
+	}
+	return s.meta.Close()
+}
+
+func (s *Snapshotter) snapshotsDir() string      { return filepath.Join(s.root, "snapshots") }
+func (s *Snapshotter) upperDir(id string) string { return filepath.Join(s.snapshotsDir(), id, "fs") }
+func (s *Snapshotter) workDir(id string) string  { return filepath.Join(s.snapshotsDir(), id, "work") }
+
+// hasOption reports whether options hold key, alone or with a value.
+func hasOption(options []string, key string) bool {
+	for _, o := range options {
+		if k, _, _ := strings.Cut(o, "="); k == key {
+			return true
+		}
+	}
+	return false
+}
+
+// checkDir reports whether a path can be a lower directory of overlayfs as containerd writes it.
+func checkDir(dir string) error {
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
+		return fmt.Errorf("directory %q: not an absolute, clean path", dir)
+	}
+	if strings.ContainsAny(dir, `:,\"`) {
+		return errors.New("directory " + dir + `: holds one of : , \ " which overlayfs cannot take`)
+	}
+	return nil
+}
