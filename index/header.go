@@ -1,6 +1,18 @@
 package index
 
-import "github.com/opencontainers/go-digest"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Version is the version of the index file that this package writes and the
+// highest that it reads.
+const Version = 1
 
 // Header names the layer that an index describes.
 type Header struct {
@@ -9,4 +21,223 @@ type Header struct {
 	DiffID      digest.Digest // of the device: the uncompressed tar
 	DeviceSize  int64         // bytes of the device
 	WindowsSize int64         // bytes of the layer's windows section, which lies apart
+}
+
+// check says what is wrong with h as the header of a layer that can be indexed.
+func (h *Header) check() error {
+	if _, err := encodeDigest(h.Layer); err != nil {
+		return fmt.Errorf("layer digest: %w", err)
+	}
+	if _, err := encodeDigest(h.DiffID); err != nil {
+		return fmt.Errorf("diffID: %w", err)
+	}
+	if h.LayerSize < 0 || h.WindowsSize < 0 || h.DeviceSize < 0 {
+		return fmt.Errorf("sizes %d, %d, %d: negative", h.LayerSize, h.DeviceSize, h.WindowsSize)
+	}
+	if h.DeviceSize > maxDevice {
+		return fmt.Errorf("uncompressed layer of %d bytes: an index addresses at most %d", h.DeviceSize, maxDevice)
+	}
+	return nil
+}
+
+// The header of the index file: the first 1024 bytes. All numbers here and in
+// the sections are little-endian.
+//
+//	  0   8  magic "MICAIDX\n"
+//	  8   4  version
+//	 12   4  flags, 0
+//	 16   4  crc32c of these 1024 bytes with this field zero
+//	 20   4  0
+//	 24   8  size of the file
+//	 32  72  layer digest (see encodeDigest)
+//	104  72  diffID
+//	176   8  size of the layer's blob
+//	184   8  size of the device
+//	192   8  size of the windows
+//	200  48  section tree: offset 1024, size, sha256
+//	248  48  section spans
+//	296  48  section implicit directories
+//	344  48  content digests: offset in the windows section, size, sha256
+//	392 632  0
+const (
+	headerSize  = 1024
+	headerMagic = "MICAIDX\n"
+	sectionAt   = 200
+	sectionSize = 48
+	headerUsed  = sectionAt + sections*sectionSize
+)
+
+// Sections of an index. The content digests lie outside of the file, behind
+// the windows.
+const (
+	sectionTree = iota
+	sectionSpans
+	sectionImplicit
+	sectionDigests
+	sections
+)
+
+// section is a range of bytes with its digest.
+type section struct {
+	Range
+	sum [sha256.Size]byte
+}
+
+// fileHeader is the decoded header.
+type fileHeader struct {
+	Header
+	size    int64 // of the file
+	section [sections]section
+}
+
+// encode returns the bytes of h.
+func (h *fileHeader) encode() ([headerSize]byte, error) {
+	var b [headerSize]byte
+	copy(b[:], headerMagic)
+	le := binary.LittleEndian
+	le.PutUint32(b[8:], Version)
+	le.PutUint64(b[24:], uint64(h.size))
+	for i, d := range []digest.Digest{h.Layer, h.DiffID} {
+		e, err := encodeDigest(d)
+		if err != nil {
+			return b, err
+		}
+		copy(b[32+i*digestSize:], e[:])
+	}
+	le.PutUint64(b[176:], uint64(h.LayerSize))
+	le.PutUint64(b[184:], uint64(h.DeviceSize))
+	le.PutUint64(b[192:], uint64(h.WindowsSize))
+	for i, s := range h.section {
+		at := b[sectionAt+i*sectionSize:]
+		le.PutUint64(at, uint64(s.Off))
+		le.PutUint64(at[8:], uint64(s.Size))
+		copy(at[16:], s.sum[:])
+	}
+	le.PutUint32(b[16:], crc32.Checksum(b[:], castagnoli))
+	return b, nil
+}
+
+// decodeHeader parses and checks a header for a file of the given size in
+// bytes: sections follow each other without gaps and end at the file's end.
+func decodeHeader(b *[headerSize]byte, size int64) (*fileHeader, error) {
+	le := binary.LittleEndian
+	if string(b[:8]) != headerMagic {
+		return nil, corrupt("not an index file")
+	}
+	// The version comes before the checksum, whose place a later version may change.
+	if v := le.Uint32(b[8:]); v > Version {
+		return nil, fmt.Errorf("index version %d is newer than this mica understands (%d): upgrade mica", v, Version)
+	} else if v == 0 {
+		return nil, corrupt("version 0")
+	}
+	sum := le.Uint32(b[16:])
+	c := *b
+	clear(c[16:20])
+	if crc32.Checksum(c[:], castagnoli) != sum {
+		return nil, corrupt("header checksum")
+	}
+	h := &fileHeader{size: int64(le.Uint64(b[24:]))}
+	if h.size != size {
+		return nil, corrupt("header says %d bytes, the file has %d", h.size, size)
+	}
+	for i, d := range []*digest.Digest{&h.Layer, &h.DiffID} {
+		var err error
+		if *d, err = decodeDigest(b[32+i*digestSize:][:digestSize]); err != nil {
+			return nil, err
+		}
+	}
+	h.LayerSize = int64(le.Uint64(b[176:]))
+	h.DeviceSize = int64(le.Uint64(b[184:]))
+	h.WindowsSize = int64(le.Uint64(b[192:]))
+	if err := h.Header.check(); err != nil {
+		return nil, corrupt("header: %v", err)
+	}
+	for i := range h.section {
+		at := b[sectionAt+i*sectionSize:]
+		h.section[i].Off = int64(le.Uint64(at))
+		h.section[i].Size = int64(le.Uint64(at[8:]))
+		copy(h.section[i].sum[:], at[16:])
+	}
+	if !allZero(b[12:16]) || !allZero(b[20:24]) || !allZero(b[headerUsed:]) {
+		return nil, corrupt("header: reserved bytes are in use")
+	}
+	return h, h.checkSections()
+}
+
+func (h *fileHeader) checkSections() error {
+	end := int64(headerSize)
+	for i, s := range h.section[:sectionDigests] {
+		if s.Off != end || s.Size < 0 || s.Size > h.size-end {
+			return corrupt("section %d at %d with %d bytes: does not follow byte %d", i, s.Off, s.Size, end)
+		}
+		end += s.Size
+	}
+	if end != h.size {
+		return corrupt("sections end at byte %d of %d", end, h.size)
+	}
+	tree := h.section[sectionTree].Size
+	if (headerSize+tree)%BlockSize != 0 || headerSize+tree < rootOffset+inodeSize || (headerSize+tree)/BlockSize > maxBlocks {
+		return corrupt("tree of %d bytes", tree)
+	}
+	if n := h.section[sectionSpans].Size; n%spanSize != 0 {
+		return corrupt("span table of %d bytes", n)
+	}
+	if n := h.section[sectionImplicit].Size; n%8 != 0 {
+		return corrupt("list of implicit directories of %d bytes", n)
+	}
+	d := h.section[sectionDigests]
+	if d.Off != h.WindowsSize || d.Size < 0 || d.Size%fileDigestSize != 0 || d.Size > 1<<40 {
+		return corrupt("content digests at %d with %d bytes", d.Off, d.Size)
+	}
+	return nil
+}
+
+// A digest takes 72 bytes: its algorithm in 8 (1: sha256, 2: sha512), its
+// value in 64, zeros behind a shorter one.
+const digestSize = 72
+
+func encodeDigest(d digest.Digest) ([digestSize]byte, error) {
+	var b [digestSize]byte
+	if err := d.Validate(); err != nil {
+		return b, fmt.Errorf("digest %.100q: %w", d, err)
+	}
+	switch d.Algorithm() {
+	case digest.SHA256:
+		b[0] = 1
+	case digest.SHA512:
+		b[0] = 2
+	default:
+		return b, fmt.Errorf("digest %.100q: an index knows sha256 and sha512", d)
+	}
+	raw, err := hex.DecodeString(d.Encoded())
+	if err != nil {
+		return b, fmt.Errorf("digest %.100q: %w", d, err)
+	}
+	copy(b[8:], raw)
+	return b, nil
+}
+
+func decodeDigest(b []byte) (digest.Digest, error) {
+	if !allZero(b[1:8]) {
+		return "", corrupt("digest algorithm")
+	}
+	switch b[0] {
+	case 1:
+		if !allZero(b[8+32:]) {
+			return "", corrupt("digest")
+		}
+		return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(b[8:8+32])), nil
+	case 2:
+		return digest.NewDigestFromEncoded(digest.SHA512, hex.EncodeToString(b[8:digestSize])), nil
+	}
+	return "", corrupt("digest algorithm %d", b[0])
+}
+
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }

@@ -1,0 +1,31 @@
+// Package index is the description of one image layer: where every file of it
+// lies (the tree) and how its bytes come out of the compressed blob (the spans).
+//
+// A layer's uncompressed tar is an address space, the device. The tree is a
+// metadata-only EROFS image whose files point into the device in place, in
+// blocks of 512 bytes; the spans map device ranges to blob ranges with what it takes to
+// start decoding there, and the digest of what has to come out.
+//
+// The local form of an index is one file. Its first 1024 bytes, which EROFS
+// leaves to others, are Mica's header; the EROFS image follows, then the span
+// table and the list of implicit directories. The kernel mounts the very file
+// (mount -t erofs -o device=TAR INDEX DIR) and the Go reader, Tree, reads the same
+// bytes, so a node ID of the FUSE server, a nid and st_ino are one number.
+// Opening reads 1.5 KiB, whatever the number of files. Offset tables are in
+// docs/index-format.md.
+//
+// An index travels as part of an image's bundle of two blobs: "trees" holds the
+// index files of all layers, compressed, behind one table; "windows" holds
+// what is only needed together with data (decoder windows, content digests).
+//
+//	tar scan ──Draft──▶ Write ──file──▶ Open ──▶ Tree, Spans ──▶ fs
+//	                      │                 ▲
+//	                      └─▶ WriteBundle ──▶ OpenBundle, Extract, Check
+//
+// Bytes that come from elsewhere are checked in two depths: every method of
+// Layer and Tree stays inside its bounds whatever the bytes say, and Check walks the
+// whole tree and accepts only what Write could have made, before a kernel sees it.
+//
+// Layer, Tree and Bundle may be used by any number of goroutines at once. A
+// Draft belongs to one goroutine at a time, during Write as well.
+package index

@@ -1,0 +1,308 @@
+package index
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// plan is the layout of a draft's tree: where every inode and every block
+// lies. It is made in one pass over the nodes; the image can then be written
+// from front to back any number of times.
+//
+// Inodes lie in the order in which directories are walked: all children of a
+// directory together, by name, then those of its first subdirectory, and so on. A listing
+// reads neighbours, and as tars are mostly made in such an order, device
+// offsets grow with the nids. Blocks (of directories and targets that do not
+// fit behind their inode, of file pieces kept in the tree) follow all inodes.
+type plan struct {
+	draft  *Draft
+	nodes  []*Node   // in the order of their inodes
+	dirs   []dirPlan // in the order of their inodes
+	blocks int64     // first block behind the inodes, then of the whole image
+}
+
+// place is where a plan puts a node.
+type place struct {
+	plan  *plan // whose place it is: a draft may be written more than once
+	off   int64 // of the inode in the file
+	block int64 // first block of its own, relative to the first block behind the inodes
+	dir   int32 // its position in plan.dirs
+	nlink uint32
+}
+
+func (p *place) nid() uint64 { return uint64(p.off-metaOffset) / nidSize }
+
+// dirPlan is what a directory needs beyond its node.
+type dirPlan struct {
+	node   *Node
+	parent *Node
+	names  []string // sorted by bytes, with "." and ".."
+	size   int64    // i_size: whole blocks and the used part of the last
+}
+
+// child returns the node that a name in the directory stands for.
+func (d *dirPlan) child(name string) *Node {
+	switch name {
+	case ".":
+		return d.node
+	case "..":
+		return d.parent
+	}
+	return d.node.Children[name]
+}
+
+// newPlan checks d and lays its tree out.
+func newPlan(d *Draft) (*plan, error) {
+	if err := d.Header.check(); err != nil {
+		return nil, err
+	}
+	if err := Spans(d.Spans).check(&d.Header); err != nil {
+		return nil, err
+	}
+	if d.Root == nil || d.Root.Mode&modeType != modeDir {
+		return nil, errors.New("the root is not a directory")
+	}
+	p := &plan{draft: d}
+	if err := p.walk(); err != nil {
+		return nil, err
+	}
+	if err := p.layout(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// walk lists the nodes and counts their links.
+func (p *plan) walk() error {
+	root := p.draft.Root
+	p.add(root, root)
+	entries := 0
+	for stack := []int{0}; len(stack) > 0; {
+		at := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		dir := p.dirs[at].node
+		names, err := sortedNames(dir.Children)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path(at), err)
+		}
+		p.dirs[at].names = names
+		if entries += len(names) - 2; entries > MaxEntries {
+			return fmt.Errorf("more than %d directory entries", MaxEntries)
+		}
+		firstSub := len(p.dirs)
+		for _, name := range names {
+			if name == "." || name == ".." {
+				continue
+			}
+			child := dir.Children[name]
+			switch {
+			case child == nil || typeOf(child.Mode) == 0 || child.Mode > 0xffff:
+				return fmt.Errorf("%s: no type", join(p.path(at), name))
+			case child.at.plan != p:
+				p.add(child, dir)
+			case child.Mode&modeType == modeDir:
+				return fmt.Errorf("%s: second link to a directory", join(p.path(at), name))
+			default:
+				child.at.nlink++
+			}
+		}
+		for sub := len(p.dirs) - 1; sub >= firstSub; sub-- {
+			stack = append(stack, sub)
+		}
+	}
+	return nil
+}
+
+// add appends a node that was met for the first time, in directory parent.
+func (p *plan) add(n, parent *Node) {
+	n.at = place{plan: p, nlink: 1}
+	p.nodes = append(p.nodes, n)
+	if n.Mode&modeType == modeDir {
+		n.at.nlink = 2
+		if n != parent {
+			parent.at.nlink++
+		}
+		n.at.dir = int32(len(p.dirs))
+		p.dirs = append(p.dirs, dirPlan{node: n, parent: parent})
+	}
+}
+
+// sortedNames returns the names of a directory with "." and "..", in the order
+// of their bytes.
+func sortedNames(children map[string]*Node) ([]string, error) {
+	names := make([]string, 0, len(children)+2)
+	names = append(names, ".", "..")
+	for name := range children {
+		if err := checkName(name); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// checkName says why name cannot be a directory entry.
+func checkName(name string) error {
+	if len(name) > maxNameLen {
+		return fmt.Errorf("name of %d bytes: the limit is %d", len(name), maxNameLen)
+	}
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("name %q is not allowed", name)
+	}
+	return nil
+}
+
+// layout gives every inode its offset and every block its number.
+func (p *plan) layout() error {
+	pos, blocks := int64(rootOffset), int64(0)
+	for _, n := range p.nodes {
+		if n.Mode&modeType == modeDir {
+			d := &p.dirs[n.at.dir]
+			d.size = direntsSize(d.names)
+		}
+		s, err := p.shape(n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.nodePath(n), err)
+		}
+		pos = alignUp(pos, nidSize)
+		if s.inline > 0 && pos/BlockSize != (pos+s.body()-1)/BlockSize {
+			pos = alignUp(pos, BlockSize)
+		}
+		n.at.off, n.at.block = pos, blocks
+		pos += s.body()
+		blocks += s.blocks
+	}
+	if nids := (pos - metaOffset) / nidSize; nids > 1<<32-1 {
+		return fmt.Errorf("inodes take %d bytes: the limit is %d", pos-metaOffset, int64(nidSize)<<32)
+	}
+	p.blocks = blocksOf(pos)
+	if p.blocks+blocks > maxBlocks {
+		return fmt.Errorf("tree of %d blocks: EROFS counts at most %d", p.blocks+blocks, int64(maxBlocks))
+	}
+	for _, n := range p.nodes {
+		n.at.block += p.blocks
+	}
+	p.blocks += blocks
+	return nil
+}
+
+// shape is how one inode is stored.
+type shape struct {
+	layout uint16
+	size   int64 // i_size
+	xattrs int64 // bytes of attributes behind the inode
+	inline int64 // bytes of data behind the attributes
+	chunks int64 // chunk indexes behind the attributes, from a multiple of 8 on
+	bits   uint16
+	blocks int64 // blocks of its own
+}
+
+// body returns the bytes from the inode's first to the last that belongs to it.
+func (s *shape) body() int64 {
+	if s.layout == layoutChunked {
+		return alignUp(inodeSize+s.xattrs, chunkSize) + s.chunks*chunkSize
+	}
+	return inodeSize + s.xattrs + s.inline
+}
+
+// shape returns how n is stored; for a directory, its size must be known.
+func (p *plan) shape(n *Node) (shape, error) {
+	var s shape
+	var err error
+	if s.xattrs, err = xattrAreaSize(n.Xattrs); err != nil {
+		return s, err
+	}
+	if n.Mode&modeType != modeDir && n.Children != nil {
+		return s, errors.New("has children, but is not a directory")
+	}
+	switch n.Mode & modeType {
+	case modeDir:
+		s.size = p.dirs[n.at.dir].size
+		p.shapeFlat(n, &s, s.size%BlockSize)
+	case modeSymlink:
+		s.size = int64(len(n.Target))
+		if s.size == 0 || s.size > maxTarget || strings.IndexByte(n.Target, 0) >= 0 {
+			return s, fmt.Errorf("target of %d bytes: a symbolic link has 1 to %d, none of them NUL", s.size, maxTarget)
+		}
+		p.shapeFlat(n, &s, s.size)
+	case modeRegular:
+		s.size = n.Size
+		err = p.shapeFile(n, &s)
+	}
+	return s, err
+}
+
+// shapeFlat decides whether the last tail bytes of directories and targets lie behind
+// their inode. Inode, attributes and tail then share a block: EROFS wants that
+// of the tail, and older kernels of a symbolic link as a whole.
+func (p *plan) shapeFlat(n *Node, s *shape, tail int64) {
+	room := int64(maxInline)
+	if n == p.draft.Root {
+		room = rootInline
+	}
+	s.blocks = blocksOf(s.size)
+	if tail > 0 && inodeSize+s.xattrs+tail <= room {
+		s.layout, s.inline = layoutInline, tail
+		s.blocks = (s.size - tail) / BlockSize
+	}
+}
+
+// direntsSize returns the i_size of a directory of the given names.
+func direntsSize(names []string) int64 {
+	size := int64(0)
+	eachDirBlock(names, func(block []string, used int64) {
+		size = alignUp(size, BlockSize) + used
+	})
+	return size
+}
+
+// eachDirBlock divides the names of a directory into blocks and calls fn with
+// the names and the bytes of each: an entry of 12 bytes for every name, then
+// the names.
+func eachDirBlock(names []string, fn func(block []string, used int64)) {
+	first, used := 0, int64(0)
+	for i, name := range names {
+		n := int64(direntSize + len(name))
+		if used+n > BlockSize {
+			fn(names[first:i], used)
+			first, used = i, 0
+		}
+		used += n
+	}
+	fn(names[first:], used)
+}
+
+// path returns the path of directory p.dirs[at], for errors.
+func (p *plan) path(at int) string {
+	var names []string
+	for d := &p.dirs[at]; d.node != p.draft.Root; d = &p.dirs[d.parent.at.dir] {
+		for name, c := range d.parent.Children {
+			if c == d.node {
+				names = append(names, name)
+				break
+			}
+		}
+	}
+	slices.Reverse(names)
+	return "/" + strings.Join(names, "/")
+}
+
+// nodePath returns a path of n, for errors: it looks at every directory.
+func (p *plan) nodePath(n *Node) string {
+	for at := range p.dirs {
+		for name, c := range p.dirs[at].node.Children {
+			if c == n {
+				return join(p.path(at), name)
+			}
+		}
+	}
+	return "/"
+}
+
+// join puts a name behind a directory's path.
+func join(dir, name string) string {
+	return strings.TrimSuffix(dir, "/") + "/" + name
+}
