@@ -1,0 +1,136 @@
+package store
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is the file operations whose order decides what a power cut leaves. The
+// store does all its writing through one, so that a test can record them and
+// rebuild what a disk could hold at any moment.
+//
+// Calls may run in parallel.
+type disk interface {
+	Open(name string, flag int) (file, error)
+	Rename(from, to string) error
+	Mkdir(name string) error // with its parents; existing ones are fine
+	RemoveAll(name string) error
+	// SyncDir makes the names in a folder durable.
+	SyncDir(name string) error
+}
+
+// file is an open file of a disk.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	Truncate(size int64) error
+	Size() (int64, error)
+	// Sync makes the content, and the size, durable.
+	Sync() error
+	Fd() uintptr
+	Close() error
+}
+
+// osDisk is the machine's own file system.
+type osDisk struct{}
+
+var _ disk = osDisk{}
+
+func (osDisk) Open(name string, flag int) (file, error) {
+	f, err := os.OpenFile(name, flag, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
+func (osDisk) Mkdir(name string) error      { return os.MkdirAll(name, 0o700) }
+func (osDisk) RemoveAll(name string) error  { return os.RemoveAll(name) }
+
+func (osDisk) SyncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// osFile adds to *os.File what file asks for.
+type osFile struct{ *os.File }
+
+func (f osFile) Size() (int64, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return st.Size(), nil
+}
+
+// Sync is fdatasync(2): content and size are durable after it, the times are
+// not, which nobody reads.
+func (f osFile) Sync() error {
+	for {
+		err := unix.Fdatasync(int(f.Fd()))
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+	}
+}
+
+// readFile reads a whole small file of at most limit bytes.
+func readFile(d disk, name string, limit int64) ([]byte, error) {
+	f, err := d.Open(name, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if n > limit {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: unix.EFBIG}
+	}
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, 0); err != nil && (err != io.EOF || n > 0) {
+		return nil, err
+	}
+	return b, nil
+}
+
+// writeFile writes a small file so that after a power cut there is either the
+// old one or the new one: a temporary beside it, synced, renamed, and the
+// folder synced. A temporary that a crash leaves is overwritten by the next
+// call; two calls for one name must not run at once.
+func writeFile(d disk, dir, name string, content []byte) error {
+	tmp := dir + "/" + name + ".tmp"
+	if err := writeSynced(d, tmp, content); err != nil {
+		return err
+	}
+	if err := d.Rename(tmp, dir+"/"+name); err != nil {
+		return err
+	}
+	return d.SyncDir(dir)
+}
+
+// writeSynced writes a new file and makes its content durable, but not yet its
+// name.
+func writeSynced(d disk, name string, content []byte) (err error) {
+	f, err := d.Open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return err
+	}
+	return f.Sync()
+}

@@ -1,0 +1,174 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	// flushDelay is how long after the first unsaved span a flush begins: what
+	// a power cut can cost at most, in time.
+	flushDelay = 2 * time.Second
+	// flushBytes begins a flush earlier, so that no flush has more than about
+	// that many bytes to write.
+	flushBytes = 64 << 20
+)
+
+// Run makes durable what layers have present, in batches, until ctx ends. It
+// is called once; without it only Flush, Mark and Close do.
+func (s *Store) Run(ctx context.Context) error {
+	delay := time.NewTimer(0)
+	defer delay.Stop()
+	if !delay.Stop() {
+		<-delay.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.wake:
+		}
+		delay.Reset(flushDelay)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.hurry:
+		case <-delay.C:
+		}
+		if err := s.Flush(); err != nil {
+			// Nobody waits for this: the spans stay present in memory, or are
+			// fetched again if their bytes are in doubt.
+			s.log.Error("layers are not saved", "dir", s.dir, "err", err)
+		}
+	}
+}
+
+// changed notes that layer l has n more bytes present than the disk says.
+func (s *Store) changed(l *Layer, n int64) {
+	s.mu.Lock()
+	s.dirty[l] = struct{}{}
+	s.dirtyBytes += n
+	hurry := s.dirtyBytes >= flushBytes
+	s.mu.Unlock()
+	signal(s.wake)
+	if hurry {
+		signal(s.hurry)
+	}
+}
+
+// signal leaves a token in a channel of capacity one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Flush makes durable what all layers have present now.
+func (s *Store) Flush() error {
+	s.mu.Lock()
+	layers := make([]*Layer, 0, len(s.dirty))
+	for l := range s.dirty {
+		layers = append(layers, l)
+	}
+	clear(s.dirty)
+	s.dirtyBytes = 0
+	s.mu.Unlock()
+	var errs []error
+	for _, l := range layers {
+		if err := l.flush(); err != nil {
+			errs = append(errs, fmt.Errorf("flush layer %s: %w", l.digest, err))
+			if l.isDirty() {
+				s.changed(l, 0) // tried again after flushDelay
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forget ends the care for a layer that is closed.
+func (s *Store) forget(l *Layer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.dirty, l)
+}
+
+func (l *Layer) isDirty() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dirty
+}
+
+// markDurable notes what the disk holds.
+func (l *Layer) markDurable(bits []uint64, bytes int64) {
+	l.durable, l.durableN = bits, bytes
+}
+
+// flush makes durable what is present at the moment of the call: first the
+// device's bytes, then the map or the record that calls them present.
+func (l *Layer) flush() error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+
+	l.mu.Lock()
+	if !l.dirty || l.gone {
+		l.dirty = false
+		l.mu.Unlock()
+		return nil
+	}
+	l.dirty = false
+	// Every bit of the snapshot was set after its bytes were written, so the
+	// sync that follows covers them.
+	bits, bytes := l.present.snapshot(), l.bytes
+	rec := l.record.clone()
+	l.mu.Unlock()
+
+	f, err := l.device.get()
+	if err != nil {
+		l.setDirty()
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		l.revert()
+		return err
+	}
+	if rec.State > l.recorded {
+		if err := l.writeRecord(&rec); err != nil {
+			l.setDirty()
+			return err
+		}
+		l.recorded = rec.State
+	} else if l.recorded == Lazy {
+		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
+		if err := storePresence(l.store.disk, l.dir, rec.mapping(), p); err != nil {
+			l.setDirty()
+			return err
+		}
+		l.generation = p.generation
+	}
+	l.mu.Lock()
+	l.markDurable(bits, bytes)
+	l.mu.Unlock()
+	return nil
+}
+
+func (l *Layer) setDirty() {
+	l.mu.Lock()
+	l.dirty = true
+	l.mu.Unlock()
+}
+
+// revert takes back what is not durable after a sync of the device failed: the
+// kernel reports that once and may have dropped any page written since the
+// sync before, so none of these spans can be trusted to be read again.
+func (l *Layer) revert() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epoch++
+	l.present.restore(l.durable)
+	l.bytes = l.durableN
+	l.record.State = l.recorded
+	l.dirty = false
+}

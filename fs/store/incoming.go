@@ -1,0 +1,282 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// spoolBuffer is how many bytes of a file on its way in are written at once.
+const spoolBuffer = 256 << 10
+
+// Incoming is a layer on its way into the store: files in a folder of their own
+// that Commit moves to the layer's place. It is for one goroutine, but that its
+// writers may each have one of their own. It ends with Commit or Abort; Abort
+// after Commit does nothing.
+type Incoming struct {
+	store   *Store
+	digest  digest.Digest
+	dir     string
+	index   spool
+	windows spool
+	device  spool
+	ended   bool
+}
+
+// Create begins a layer. Others may be creating the same one: the first Commit
+// wins.
+func (s *Store) Create(d digest.Digest) (*Incoming, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("create layer %q: %w", d, err)
+	}
+	dir := s.tmpDir(incomingPrefix, d)
+	if err := s.disk.Mkdir(dir); err != nil {
+		return nil, fmt.Errorf("create layer %s: %w", d, err)
+	}
+	in := &Incoming{store: s, digest: d, dir: dir}
+	for name, f := range map[string]*spool{indexName: &in.index, windowsName: &in.windows, deviceName: &in.device} {
+		f.disk, f.name = s.disk, dir+"/"+name
+	}
+	return in, nil
+}
+
+// Index is where the index file is written, in order. What has been written can
+// be read back before Commit by IndexReader.
+func (in *Incoming) Index() io.Writer { return &in.index }
+
+// Windows is where the layer's windows section is written, in order. A layer
+// whose windows are fetched by range leaves it alone.
+func (in *Incoming) Windows() io.Writer { return &in.windows }
+
+// Device is where the uncompressed tar is written, in order. A lazy layer leaves it
+// alone.
+func (in *Incoming) Device() io.Writer { return &in.device }
+
+// IndexReader returns what has been written to Index, and its size. It is valid
+// until Commit or Abort.
+func (in *Incoming) IndexReader() (io.ReaderAt, int64, error) {
+	if err := in.index.flush(); err != nil {
+		return nil, 0, err
+	}
+	if in.index.f == nil {
+		return nil, 0, &fs.PathError{Op: "read", Path: in.index.name, Err: fs.ErrNotExist}
+	}
+	return in.index.f, in.index.off, nil
+}
+
+// Commit makes the layer appear, and opens it. An error wraps fs.ErrExist if the
+// store has the layer already; the caller then opens that one. Whatever the
+// error, the draft is gone.
+//
+// rec.State says what was written: Lazy is a layer without device bytes,
+// anything else is one whose device was written whole, and rec.DeviceSize bytes
+// long. Index, windows and record are durable when Commit returns. The device's
+// bytes follow with the next flush, so that nobody waits for them: after a
+// power cut before it the layer is lazy with nothing present.
+func (in *Incoming) Commit(rec Record) (*Layer, error) {
+	l, err := in.commit(rec)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("commit layer %s: %w", in.digest, err), in.Abort())
+	}
+	return l, nil
+}
+
+func (in *Incoming) commit(rec Record) (*Layer, error) {
+	if in.ended {
+		return nil, os.ErrClosed
+	}
+	rec = rec.clone()
+	if err := rec.check(in.digest); err != nil {
+		return nil, err
+	}
+	if err := in.finish(&rec); err != nil {
+		return nil, err
+	}
+	d := in.store.disk
+	to := in.store.layerDir(in.digest)
+	if err := d.Mkdir(filepath.Dir(to)); err != nil {
+		return nil, err
+	}
+	// A folder of that name has files in it, so the rename cannot replace it.
+	if err := d.Rename(in.dir, to); err != nil {
+		if ok, _ := in.store.exists(to); ok {
+			return nil, fmt.Errorf("%w: %w", fs.ErrExist, err)
+		}
+		return nil, err
+	}
+	in.ended = true
+	// The algorithm's folder may be new as well.
+	for _, dir := range []string{filepath.Dir(to), filepath.Dir(filepath.Dir(to))} {
+		if err := d.SyncDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	l, err := in.store.Layer(in.digest)
+	if err != nil {
+		return nil, err
+	}
+	if rec.State > Lazy {
+		l.arrived(rec.State)
+	}
+	return l, nil
+}
+
+// finish completes the files in the draft's folder and makes durable all but the
+// device.
+func (in *Incoming) finish(rec *Record) error {
+	switch {
+	case in.index.off == 0:
+		return errors.New("no index was written")
+	case rec.State == Lazy && in.device.off > 0:
+		return fmt.Errorf("%d device bytes of a lazy layer", in.device.off)
+	case rec.State > Lazy && in.device.off != rec.DeviceSize:
+		return fmt.Errorf("%d device bytes instead of %d", in.device.off, rec.DeviceSize)
+	}
+	lazy := *rec
+	lazy.State = Lazy
+	b, err := encodeRecord(&lazy)
+	if err != nil {
+		return err
+	}
+	for _, f := range []*spool{&in.index, &in.windows} {
+		if err := f.sync(); err != nil {
+			return err
+		}
+	}
+	if err := in.device.flush(); err != nil {
+		return err
+	}
+	if err := in.device.create(); err != nil {
+		return err
+	}
+	if err := in.device.f.Truncate(roundUp(rec.DeviceSize)); err != nil {
+		return err
+	}
+	for _, f := range []*spool{&in.index, &in.windows, &in.device} {
+		if err := f.close(); err != nil {
+			return err
+		}
+	}
+	if err := writeSynced(in.store.disk, in.dir+"/"+recordName, b); err != nil {
+		return err
+	}
+	return in.store.disk.SyncDir(in.dir)
+}
+
+// arrived publishes a layer whose device came in whole.
+func (l *Layer) arrived(state State) {
+	l.mu.Lock()
+	l.present.fill()
+	l.bytes = l.size
+	l.record.State = max(l.record.State, state)
+	l.dirty = true
+	l.mu.Unlock()
+	l.store.changed(l, l.size)
+}
+
+// Abort gives the draft up and removes its files.
+func (in *Incoming) Abort() error {
+	if in.ended {
+		return nil
+	}
+	in.ended = true
+	err := errors.Join(in.index.close(), in.windows.close(), in.device.close(), in.store.disk.RemoveAll(in.dir))
+	if err != nil {
+		return fmt.Errorf("abort layer %s: %w", in.digest, err)
+	}
+	return nil
+}
+
+// spool is a file that is written in order through a buffer and made by the first
+// byte.
+type spool struct {
+	disk disk
+	name string
+	f    file
+	off  int64 // bytes written so far, those in buf included
+	buf  []byte
+	err  error // of an earlier write: the file is not what was written
+}
+
+// Write implements io.Writer.
+func (s *spool) Write(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	if s.buf == nil {
+		s.buf = make([]byte, 0, spoolBuffer)
+	}
+	done := 0
+	for done < len(p) {
+		if len(s.buf) == 0 && len(p)-done >= spoolBuffer {
+			n := (len(p) - done) / spoolBuffer * spoolBuffer
+			if err := s.writeAt(p[done:done+n], s.off); err != nil {
+				return done, err
+			}
+			s.off += int64(n)
+			done += n
+			continue
+		}
+		n := copy(s.buf[len(s.buf):cap(s.buf)], p[done:])
+		s.buf = s.buf[:len(s.buf)+n]
+		s.off += int64(n)
+		done += n
+		if len(s.buf) == cap(s.buf) {
+			if err := s.flush(); err != nil {
+				return done, err
+			}
+		}
+	}
+	return done, nil
+}
+
+func (s *spool) flush() error {
+	if s.err != nil || len(s.buf) == 0 {
+		return s.err
+	}
+	if err := s.writeAt(s.buf, s.off-int64(len(s.buf))); err != nil {
+		return err
+	}
+	s.buf = s.buf[:0]
+	return nil
+}
+
+func (s *spool) writeAt(p []byte, off int64) error {
+	if s.err = s.create(); s.err == nil {
+		_, s.err = s.f.WriteAt(p, off)
+	}
+	return s.err
+}
+
+// create makes the file if the first byte has not.
+func (s *spool) create() error {
+	if s.f != nil {
+		return nil
+	}
+	f, err := s.disk.Open(s.name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	s.f = f
+	return err
+}
+
+// sync makes the content durable; a file that was never written stays away.
+func (s *spool) sync() error {
+	if err := s.flush(); err != nil || s.f == nil {
+		return err
+	}
+	return s.f.Sync()
+}
+
+func (s *spool) close() error {
+	s.buf = nil
+	if s.f == nil {
+		return nil
+	}
+	f := s.f
+	s.f = nil
+	return f.Close()
+}

@@ -1,0 +1,399 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// Names in a layer's folder.
+const (
+	indexName   = "index"
+	windowsName = "windows"
+	deviceName  = "device"
+	presentName = "present"
+	recordName  = "layer.json"
+)
+
+// deviceAlign is the unit of a device's length on disk: a tar block, which is
+// also the block of the trees that point into it.
+const deviceAlign = 512
+
+// Layer is one layer's folder. All callers that have a layer open share one
+// Layer; all methods may run in parallel. Each Store.Layer or Incoming.Commit
+// that returned it is paired with one Close.
+//
+// A Layer holds no file open until its device or its windows are first read or
+// written, and at most these two from then on.
+type Layer struct {
+	store  *Store
+	digest digest.Digest
+	dir    string
+	log    *slog.Logger
+	entry  *entry
+	size   int64 // of the device, not rounded
+
+	present *set
+	device  lazyFile
+	windows lazyFile
+
+	// flushMu serialises what writes to the folder: the map, the record.
+	// It is held over disk writes, so readers and WriteSpan never take it.
+	flushMu    sync.Mutex
+	gone       bool   // the folder is not this Layer's any more: removed, or closed
+	recorded   State  // as layer.json has it
+	generation uint64 // of the map on disk
+
+	mu       sync.Mutex // never held over disk access
+	record   Record
+	bytes    int64    // of present spans
+	dirty    bool     // something is present that the disk does not say
+	epoch    uint64   // counts the failed syncs of the device
+	durable  []uint64 // the spans whose bytes are durable
+	durableN int64    // bytes of these
+}
+
+// loadLayer opens the folder of layer d as the last run left it, or as much of it
+// as can be trusted.
+func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
+	dir := s.layerDir(d)
+	b, err := readFile(s.disk, dir+"/"+recordName, maxRecord)
+	if errors.Is(err, fs.ErrNotExist) {
+		if ok, _ := s.exists(dir); ok {
+			return nil, fmt.Errorf("%w: no %s", ErrDamaged, recordName)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec, err := decodeRecord(b, d)
+	if err != nil {
+		return nil, err
+	}
+	l := &Layer{
+		store:    s,
+		digest:   d,
+		dir:      dir,
+		log:      s.log.With("layer", d.String()),
+		entry:    e,
+		size:     rec.DeviceSize,
+		present:  newSet(rec.Spans),
+		record:   rec,
+		recorded: rec.State,
+	}
+	l.device.open = func() (file, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDWR) }
+	l.windows.open = func() (file, error) { return s.disk.Open(dir+"/"+windowsName, os.O_RDONLY) }
+	if err := l.loadPresence(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// loadPresence finds out what is present: everything in a layer that the
+// record calls complete, else what the map says, else nothing.
+func (l *Layer) loadPresence() error {
+	size, err := l.deviceLength()
+	if err != nil {
+		return err
+	}
+	if size != l.Size() {
+		return l.reset(fmt.Errorf("device has %d bytes instead of %d", size, l.Size()))
+	}
+	if l.record.State > Lazy {
+		l.present.fill()
+		l.bytes = l.size
+		l.markDurable(l.present.snapshot(), l.bytes)
+		return nil
+	}
+	p, err := loadPresence(l.store.disk, l.dir+"/"+presentName, l.record.mapping())
+	if err != nil {
+		l.log.Warn("presence map is not usable: the layer is fetched again", "err", err)
+	}
+	if p == nil {
+		return nil
+	}
+	l.present.restore(p.bits)
+	l.bytes = p.bytes
+	l.generation = p.generation
+	l.markDurable(p.bits, p.bytes)
+	return nil
+}
+
+// deviceLength returns the length of the device file, -1 if there is none.
+func (l *Layer) deviceLength() (int64, error) {
+	f, err := l.store.disk.Open(l.dir+"/"+deviceName, os.O_RDONLY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return -1, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.Size()
+	return n, errors.Join(err, f.Close())
+}
+
+// reset starts the layer anew because its device is not what the rest of the
+// folder says. The order matters: nothing on disk may call a span present when
+// the device gets its length back, for from then on missing bytes read as zeros.
+func (l *Layer) reset(why error) error {
+	l.log.Warn("layer is fetched again", "err", why)
+	d := l.store.disk
+	if l.record.State != Lazy {
+		l.record.State = Lazy
+		if err := l.writeRecord(&l.record); err != nil {
+			return err
+		}
+		l.recorded = Lazy
+	}
+	if err := d.RemoveAll(l.dir + "/" + presentName); err != nil {
+		return err
+	}
+	if err := d.SyncDir(l.dir); err != nil {
+		return err
+	}
+	return makeDevice(d, l.dir+"/"+deviceName, l.Size())
+}
+
+// makeDevice makes a device file without content, size bytes long.
+func makeDevice(d disk, name string, size int64) error {
+	f, err := d.Open(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), f.Close())
+}
+
+func (l *Layer) writeRecord(r *Record) error {
+	b, err := encodeRecord(r)
+	if err != nil {
+		return err
+	}
+	return writeFile(l.store.disk, l.dir, recordName, b)
+}
+
+// Digest returns the layer's digest.
+func (l *Layer) Digest() digest.Digest { return l.digest }
+
+// Dir returns the layer's folder.
+func (l *Layer) Dir() string { return l.dir }
+
+// IndexPath returns the path of the index file, which is an EROFS image.
+func (l *Layer) IndexPath() string { return l.dir + "/" + indexName }
+
+// DevicePath returns the path of the device file: what the index's image takes
+// as its device once the layer is Verified. Never mount it before: a missing
+// span reads as zeros.
+func (l *Layer) DevicePath() string { return l.dir + "/" + deviceName }
+
+// Record returns what the store knows about the layer now.
+func (l *Layer) Record() Record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.record.clone()
+}
+
+// Size returns the length of the device file: DeviceSize rounded up to whole
+// tar blocks. The bytes behind DeviceSize are zero.
+func (l *Layer) Size() int64 { return roundUp(l.size) }
+
+func roundUp(n int64) int64 { return (n + deviceAlign - 1) / deviceAlign * deviceAlign }
+
+// Present says whether span i can be read. It takes no lock and no time.
+func (l *Layer) Present(i int) bool { return l.present.has(i) }
+
+// AllPresent says whether every span can be read.
+func (l *Layer) AllPresent() bool { return l.present.full() }
+
+// Count returns how many spans are present, and the sum of their sizes.
+func (l *Layer) Count() (spans int, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int(l.present.count.Load()), l.bytes
+}
+
+// ReadAt reads device bytes as io.ReaderAt. It does not look at the presence
+// map: only ranges whose spans are Present hold the layer's bytes.
+func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
+	f, err := l.device.get()
+	if err != nil {
+		return 0, err
+	}
+	return f.ReadAt(p, off)
+}
+
+// Fd returns the device's file descriptor for splicing. It is valid until the
+// last Close of the layer.
+func (l *Layer) Fd() (uintptr, error) {
+	f, err := l.device.get()
+	if err != nil {
+		return 0, err
+	}
+	return f.Fd(), nil
+}
+
+// Windows returns the layer's windows section where the layer has it on disk,
+// else an error that wraps fs.ErrNotExist. It is valid until the last Close.
+func (l *Layer) Windows() (io.ReaderAt, error) { return l.windows.get() }
+
+// WriteSpan writes the verified bytes of span i, which lies at off in the
+// device, and then publishes the span: Present and the reads of other callers
+// see it from then on, the map on disk after the next flush. Parallel calls for
+// one span are harmless. After an error the span is not present; the caller
+// still holds the bytes and can serve them.
+func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
+	if uint(i) >= uint(l.present.n) || off < 0 || off > l.size || int64(len(data)) > l.size-off || len(data) == 0 {
+		return fmt.Errorf("write span %d of layer %s: [%d, +%d) is outside %d bytes in %d spans",
+			i, l.digest, off, len(data), l.size, l.present.n)
+	}
+	f, err := l.device.get()
+	if err != nil {
+		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
+	}
+	l.mu.Lock()
+	epoch := l.epoch
+	l.mu.Unlock()
+	if _, err := f.WriteAt(data, off); err != nil {
+		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
+	}
+	l.mu.Lock()
+	if l.epoch != epoch {
+		// A sync of the device failed meanwhile and may have dropped these bytes.
+		l.mu.Unlock()
+		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, unix.EIO)
+	}
+	fresh := l.present.add(i)
+	if fresh {
+		l.bytes += int64(len(data))
+		l.dirty = true
+	}
+	l.mu.Unlock()
+	if fresh {
+		l.store.changed(l, int64(len(data)))
+	}
+	return nil
+}
+
+// AddRef notes that an image reference brought the layer, so that a later run
+// knows where to fetch from.
+func (l *Layer) AddRef(ref string) error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	l.mu.Lock()
+	changed := l.record.addRef(ref)
+	rec := l.record.clone()
+	l.mu.Unlock()
+	if !changed || l.gone {
+		return nil
+	}
+	rec.State = l.recorded
+	if err := l.writeRecord(&rec); err != nil {
+		return fmt.Errorf("record of layer %s: %w", l.digest, err)
+	}
+	return nil
+}
+
+// Mark raises the layer's state, durably: the device's bytes are synced before
+// the record says so. All spans must be present; whoever marks a layer Verified
+// has had VerifyWhole succeed, or computed the diffID on the way in.
+func (l *Layer) Mark(state State) error {
+	l.mu.Lock()
+	if !l.present.full() {
+		l.mu.Unlock()
+		return fmt.Errorf("mark layer %s %s: %d of %d spans are present",
+			l.digest, state, l.present.count.Load(), l.present.n)
+	}
+	if l.record.State < state {
+		l.record.State = state
+		l.dirty = true
+	}
+	l.mu.Unlock()
+	if err := l.flush(); err != nil {
+		return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
+	}
+	return nil
+}
+
+// DiskUsage returns the bytes that the layer's files take on disk, holes left
+// out.
+func (l *Layer) DiskUsage() (int64, error) {
+	var total int64
+	for _, name := range []string{indexName, windowsName, deviceName, presentName, recordName} {
+		var st unix.Stat_t
+		err := unix.Lstat(l.dir+"/"+name, &st)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return 0, &fs.PathError{Op: "lstat", Path: l.dir + "/" + name, Err: err}
+		}
+		total += st.Blocks * 512 // st_blocks counts 512 bytes whatever the file system's block
+	}
+	return total, nil
+}
+
+// Close gives up one opening of the layer. The last one makes durable what is
+// present and closes the files.
+func (l *Layer) Close() error { return l.store.release(l) }
+
+// shut is the last Close.
+func (l *Layer) shut() error {
+	err := l.flush()
+	if err != nil {
+		err = fmt.Errorf("close layer %s: %w", l.digest, err)
+	}
+	l.flushMu.Lock()
+	l.gone = true
+	l.flushMu.Unlock()
+	l.store.forget(l)
+	return errors.Join(err, l.device.close(), l.windows.close())
+}
+
+// lazyFile is a file that is opened by its first use. Uses must have ended
+// when it is closed.
+type lazyFile struct {
+	f atomic.Pointer[file]
+
+	mu   sync.Mutex // held while the file is opened and closed
+	open func() (file, error)
+}
+
+func (z *lazyFile) get() (file, error) {
+	if f := z.f.Load(); f != nil {
+		return *f, nil
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if f := z.f.Load(); f != nil {
+		return *f, nil
+	}
+	f, err := z.open()
+	if err != nil {
+		return nil, err
+	}
+	z.f.Store(&f)
+	return f, nil
+}
+
+func (z *lazyFile) close() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	f := z.f.Swap(nil)
+	if f == nil {
+		return nil
+	}
+	return (*f).Close()
+}
+
+// removedLocked makes a file that was not opened before stay closed: its name
+// can soon be another layer's.
+func (z *lazyFile) removedLocked() {
+	z.open = func() (file, error) { return nil, fmt.Errorf("layer was removed: %w", fs.ErrNotExist) }
+}

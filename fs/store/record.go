@@ -1,0 +1,142 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ErrDamaged is wrapped by errors about a layer's folder that cannot be used as
+// it is. The way out is Store.Remove and fetching the layer anew.
+var ErrDamaged = errors.New("damaged layer folder")
+
+// State says how far a layer has come. It only grows, but for damage.
+type State uint8
+
+const (
+	Lazy     State = iota // some spans may be missing
+	Complete              // all spans are present, each verified by itself
+	Verified              // the device's digest is the diffID: fit to be served without Mica
+)
+
+var stateNames = []string{"lazy", "complete", "verified"}
+
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
+
+// MarshalText writes the name that String returns.
+func (s State) MarshalText() ([]byte, error) {
+	if int(s) >= len(stateNames) {
+		return nil, fmt.Errorf("unknown layer state %d", uint8(s))
+	}
+	return []byte(stateNames[s]), nil
+}
+
+// UnmarshalText accepts what MarshalText writes.
+func (s *State) UnmarshalText(b []byte) error {
+	i := slices.Index(stateNames, string(b))
+	if i < 0 {
+		return fmt.Errorf("unknown layer state %q", b)
+	}
+	*s = State(i)
+	return nil
+}
+
+// Record is what the store knows about a layer beside its bytes: the file
+// layer.json in the layer's folder.
+type Record struct {
+	Layer      digest.Digest `json:"layer"`     // of the blob, as registries name it
+	DiffID     digest.Digest `json:"diffID"`    // of the device
+	MediaType  string        `json:"mediaType"` // of the blob
+	LayerSize  int64         `json:"layerSize"` // bytes of the blob
+	DeviceSize int64         `json:"deviceSize"`
+	Spans      int           `json:"spans"` // how many spans the index divides the device into
+	State      State         `json:"state"`
+	// Refs are image references that brought the layer, the latest last: where
+	// its blob can be fetched from. At most maxRefs are kept.
+	Refs []string `json:"refs,omitempty"`
+}
+
+const (
+	recordVersion = 1
+	maxRecord     = 1 << 20 // bytes of layer.json
+	maxRefs       = 16
+	// maxSpans bounds the presence map's memory: 8 MiB. At the usual span of
+	// 1 MiB it is a layer of 64 TiB.
+	maxSpans = 1 << 26
+)
+
+// recordFile is layer.json.
+type recordFile struct {
+	Version int `json:"version"`
+	Record
+}
+
+// check says whether the record can belong to layer d.
+func (r *Record) check(d digest.Digest) error {
+	switch {
+	case r.Layer != d:
+		return fmt.Errorf("record is of layer %q", r.Layer)
+	case r.DiffID.Validate() != nil:
+		return fmt.Errorf("diffID %q: %w", r.DiffID, r.DiffID.Validate())
+	case r.LayerSize < 0 || r.DeviceSize < 0 || r.DeviceSize > 1<<62:
+		return fmt.Errorf("sizes %d, %d", r.LayerSize, r.DeviceSize)
+	case r.Spans < 0 || r.Spans > maxSpans || int64(r.Spans) > r.DeviceSize:
+		return fmt.Errorf("%d spans for %d bytes", r.Spans, r.DeviceSize)
+	case r.Spans == 0 && r.DeviceSize > 0:
+		return fmt.Errorf("no spans for %d bytes", r.DeviceSize)
+	case int(r.State) >= len(stateNames):
+		return fmt.Errorf("state %d", r.State)
+	}
+	return nil
+}
+
+func (r *Record) clone() Record {
+	c := *r
+	c.Refs = slices.Clone(r.Refs)
+	return c
+}
+
+// encodeRecord makes layer.json.
+func encodeRecord(r *Record) ([]byte, error) {
+	b, err := json.MarshalIndent(recordFile{recordVersion, *r}, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
+}
+
+// decodeRecord reads layer.json of layer d; errors wrap ErrDamaged.
+func decodeRecord(b []byte, d digest.Digest) (Record, error) {
+	var f recordFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if f.Version != recordVersion {
+		return Record{}, fmt.Errorf("%w: record version %d, known is %d", ErrDamaged, f.Version, recordVersion)
+	}
+	if err := f.check(d); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return f.Record, nil
+}
+
+// addRef puts ref last and says whether that changed anything.
+func (r *Record) addRef(ref string) bool {
+	if ref == "" || (len(r.Refs) > 0 && r.Refs[len(r.Refs)-1] == ref) {
+		return false
+	}
+	r.Refs = slices.DeleteFunc(r.Refs, func(s string) bool { return s == ref })
+	r.Refs = append(r.Refs, ref)
+	if len(r.Refs) > maxRefs {
+		r.Refs = slices.Delete(r.Refs, 0, len(r.Refs)-maxRefs)
+	}
+	return true
+}

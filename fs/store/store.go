@@ -1,0 +1,361 @@
+// Package store keeps a node's layers on disk, below one root directory.
+//
+// # On disk
+//
+//	lock                        held by the process that has the store open
+//	layers/<algorithm>/<hex>/   one layer, named by the digest of its blob:
+//	    index                   the local index file, written once
+//	    windows                 the layer's windows section; only where the layer was indexed here
+//	    device                  the uncompressed tar, sparse, its length rounded up to 512
+//	    present                 the presence map: which spans of the device are there
+//	    layer.json              Record, with a version
+//	tmp/                        folders on their way in (in-*) and out (rm-*); emptied by Open
+//
+// A layer appears by the rename of a whole folder out of tmp and goes by the
+// rename into it, so there is never half a layer under layers.
+//
+// # Presence
+//
+// A span is written to the device whole, then published in memory; reads see it
+// at once. A flush (see Run) syncs the device and only then writes the map that
+// calls the span present. So after a power cut nothing is present that is not
+// whole, and no read waits for a sync. When a layer is complete, its record
+// says so and the map no longer matters.
+//
+// The map is two slots, each of whole 4 KiB pages; a flush writes the one that
+// holds the older generation. A torn write costs that slot, never the other. A
+// slot, little-endian:
+//
+//	offset  bytes
+//	     0      8  "MicaPres"
+//	     8      4  version, 1
+//	    12      4  CRC-32C of the slot up to its padding's end, this field taken as zero
+//	    16      8  generation; the greater one counts, its lowest bit is the slot's number
+//	    24     32  sha256 of: layer digest, zero byte, diffID
+//	    56      8  size of the device, bytes
+//	    64      8  number of spans
+//	    72      8  sum of the sizes of the present spans, bytes
+//	    80      8  zero
+//	    88    8·w  w = ⌈spans/64⌉ words; bit i&63 of word i>>6: span i is present
+//	            …  zeros up to a multiple of 4096
+//
+// A map that is short, damaged or of another layer counts as empty. The older
+// slot stays usable because bits are only added; whoever takes spans away
+// (eviction) has to write both slots before it punches the hole.
+//
+// # Concurrency
+//
+// All methods of Store and Layer may run in parallel. Presence is read without
+// locks. One process at a time has a store open.
+package store
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	layersName = "layers"
+	tmpName    = "tmp"
+	lockName   = "lock"
+
+	incomingPrefix = "in-"
+	removedPrefix  = "rm-"
+)
+
+// Store is the layers below one root directory.
+type Store struct {
+	dir   string
+	disk  disk
+	log   *slog.Logger
+	lock  *os.File
+	wake  chan struct{} // a token: something is dirty
+	hurry chan struct{} // a token: flushBytes are dirty
+
+	mu         sync.Mutex
+	open       map[digest.Digest]*entry
+	dirty      map[*Layer]struct{}
+	dirtyBytes int64
+}
+
+// entry is the one place where a digest's Layer is opened and closed.
+type entry struct {
+	refs int // guarded by Store.mu
+
+	mu    sync.Mutex // held while the layer is opened, closed or removed
+	layer *Layer
+	dead  bool // the layer was removed: the entry is out of the table
+}
+
+// Open opens the store below dir, which is made if it is not there, and removes
+// what a crash left in tmp. It is paired with Close.
+func Open(dir string) (*Store, error) {
+	return openDisk(dir, osDisk{})
+}
+
+func openDisk(dir string, d disk) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{
+		dir:   dir,
+		disk:  d,
+		log:   slog.Default(),
+		wake:  make(chan struct{}, 1),
+		hurry: make(chan struct{}, 1),
+		open:  map[digest.Digest]*entry{},
+		dirty: map[*Layer]struct{}{},
+	}
+	for _, name := range []string{layersName, tmpName} {
+		if err := d.Mkdir(dir + "/" + name); err != nil {
+			return nil, fmt.Errorf("open store %s: %w", dir, err)
+		}
+	}
+	if err := s.takeLock(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	if err := s.clean(); err != nil {
+		s.lock.Close()
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// takeLock keeps a second process out. The kernel lets go of the lock when the
+// process ends, however it ends.
+func (s *Store) takeLock() error {
+	f, err := os.OpenFile(s.dir+"/"+lockName, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("in use by another process (%s is locked): %w", f.Name(), err)
+		}
+		return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
+	}
+	s.lock = f
+	return nil
+}
+
+// clean removes what is left in tmp of layers that came or went; what else may
+// lie there is not ours.
+func (s *Store) clean() error {
+	left, err := os.ReadDir(s.dir + "/" + tmpName)
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if strings.HasPrefix(e.Name(), incomingPrefix) || strings.HasPrefix(e.Name(), removedPrefix) {
+			if err := s.disk.RemoveAll(s.dir + "/" + tmpName + "/" + e.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Close makes durable what is present and lets another process open the store.
+// Layers are closed before it, and Run has returned.
+func (s *Store) Close() error {
+	err := s.Flush()
+	if err := errors.Join(err, s.lock.Close()); err != nil {
+		return fmt.Errorf("close store %s: %w", s.dir, err)
+	}
+	return nil
+}
+
+// Dir returns the root directory, absolute.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) layerDir(d digest.Digest) string {
+	return s.dir + "/" + layersName + "/" + d.Algorithm().String() + "/" + d.Encoded()
+}
+
+// tmpDir names a new folder in tmp.
+func (s *Store) tmpDir(prefix string, d digest.Digest) string {
+	return s.dir + "/" + tmpName + "/" + prefix + d.Encoded()[:12] + "-" + rand.Text()
+}
+
+func (s *Store) exists(name string) (bool, error) {
+	_, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Layer opens a layer that the store has; the error wraps fs.ErrNotExist if it
+// has not, and ErrDamaged if its folder is not usable.
+func (s *Store) Layer(d digest.Digest) (*Layer, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("open layer %q: %w", d, err)
+	}
+	for {
+		e := s.ref(d)
+		l, err := e.load(s, d)
+		if l == nil {
+			s.unref(d, e)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", d, err)
+		}
+		if l != nil {
+			return l, nil
+		}
+		// The layer was removed since ref: look for another of its name.
+	}
+}
+
+// ref returns the table's entry of d, with one reference more.
+func (s *Store) ref(d digest.Digest) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.open[d]
+	if e == nil {
+		e = &entry{}
+		s.open[d] = e
+	}
+	e.refs++
+	return e
+}
+
+// load returns the entry's layer, loaded if need be; nil where the entry is dead.
+func (e *entry) load(s *Store, d digest.Digest) (*Layer, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.dead {
+		return nil, nil
+	}
+	if e.layer == nil {
+		l, err := loadLayer(s, e, d)
+		if err != nil {
+			return nil, err
+		}
+		e.layer = l
+	}
+	return e.layer, nil
+}
+
+// unref takes back one reference; with the last one the entry leaves the table.
+func (s *Store) unref(d digest.Digest, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.refs--
+	if e.refs == 0 && s.open[d] == e {
+		delete(s.open, d)
+	}
+}
+
+// release is Layer.Close. The entry stays in the table until the layer is shut,
+// so that nobody loads the folder while its last flush writes to it.
+func (s *Store) release(l *Layer) error {
+	e := l.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s.mu.Lock()
+	last := e.refs == 1
+	s.mu.Unlock()
+	var err error
+	if last {
+		// An opener that comes now waits for e.mu and then loads anew.
+		err = l.shut()
+		e.layer = nil
+	}
+	s.unref(l.digest, e)
+	return err
+}
+
+// Layers returns the digests of all layers that the store has, in no order.
+func (s *Store) Layers() ([]digest.Digest, error) {
+	var all []digest.Digest
+	root := s.dir + "/" + layersName
+	algorithms, err := os.ReadDir(root)
+	if err != nil {
+		return nil, fmt.Errorf("list layers: %w", err)
+	}
+	for _, a := range algorithms {
+		entries, err := os.ReadDir(root + "/" + a.Name())
+		if err != nil {
+			return nil, fmt.Errorf("list layers: %w", err)
+		}
+		for _, e := range entries {
+			d := digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), e.Name())
+			if d.Validate() == nil {
+				all = append(all, d)
+			}
+		}
+	}
+	return all, nil
+}
+
+// Remove takes a layer out of the store and frees its space; no error if it is
+// not there. Who still has it open can go on reading and writing, but nothing of that is
+// kept, and the next Store.Layer does not find it.
+func (s *Store) Remove(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("remove layer %q: %w", d, err)
+	}
+	e := s.ref(d)
+	defer s.unref(d, e)
+	trash := s.tmpDir(removedPrefix, d)
+	err := s.detach(d, e, trash)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = s.disk.RemoveAll(trash)
+	}
+	if err != nil {
+		return fmt.Errorf("remove layer %s: %w", d, err)
+	}
+	return nil
+}
+
+// detach moves the layer's folder to trash; from then on its digest is free.
+func (s *Store) detach(d digest.Digest, e *entry, trash string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.dead {
+		return fs.ErrNotExist
+	}
+	l := e.layer
+	if l != nil {
+		// Nothing may open or write below the folder's name from here on: it
+		// can soon be another's.
+		l.flushMu.Lock()
+		defer l.flushMu.Unlock()
+		l.device.mu.Lock()
+		defer l.device.mu.Unlock()
+		l.windows.mu.Lock()
+		defer l.windows.mu.Unlock()
+	}
+	dir := s.layerDir(d)
+	if err := s.disk.Rename(dir, trash); err != nil {
+		return err
+	}
+	if l != nil {
+		l.gone = true
+		l.device.removedLocked()
+		l.windows.removedLocked()
+		e.dead = true
+		s.mu.Lock()
+		delete(s.dirty, l)
+		delete(s.open, d)
+		s.mu.Unlock()
+	}
+	// Gone for good before the first file in it goes.
+	return s.disk.SyncDir(filepath.Dir(dir))
+}
