@@ -1,0 +1,308 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// conn is one FUSE connection: it takes requests from /dev/fuse and sends the
+// replies.
+//
+// Metadata requests go through go-fuse, which calls the tree's methods; they
+// never wait. Reads, the only requests that may wait, are answered by the connection
+// itself (read.go): it bounds their memory before it allocates
+// anything, and cancels them when their caller gives up.
+//
+// The descriptor is non-blocking and in the runtime's poller: an idle
+// connection is a few parked goroutines with 8 KiB each, no thread. Of the
+// goroutines in loop, one at a time reads the device; once it has a request it
+// makes sure that another one takes its place, and handles the request
+// itself.
+type conn struct {
+	file  *os.File
+	raw   syscall.RawConn
+	proto *gofuse.ProtocolServer
+	fs    filesystem
+	mem   *Memory
+	log   *slog.Logger
+	stats counters
+
+	// life ends with the connection, and with it all reads.
+	life context.Context
+	end  context.CancelFunc
+
+	loops sync.WaitGroup
+	idle  atomic.Int32 // goroutines of loop that wait for a request
+
+	mu    sync.Mutex
+	reads map[uint64]*call // reads under way, by the request's unique ID
+}
+
+// filesystem is what a connection serves: metadata by go-fuse's interface, and
+// the content of files by node ID.
+type filesystem interface {
+	gofuse.RawFileSystem
+
+	// size returns the length in bytes of a file.
+	size(node uint64) (int64, error)
+	// fill waits until [off, off+n) can be read without waiting, where that
+	// is possible.
+	fill(ctx context.Context, node uint64, off, n int64) error
+	// readAt fills p from off, or fails. [off, off+len(p)) lies within the
+	// file.
+	readAt(ctx context.Context, node uint64, p []byte, off int64) error
+}
+
+// maxIdle is how many goroutines of a connection are kept to wait for requests.
+const maxIdle = 2
+
+// newConn takes over fd, a /dev/fuse that is mounted and whose INIT request has
+// not been read yet, and answers that request.
+func newConn(life context.Context, fd int, fs filesystem, mem *Memory, log *slog.Logger, o *gofuse.MountOptions) (*conn, error) {
+	// Only now, when the descriptor is mounted, can it go into the poller:
+	// before, the kernel has no queue to wait on and the poller would never
+	// hear of a request.
+	file := os.NewFile(uintptr(fd), "/dev/fuse")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("use /dev/fuse: %w", err), file.Close())
+	}
+	c := &conn{file: file, raw: raw, fs: fs, mem: mem, log: log, reads: make(map[uint64]*call)}
+	c.life, c.end = context.WithCancel(life)
+	opts := *o
+	opts.PanicHandler = c.panicked
+	opts.Logger = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
+	c.proto = gofuse.NewProtocolServer(fs, &opts)
+	if err := c.init(); err != nil {
+		c.end()
+		return nil, errors.Join(err, file.Close())
+	}
+	return c, nil
+}
+
+// init answers the kernel's INIT.
+func (c *conn) init() error {
+	buf := make([]byte, requestSize)
+	n, _, err := c.next(buf)
+	if err != nil {
+		return fmt.Errorf("read INIT: %w", err)
+	}
+	h, err := header(buf[:n])
+	if err != nil {
+		return err
+	}
+	if h.Opcode != opInit {
+		return fmt.Errorf("read INIT: opcode %d came first", h.Opcode)
+	}
+	c.stats.request(opInit)
+	out := make([]byte, replySize)
+	k, status := c.proto.HandleRequest([][]byte{buf[:n]}, [][]byte{out})
+	if !status.Ok() {
+		return fmt.Errorf("answer INIT: %w", syscall.Errno(status))
+	}
+	if err := patchInit(out[:k]); err != nil {
+		return err
+	}
+	return c.send(out[:k], nil)
+}
+
+// serve starts answering requests. The connection ends when the kernel says so
+// (the last user of the mount is gone) or by close; then done is called,
+// after everything that serve started has returned.
+func (c *conn) serve(done func()) {
+	c.idle.Store(1)
+	c.loops.Add(1)
+	go c.loop()
+	go func() {
+		c.loops.Wait()
+		c.end()
+		_ = c.file.Close() // already closed, if by close
+		done()
+	}()
+}
+
+// close ends the connection from our side: requests under way are cancelled,
+// and where nobody else holds the descriptor, callers get ENOTCONN.
+func (c *conn) close() error {
+	c.end()
+	return c.file.Close()
+}
+
+func (c *conn) loop() {
+	defer c.loops.Done()
+	buf := make([]byte, requestSize)
+	for {
+		n, rd, err := c.next(buf)
+		if err != nil {
+			c.end()
+			if !errors.Is(err, unix.ENODEV) {
+				c.log.Error("FUSE connection ended", "err", err)
+			}
+			return
+		}
+		if c.idle.Add(-1) == 0 {
+			c.idle.Add(1)
+			c.loops.Add(1)
+			go c.loop()
+		}
+		if rd != nil {
+			c.read(rd)
+		} else {
+			c.handle(buf[:n])
+		}
+		if c.idle.Add(1) > maxIdle {
+			c.idle.Add(-1)
+			return
+		}
+	}
+}
+
+// next waits for a request and reads it into buf. A READ is entered among the
+// reads under way and returned as rd. An INTERRUPT is dealt with here.
+func (c *conn) next(buf []byte) (n int, rd *call, err error) {
+	rerr := c.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err = unix.Read(int(fd), buf)
+			switch {
+			case err == unix.EAGAIN:
+				return false
+			case err == unix.EINTR, err == unix.ENOENT: // ENOENT: the request was withdrawn while it was read
+				continue
+			case err != nil:
+				return true
+			}
+			// One goroutine at a time is in here. So a READ is in the table
+			// before its INTERRUPT can be read, and an INTERRUPT that finds
+			// nothing there comes after the reply and means nothing.
+			var consumed bool
+			if rd, consumed = c.admit(buf[:n]); consumed {
+				continue
+			}
+			return true
+		}
+	})
+	if rerr != nil {
+		// Closed by us; or ended by the kernel, which the poller reports as a
+		// descriptor that cannot be polled.
+		return 0, nil, unix.ENODEV
+	}
+	return n, rd, err
+}
+
+// admit looks at a request that was just read. consumed: nothing else is to be
+// done for it.
+func (c *conn) admit(req []byte) (rd *call, consumed bool) {
+	h, err := header(req)
+	if err != nil {
+		return nil, false
+	}
+	switch h.Opcode {
+	case opRead:
+		in, ok := body[gofuse.ReadIn](req)
+		if !ok {
+			return nil, false
+		}
+		return c.begin(in), false
+	case opInterrupt:
+		c.stats.request(opInterrupt)
+		if in, ok := body[gofuse.InterruptIn](req); ok {
+			c.interrupt(in.Unique)
+		}
+		return nil, true
+	case opForget, opBatchForget:
+		// Node IDs are positions in the index: there is nothing to forget,
+		// and the kernel expects no reply.
+		c.stats.request(h.Opcode)
+		return nil, true
+	}
+	return nil, false
+}
+
+// handle answers a request other than READ, through go-fuse.
+func (c *conn) handle(req []byte) {
+	h, err := header(req)
+	if err != nil {
+		c.log.Error("FUSE request", "err", err)
+		return
+	}
+	c.stats.request(h.Opcode)
+	size := replySize
+	if n := payload(req, h.Opcode); n > replySize-1024 {
+		size = min(n, maxRead) + 1024
+	}
+	out := c.mem.reply(size)
+	defer c.mem.dropReply(out)
+	n, status := c.proto.HandleRequest([][]byte{req}, [][]byte{*out})
+	if !status.Ok() {
+		// Only a request that go-fuse cannot make sense of. Its caller waits.
+		if err := c.fail(h.Unique, gofuse.EIO); err != nil {
+			c.log.Error("answer FUSE request", "opcode", h.Opcode, "err", err)
+		}
+		return
+	}
+	if n == 0 {
+		return
+	}
+	if replyStatus(*out) == -int32(gofuse.EIO) {
+		c.stats.errors.Add(1)
+	}
+	if err := c.send((*out)[:n], nil); err != nil {
+		c.log.Error("answer FUSE request", "opcode", h.Opcode, "err", err)
+	}
+}
+
+// fail answers a request with an error.
+func (c *conn) fail(unique uint64, s gofuse.Status) error {
+	return c.reply(unique, s, nil)
+}
+
+// reply answers a request with a status, or with data if that is OK.
+func (c *conn) reply(unique uint64, s gofuse.Status, data []byte) error {
+	h := gofuse.OutHeader{Unique: unique, Status: -int32(s), Length: uint32(outHeaderSize + len(data))}
+	return c.send(asBytes(&h), data)
+}
+
+// send writes one reply: the kernel takes it in a single write.
+func (c *conn) send(head, data []byte) error {
+	var err error
+	cerr := c.raw.Control(func(fd uintptr) {
+		for {
+			if len(data) == 0 {
+				_, err = unix.Write(int(fd), head)
+			} else {
+				_, err = unix.Writev(int(fd), [][]byte{head, data})
+			}
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	switch {
+	case cerr != nil, err == unix.ENOENT, err == unix.ENODEV:
+		// The connection is gone, or the kernel no longer waits for this
+		// reply: there is nobody left to tell.
+		return nil
+	case err != nil:
+		return fmt.Errorf("write to /dev/fuse: %w", err)
+	}
+	return nil
+}
+
+// panicked is called with what a handler's panic left.
+func (c *conn) panicked(v any) gofuse.Status {
+	c.stats.panics.Add(1)
+	c.stats.fail(fmt.Errorf("panic: %v", v))
+	c.log.Error("panic in a FUSE request", "panic", v, "stack", string(debug.Stack()))
+	return gofuse.EIO
+}

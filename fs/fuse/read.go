@@ -1,0 +1,104 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// call is a read under way. Its context ends with the connection or with the
+// kernel's INTERRUPT.
+type call struct {
+	unique, node uint64
+	off          int64
+	size         int64
+	ctx          context.Context
+	cancel       context.CancelFunc
+}
+
+// begin enters a read among those under way, so that it can be interrupted.
+// The context is a child of the connection's, which costs no goroutine.
+func (c *conn) begin(in *gofuse.ReadIn) *call {
+	r := &call{unique: in.Unique, node: in.NodeId, off: int64(in.Offset), size: int64(in.Size)}
+	r.ctx, r.cancel = context.WithCancel(c.life)
+	c.mu.Lock()
+	c.reads[r.unique] = r
+	c.mu.Unlock()
+	return r
+}
+
+// interrupt cancels a read, if it is still under way. The kernel wants no reply
+// to an INTERRUPT, only one to the read.
+func (c *conn) interrupt(unique uint64) {
+	c.mu.Lock()
+	r := c.reads[unique]
+	c.mu.Unlock()
+	if r != nil {
+		r.cancel()
+	}
+}
+
+// read answers a READ: whole, or with an error. A short answer would be taken
+// for the end of the file.
+func (c *conn) read(r *call) {
+	c.stats.request(opRead)
+	buf, err := c.fetch(r)
+	if buf != nil {
+		defer c.mem.give(buf)
+	}
+	c.mu.Lock()
+	delete(c.reads, r.unique)
+	c.mu.Unlock()
+	defer r.cancel()
+
+	var data []byte
+	switch {
+	case errors.Is(err, errInterrupted):
+		c.stats.interrupted.Add(1)
+	case err != nil:
+		c.stats.fail(err)
+	case buf != nil:
+		data = buf.bytes()
+		c.stats.bytes.Add(uint64(len(data)))
+	}
+	if err := c.reply(r.unique, errno(err), data); err != nil {
+		c.stats.fail(err)
+		// The kernel did not take the reply, and the caller would wait for
+		// ever.
+		if err := c.fail(r.unique, gofuse.EIO); err != nil {
+			c.log.Error("answer FUSE read", "err", err)
+		}
+	}
+}
+
+// fetch returns the bytes that a read asks for, in a buffer that the caller
+// gives back; nil without an error: the read lies beyond the end of the file.
+func (c *conn) fetch(r *call) (buf *buffer, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v)
+			err = fmt.Errorf("read node %d at %d: panic: %v", r.node, r.off, v)
+		}
+	}()
+	size, err := c.fs.size(r.node)
+	if err != nil {
+		return nil, fmt.Errorf("read node %d: %w", r.node, err)
+	}
+	n := min(r.size, size-r.off)
+	if r.off < 0 || n <= 0 {
+		return nil, nil
+	}
+	if err := c.fs.fill(r.ctx, r.node, r.off, n); err != nil {
+		return nil, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
+	}
+	buf, err = c.mem.take(r.ctx, int(n))
+	if err != nil {
+		return nil, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
+	}
+	if err := c.fs.readAt(r.ctx, r.node, buf.bytes(), r.off); err != nil {
+		return buf, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
+	}
+	return buf, nil
+}

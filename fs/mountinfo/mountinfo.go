@@ -1,0 +1,92 @@
+// Package mountinfo says what is mounted at a directory, without touching the
+// mount itself.
+//
+// It reads /proc/self/mountinfo: a stat(2) of the directory would ask the file
+// system that is mounted there, which for a FUSE mount may be this very process
+// and may be dead. All functions may be called in parallel.
+package mountinfo
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// Mount is one mount, as /proc/self/mountinfo shows it (proc_pid_mountinfo(5)).
+type Mount struct {
+	ID      int    // of the mount; not reused while it exists
+	Device  string // "major:minor", st_dev of the files on it
+	Root    string // the directory of the file system that is mounted here
+	Type    string // "fuse.mica", "erofs", "overlay", …
+	Source  string
+	Options string // of the mount: "ro,relatime"
+	Super   string // of the file system: "ro,device=…"
+}
+
+// At returns what is mounted at dir, the lowest first: only the last one is
+// visible, those before it lie under it. Empty: dir is no mount point. Mounts above or below dir
+// in the tree do not count. Links in dir's parent directories are
+// followed; dir itself is not opened, so that a dead FUSE mount can be seen.
+func At(dir string) ([]Mount, error) {
+	dir, err := resolve(dir)
+	if err != nil {
+		return nil, err
+	}
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != dir, false })
+	if err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
+	}
+	return stack(infos), nil
+}
+
+// Top returns the mount that is visible at dir; ok is false where dir is no
+// mount point.
+func Top(dir string) (m Mount, ok bool, err error) {
+	all, err := At(dir)
+	if err != nil || len(all) == 0 {
+		return Mount{}, false, err
+	}
+	return all[len(all)-1], true, nil
+}
+
+// stack orders the mounts of one directory: each lies on the one that is its
+// parent. The lowest has a parent that is mounted elsewhere.
+func stack(infos []*mountinfo.Info) []Mount {
+	above := make(map[int]*mountinfo.Info, len(infos)) // by parent
+	ids := make(map[int]bool, len(infos))
+	for _, i := range infos {
+		above[i.Parent] = i
+		ids[i.ID] = true
+	}
+	var out []Mount
+	for _, i := range infos {
+		if ids[i.Parent] {
+			continue
+		}
+		// The chain cannot be longer than the list, whatever the table says.
+		for n := 0; i != nil && n < len(infos); n++ {
+			out = append(out, Mount{
+				ID: i.ID, Device: fmt.Sprintf("%d:%d", i.Major, i.Minor), Root: i.Root,
+				Type: i.FSType, Source: i.Source, Options: i.Options, Super: i.VFSOptions,
+			})
+			i = above[i.ID]
+		}
+	}
+	return out
+}
+
+func resolve(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("mount point: %w", err)
+	}
+	if dir == "/" {
+		return dir, nil
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil {
+		return "", fmt.Errorf("mount point: %w", err)
+	}
+	return filepath.Join(parent, filepath.Base(dir)), nil
+}
