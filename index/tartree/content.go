@@ -1,0 +1,166 @@
+package tartree
+
+import (
+	"fmt"
+	"hash"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// DigestMinSize is the size of the smallest file whose content digest is taken.
+const DigestMinSize = 4096
+
+// zeros is hashed for holes.
+var zeros [4096]byte
+
+// content follows the data of one regular file as it comes by on the tape: it
+// hashes it, and copies what the tree keeps itself.
+type content struct {
+	node   *index.Node
+	start  int64 // of the data, in the stream
+	hash   hash.Hash
+	hashed bool    // whether this file is to be hashed
+	at     int64   // up to where it is, in the file
+	pieces []piece // of the file, in the stream's order
+	copies []copied
+	// The first of pieces and copies that is not through.
+	piece, copy int
+}
+
+// copied is a range of the stream that goes into the tree.
+type copied struct {
+	off, size int64 // in the stream
+	extent    int   // of the node's
+	at        int64 // in the extent's data
+}
+
+// begin describes where the file's data lies, which is the next in the stream.
+func (c *content) begin(n *index.Node, size int64, d stored, off int64, t *tree) error {
+	if limit := t.meter.lim.FileSize; size > limit {
+		return fmt.Errorf("file of %d bytes: %w", size, over("FileSize", limit))
+	}
+	n.Size = size
+	pieces := d.pieces
+	if !d.sparse {
+		pieces = append(c.pieces[:0], piece{0, size})
+	}
+	*c = content{node: n, start: off, hash: c.hash, pieces: pieces, copies: c.copies[:0]}
+	// Hashing a hole must not cost more than the file's data has cost the one
+	// who sent it.
+	if c.hashed = size >= DigestMinSize && size-d.size <= d.size; c.hashed {
+		c.hash.Reset()
+	}
+	if d.sparse {
+		return c.place(t.meter)
+	}
+	if size > 0 {
+		n.Extents = t.extent(index.Extent{Device: off, Size: size})
+	}
+	return nil
+}
+
+// place maps the pieces of a sparse file. All extents begin on a block in
+// the file, and end on one or with the file. What can lie so in place does; the rest
+// is kept in the tree, in whole blocks, with zeros where the file has a hole.
+func (c *content) place(m *meter) error {
+	if err := m.pieces(len(c.pieces)); err != nil {
+		return err
+	}
+	at := c.start
+	for _, p := range c.pieces {
+		end := p.off + p.size
+		from, to := end, end // what is in place
+		if (at-p.off)%index.BlockSize == 0 {
+			from = min(end, roundUp(p.off))
+			if to != c.node.Size {
+				to = max(from, roundDown(to))
+			}
+		}
+		if err := c.copyIn(m, p.off, from, at); err != nil {
+			return err
+		}
+		if from < to {
+			c.node.Extents = append(c.node.Extents, index.Extent{File: from, Device: at + from - p.off, Size: to - from})
+		}
+		if err := c.copyIn(m, to, end, at+to-p.off); err != nil {
+			return err
+		}
+		at += p.size
+	}
+	return nil
+}
+
+// copyIn gives the file's range from…to, which lies at off in the stream, room in
+// the tree.
+func (c *content) copyIn(m *meter, from, to, off int64) error {
+	if from == to {
+		return nil
+	}
+	first, last := roundDown(from), min(roundUp(to), c.node.Size)
+	var e *index.Extent
+	if k := len(c.node.Extents) - 1; k >= 0 {
+		e = &c.node.Extents[k]
+	}
+	// The piece before can have ended in the same block, or just before it.
+	if e == nil || e.Data == nil || e.File+e.Size < first {
+		c.node.Extents = append(c.node.Extents, index.Extent{File: first})
+		e = &c.node.Extents[len(c.node.Extents)-1]
+	}
+	more := last - (e.File + e.Size)
+	if err := m.tree(more); err != nil {
+		return fmt.Errorf("sparse file with pieces that are not aligned: %w", err)
+	}
+	e.Data = append(e.Data, make([]byte, more)...)
+	e.Size += more
+	c.copies = append(c.copies, copied{off, to - from, len(c.node.Extents) - 1, from - e.File})
+	return nil
+}
+
+func roundUp(n int64) int64   { return n + (-n & (index.BlockSize - 1)) }
+func roundDown(n int64) int64 { return n &^ (index.BlockSize - 1) }
+
+// write takes the data that lies at off in the stream.
+func (c *content) write(off int64, p []byte) {
+	for end := off + int64(len(p)); c.copy < len(c.copies) && c.copies[c.copy].off < end; c.copy++ {
+		k := c.copies[c.copy]
+		from, to := max(off, k.off), min(end, k.off+k.size)
+		copy(c.node.Extents[k.extent].Data[k.at+from-k.off:], p[from-off:to-off])
+		if end < k.off+k.size {
+			break // the rest comes with the next call
+		}
+	}
+	if !c.hashed {
+		return
+	}
+	for len(p) > 0 {
+		q := &c.pieces[c.piece] // the pieces' sum is the data's
+		c.hashZeros(q.off)
+		n := min(int64(len(p)), q.size)
+		c.hash.Write(p[:n])
+		p = p[n:]
+		q.off += n
+		q.size -= n
+		c.at += n
+		if q.size == 0 {
+			c.piece++
+		}
+	}
+}
+
+// hashZeros hashes the hole up to the offset to.
+func (c *content) hashZeros(to int64) {
+	for c.at < to {
+		n := min(to-c.at, int64(len(zeros)))
+		c.hash.Write(zeros[:n])
+		c.at += n
+	}
+}
+
+// finish takes the digest when all of the file has come by.
+func (c *content) finish() {
+	if c.hashed {
+		c.hashZeros(c.node.Size)
+		c.hash.Sum(c.node.Digest[:0])
+	}
+	c.hashed, c.node = false, nil
+}

@@ -1,0 +1,110 @@
+package tartree
+
+import (
+	"errors"
+	"fmt"
+)
+
+// ErrLimit is wrapped by the error of a tar that asks for more than Limits
+// allows.
+var ErrLimit = errors.New("over the limit")
+
+// Limits bounds what a tar can make Scan keep in memory, and the work that it can
+// cause beyond reading the stream. A zero field stands for its default.
+type Limits struct {
+	// Entries counts the tar's entries and the directories that they imply.
+	// A node costs about 300 bytes of memory; default 2,000,000.
+	Entries int
+
+	// NameBytes is the sum of all names, link targets and xattrs that are kept,
+	// and of the names of directory entries; default 256 MiB.
+	NameBytes int64
+
+	// XattrBytes is the sum of the xattrs of one inode, names and values;
+	// default 128 KiB. (EROFS has room for 256 KiB.)
+	XattrBytes int64
+
+	// TreeBytes is the sum of file data that is kept in the tree because it
+	// cannot be mapped in place; default 64 MiB.
+	TreeBytes int64
+
+	// Extents counts the pieces of all sparse files; default 1,000,000.
+	Extents int
+
+	// FileSize is the size of the largest file, holes included; default 16 TiB,
+	// ext4's own limit.
+	FileSize int64
+
+	// Steps counts the names looked up while symbolic links in entries' paths
+	// are resolved; default 1<<28, which takes some ten seconds.
+	Steps int64
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(v *int64, d int64) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	if l.Entries <= 0 {
+		l.Entries = 2_000_000
+	}
+	if l.Extents <= 0 {
+		l.Extents = 1_000_000
+	}
+	def(&l.NameBytes, 256<<20)
+	def(&l.XattrBytes, 128<<10)
+	def(&l.TreeBytes, 64<<20)
+	def(&l.FileSize, 16<<40)
+	def(&l.Steps, 1<<28)
+	return l
+}
+
+// meter counts what has been used of Limits. It only grows: what a later entry
+// replaces stays counted.
+type meter struct {
+	lim                         Limits
+	entries, extents            int
+	nameBytes, treeBytes, steps int64
+}
+
+func over(field string, limit int64) error {
+	return fmt.Errorf("%w of %d (Limits.%s)", ErrLimit, limit, field)
+}
+
+func (m *meter) entry() error {
+	if m.entries++; m.entries > m.lim.Entries {
+		return over("Entries", int64(m.lim.Entries))
+	}
+	return nil
+}
+
+func (m *meter) names(n int) error {
+	if m.nameBytes += int64(n); m.nameBytes > m.lim.NameBytes {
+		return over("NameBytes", m.lim.NameBytes)
+	}
+	return nil
+}
+
+func (m *meter) tree(n int64) error {
+	if n > m.lim.TreeBytes-m.treeBytes {
+		return over("TreeBytes", m.lim.TreeBytes)
+	}
+	m.treeBytes += n
+	return nil
+}
+
+func (m *meter) pieces(n int) error {
+	if n > m.lim.Extents-m.extents {
+		return over("Extents", int64(m.lim.Extents))
+	}
+	m.extents += n
+	return nil
+}
+
+func (m *meter) step() error {
+	if m.steps++; m.steps > m.lim.Steps {
+		return over("Steps", m.lim.Steps)
+	}
+	return nil
+}
