@@ -1,0 +1,105 @@
+package targz
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+
+	"github.com/mica-snapshotter/mica/index/inflate"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	chunkSize = 128 << 10
+	chunks    = 4
+	// reserve is the room before a chunk for what is left of the one before:
+	// less than a symbol or a block header.
+	reserve = inflate.MinInput
+)
+
+// chunk is a piece of the blob.
+type chunk struct {
+	mem [reserve + chunkSize]byte
+	n   int // bytes of the blob, from mem[reserve] on
+}
+
+// input reads and hashes the blob ahead of the inflating goroutine.
+type input struct {
+	ctx    context.Context
+	blob   io.Reader
+	free   chan *chunk
+	filled chan *chunk // closed at the end of the blob
+	now    *chunk      // whose bytes the inflating goroutine has
+
+	// Owned by run until it has returned.
+	hash hash.Hash
+	size int64
+}
+
+func newInput(ctx context.Context, blob io.Reader) *input {
+	in := &input{ctx: ctx, blob: blob, hash: sha256.New(), free: make(chan *chunk, chunks), filled: make(chan *chunk, chunks)}
+	for range chunks {
+		in.free <- new(chunk)
+	}
+	return in
+}
+
+// run reads the blob to its end.
+func (in *input) run() error {
+	for {
+		var c *chunk
+		select {
+		case <-in.ctx.Done():
+			return in.ctx.Err()
+		case c = <-in.free:
+		}
+		n, err := io.ReadFull(in.blob, c.mem[reserve:])
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return fmt.Errorf("read blob at %d: %w", in.size+int64(n), err)
+		}
+		in.hash.Write(c.mem[reserve : reserve+n])
+		in.size += int64(n)
+		c.n = n
+		in.filled <- c // never blocks: it has room for all chunks
+		if err != nil {
+			close(in.filled)
+			return nil
+		}
+	}
+}
+
+// more returns what is left of the bytes that the call before returned, with
+// the next chunk behind it. All slices of earlier calls become invalid. io.EOF
+// at the end of the blob, with left alone.
+func (in *input) more(left []byte) ([]byte, error) {
+	var c *chunk
+	var ok bool
+	select {
+	case <-in.ctx.Done():
+		return left, in.ctx.Err()
+	case c, ok = <-in.filled:
+	}
+	if !ok {
+		return left, io.EOF
+	}
+	var src []byte
+	if len(left) <= reserve {
+		src = c.mem[reserve-len(left) : reserve+c.n]
+		copy(src, left)
+	} else {
+		// A long gzip header; its parser bounds it.
+		src = make([]byte, 0, len(left)+c.n)
+		src = append(src, left...)
+		src = append(src, c.mem[reserve:reserve+c.n]...)
+	}
+	if in.now != nil {
+		in.free <- in.now
+	}
+	in.now = c
+	return src, nil
+}
+
+// digest of the blob, when run has returned.
+func (in *input) digest() digest.Digest { return digest.NewDigest(digest.SHA256, in.hash) }
