@@ -200,7 +200,7 @@ func pullLayer(ctx context.Context, s snapshots.Snapshotter, key, parent string,
 	}
 	filter := fmt.Sprintf(`labels.%q==%s,parent==%q`, snapshots.LabelSnapshotRef, target, parent)
 	err = s.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindCommitted {
+		if info.Kind == snapshots.KindCommitted && name == "" {
 			name = info.Name
 		}
 		return nil

@@ -150,13 +150,18 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 	return nil
 }
 
+// servedPrefix starts the names of served snapshots. It sorts before all names that containerd makes, which start with a
+// namespace: containerd takes the first snapshot that has the chain ID and the parent, which else might be one that
+// another namespace has unpacked.
+const servedPrefix = "+mica/"
+
 // servedName is the name of the committed snapshot. In two namespaces the same chain ID can have different parents, as
 // one of them may have unpacked these; so the parent is a part of the name.
 func servedName(target digest.Digest, parents chain) string {
 	if len(parents) == 0 {
-		return "mica/" + target.String()
+		return servedPrefix + target.String()
 	}
-	return "mica/" + parents[0].id + "/" + target.String()
+	return servedPrefix + parents[0].id + "/" + target.String()
 }
 
 // exists reports whether there is a committed snapshot of this name.
