@@ -1,0 +1,163 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// Config says how a Client reaches registries. The zero value works.
+type Config struct {
+	// ConfigPath is containerd's config_path: directories, separated by colons, that hold HOST/hosts.toml or Docker's
+	// certificate files. Changes are seen within seconds. Empty: every registry is asked directly.
+	ConfigPath string
+	// PlainHTTP names registries, besides those on loopback addresses and those that hosts.toml reaches by http://, that
+	// speak HTTP without TLS. nil: none.
+	PlainHTTP func(host string) bool
+	// Credentials returns what a host asks for: user and password, or no user and an identity token; both empty for
+	// anonymous access. host is host[:port] as in the URL (registry-1.docker.io for Docker Hub). nil: anonymous.
+	Credentials func(ctx context.Context, host string) (user, secret string, err error)
+	// UserAgent is sent with each request. Empty: "mica".
+	UserAgent string
+
+	// StallTimeout gives up an attempt during which the server sends nothing; the read resumes elsewhere. 0: 15 s.
+	StallTimeout time.Duration
+	// DialTimeout bounds the making of a TCP connection where hosts.toml does not. 0: 8 s.
+	DialTimeout time.Duration
+	// MinBackoff and MaxBackoff bound the pause after every host has failed: it doubles from one to the other, and the
+	// half of it is random. 0: 100 ms, 5 s.
+	MinBackoff, MaxBackoff time.Duration
+	// MaxRetryAfter caps what a server may ask for by Retry-After. 0: 60 s.
+	MaxRetryAfter time.Duration
+	// MaxIdlePerHost is the number of connections per host kept for reuse. 0: 64.
+	MaxIdlePerHost int
+	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
+	Logger *slog.Logger
+
+	wrap func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
+}
+
+// Client reaches the registries of a node. Images, connections, tokens and what is known of hosts are shared by all that use
+// it.
+type Client struct {
+	cfg   Config
+	log   *slog.Logger
+	stats counters
+
+	mu     sync.Mutex
+	hosts  map[string]*hostSet // by registry name
+	repos  map[string]*repository
+	images map[string]*Image
+	tick   uint64 // order of use, for forgetting
+}
+
+// maxShared bounds the images (and the repositories) that a client remembers. One that is forgotten goes on working for those who
+// hold it.
+const maxShared = 1024
+
+// New returns a client. It does no I/O.
+func New(cfg Config) (*Client, error) {
+	for _, v := range []time.Duration{cfg.StallTimeout, cfg.DialTimeout, cfg.MinBackoff, cfg.MaxBackoff, cfg.MaxRetryAfter} {
+		if v < 0 {
+			return nil, fmt.Errorf("configure registries: negative duration %v", v)
+		}
+	}
+	if cfg.MaxIdlePerHost < 0 {
+		return nil, fmt.Errorf("configure registries: negative number of idle connections %d", cfg.MaxIdlePerHost)
+	}
+	cfg.UserAgent = or(cfg.UserAgent, "mica")
+	cfg.StallTimeout = or(cfg.StallTimeout, 15*time.Second)
+	cfg.DialTimeout = or(cfg.DialTimeout, 8*time.Second)
+	cfg.MinBackoff = or(cfg.MinBackoff, 100*time.Millisecond)
+	cfg.MaxBackoff = max(or(cfg.MaxBackoff, 5*time.Second), cfg.MinBackoff)
+	cfg.MaxRetryAfter = or(cfg.MaxRetryAfter, time.Minute)
+	cfg.MaxIdlePerHost = or(cfg.MaxIdlePerHost, 64)
+	c := &Client{
+		cfg: cfg, log: or(cfg.Logger, slog.Default()),
+		hosts: map[string]*hostSet{}, repos: map[string]*repository{}, images: map[string]*Image{},
+	}
+	return c, nil
+}
+
+func or[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// Close closes connections that are idle. Reads under way go on.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.hosts {
+		s.close()
+	}
+}
+
+// Stats returns the counts over all images.
+func (c *Client) Stats() Stats { return c.stats.stats() }
+
+// Image returns the image that ref names: host/path[:tag][@digest], the full form that containerd uses. All calls with
+// the same reference share one Image, and all images of one repository share tokens and redirect targets. No I/O.
+func (c *Client) Image(ref string) (*Image, error) {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return nil, fmt.Errorf("image reference %q: %w", ref, err)
+	}
+	ns := spec.Hostname()
+	name := strings.TrimPrefix(spec.Locator, ns+"/")
+	if name == "" || name == spec.Locator || path.Clean(name) != name {
+		return nil, fmt.Errorf("image reference %q: no repository", ref)
+	}
+	tag, _, _ := strings.Cut(spec.Object, "@")
+	if spec.Digest() != "" {
+		if err := spec.Digest().Validate(); err != nil {
+			return nil, fmt.Errorf("image reference %q: %w", ref, err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tick++
+	key := spec.String()
+	if i, ok := c.images[key]; ok {
+		i.used, i.repo.used = c.tick, c.tick
+		return i, nil
+	}
+	r, ok := c.repos[spec.Locator]
+	if !ok {
+		forgetOldest(c.repos, func(r *repository) uint64 { return r.used })
+		r = &repository{client: c, registry: ns, name: name, blobs: map[digest.Digest]*blobState{}}
+		c.repos[spec.Locator] = r
+	}
+	forgetOldest(c.images, func(i *Image) uint64 { return i.used })
+	i := &Image{client: c, ref: key, tag: tag, digest: spec.Digest(), repo: r}
+	i.stats.parent = &c.stats
+	i.used, r.used = c.tick, c.tick
+	c.images[key] = i
+	return i, nil
+}
+
+// forgetOldest makes room in m for one more.
+func forgetOldest[T any](m map[string]T, used func(T) uint64) {
+	if len(m) < maxShared {
+		return
+	}
+	var oldest string
+	var at uint64
+	for k, v := range m {
+		if u := used(v); oldest == "" || u < at {
+			oldest, at = k, u
+		}
+	}
+	delete(m, oldest)
+}

@@ -1,0 +1,25 @@
+// Package remote reads images from registries: blobs by range, manifests, referrers; and pushes indexes to them.
+//
+// # The data's way
+//
+//	Client ── hosts of a registry (hosts.toml: mirrors first, the registry itself last)
+//	  └─ Image ── one per reference; layers share everything below
+//	       └─ repository ── tokens per (host, scope), redirect targets per blob
+//	            └─ Blob.ReadAt / Blob.Range ── rotation over the hosts ── exchange: token, redirect ── HTTP
+//
+// A read is all or an error. What can pass (a reset connection, a body that ends early or stalls, 429, 5xx, a page that is
+// not the blob) is tried again, at the next host first and after a pause once every host has failed, from the byte
+// where the last body ended, until the caller's context ends; the error then names the last cause. What cannot pass (404 or a
+// refused token at every host) is returned at once as ErrNotFound or ErrUnauthorized. Blob bytes are not hashed here: a range
+// has no digest of its own, so whoever knows what a range must contain verifies it. Manifests and whole small blobs are.
+//
+// Round trips are the cost that matters: there is no ping of /v2/, the first request of a repository meets the challenge
+// while its siblings wait, one token serves all layers, and a blob's redirect target is asked for once and kept until it
+// expires or is refused. Credentials never follow a redirect to another host.
+//
+// # Concurrency
+//
+// Client, Image and Blob are safe for parallel use. A stream that Range returns has one reader. The package starts no
+// goroutines: work runs in the caller's, and where several callers need the same token one of them fetches it, and
+// another takes over if that one's context ends.
+package remote

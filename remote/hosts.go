@@ -1,0 +1,297 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	hostsCheckEvery = 5 * time.Second  // how often hosts.toml is looked at for changes
+	maxHostPenalty  = 60 * time.Second // how long a host that keeps failing comes last
+	noRangesFor     = 5 * time.Minute  // how long a host that ignored Range comes last
+	noReferrersFor  = time.Hour        // how long a host without the referrers API is not asked for it
+)
+
+// hostSet is the hosts that answer for one registry name, in the order in which to ask them.
+type hostSet struct {
+	hosts   []*host
+	stamp   string // of the configuration that it was made from
+	checked time.Time
+
+	transports []*http.Transport
+}
+
+// close closes idle connections. Through the http.Client it would not reach below containerd's fallback from HTTPS to HTTP.
+func (s *hostSet) close() {
+	for _, t := range s.transports {
+		t.CloseIdleConnections()
+	}
+}
+
+// with returns the hosts that have a capability.
+func (s *hostSet) with(c docker.HostCapabilities) []*host {
+	var out []*host
+	for _, h := range s.hosts {
+		if h.caps.Has(c) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// host is one endpoint of a registry: the registry itself or a mirror of it.
+type host struct {
+	client       *http.Client // follows no redirects
+	tokens       *http.Client // for token servers; follows redirects
+	scheme, name string       // name is host[:port]
+	root         string       // path of the API, "/v2" as a rule
+	caps         docker.HostCapabilities
+	header       http.Header // from hosts.toml; for this host only
+	namespace    string      // value of ?ns= for a mirror; "" for the registry itself
+
+	mu          sync.Mutex
+	failures    int       // in a row
+	badUntil    time.Time // comes after the others until then
+	notBefore   time.Time // asked for by Retry-After: not asked until then
+	noRanges    time.Time // has ignored a Range; comes after the others until then
+	noReferrers time.Time // has no referrers API; not asked for it until then
+	direct      bool      // has served a blob without a redirect
+	sessions    map[string]*session
+}
+
+// url is the address of a path below the repository, with the namespace where the host is a mirror.
+func (h *host) url(repo, rest string, query url.Values) *url.URL {
+	q := url.Values{}
+	for k, v := range query {
+		q[k] = v
+	}
+	if h.namespace != "" {
+		q.Set("ns", h.namespace)
+	}
+	// rest may end in a slash (blobs/uploads/), which Join would take away.
+	return &url.URL{Scheme: h.scheme, Host: h.name, Path: path.Join("/", h.root, repo) + "/" + rest, RawQuery: q.Encode()}
+}
+
+// failed notes a failure that may pass.
+func (h *host) failed(now time.Time, retryAfter time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failures++
+	h.badUntil = now.Add(min(time.Second<<min(h.failures-1, 6), maxHostPenalty))
+	if t := now.Add(retryAfter); retryAfter > 0 && t.After(h.notBefore) {
+		h.notBefore = t
+	}
+}
+
+func (h *host) worked() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failures, h.badUntil, h.notBefore = 0, time.Time{}, time.Time{}
+}
+
+// standing is how the host compares with others: 0 is good, more is worse; and the time before which it must not be asked.
+func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now.Before(h.badUntil) {
+		penalty += 2
+	}
+	if now.Before(h.noRanges) {
+		penalty++
+	}
+	return penalty, h.notBefore
+}
+
+func (h *host) lacksReferrers(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Before(h.noReferrers)
+}
+
+func (h *host) setReferrers(has bool, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noReferrers = time.Time{}
+	if !has {
+		h.noReferrers = now.Add(noReferrersFor)
+	}
+}
+
+func (h *host) ignoredRange(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.noRanges = now.Add(noRangesFor)
+}
+
+// hostsOf returns the hosts of a registry, and reads their configuration again when it has changed.
+func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock() // over a few stats of local files
+	old := c.hosts[registry]
+	if old != nil && now.Sub(old.checked) < hostsCheckEvery {
+		return old, nil
+	}
+	dir, stamp, err := c.hostDir(registry)
+	if err == nil && old != nil && old.stamp == stamp {
+		old.checked = now
+		return old, nil
+	}
+	var s *hostSet
+	if err == nil {
+		s, err = c.loadHosts(ctx, registry, dir)
+	}
+	if err != nil {
+		if old == nil {
+			return nil, fmt.Errorf("configure registry %s: %w", registry, err)
+		}
+		c.log.Warn("registry configuration cannot be read, the former one stays", "registry", registry, "dir", dir, "err", err)
+		old.checked = now
+		return old, nil
+	}
+	s.stamp, s.checked = stamp, now
+	if old != nil {
+		c.log.Info("registry configuration has changed", "registry", registry, "dir", dir)
+		old.close()
+	}
+	forgetOldestHosts(c.hosts)
+	c.hosts[registry] = s
+	return s, nil
+}
+
+// forgetOldestHosts makes room in m for one more.
+func forgetOldestHosts(m map[string]*hostSet) {
+	forgetOldest(m, func(s *hostSet) uint64 { return uint64(s.checked.UnixNano()) })
+}
+
+// hostDir finds the directory that configures a registry, "" if none does, and a stamp that changes when its files do.
+func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
+	for _, root := range filepath.SplitList(c.cfg.ConfigPath) {
+		dir, err = config.HostDirFromRoot(root)(registry)
+		if err == nil {
+			break
+		}
+		if !errdefs.IsNotFound(err) && !errors.Is(err, fs.ErrNotExist) {
+			return "", "", err
+		}
+		dir = ""
+	}
+	if dir == "" {
+		return "", "", nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", "", err
+	}
+	var b strings.Builder
+	for _, e := range entries {
+		if i, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
+			fmt.Fprintf(&b, "%s %d %d\n", e.Name(), i.Size(), i.ModTime().UnixNano())
+		}
+	}
+	return dir, dir + "\n" + b.String(), nil
+}
+
+// loadHosts has containerd read hosts.toml, so that a file means the same to both.
+func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet, error) {
+	s := &hostSet{}
+	opts := config.HostOptions{UpdateClient: c.tuner(s)}
+	if dir != "" {
+		opts.HostDir = func(string) (string, error) { return dir, nil }
+	}
+	if c.cfg.PlainHTTP != nil && c.cfg.PlainHTTP(registry) {
+		opts.DefaultScheme = "http"
+	}
+	ctx = log.WithLogger(ctx, bridge(c.log.With("registry", registry)))
+	found, err := config.ConfigureHosts(ctx, opts)(registry)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		h := &host{
+			tokens: f.Client, scheme: f.Scheme, name: f.Host, root: f.Path, caps: f.Capabilities, header: f.Header,
+			sessions: map[string]*session{},
+		}
+		if c.cfg.wrap != nil {
+			h.tokens = &http.Client{Transport: c.cfg.wrap(f.Client.Transport)}
+		}
+		blobs := *h.tokens
+		blobs.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		h.client = &blobs
+		if f.Host != registry && (registry != "docker.io" || f.Host != "registry-1.docker.io") {
+			h.namespace = registry
+		}
+		s.hosts = append(s.hosts, h)
+	}
+	return s, nil
+}
+
+// tuner returns a function that adapts containerd's transports, which keep two idle connections per host, to many
+// parallel reads. It stays with HTTP/1.1: ranges over several connections are not held up by one lost packet. containerd
+// calls it first for the transport that it copies for the single hosts, so that their own dial timeouts, set in
+// between, stay.
+func (c *Client) tuner(s *hostSet) config.UpdateClientFunc {
+	return func(client *http.Client) error {
+		t, ok := client.Transport.(*http.Transport)
+		if !ok {
+			return fmt.Errorf("transport is a %T", client.Transport)
+		}
+		if len(s.transports) == 0 {
+			t.DialContext = (&net.Dialer{Timeout: c.cfg.DialTimeout, KeepAlive: 30 * time.Second}).DialContext
+		}
+		if !slices.Contains(s.transports, t) {
+			s.transports = append(s.transports, t)
+		}
+		t.MaxIdleConns = 0 // no limit but the one per host
+		t.MaxIdleConnsPerHost = c.cfg.MaxIdlePerHost
+		t.IdleConnTimeout = 90 * time.Second
+		t.ResponseHeaderTimeout = 0 // each attempt has its own, see watch
+		t.ReadBufferSize = 16 << 10 // large reads go past it
+		t.MaxResponseHeaderBytes = 256 << 10
+		return nil
+	}
+}
+
+// bridge is a logger for containerd's packages that hands warnings and errors on.
+func bridge(to *slog.Logger) *logrus.Entry {
+	l := logrus.New()
+	l.SetOutput(io.Discard)
+	l.SetLevel(logrus.WarnLevel)
+	l.AddHook(slogHook{to})
+	return logrus.NewEntry(l)
+}
+
+type slogHook struct{ to *slog.Logger }
+
+func (slogHook) Levels() []logrus.Level {
+	return []logrus.Level{logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel, logrus.WarnLevel}
+}
+
+func (h slogHook) Fire(e *logrus.Entry) error {
+	args := make([]any, 0, 2*len(e.Data))
+	for k, v := range e.Data {
+		args = append(args, k, v)
+	}
+	h.to.Warn(e.Message, args...)
+	return nil
+}

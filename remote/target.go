@@ -1,0 +1,126 @@
+package remote
+
+import (
+	"context"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	targetMargin = 15 * time.Second // how long before its end a redirect target is not used any more
+	freeFor      = 30 * time.Second // see target.free
+)
+
+// target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes. While one request asks the
+// host, the others for the same blob wait for its answer, unless the host is known to serve blobs by itself.
+type target struct {
+	mu      sync.Mutex
+	host    *host
+	url     *url.URL // nil: unknown
+	expires time.Time
+	told    bool          // found was called since the last question
+	asking  chan struct{} // closed when the answer is there
+	free    time.Time     // a question was not answered: until then nobody waits for another's
+}
+
+// begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when it has its answer.
+func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), err error) {
+	h.mu.Lock()
+	direct := h.direct
+	h.mu.Unlock()
+	for {
+		t.mu.Lock()
+		if t.url != nil && t.host == h && (t.expires.IsZero() || time.Now().Before(t.expires)) {
+			u := t.url
+			t.mu.Unlock()
+			return u, nil, nil
+		}
+		if direct || time.Now().Before(t.free) {
+			t.mu.Unlock()
+			return nil, nil, nil
+		}
+		if t.asking == nil {
+			ch := make(chan struct{})
+			t.asking = ch
+			t.mu.Unlock()
+			return nil, func() { t.answered(ch) }, nil
+		}
+		ch := t.asking
+		t.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		h.mu.Lock()
+		direct = h.direct
+		h.mu.Unlock()
+	}
+}
+
+func (t *target) answered(ch chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(ch)
+	t.asking = nil
+	if !t.told {
+		t.free = time.Now().Add(freeFor)
+	}
+	t.told = false
+}
+
+// found notes where the blob was found. expires is zero where the target does not say: then it is used until it is refused.
+func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
+	away := u.Scheme != origin.Scheme || u.Host != origin.Host
+	h.mu.Lock()
+	h.direct = !away
+	h.mu.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.told = true
+	t.host, t.url, t.expires = nil, nil, time.Time{}
+	if away {
+		if !expires.IsZero() {
+			expires = expires.Add(-targetMargin)
+		}
+		t.host, t.url, t.expires = h, u, expires
+	}
+}
+
+// drop forgets a target that does not work.
+func (t *target) drop(u *url.URL) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.url == u {
+		t.host, t.url = nil, nil
+	}
+}
+
+// expiry reads from a signed URL when it ends, zero if it does not say. It knows the schemes of S3 and its like
+// (X-Amz-Date, X-Amz-Expires), Google (X-Goog-Date, X-Goog-Expires), Azure (se), CloudFront and older ones (Expires, Unix
+// seconds), and Cloudflare in front of Docker Hub (verify, or expires, Unix seconds).
+func expiry(u *url.URL) time.Time {
+	q := u.Query()
+	for _, p := range []string{"X-Amz-", "X-Goog-"} {
+		at, err1 := time.Parse("20060102T150405Z", q.Get(p+"Date"))
+		s, err2 := strconv.ParseInt(q.Get(p+"Expires"), 10, 32)
+		if err1 == nil && err2 == nil && s >= 0 {
+			return at.Add(time.Duration(s) * time.Second)
+		}
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02T15:04Z", "2006-01-02"} {
+		if at, err := time.Parse(layout, q.Get("se")); err == nil {
+			return at
+		}
+	}
+	verify, _, _ := strings.Cut(q.Get("verify"), "-")
+	for _, v := range []string{q.Get("Expires"), q.Get("expires"), verify} {
+		if s, err := strconv.ParseInt(v, 10, 64); err == nil && s > 1e9 && s < 1e11 {
+			return time.Unix(s, 0)
+		}
+	}
+	return time.Time{}
+}
