@@ -1,0 +1,265 @@
+package index
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+// The "trees" blob of a bundle:
+//
+//	 0  8  magic "MICATREE"
+//	 8  4  version, 1
+//	12  4  count of layers
+//	16 48  0
+//	64     a record of 256 bytes for every layer, then the frames, in the same order
+//
+// A record:
+//
+//	  0  72  layer digest (as in the index file)
+//	 72  72  diffID
+//	144   8  size of the layer's blob
+//	152   8  size of the device
+//	160   8  size of the index file
+//	168  32  sha256 of the index file
+//	200   8  frame: offset in this blob
+//	208   8  frame: size
+//	216   8  windows section: offset in the windows blob
+//	224   8  windows section: size of the windows
+//	232   8  windows section: size of the content digests, which follow them
+//	240  16  0
+//
+// A frame is the index file as one zstd frame. The "windows" blob is the
+// layers' windows sections, one behind the other.
+const (
+	bundleMagic   = "MICATREE"
+	bundleVersion = 1
+	bundleHeader  = 64
+	bundleRecord  = 256
+)
+
+// maxFrameWindow is the most that a decoder keeps of its output, in bytes; the
+// encoder uses less.
+const maxFrameWindow = 8 << 20
+
+// Limits bounds what a bundle may demand of its reader. Zero fields have the
+// defaults in their comments; the errors name the fields.
+type Limits struct {
+	Layers    int   // of one bundle (1000)
+	IndexSize int64 // bytes of one layer's index file, uncompressed (1 GiB)
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Layers == 0 {
+		l.Layers = 1000
+	}
+	if l.IndexSize == 0 {
+		l.IndexSize = 1 << 30
+	}
+	return l
+}
+
+// BundleLayer is what a bundle's table says of one layer.
+type BundleLayer struct {
+	Header
+	IndexSize   int64             // bytes of the index file
+	IndexDigest [sha256.Size]byte // of the index file
+	Frame       Range             // of the compressed index file, in the trees blob
+	Windows     Range             // of the layer's windows, in the windows blob
+	Digests     Range             // of the layer's content digests, in the windows blob
+}
+
+// Bundle is an open trees blob: the indexes of an image's layers.
+type Bundle struct {
+	r      io.ReaderAt
+	layers []BundleLayer
+}
+
+// OpenBundle reads and checks the table of a trees blob of size bytes. The
+// layers in it are as good as the blob's origin: what Extract writes is to be
+// opened and, unless the blob is one that this node made, put through Check.
+func OpenBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
+	b, err := openBundle(r, size, lim.withDefaults())
+	if err != nil {
+		return nil, fmt.Errorf("open bundle: %w", err)
+	}
+	return b, nil
+}
+
+func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
+	var head [bundleHeader]byte
+	if size < bundleHeader {
+		return nil, corrupt("bundle of %d bytes", size)
+	}
+	if err := readFull(r, head[:], 0); err != nil {
+		return nil, err
+	}
+	if string(head[:8]) != bundleMagic {
+		return nil, corrupt("not a bundle")
+	}
+	le := binary.LittleEndian
+	if v := le.Uint32(head[8:]); v > bundleVersion {
+		return nil, fmt.Errorf("bundle version %d is newer than this mica understands (%d): upgrade mica", v, bundleVersion)
+	} else if v == 0 {
+		return nil, corrupt("version 0")
+	}
+	count := int64(le.Uint32(head[12:]))
+	if count > int64(lim.Layers) {
+		return nil, fmt.Errorf("bundle of %d layers: more than Limits.Layers (%d)", count, lim.Layers)
+	}
+	if count*bundleRecord > size-bundleHeader || !allZero(head[16:]) {
+		return nil, corrupt("%d layers in a bundle of %d bytes", count, size)
+	}
+	table := make([]byte, count*bundleRecord)
+	if err := readFull(r, table, bundleHeader); err != nil {
+		return nil, err
+	}
+	b := &Bundle{r: r, layers: make([]BundleLayer, count)}
+	frame, windows := int64(bundleHeader+len(table)), int64(0)
+	seen := make(map[digest.Digest]bool, count)
+	for i := range b.layers {
+		l := &b.layers[i]
+		if err := l.decode(table[i*bundleRecord:][:bundleRecord]); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		switch {
+		case l.IndexSize > lim.IndexSize:
+			return nil, fmt.Errorf("layer %s: index of %d bytes: more than Limits.IndexSize (%d)", l.Layer, l.IndexSize, lim.IndexSize)
+		case l.Frame.Off != frame || l.Frame.Size <= 0 || l.Frame.Size > size-frame:
+			return nil, corrupt("layer %s: frame at %d+%d, not at %d", l.Layer, l.Frame.Off, l.Frame.Size, frame)
+		case l.Windows.Off != windows:
+			return nil, corrupt("layer %s: windows at %d, not at %d", l.Layer, l.Windows.Off, windows)
+		case seen[l.Layer]:
+			return nil, corrupt("layer %s: twice", l.Layer)
+		}
+		seen[l.Layer] = true
+		frame += l.Frame.Size
+		windows = l.Digests.Off + l.Digests.Size
+	}
+	if frame != size {
+		return nil, corrupt("frames end at byte %d of %d", frame, size)
+	}
+	return b, nil
+}
+
+// decode parses a record; what depends on other records is not checked.
+func (l *BundleLayer) decode(b []byte) error {
+	le := binary.LittleEndian
+	var err error
+	if l.Layer, err = decodeDigest(b[:digestSize]); err != nil {
+		return err
+	}
+	if l.DiffID, err = decodeDigest(b[digestSize : 2*digestSize]); err != nil {
+		return err
+	}
+	l.LayerSize, l.DeviceSize = int64(le.Uint64(b[144:])), int64(le.Uint64(b[152:]))
+	l.IndexSize = int64(le.Uint64(b[160:]))
+	copy(l.IndexDigest[:], b[168:])
+	l.Frame = Range{Off: int64(le.Uint64(b[200:])), Size: int64(le.Uint64(b[208:]))}
+	l.Windows = Range{Off: int64(le.Uint64(b[216:])), Size: int64(le.Uint64(b[224:]))}
+	l.WindowsSize = l.Windows.Size
+	if err := l.Header.check(); err != nil {
+		return corrupt("%v", err)
+	}
+	l.Digests = Range{Off: l.Windows.Off + l.Windows.Size, Size: int64(le.Uint64(b[232:]))}
+	const limit = 1 << 50 // so that sums stay far from overflow
+	if l.IndexSize < headerSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
+		l.Digests.Size < 0 || l.Digests.Size > limit || !allZero(b[240:]) {
+		return corrupt("record")
+	}
+	return nil
+}
+
+// encode appends the record of l.
+func (l *BundleLayer) encode(b []byte) ([]byte, error) {
+	var r [bundleRecord]byte
+	le := binary.LittleEndian
+	for i, d := range []digest.Digest{l.Layer, l.DiffID} {
+		e, err := encodeDigest(d)
+		if err != nil {
+			return nil, err
+		}
+		copy(r[i*digestSize:], e[:])
+	}
+	copy(r[168:], l.IndexDigest[:])
+	for at, v := range map[int]int64{
+		144: l.LayerSize, 152: l.DeviceSize, 160: l.IndexSize, 200: l.Frame.Off, 208: l.Frame.Size,
+		216: l.Windows.Off, 224: l.Windows.Size, 232: l.Digests.Size,
+	} {
+		le.PutUint64(r[at:], uint64(v))
+	}
+	return append(b, r[:]...), nil
+}
+
+// Layers returns what the table says of the bundle's layers, in its order.
+func (b *Bundle) Layers() []BundleLayer { return b.layers }
+
+// Layer returns the layer of the given digest; false if the bundle has none.
+func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
+	for _, l := range b.layers {
+		if l.Layer == d {
+			return l, true
+		}
+	}
+	return BundleLayer{}, false
+}
+
+// Extract writes the index file of a layer to w, of exactly the size and digest that
+// the table says, or returns an error, with w then holding a part of it that is
+// worth nothing. It needs about 20 MiB whatever the file's size.
+func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
+	l, ok := b.Layer(layer)
+	if !ok {
+		return fmt.Errorf("extract index of layer %s: not in the bundle", layer)
+	}
+	if err := b.extract(&l, w); err != nil {
+		return fmt.Errorf("extract index of layer %s: %w", layer, err)
+	}
+	return nil
+}
+
+func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
+	z, err := zstd.NewReader(io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size),
+		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxFrameWindow))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	sum, head := sha256.New(), new(bytes.Buffer)
+	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
+	n, err := io.Copy(out, io.LimitReader(z, l.IndexSize+1))
+	if err != nil {
+		return err
+	}
+	if n != l.IndexSize || [sha256.Size]byte(sum.Sum(nil)) != l.IndexDigest {
+		return corrupt("frame holds other bytes than the table says")
+	}
+	h, err := decodeHeader((*[headerSize]byte)(head.Bytes()), l.IndexSize)
+	if err != nil {
+		return err
+	}
+	if h.Header != l.Header || h.section[sectionDigests].Size != l.Digests.Size {
+		return corrupt("the index file says other things of its layer than the table")
+	}
+	return nil
+}
+
+// limitedWriter passes on the first left bytes and drops the rest.
+type limitedWriter struct {
+	w    io.Writer
+	left int
+}
+
+func (w *limitedWriter) Write(p []byte) (int, error) {
+	n := min(len(p), w.left)
+	w.left -= n
+	if _, err := w.w.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,131 @@
+package index
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+// BundleInput is one layer of a bundle that is to be written.
+type BundleInput struct {
+	Index io.ReaderAt // the index file
+	Size  int64       // bytes of it
+
+	// Windows is the layer's windows section, read to its end: the windows (Header.WindowsSize bytes,
+	// as the scan wrote them), then what WriteDigests writes.
+	Windows io.Reader
+}
+
+// WriteBundle writes the two blobs of an image's indexes. Equal inputs give
+// equal blobs. A layer that an image has several times is written once: the
+// first input counts. The compressed indexes are kept in memory until all are known, as
+// the table with their sizes comes first.
+func WriteBundle(trees, windows io.Writer, layers []BundleInput) error {
+	w := bundleWriter{windows: windows, seen: make(map[digest.Digest]bool)}
+	for i := range layers {
+		if err := w.add(&layers[i]); err != nil {
+			return fmt.Errorf("write bundle: layer %d: %w", i, err)
+		}
+	}
+	if err := w.finish(trees); err != nil {
+		return fmt.Errorf("write bundle: %w", err)
+	}
+	return nil
+}
+
+type bundleWriter struct {
+	windows io.Writer
+	off     int64 // in the windows blob
+	seen    map[digest.Digest]bool
+	layers  []BundleLayer
+	frames  bytes.Buffer
+}
+
+func (w *bundleWriter) add(in *BundleInput) error {
+	l, err := Open(in.Index, in.Size)
+	if err != nil {
+		return err
+	}
+	h := l.header
+	if w.seen[h.Layer] {
+		return nil
+	}
+	w.seen[h.Layer] = true
+	digests := h.section[sectionDigests]
+	b := BundleLayer{
+		Header:    h.Header,
+		IndexSize: in.Size,
+		Windows:   Range{Off: w.off, Size: h.WindowsSize},
+		Digests:   Range{Off: w.off + h.WindowsSize, Size: digests.Size},
+	}
+	start := w.frames.Len()
+	if b.IndexDigest, err = compressIndex(&w.frames, io.NewSectionReader(in.Index, 0, in.Size)); err != nil {
+		return err
+	}
+	b.Frame.Size = int64(w.frames.Len() - start)
+	sum := sha256.New()
+	n, err := io.CopyN(w.windows, in.Windows, h.WindowsSize)
+	if err == nil {
+		var m int64
+		m, err = io.CopyN(io.MultiWriter(w.windows, sum), in.Windows, digests.Size)
+		n += m
+	}
+	if errors.Is(err, io.EOF) || err == nil && ([sha256.Size]byte(sum.Sum(nil)) != digests.sum || !atEnd(in.Windows)) {
+		return fmt.Errorf("windows section of layer %s, after %d bytes: has to be %d bytes of windows, then the %d that WriteDigests writes: %w",
+			h.Layer, n, h.WindowsSize, digests.Size, ErrCorrupt)
+	}
+	if err != nil {
+		return err
+	}
+	w.off += n
+	w.layers = append(w.layers, b)
+	return nil
+}
+
+// atEnd says whether r has no more bytes.
+func atEnd(r io.Reader) bool {
+	_, err := io.ReadFull(r, make([]byte, 1))
+	return err == io.EOF
+}
+
+// compressIndex writes one zstd frame and returns the sha256 of what is in it.
+func compressIndex(w io.Writer, r io.Reader) (sum [sha256.Size]byte, err error) {
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(maxFrameWindow), zstd.WithEncoderCRC(false))
+	if err != nil {
+		return sum, err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(z, h), r); err != nil {
+		z.Close()
+		return sum, err
+	}
+	return [sha256.Size]byte(h.Sum(nil)), z.Close()
+}
+
+func (w *bundleWriter) finish(trees io.Writer) error {
+	head := make([]byte, bundleHeader, bundleHeader+len(w.layers)*bundleRecord)
+	copy(head, bundleMagic)
+	binary.LittleEndian.PutUint32(head[8:], bundleVersion)
+	binary.LittleEndian.PutUint32(head[12:], uint32(len(w.layers)))
+	off := int64(cap(head))
+	for i := range w.layers {
+		w.layers[i].Frame.Off = off
+		off += w.layers[i].Frame.Size
+		var err error
+		if head, err = w.layers[i].encode(head); err != nil {
+			return err
+		}
+	}
+	if _, err := trees.Write(head); err != nil {
+		return err
+	}
+	_, err := w.frames.WriteTo(trees)
+	return err
+}
