@@ -1,0 +1,308 @@
+package layer
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// grace is how long a read whose deadline is over waits for the source to say
+// what was wrong.
+const grace = 2 * time.Second
+
+// want is what a reader asks for: device bytes [off, end).
+type want struct {
+	p      []byte // where they go; nil: nowhere
+	off    int64
+	end    int64
+	prio   Priority
+	bypass bool // do not read from the store
+}
+
+// waiter is a reader that waits for flights. Its fields are guarded by Layer.mu,
+// but err may be read once done is closed.
+type waiter struct {
+	want
+	pending map[*flight]struct{}
+	ended   bool
+	err     error
+	done    chan struct{} // closed when nothing is pending any more, or by an error
+}
+
+// endLocked wakes the reader.
+func (w *waiter) endLocked(err error) {
+	if !w.ended {
+		w.ended, w.err = true, err
+		close(w.done)
+	}
+}
+
+// flight is a span on its way. Its fields are guarded by Layer.mu.
+type flight struct {
+	span    int
+	group   *group
+	waiters []*waiter
+	data    []byte // once decoded, until the store has it
+	ended   bool   // decoded, or given up
+}
+
+// group is the flights that one request brings, with the goroutine that runs it.
+type group struct {
+	extent  extent
+	prio    Priority
+	flights []*flight
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	waiting int           // how many waiters its flights have in all; guarded by Layer.mu
+	done    chan struct{} // closed when the goroutine ends
+	err     error         // why it gave up; valid once done is closed
+}
+
+// copySpan copies to the reader what it wants of a decoded span.
+func (w *want) copySpan(s *index.Span, data []byte) {
+	if w.p == nil {
+		return
+	}
+	from, to := max(w.off, s.Device), min(w.end, s.Device+s.Size)
+	copy(w.p[from-w.off:to-w.off], data[from-s.Device:])
+}
+
+// fetch is ReadAt, or Fill, for a range that the store does not have.
+func (l *Layer) fetch(ctx context.Context, w want) error {
+	l.counters.waits.Add(1)
+	l.counters.waiting.Add(1)
+	start := time.Now()
+	defer func() {
+		l.counters.waited(time.Since(start))
+		l.counters.waiting.Add(-1)
+	}()
+	err := l.fetchWanted(ctx, w)
+	if err != nil {
+		return fmt.Errorf("read layer %s at %d: %w", l.name, w.off, err)
+	}
+	return nil
+}
+
+func (l *Layer) fetchWanted(ctx context.Context, want want) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	spans, err := l.table()
+	if err != nil {
+		l.counters.failed(err)
+		return err
+	}
+	if want.p != nil && want.end > l.deviceSize {
+		clear(want.p[max(l.deviceSize-want.off, 0):])
+		want.p = want.p[:max(l.deviceSize-want.off, 0)]
+	}
+	want.end = min(want.end, l.deviceSize)
+	if want.off >= want.end {
+		return nil
+	}
+	w := &waiter{want: want, pending: map[*flight]struct{}{}, done: make(chan struct{})}
+	stored, err := l.join(ctx, w, spans)
+	if err != nil {
+		return err
+	}
+	// While the rest is on its way, read what the store has.
+	for _, i := range stored {
+		s := &spans[i]
+		from, to := max(w.off, s.Device), min(w.end, s.Device+s.Size)
+		if n, err := l.store.ReadAt(w.p[from-w.off:to-w.off], from); int64(n) < to-from {
+			l.leave(w, errNobody)
+			l.unreadable(from, err)
+			want.bypass = true
+			return l.fetchWanted(ctx, want)
+		}
+	}
+	return l.await(ctx, w)
+}
+
+// join makes w wait for the spans that it wants and the store does not have; it
+// starts those that nobody has started. It returns the spans that are to be read
+// from the store.
+func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored []int, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errClosed
+	}
+	var missing []int
+	for i := spans.Find(w.off); i < len(spans) && spans[i].Device < w.end; i++ {
+		// A flight leaves the table only after the store, or the spares, have
+		// its span: whoever finds it in none of the three is the first.
+		if f := l.flights[i]; f != nil {
+			l.attachLocked(w, f, &spans[i])
+			continue
+		}
+		if !w.bypass && l.store.Present(i) {
+			if w.p != nil {
+				stored = append(stored, i)
+			}
+			continue
+		}
+		if !l.o.Budget.spares.use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
+			if err := l.o.Budget.affordable(&spans[i]); err != nil {
+				l.leaveLocked(w, errNobody)
+				return nil, fmt.Errorf("span %d: %w", i, err)
+			}
+			missing = append(missing, i)
+		}
+	}
+	for _, e := range plan(spans, missing, min(maxRequest, l.o.Budget.fetch.size)) {
+		g := l.startLocked(ctx, e, w.prio)
+		for _, f := range g.flights {
+			l.attachLocked(w, f, &spans[f.span])
+		}
+	}
+	if len(w.pending) == 0 {
+		w.endLocked(nil)
+	}
+	return stored, nil
+}
+
+// attachLocked makes w wait for f, or serves it at once.
+func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
+	if f.data != nil {
+		w.copySpan(s, f.data)
+		return
+	}
+	f.waiters = append(f.waiters, w)
+	f.group.waiting++
+	w.pending[f] = struct{}{}
+}
+
+// startLocked starts the fetch of an extent.
+func (l *Layer) startLocked(ctx context.Context, e extent, prio Priority) *group {
+	g := &group{extent: e, prio: prio, done: make(chan struct{})}
+	// The group outlives the reader that starts it if others come.
+	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	for i := e.first; i < e.first+e.n; i++ {
+		f := &flight{span: i, group: g}
+		g.flights = append(g.flights, f)
+		l.flights[i] = f
+	}
+	l.running.Go(func() { l.run(g) })
+	return g
+}
+
+// await waits for what w has joined.
+func (l *Layer) await(ctx context.Context, w *waiter) error {
+	limit := time.NewTimer(l.o.Deadline)
+	defer limit.Stop()
+	select {
+	case <-w.done:
+		if w.err != nil {
+			l.leave(w, errNobody)
+		}
+		return w.err
+	case <-ctx.Done():
+		if l.leave(w, errNobody); w.ended {
+			return w.err
+		}
+		return context.Cause(ctx)
+	case <-limit.C:
+	}
+	ours := l.leave(w, errGaveUp)
+	if w.ended {
+		return w.err
+	}
+	err := fmt.Errorf("%w: waited %s", ErrDeadline, l.o.Deadline)
+	if cause := l.cause(ctx, ours); cause != nil {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	l.counters.failed(err)
+	return err
+}
+
+// cause returns what the first of groups that were cancelled ended with.
+func (l *Layer) cause(ctx context.Context, groups []*group) error {
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	for _, g := range groups {
+		select {
+		case <-g.done:
+			if g.err != nil {
+				return g.err
+			}
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			return nil
+		}
+	}
+	return nil
+}
+
+// leave takes w away from the flights that it waits for: nothing is copied to it
+// from then on. Groups that nobody waits for any more are ended with why, and
+// returned.
+func (l *Layer) leave(w *waiter, why error) []*group {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leaveLocked(w, why)
+}
+
+func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
+	for f := range w.pending {
+		f.waiters = slices.DeleteFunc(f.waiters, func(o *waiter) bool { return o == w })
+		g := f.group
+		if g.waiting--; g.waiting > 0 {
+			continue
+		}
+		for _, f := range g.flights {
+			if !f.ended {
+				// Whoever comes next must not join a fetch that is ending.
+				f.ended = true
+				delete(l.flights, f.span)
+			}
+		}
+		g.cancel(why)
+		ended = append(ended, g)
+	}
+	w.pending = nil
+	return ended
+}
+
+// deliver gives the decoded bytes of a flight to all that wait for it, and to
+// those that come until retire.
+func (l *Layer) deliver(f *flight, s *index.Span, data []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.ended = true
+	f.data = data
+	for _, w := range l.detachLocked(f) {
+		w.copySpan(s, data)
+		if delete(w.pending, f); len(w.pending) == 0 {
+			w.endLocked(nil)
+		}
+	}
+}
+
+// retire takes a flight out of the table. Its span is in the store, or among the
+// spares, or lost to those that wait, who get err.
+func (l *Layer) retire(f *flight, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.ended = true
+	f.data = nil
+	if l.flights[f.span] == f {
+		delete(l.flights, f.span)
+	}
+	for _, w := range l.detachLocked(f) {
+		delete(w.pending, f)
+		w.endLocked(err)
+	}
+}
+
+// detachLocked takes all waiters from a flight.
+func (l *Layer) detachLocked(f *flight) []*waiter {
+	ws := f.waiters
+	f.waiters = nil
+	f.group.waiting -= len(ws)
+	return ws
+}

@@ -1,0 +1,223 @@
+// Package layer is where source, index and store meet: it returns verified bytes
+// at an offset of a layer's device.
+//
+// A read whose spans are all in the store is one pread. Any other joins, span by
+// span, the fetches that are under way, and starts what is missing:
+//
+//	ReadAt ─▶ spans ─┬─ present ─────────────────────────────────────▶ pread
+//	                 └─ missing ─▶ plan ─▶ blob range ─┬▶ decode, verify ─┬▶ readers
+//	                                       windows ────┘                  └▶ store
+//
+// Neighbouring missing spans of one read are one blob request; their windows
+// come at the same moment, from the store where it has them. Spans are decoded
+// in parallel, and readers copy from the decoded buffer, so that they wait for
+// no disk, and are served even where the disk is full.
+//
+// # Concurrency
+//
+// A span is fetched once however many readers want it: a flight has the readers
+// that wait for it, a group the flights that one request brings and the
+// goroutine that runs it. A reader that gives up leaves the group running if
+// others wait for any of it, and ends it otherwise. The goroutines belong to the Layer;
+// Close ends them and waits. Memory is bounded over all layers by a Budget.
+//
+// No error is kept: the next read tries again.
+package layer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// DefaultDeadline is how long a read waits if Options do not say.
+const DefaultDeadline = 5 * time.Minute
+
+// deviceAlign is the unit of a device's length: a tar block.
+const deviceAlign = index.BlockSize
+
+// Options of a Layer.
+type Options struct {
+	Blob    Source // the layer's compressed blob
+	Windows Source // the layer's windows section; nil where the store has it, or no span needs one
+	Budget  *Budget
+	// Deadline is how long one read waits for what cannot be fetched; 0:
+	// DefaultDeadline.
+	Deadline time.Duration
+	// Complete is called once, when the last missing span has come in. It
+	// must neither block nor close the layer. A layer that is complete at New
+	// does not call it.
+	Complete func()
+	Log      *slog.Logger // nil: slog.Default()
+}
+
+// Layer reads one layer's device. All methods may run in parallel, but Close.
+type Layer struct {
+	index      Index
+	store      Store
+	o          Options
+	log        *slog.Logger
+	name       string // the layer's digest
+	deviceSize int64
+	spans      atomic.Pointer[index.Spans] // nil until needed
+	completed  atomic.Bool
+	counters   counters
+	running    sync.WaitGroup // the groups' goroutines
+
+	mu      sync.Mutex // never held over network or disk access
+	closed  bool
+	flights map[int]*flight // by span: those under way
+}
+
+// New returns a Layer that reads ix's device from st, which gets from
+// o.Blob what it lacks. No I/O. It is paired with Close; st stays the caller's.
+func New(ix Index, st Store, o Options) *Layer {
+	if o.Budget == nil {
+		o.Budget = NewBudget(0, 0)
+	}
+	if o.Deadline == 0 {
+		o.Deadline = DefaultDeadline
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	h := ix.Header()
+	l := &Layer{
+		index:      ix,
+		store:      st,
+		o:          o,
+		log:        o.Log.With("layer", h.Layer.String()),
+		name:       h.Layer.String(),
+		deviceSize: h.DeviceSize,
+		flights:    map[int]*flight{},
+	}
+	l.completed.Store(st.AllPresent())
+	return l
+}
+
+// Close ends what is being fetched and waits for it. Reads have ended before, or
+// end with an error; no read begins after it.
+func (l *Layer) Close() {
+	l.mu.Lock()
+	l.closed = true
+	for _, f := range l.flights {
+		f.group.cancel(errClosed)
+	}
+	l.mu.Unlock()
+	l.running.Wait()
+	l.o.Budget.spares.drop(l)
+}
+
+// Size is the length of the device in whole tar blocks, bytes. What lies beyond
+// the tar's own length is zero.
+func (l *Layer) Size() int64 {
+	return (l.deviceSize + deviceAlign - 1) / deviceAlign * deviceAlign
+}
+
+// ReadAt fills p with the device's verified bytes from off on, or fails. It
+// waits for what is missing until ctx ends or Options.Deadline is over.
+func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
+	n := int64(len(p))
+	if err := l.check(off, n); err != nil {
+		return err
+	}
+	w := want{p: p, off: off, end: off + n}
+	if l.present(off, w.end) {
+		got, err := l.store.ReadAt(p, off)
+		if got == len(p) {
+			return nil
+		}
+		// The store has the bytes and cannot read them: fetch them for this
+		// reader, and leave the store alone.
+		l.unreadable(off, err)
+		w.bypass = true
+	}
+	return l.fetch(ctx, w)
+}
+
+// Fill waits until ReadAt of the n bytes from off on need not wait: until they
+// are in the store, or about to be.
+func (l *Layer) Fill(ctx context.Context, off, n int64) error {
+	return l.Fetch(ctx, off, n, Demand)
+}
+
+// Fetch is Fill with a priority.
+func (l *Layer) Fetch(ctx context.Context, off, n int64, prio Priority) error {
+	if err := l.check(off, n); err != nil {
+		return err
+	}
+	if l.present(off, off+n) {
+		return nil
+	}
+	return l.fetch(ctx, want{off: off, end: off + n, prio: prio})
+}
+
+// File returns the device's file descriptor if the store has all n bytes from
+// off on, at the same offset. It is valid until the store's layer is closed.
+func (l *Layer) File(off, n int64) (fd uintptr, ok bool) {
+	if l.check(off, n) != nil || !l.present(off, off+n) {
+		return 0, false
+	}
+	fd, err := l.store.Fd()
+	return fd, err == nil
+}
+
+func (l *Layer) check(off, n int64) error {
+	if size := l.Size(); off < 0 || n < 0 || off > size || n > size-off {
+		return fmt.Errorf("read layer %s: [%d, +%d) is outside its %d bytes", l.name, off, n, size)
+	}
+	return nil
+}
+
+// present says whether the store has the range.
+func (l *Layer) present(off, end int64) bool {
+	if l.store.AllPresent() {
+		return true
+	}
+	t := l.spans.Load()
+	if t == nil {
+		return false
+	}
+	end = min(end, l.deviceSize)
+	if off >= end {
+		return true
+	}
+	for i := t.Find(off); i < len(*t) && (*t)[i].Device < end; i++ {
+		if !l.store.Present(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// table returns the spans, loaded if need be.
+func (l *Layer) table() (index.Spans, error) {
+	if t := l.spans.Load(); t != nil {
+		return *t, nil
+	}
+	t, err := l.index.Spans()
+	if err != nil {
+		return nil, err
+	}
+	l.spans.Store(&t)
+	return t, nil
+}
+
+// unreadable notes that the store failed to return what it has.
+func (l *Layer) unreadable(off int64, err error) {
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	err = fmt.Errorf("read the store's device at %d: %w", off, err)
+	l.counters.failed(err)
+	if l.counters.unreadable.Add(1) > 1 {
+		return
+	}
+	l.log.Error("store is not readable, fetching instead", "err", err)
+}

@@ -1,0 +1,91 @@
+package layer
+
+import (
+	"fmt"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+const (
+	// maxRequest is the largest blob range that is asked for in one request,
+	// bytes, where it is more than one span.
+	maxRequest = 8 << 20
+	// maxGap is how many bytes nobody asked for a request may bring between two
+	// spans: what a further request costs in round trips is more than these.
+	maxGap = 64 << 10
+)
+
+// extent is a run of neighbouring spans that one request brings.
+type extent struct{ first, n int }
+
+// byteRange is a range of bytes in a blob.
+type byteRange struct{ from, to int64 }
+
+func (r byteRange) size() int64 { return r.to - r.from }
+
+// blobRange is where the extent lies in the blob. Neighbours can share a byte.
+func (e extent) blobRange(s index.Spans) byteRange {
+	first, last := &s[e.first], &s[e.first+e.n-1]
+	return byteRange{first.Blob, last.Blob + last.BlobSize}
+}
+
+// windowRange is where the windows that the extent needs lie in the windows
+// section; empty where it needs none.
+func (e extent) windowRange(s index.Spans) byteRange {
+	var r byteRange
+	for i := e.first; i < e.first+e.n; i++ {
+		w := s[i].Window
+		switch {
+		case w.Size == 0:
+		case r.to == 0:
+			r = byteRange{w.Off, w.Off + w.Size}
+		default:
+			r = byteRange{min(r.from, w.Off), max(r.to, w.Off+w.Size)}
+		}
+	}
+	return r
+}
+
+// plan divides missing spans, in rising order, into requests: neighbours go
+// together as long as their ranges in blob and windows do, and request bytes
+// are enough. What a demand brings beyond what was asked for is decided here.
+func plan(s index.Spans, missing []int, request int64) []extent {
+	var all []extent
+	for _, i := range missing {
+		if n := len(all); n > 0 && i == all[n-1].first+all[n-1].n {
+			e := extent{all[n-1].first, all[n-1].n + 1}
+			if e.joins(s, request) {
+				all[n-1] = e
+				continue
+			}
+		}
+		all = append(all, extent{i, 1})
+	}
+	return all
+}
+
+// joins says whether the extent's last span fits to the ones before it.
+func (e extent) joins(s index.Spans, request int64) bool {
+	last, before := &s[e.first+e.n-1], &s[e.first+e.n-2]
+	if last.Blob-(before.Blob+before.BlobSize) > maxGap {
+		return false
+	}
+	w := e.windowRange(s)
+	b := extent{e.first, e.n - 1}.windowRange(s)
+	// The index is not trusted to have the windows in order.
+	if w.size()-b.size()-last.Window.Size > maxGap {
+		return false
+	}
+	return e.blobRange(s).size()+w.size() <= request
+}
+
+// affordable says whether each span fits into the budget by itself.
+func (b *Budget) affordable(s *index.Span) error {
+	if need := s.BlobSize + s.Window.Size; need > b.fetch.size {
+		return fmt.Errorf("%w: %d bytes of blob and window, budget %d", ErrTooLarge, need, b.fetch.size)
+	}
+	if s.Size > b.decode.size {
+		return fmt.Errorf("%w: %d bytes decoded, budget %d", ErrTooLarge, s.Size, b.decode.size)
+	}
+	return nil
+}
