@@ -1,0 +1,60 @@
+package node
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// Snapshotter is the name under which containerd knows Mica here.
+const Snapshotter = "mica"
+
+// containerdConfig is containerd's config.toml, version 3, for this node.
+func (n *Node) containerdConfig() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p("version = 3")
+	p("root = %q", filepath.Join(n.Dir, "containerd"))
+	p("state = %q", filepath.Join(n.Dir, "state"))
+	disabled := []string{"io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"}
+	if n.opts.CRI == nil {
+		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime")
+	}
+	p("disabled_plugins = [%s]", quoted(disabled))
+	p("[grpc]\naddress = %q", n.Address())
+	p("[ttrpc]\naddress = %q", n.Address()+".ttrpc")
+	p("[plugins.'io.containerd.internal.v1.opt']\npath = %q", filepath.Join(n.Dir, "opt"))
+	// a collection starts as soon as something was deleted
+	p("[plugins.'io.containerd.gc.v1.scheduler']\nmutation_threshold = 1\nschedule_delay = '0s'\nstartup_delay = '0s'")
+	p("[plugins.'io.containerd.transfer.v1.local']")
+	p("config_path = %q", n.HostsDir())
+	for _, name := range []string{"overlayfs", Snapshotter} {
+		p("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/%s'\nsnapshotter = %q", runtime.GOARCH, name)
+	}
+	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q", Snapshotter, n.MicadAddress())
+	p("[proxy_plugins.%s.exports]\nenable_remote_snapshot_annotations = 'true'\nroot = %q", Snapshotter, n.MicadRoot())
+	if c := n.opts.CRI; c != nil {
+		p("%s", c.config(n))
+	}
+	p("%s", n.opts.Containerd)
+	return b.String()
+}
+
+// micadConfig is micad's config file for this node.
+func (n *Node) micadConfig() string {
+	var b strings.Builder
+	if n.opts.Mode != "" {
+		fmt.Fprintf(&b, "mode = %q\n", n.opts.Mode)
+	}
+	fmt.Fprintf(&b, "%s\n[remote]\nconfig_path = %q\n%s\n", n.opts.Micad, n.HostsDir(), n.opts.MicadRemote)
+	return b.String()
+}
+
+func quoted(list []string) string {
+	q := make([]string, len(list))
+	for i, s := range list {
+		q[i] = fmt.Sprintf("%q", s)
+	}
+	return strings.Join(q, ", ")
+}

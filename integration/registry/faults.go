@@ -1,0 +1,92 @@
+package registry
+
+import (
+	"net/http"
+	"time"
+)
+
+// Fault is what happens to one request. The zero Fault leaves it alone; Delay
+// goes with any other, of the others one is done.
+type Fault struct {
+	Delay      time.Duration // before anything else
+	Status     int           // answered in place of the registry, 429 for instance
+	RetryAfter string        // header that goes with Status
+	Page       bool          // 200 with an HTML page, as a proxy's log-in form
+	Whole      bool          // 200 with the whole blob, though a range was asked for
+	WrongRange bool          // 206 with a Content-Range and bytes that nobody asked for
+	Reset      bool          // TCP reset after Cut bytes of the body
+	Truncate   bool          // connection closed in order after Cut bytes, short of Content-Length
+	Cut        int64
+}
+
+// Rule chooses the fault for a request. n counts the requests since the rule
+// was set, from 0. Rules run in parallel.
+type Rule func(r *http.Request, n int64) Fault
+
+const loginPage = "<!DOCTYPE html><html><head><title>Log in</title></head><body>Please log in to the network.</body></html>\n"
+
+// inject answers r as the fault says, by means of next.
+func inject(w http.ResponseWriter, r *http.Request, f Fault, next http.Handler) {
+	if f.Delay > 0 {
+		select {
+		case <-time.After(f.Delay):
+		case <-r.Context().Done():
+			return
+		}
+	}
+	switch {
+	case f.Status != 0:
+		if f.RetryAfter != "" {
+			w.Header().Set("Retry-After", f.RetryAfter)
+		}
+		http.Error(w, http.StatusText(f.Status), f.Status)
+	case f.Page:
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write([]byte(loginPage)) // to a client that may have gone
+	case f.Whole:
+		r.Header.Del("Range")
+		next.ServeHTTP(w, r)
+	case f.WrongRange && r.Header.Get("Range") != "":
+		r.Header.Set("Range", "bytes=1-4096")
+		next.ServeHTTP(w, r)
+	case f.Reset || f.Truncate:
+		next.ServeHTTP(&cutter{ResponseWriter: w, left: f.Cut, reset: f.Reset}, r)
+	default:
+		next.ServeHTTP(w, r)
+	}
+}
+
+// cutter ends the connection when left bytes of the body have been written.
+type cutter struct {
+	http.ResponseWriter
+	left  int64
+	reset bool
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	if int64(len(p)) <= c.left {
+		c.left -= int64(len(p))
+		return c.ResponseWriter.Write(p)
+	}
+	n, err := c.ResponseWriter.Write(p[:c.left])
+	c.left -= int64(n)
+	if err != nil {
+		return n, err
+	}
+	ctl := http.NewResponseController(c.ResponseWriter)
+	if err := ctl.Flush(); err != nil {
+		return n, err
+	}
+	conn, _, err := ctl.Hijack()
+	if err != nil {
+		return n, err
+	}
+	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok && c.reset {
+		_ = tcp.SetLinger(0) // Close sends a reset
+	}
+	_ = conn.Close()
+	return n, http.ErrAbortHandler
+}
+
+// Unwrap gives http.ResponseController the writer below.
+func (c *cutter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
