@@ -62,6 +62,17 @@ type Record struct {
 	// Refs are image references that brought the layer, the latest last: where
 	// its blob can be fetched from. At most maxRefs are kept.
 	Refs []string `json:"refs,omitempty"`
+	// Windows says where the windows section can be fetched, for a layer that
+	// has none on disk.
+	Windows Windows `json:"windows,omitzero"`
+}
+
+// Windows is the place of a layer's windows section: from Off on in a blob that lies
+// beside the layers of Record.Refs. The zero value: nowhere.
+type Windows struct {
+	Blob     digest.Digest `json:"blob"`
+	BlobSize int64         `json:"blobSize"`
+	Off      int64         `json:"off"`
 }
 
 const (
@@ -92,6 +103,8 @@ func (r *Record) check(d digest.Digest) error {
 		return fmt.Errorf("%d spans for %d bytes", r.Spans, r.DeviceSize)
 	case r.Spans == 0 && r.DeviceSize > 0:
 		return fmt.Errorf("no spans for %d bytes", r.DeviceSize)
+	case r.Windows != Windows{} && (r.Windows.Blob.Validate() != nil || r.Windows.Off < 0 || r.Windows.Off > r.Windows.BlobSize):
+		return fmt.Errorf("windows at %d of blob %q, %d bytes", r.Windows.Off, r.Windows.Blob, r.Windows.BlobSize)
 	case int(r.State) >= len(stateNames):
 		return fmt.Errorf("state %d", r.State)
 	}
