@@ -2,6 +2,7 @@ package tartree
 
 import (
 	"encoding/binary"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +36,7 @@ func (t *tree) setACL(n *index.Node, key, value string) error {
 		return nil // not supported, and so left out
 	}
 	acl, extended, err := parseACL(value)
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
 	if err != nil {

@@ -185,12 +185,10 @@ func (s *scanner) makeLink(hdr *tar.Header, dir *index.Node, name string) (*inde
 }
 
 // linkTarget finds a hard link's target. Links on the way to it are
-// followed, but not if it is one itself.
+// followed, but not if it is one itself. A last name of "." or "..", or an empty one, is
+// taken as text: "file/" is the file.
 func (s *scanner) linkTarget(target string) (*index.Node, error) {
 	parent, base := path.Split(target)
-	if base == "" || base == "." || base == ".." {
-		return nil, unix.EPERM // a directory, if anything
-	}
 	p, err := s.tree.resolve(parent)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package tartree
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -121,7 +122,7 @@ func (t *tree) resolveOnce(p string, links *int) (string, error) {
 // readlink returns "" for what is not a link and for what does not exist.
 func (t *tree) readlink(p string) (string, error) {
 	n, err := t.lookup(p)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		return "", nil
 	}
 	if err != nil || !isLink(n) {

@@ -1,0 +1,200 @@
+package tartree_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/tartree"
+	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
+)
+
+// TestSameAsContainerd unpacks every nasty tar with containerd and compares the
+// directory with the tree, or the refusal with the error.
+func TestSameAsContainerd(t *testing.T) {
+	for _, c := range nastytar.All() {
+		t.Run(c.Name, func(t *testing.T) {
+			dir := t.TempDir()
+			unpackErr := tartreetest.Unpack(t.Context(), bytes.NewReader(c.Data), dir)
+			if refused := unpackErr != nil; refused != c.Refused {
+				t.Fatalf("containerd: %v, want refused: %v", unpackErr, c.Refused)
+			}
+			root, err := tartree.Scan(bytes.NewReader(c.Data), tartree.Limits{})
+			if c.Refused && !c.Extra {
+				if err == nil {
+					t.Fatalf("no error; containerd says: %v", unpackErr)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTree(t, root, int64(len(c.Data)))
+			if c.Extra {
+				return
+			}
+			want, err := tartreetest.List(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := tartreetest.Nodes(root, bytes.NewReader(c.Data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range tartreetest.Diff(want, got) {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+// checkTree checks what every tree must hold, whatever the tar.
+func checkTree(t *testing.T, root *index.Node, deviceSize int64) {
+	t.Helper()
+	seen := map[*index.Node]bool{}
+	var visit func(path string, n *index.Node)
+	visit = func(path string, n *index.Node) {
+		if n == nil {
+			t.Fatalf("%q has no node", path)
+		}
+		isDir := n.Mode&unix.S_IFMT == unix.S_IFDIR
+		if seen[n] {
+			if isDir {
+				t.Fatalf("directory %q is in the tree twice", path)
+			}
+			return
+		}
+		seen[n] = true
+		if !isDir && n.Children != nil {
+			t.Fatalf("%q has children and is no directory", path)
+		}
+		if n.Mode&unix.S_IFMT == unix.S_IFLNK && n.Target == "" {
+			t.Fatalf("%q has no target", path)
+		}
+		checkExtents(t, path, n, deviceSize)
+		for name, child := range n.Children {
+			if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+				t.Fatalf("bad name %q in %q", name, path)
+			}
+			visit(path+"/"+name, child)
+		}
+	}
+	visit("", root)
+	if root.Mode != unix.S_IFDIR|0o755 {
+		t.Fatalf("root has mode %o", root.Mode)
+	}
+}
+
+func checkExtents(t *testing.T, path string, n *index.Node, deviceSize int64) {
+	t.Helper()
+	if n.Mode&unix.S_IFMT != unix.S_IFREG && (n.Size != 0 || n.Extents != nil) {
+		t.Fatalf("%q has content and is no file", path)
+	}
+	at := int64(0)
+	for _, e := range n.Extents {
+		end := e.File + e.Size
+		switch {
+		case e.Size <= 0 || e.File < at || end > n.Size || end < e.File:
+			t.Fatalf("%q of %d bytes: extent of %d at %d, behind %d", path, n.Size, e.Size, e.File, at)
+		case e.File%index.BlockSize != 0 || end%index.BlockSize != 0 && end != n.Size:
+			t.Fatalf("%q of %d bytes: extent of %d at %d is not of blocks", path, n.Size, e.Size, e.File)
+		case e.Data != nil && int64(len(e.Data)) != e.Size:
+			t.Fatalf("%q: extent of %d with %d bytes", path, e.Size, len(e.Data))
+		case e.Data == nil && (e.Device%index.BlockSize != 0 || e.Device < 0 || e.Device+e.Size > deviceSize):
+			t.Fatalf("%q: extent of %d at %d in the device of %d", path, e.Size, e.Device, deviceSize)
+		}
+		at = end
+	}
+}
+
+// TestOldSparse reads what containerd refuses, so that the content is known
+// only from the pieces.
+func TestOldSparse(t *testing.T) {
+	pieces := []nastytar.Piece{{Off: 100, Data: "abc"}, {Off: 1024, Data: strings.Repeat("d", 1536)}}
+	for i := range 40 {
+		pieces = append(pieces, nastytar.Piece{Off: int64(i+2) * 4096, Data: strings.Repeat(string(rune('A'+i)), 512)})
+	}
+	want := make([]byte, 200_000)
+	for _, p := range pieces {
+		copy(want[p.Off:], p.Data)
+	}
+	old := scan(t, nastytar.Of(nastytar.SparseOld("f", 200_000, pieces...)))
+	if got := read(t, old, "f"); !bytes.Equal(got, want) {
+		t.Fatal("wrong content")
+	}
+}
+
+type scanned struct {
+	data []byte
+	root *index.Node
+}
+
+func scan(t testing.TB, data []byte) scanned {
+	t.Helper()
+	root, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return scanned{data, root}
+}
+
+func read(t testing.TB, s scanned, name string) []byte {
+	t.Helper()
+	b, err := io.ReadAll(tartreetest.NewReader(s.root.Children[name], bytes.NewReader(s.data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestDigests compares the digests of all files of all tars with their content.
+func TestDigests(t *testing.T) {
+	taken := 0
+	for _, c := range nastytar.Accepted() {
+		s := scan(t, c.Data)
+		var visit func(n *index.Node)
+		visit = func(n *index.Node) {
+			for _, child := range n.Children {
+				visit(child)
+			}
+			if n.Digest == ([32]byte{}) {
+				return
+			}
+			taken++
+			h := sha256.New()
+			if _, err := io.Copy(h, tartreetest.NewReader(n, bytes.NewReader(c.Data))); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(h.Sum(nil), n.Digest[:]) {
+				t.Errorf("%s: wrong digest of a file of %d bytes", c.Name, n.Size)
+			}
+		}
+		visit(s.root)
+	}
+	if taken == 0 {
+		t.Error("no digests")
+	}
+}
+
+func TestDigestWhere(t *testing.T) {
+	data := strings.Repeat("x", tartree.DigestMinSize)
+	s := scan(t, nastytar.Of(
+		nastytar.File("small", data[1:]), nastytar.File("enough", data),
+		nastytar.Sparse10("dense", 10000, nastytar.Piece{Off: 512, Data: data + data}),
+		nastytar.Sparse10("holes", 10000, nastytar.Piece{Off: 512, Data: data}),
+	))
+	for name, want := range map[string]bool{"small": false, "enough": true, "dense": true, "holes": false} {
+		if got := s.root.Children[name].Digest != [32]byte{}; got != want {
+			t.Errorf("%s: has digest: %v, want %v", name, got, want)
+		}
+	}
+	if sum := sha256.Sum256([]byte(data)); s.root.Children["enough"].Digest != sum {
+		t.Error("wrong digest")
+	}
+}
