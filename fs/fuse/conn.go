@@ -50,18 +50,22 @@ type conn struct {
 }
 
 // filesystem is what a connection serves: metadata by go-fuse's interface, and
-// the content of files by node ID.
+// files by node ID.
 type filesystem interface {
 	gofuse.RawFileSystem
+	// file returns the content of a regular file.
+	file(node uint64) (file, error)
+}
 
-	// size returns the length in bytes of a file.
-	size(node uint64) (int64, error)
-	// fill waits until [off, off+n) can be read without waiting, where that
-	// is possible.
-	fill(ctx context.Context, node uint64, off, n int64) error
-	// readAt fills p from off, or fails. [off, off+len(p)) lies within the
-	// file.
-	readAt(ctx context.Context, node uint64, p []byte, off int64) error
+// file is the content of a file. The ranges that it is asked for lie within its
+// size.
+type file interface {
+	size() int64 // bytes
+	// fill waits until [off, off+n) can be read without waiting, as far as
+	// the device can tell.
+	fill(ctx context.Context, off, n int64) error
+	// readAt fills p from off on, or fails.
+	readAt(ctx context.Context, p []byte, off int64) error
 }
 
 // maxIdle is how many goroutines of a connection are kept to wait for requests.

@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"context"
-	"io/fs"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -20,20 +19,11 @@ const (
 	deviceNode = 2
 )
 
-// forever is a timeout for what cannot change, in seconds: 34 years, less than
-// what the kernel's clock ticks can hold.
-const forever = 1 << 30
-
-// sector is the unit in which EROFS counts a device.
-const sector = 512
-
 // MountDevice mounts a directory at dir whose only file, "device", is dev, with
 // zeros to the next multiple of 512 bytes. EROFS mounts it with
 // device=DevicePath.
 func MountDevice(ctx context.Context, dir string, dev Device, o Options) (*Mount, error) {
-	d := &deviceFS{RawFileSystem: gofuse.NewDefaultRawFileSystem(), content: content{dev: dev}}
-	d.filler, _ = dev.(Filler)
-	d.length = (dev.Size() + sector - 1) / sector * sector
+	d := &deviceFS{readOnly: readOnly{gofuse.NewDefaultRawFileSystem()}, dev: newSectors(dev)}
 	// Only the kernel opens the device. ASYNC_DIO: EROFS with directio has
 	// several requests under way for one reader; nobody else does
 	// direct I/O here (see MountTree).
@@ -46,31 +36,13 @@ func MountDevice(ctx context.Context, dir string, dev Device, o Options) (*Mount
 // DevicePath is the path of the device in a device mount.
 func (m *Mount) DevicePath() string { return filepath.Join(m.dir, DeviceName) }
 
-// content reads a Device.
-type content struct {
-	dev    Device
-	filler Filler // dev, if it is one
-}
-
-// fill calls Fill for the part of [off, off+n) that the device has.
-func (c *content) fillAt(ctx context.Context, off, n int64) error {
-	n = min(n, c.dev.Size()-off)
-	if c.filler == nil || n <= 0 {
-		return nil
-	}
-	return c.filler.Fill(ctx, off, n)
-}
-
 // deviceFS is the file system of a device mount.
 type deviceFS struct {
-	gofuse.RawFileSystem // answers ENOSYS to all that is not defined here
-	content
-	length int64 // of the file: the device's, in whole sectors
+	readOnly
+	dev *sectors
 }
 
 var _ filesystem = (*deviceFS)(nil)
-
-func (d *deviceFS) String() string { return Source }
 
 func (d *deviceFS) attr(node uint64, a *gofuse.Attr) gofuse.Status {
 	switch node {
@@ -79,7 +51,7 @@ func (d *deviceFS) attr(node uint64, a *gofuse.Attr) gofuse.Status {
 	case deviceNode:
 		*a = gofuse.Attr{
 			Ino: node, Mode: unix.S_IFREG | 0o400, Nlink: 1, Blksize: blockSize,
-			Size: uint64(d.length), Blocks: uint64(d.length / sector),
+			Size: uint64(d.dev.size()), Blocks: uint64(d.dev.size() / sector),
 		}
 	default:
 		return gofuse.Status(unix.ESTALE)
@@ -101,16 +73,6 @@ func (d *deviceFS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.
 	return d.attr(in.NodeId, &out.Attr)
 }
 
-// Open and OpenDir answer ENOSYS: the kernel then opens by itself, and
-// never asks again.
-func (d *deviceFS) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
-	return gofuse.ENOSYS
-}
-
-func (d *deviceFS) OpenDir(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
-	return gofuse.ENOSYS
-}
-
 func (d *deviceFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList) gofuse.Status {
 	if in.NodeId != rootNode {
 		return gofuse.ENOTDIR
@@ -129,38 +91,16 @@ func (d *deviceFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEn
 }
 
 func (d *deviceFS) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
-	statfs(out, d.length)
+	statfs(out, d.dev.size())
 	return gofuse.OK
 }
 
-func (d *deviceFS) size(node uint64) (int64, error) {
+func (d *deviceFS) file(node uint64) (file, error) {
 	switch node {
 	case deviceNode:
-		return d.length, nil
+		return d.dev, nil
 	case rootNode:
-		return 0, unix.EISDIR
+		return nil, unix.EISDIR
 	}
-	return 0, fs.ErrNotExist
-}
-
-func (d *deviceFS) fill(ctx context.Context, _ uint64, off, n int64) error {
-	return d.fillAt(ctx, off, n)
-}
-
-func (d *deviceFS) readAt(ctx context.Context, _ uint64, p []byte, off int64) error {
-	n := max(min(int64(len(p)), d.dev.Size()-off), 0)
-	clear(p[n:])
-	if n == 0 {
-		return nil
-	}
-	return d.dev.ReadAt(ctx, p[:n], off)
-}
-
-// blockSize is st_blksize and the unit of statfs.
-const blockSize = 4096
-
-// statfs describes a full, read-only file system of n bytes.
-func statfs(out *gofuse.StatfsOut, n int64) {
-	out.Bsize, out.Frsize, out.NameLen = blockSize, blockSize, 255
-	out.Blocks = uint64((n + blockSize - 1) / blockSize)
+	return nil, unix.ESTALE
 }

@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // errno maps an error of a Device or a tree to what the kernel is told. It is
@@ -24,7 +26,7 @@ func errno(err error) gofuse.Status {
 		return gofuse.EINTR
 	case errors.Is(err, fs.ErrNotExist):
 		return gofuse.ENOENT
-	case errors.Is(err, unix.ENODATA):
+	case errors.Is(err, index.ErrNoXattr):
 		return gofuse.ENODATA
 	case errors.Is(err, unix.ESTALE):
 		return gofuse.Status(unix.ESTALE)

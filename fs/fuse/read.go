@@ -82,23 +82,23 @@ func (c *conn) fetch(r *call) (buf *buffer, err error) {
 			err = fmt.Errorf("read node %d at %d: panic: %v", r.node, r.off, v)
 		}
 	}()
-	size, err := c.fs.size(r.node)
+	f, err := c.fs.file(r.node)
 	if err != nil {
 		return nil, fmt.Errorf("read node %d: %w", r.node, err)
 	}
-	n := min(r.size, size-r.off)
+	n := min(r.size, f.size()-r.off)
 	if r.off < 0 || n <= 0 {
 		return nil, nil
 	}
-	if err := c.fs.fill(r.ctx, r.node, r.off, n); err != nil {
-		return nil, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
+	err = f.fill(r.ctx, r.off, n)
+	if err == nil {
+		buf, err = c.mem.take(r.ctx, int(n))
 	}
-	buf, err = c.mem.take(r.ctx, int(n))
+	if err == nil {
+		err = f.readAt(r.ctx, buf.bytes(), r.off)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
-	}
-	if err := c.fs.readAt(r.ctx, r.node, buf.bytes(), r.off); err != nil {
-		return buf, fmt.Errorf("read node %d at %d, %d bytes: %w", r.node, r.off, n, interrupted(r.ctx, err))
+		return buf, fmt.Errorf("read node %d, %d bytes at %d: %w", r.node, n, r.off, interrupted(r.ctx, err))
 	}
 	return buf, nil
 }
