@@ -33,12 +33,15 @@ const maxLinks = 255
 // inside the root.
 func (t *tree) resolve(p string) (string, error) {
 	if !strings.Contains(p, "..") {
-		p = path.Join("/", p)
-		if plain, err := t.plain(p); plain || err != nil {
-			return p, err
+		clean := path.Join("/", p)
+		if plain, err := t.plain(clean); plain || err != nil {
+			return clean, err
 		}
 	}
-	if len(p) > maxPath {
+	switch {
+	case p == "":
+		return "/", nil
+	case len(p) > maxPath:
 		return "", unix.ENAMETOOLONG
 	}
 	for links := 0; ; {

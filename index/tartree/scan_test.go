@@ -20,38 +20,65 @@ import (
 func TestSameAsContainerd(t *testing.T) {
 	for _, c := range nastytar.All() {
 		t.Run(c.Name, func(t *testing.T) {
-			dir := t.TempDir()
-			unpackErr := tartreetest.Unpack(t.Context(), bytes.NewReader(c.Data), dir)
-			if refused := unpackErr != nil; refused != c.Refused {
-				t.Fatalf("containerd: %v, want refused: %v", unpackErr, c.Refused)
-			}
-			root, err := tartree.Scan(bytes.NewReader(c.Data), tartree.Limits{})
-			if c.Refused && !c.Extra {
-				if err == nil {
-					t.Fatalf("no error; containerd says: %v", unpackErr)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			checkTree(t, root, int64(len(c.Data)))
-			if c.Extra {
-				return
-			}
-			want, err := tartreetest.List(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := tartreetest.Nodes(root, bytes.NewReader(c.Data))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, d := range tartreetest.Diff(want, got) {
-				t.Error(d)
+			refusal := compare(t, c.Data, c.Extra)
+			if refused := refusal != nil; refused != c.Refused {
+				t.Errorf("containerd: %v, want refused: %v", refusal, c.Refused)
 			}
 		})
 	}
+}
+
+// TestSameAsContainerdRandom does so with random tars.
+func TestSameAsContainerdRandom(t *testing.T) {
+	accepted := 0
+	const first, tars = 0, 1000
+	for seed := range uint64(tars) {
+		if compare(t, nastytar.Random(first+seed), false) == nil {
+			accepted++
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", first+seed)
+		}
+	}
+	t.Logf("%d of %d tars accepted", accepted, tars)
+	if accepted < tars/10 {
+		t.Errorf("only %d of %d tars accepted", accepted, tars)
+	}
+}
+
+// compare unpacks and scans a tar and compares the two, and returns why containerd
+// refused it, if it did. Extra: Scan does not refuse it.
+func compare(t *testing.T, data []byte, extra bool) (refusal error) {
+	t.Helper()
+	dir := t.TempDir()
+	refusal = tartreetest.Unpack(t.Context(), bytes.NewReader(data), dir)
+	root, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{})
+	switch {
+	case refusal != nil && !extra:
+		if err == nil {
+			t.Errorf("no error; containerd says: %v", refusal)
+		}
+		return refusal
+	case err != nil:
+		t.Error(err)
+		return refusal
+	}
+	checkTree(t, root, int64(len(data)))
+	if refusal != nil {
+		return refusal
+	}
+	want, err := tartreetest.List(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := tartreetest.Nodes(root, bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range tartreetest.Diff(want, got) {
+		t.Error(d)
+	}
+	return nil
 }
 
 // checkTree checks what every tree must hold, whatever the tar.
