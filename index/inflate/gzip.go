@@ -22,7 +22,6 @@ const (
 	flagExtra     = 1 << 2
 	flagName      = 1 << 3
 	flagComment   = 1 << 4
-	flagReserved  = 0xe0
 )
 
 var (
@@ -35,7 +34,7 @@ var (
 
 // Header returns the length of the gzip header (RFC 1952, 2.3) at the start of
 // src. ErrShort: it may be one, but needs more bytes, of which MaxHeader are
-// enough.
+// enough. Reserved flags are ignored, as compress/gzip does.
 func Header(src []byte) (int, error) {
 	magic := []byte{0x1f, 0x8b, 8}
 	if n := min(len(src), len(magic)); !bytes.Equal(src[:n], magic[:n]) {
@@ -45,9 +44,6 @@ func Header(src []byte) (int, error) {
 		return 0, ErrShort
 	}
 	flags := src[3]
-	if flags&flagReserved != 0 {
-		return 0, ErrHeader
-	}
 	short := ErrShort
 	if len(src) >= MaxHeader {
 		short = ErrHeader

@@ -53,8 +53,11 @@ func checkSame(t *testing.T, src []byte) {
 	t.Helper()
 	want, wantRead, wantErr := reference(src)
 	for _, step := range []struct{ in, out int }{{1 << 30, 1 << 20}, {1000, 777}, {1, 1 << 16}, {1 << 30, 1}} {
-		if step.out == 1 && len(want) > 1<<14 {
-			step.out = 300
+		if step.out == 1 && len(want) > 500 {
+			step.out = 33_000
+		}
+		if step.in == 1 && len(src) > 2000 {
+			step.in = 500
 		}
 		got, read, err := inflate(src, step.in, step.out)
 		if (err != nil) != (wantErr != nil) {
@@ -129,13 +132,14 @@ func samples() map[string][]byte {
 
 func TestLevels(t *testing.T) {
 	for name, data := range samples() {
-		for _, level := range []int{-2, 0, 1, 4, 6, 9} {
-			src := deflate(t, level, data)
-			checkSame(t, append(src, "trailer"...))
-			checkSame(t, src[:len(src)/2])
-			checkSame(t, src[:len(src)-1])
-			_ = name
-		}
+		t.Run(name, func(t *testing.T) {
+			for _, level := range []int{-2, 0, 1, 4, 6, 9} {
+				src := deflate(t, level, data)
+				checkSame(t, append(src, "trailer"...))
+				checkSame(t, src[:len(src)/2])
+				checkSame(t, src[:len(src)-1])
+			}
+		})
 	}
 }
 
