@@ -38,6 +38,11 @@ type Layers interface {
 	// Mount is idempotent, and the same call returns the same directory, after a restart too. The directory's path is
 	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs. An error that wraps
 	// ErrUnavailable says that this layer cannot be served, and why.
+	//
+	// The directories should be short and lie close together: containerd shortens their common part only, to fit all of an
+	// image into one page of mount options. And to map IDs it maps all that is mounted anywhere below the deepest directory
+	// that holds all lower directories, which fails if one mount there cannot be mapped. So other mounts, such as
+	// the FUSE mounts of layers' devices, belong elsewhere.
 	Mount(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error)
 
 	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned for it. Removing

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -127,7 +128,8 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 	if err != nil {
 		return err
 	}
-	info.Labels[recordLabel] = value
+	labels := maps.Clone(info.Labels)
+	labels[recordLabel] = value
 	parent := ""
 	if len(parents) > 0 {
 		parent = parents[0].name
@@ -137,13 +139,18 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent); err != nil {
 			return err
 		}
-		id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(info.Labels))
-		return err
+		if id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(labels)); err != nil {
+			return err
+		}
+		s.restored.done(id) // before anybody sees the snapshot and mounts the layer once more
+		return nil
 	})
 	if err != nil {
+		if id != "" {
+			s.restored.forget(id)
+		}
 		return fmt.Errorf("commit snapshot %s: %w", name, err)
 	}
-	s.restored.done(id)
 	s.fallbacks.clear(req)
 	s.counters.served.Add(1)
 	s.log.InfoContext(ctx, "layer mounted", "ref", r.Ref, "layer", r.Layer, "dir", r.Dir)
