@@ -3,7 +3,6 @@ package index
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"hash/crc32"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -40,7 +39,6 @@ const (
 // Superblock feature bits (erofs_fs.h).
 const (
 	superMagic        = 0xE0F5E1E2
-	compatChecksum    = 0x1
 	compatMtime       = 0x2
 	incompatChunked   = 0x4
 	incompatDevices   = 0x8
@@ -66,9 +64,6 @@ const (
 	modeFIFO    = 0o010000
 	modePerm    = 0o007777
 )
-
-// castagnoli is the polynomial of both checksums: EROFS's and the header's.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Type is the type of a directory entry, as EROFS stores it (FT_* of Linux).
 type Type uint8
@@ -120,11 +115,15 @@ type super struct {
 
 // encode returns the superblock's block: bytes 1024 to 1535 of the file. All
 // else in it is constant, so a reader can compare instead of parsing.
+//
+// It has no checksum (EROFS_FEATURE_COMPAT_SB_CHKSUM): fsck.erofs up to 1.8 at
+// least reads outside of its buffer when it checks one in blocks this small. The
+// digest of the tree in the header covers this block as well.
 func (s super) encode() [BlockSize]byte {
 	var b [BlockSize]byte
 	le := binary.LittleEndian
 	le.PutUint32(b[0:], superMagic)
-	le.PutUint32(b[8:], compatChecksum|compatMtime)
+	le.PutUint32(b[8:], compatMtime)
 	b[12] = blockBits
 	le.PutUint16(b[14:], rootNid)
 	le.PutUint64(b[16:], s.inodes)
@@ -137,9 +136,6 @@ func (s super) encode() [BlockSize]byte {
 	slot := b[slotOffset-superOffset:]
 	copy(slot[:64], s.diffID.Encoded())
 	le.PutUint32(slot[64:], s.deviceBlocks)
-	// crc32c of the block from the superblock on with this field zero, as the
-	// kernel counts it: without the final inversion.
-	le.PutUint32(b[4:], ^crc32.Checksum(b[:], castagnoli))
 	return b
 }
 

@@ -83,6 +83,9 @@ type section struct {
 	sum [sha256.Size]byte
 }
 
+// castagnoli is the polynomial of the header's checksum.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
 // fileHeader is the decoded header.
 type fileHeader struct {
 	Header

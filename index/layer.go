@@ -73,6 +73,9 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 // Header returns the names and sizes of the layer.
 func (l *Layer) Header() Header { return l.header.Header }
 
+// Inodes returns the number of files that the tree says it has.
+func (l *Layer) Inodes() int64 { return int64(l.inodes) }
+
 // Tree returns the layer's tree.
 func (l *Layer) Tree() *Tree { return &l.tree }
 
