@@ -115,7 +115,7 @@ func (c *cutter) advance(device int64) *candidate {
 	switch {
 	case c.best == nil || device == c.best.device:
 		return nil
-	case c.best.member && device-c.start < c.size:
+	case c.best.member && device-c.start <= c.size:
 		return nil
 	case !c.best.member && (len(c.live) > 0 || device-c.start < maxSpan(c.size)):
 		return nil
