@@ -263,3 +263,36 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// TreesSize returns the size of the trees blob at the start of r, which has size
+// bytes in all: of a file that holds the trees blob and behind it the windows blob.
+func TreesSize(r io.ReaderAt, size int64) (int64, error) {
+	var head [bundleHeader]byte
+	if size < bundleHeader {
+		return 0, corrupt("bundle of %d bytes", size)
+	}
+	if err := readFull(r, head[:], 0); err != nil {
+		return 0, err
+	}
+	if string(head[:8]) != bundleMagic {
+		return 0, corrupt("not a bundle")
+	}
+	le := binary.LittleEndian
+	count := int64(le.Uint32(head[12:]))
+	if count == 0 {
+		return bundleHeader, nil
+	}
+	at := bundleHeader + (count-1)*bundleRecord
+	if at > size-bundleRecord {
+		return 0, corrupt("%d layers in a bundle of %d bytes", count, size)
+	}
+	var last [bundleRecord]byte
+	if err := readFull(r, last[:], at); err != nil {
+		return 0, err
+	}
+	off, n := int64(le.Uint64(last[200:])), int64(le.Uint64(last[208:]))
+	if off < 0 || n < 0 || off > size || n > size-off {
+		return 0, corrupt("frame at %d+%d in a bundle of %d bytes", off, n, size)
+	}
+	return off + n, nil
+}

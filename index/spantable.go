@@ -47,14 +47,14 @@ func (s Spans) check(h *Header) error {
 		if p.Device != device {
 			return fmt.Errorf("span %d begins at device offset %d, not %d", i, p.Device, device)
 		}
+		if p.Bit > 0 && i > 0 {
+			blob-- // the byte that holds the end of the span before
+		}
 		if p.Blob < blob {
 			return fmt.Errorf("span %d begins at blob offset %d, before %d", i, p.Blob, blob)
 		}
 		device += p.Size
 		blob = p.Blob + p.BlobSize
-		if p.Codec == Deflate && blob > 0 {
-			blob-- // the next one may share the last byte
-		}
 	}
 	if device != h.DeviceSize {
 		return fmt.Errorf("spans cover %d bytes of a device of %d", device, h.DeviceSize)

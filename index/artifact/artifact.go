@@ -51,35 +51,23 @@ func New(trees digest.Digest, treesSize int64, windows digest.Digest, windowsSiz
 	}
 }
 
-// Manifest returns the artifact's manifest for the image manifest subject, and
-// the descriptor of it with the annotations that a list of referrers shows.
-// Equal arguments give equal bytes.
-func (x Index) Manifest(subject ocispec.Descriptor) ([]byte, ocispec.Descriptor, error) {
-	annotations := map[string]string{
-		annotationTreesDigest:   x.Trees.Digest.String(),
-		annotationTreesSize:     strconv.FormatInt(x.Trees.Size, 10),
-		annotationWindowsDigest: x.Windows.Digest.String(),
-		annotationWindowsSize:   strconv.FormatInt(x.Windows.Size, 10),
-	}
-	b, err := json.Marshal(ocispec.Manifest{
+// Manifest returns the artifact's manifest for the image manifest subject. Equal
+// arguments give equal manifests.
+func (x Index) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
+	return ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageManifest,
 		ArtifactType: Type,
 		Config:       ocispec.DescriptorEmptyJSON,
 		Layers:       []ocispec.Descriptor{x.Trees, x.Windows},
 		Subject:      &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
-		Annotations:  annotations,
-	})
-	if err != nil {
-		return nil, ocispec.Descriptor{}, fmt.Errorf("encode index manifest: %w", err)
+		Annotations: map[string]string{
+			annotationTreesDigest:   x.Trees.Digest.String(),
+			annotationTreesSize:     strconv.FormatInt(x.Trees.Size, 10),
+			annotationWindowsDigest: x.Windows.Digest.String(),
+			annotationWindowsSize:   strconv.FormatInt(x.Windows.Size, 10),
+		},
 	}
-	return b, ocispec.Descriptor{
-		MediaType:    ocispec.MediaTypeImageManifest,
-		ArtifactType: Type,
-		Digest:       digest.FromBytes(b),
-		Size:         int64(len(b)),
-		Annotations:  annotations,
-	}, nil
 }
 
 // FromReferrer returns the index that an entry of a list of referrers

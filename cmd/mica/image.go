@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote"
+	"github.com/mica-snapshotter/mica/remote/creds"
+	"github.com/mica-snapshotter/mica/remote/layout"
+)
+
+// image is where an image and its index lie: a registry or an OCI layout.
+type image interface {
+	Ref() string
+	Resolve(ctx context.Context) (ocispec.Descriptor, error)
+	Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
+	FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error)
+	Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error)
+	Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
+	PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error
+	PushReferrer(ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest) (ocispec.Descriptor, error)
+}
+
+var (
+	_ image = (*remote.Image)(nil)
+	_ image = (*layout.Image)(nil)
+)
+
+// registryFlags are the flags of all verbs that talk to registries.
+type registryFlags struct {
+	hostsDir string
+}
+
+func (f *registryFlags) client() (*remote.Client, error) {
+	return remote.New(remote.Config{
+		ConfigPath:  f.hostsDir,
+		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
+		UserAgent:   "mica/" + version,
+	})
+}
+
+// open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME), an
+// image at a registry otherwise.
+func (f *registryFlags) open(name string) (image, error) {
+	if dir, image, ok := layoutName(name); ok {
+		l, err := layout.Open(dir)
+		if err != nil {
+			return nil, err
+		}
+		return l.Image(image), nil
+	}
+	ref, err := normalise(name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := f.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Image(ref)
+}
+
+// layoutName splits the name of an image in an OCI layout.
+func layoutName(name string) (dir, image string, ok bool) {
+	isLayout := func(dir string) bool {
+		_, err := os.Stat(filepath.Join(dir, ocispec.ImageLayoutFile))
+		return err == nil
+	}
+	if isLayout(name) {
+		return name, "", true
+	}
+	if i := strings.LastIndexByte(name, ':'); i > 0 && isLayout(name[:i]) {
+		return name[:i], name[i+1:], true
+	}
+	return "", "", false
+}
+
+// normalise completes a reference as docker does: "python" is docker.io/library/python:latest.
+func normalise(name string) (string, error) {
+	r, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return "", fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG), or give the folder of an OCI layout", name, err)
+	}
+	return r.String(), nil
+}
+
+// imageManifest is the manifest of an image for one platform.
+type imageManifest struct {
+	desc     ocispec.Descriptor
+	platform string
+	manifest ocispec.Manifest
+}
+
+// manifests returns the image's manifests for the wanted platforms. An image that is not an
+// index has one, whatever is wanted.
+func manifests(ctx context.Context, im image, want []string) ([]imageManifest, error) {
+	d, err := im.Resolve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !images.IsIndexType(d.MediaType) {
+		m, err := readManifest(ctx, im, d, "")
+		return []imageManifest{m}, err
+	}
+	b, err := im.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	var list ocispec.Index
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("index of %s: %w", im.Ref(), err)
+	}
+	var all []imageManifest
+	for _, p := range want {
+		chosen, err := choose(list.Manifests, p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", im.Ref(), err)
+		}
+		m, err := readManifest(ctx, im, chosen, p)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// choose returns the manifest that fits a platform best.
+func choose(list []ocispec.Descriptor, want string) (ocispec.Descriptor, error) {
+	p, err := platforms.Parse(want)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("--platform %q: %w", want, err)
+	}
+	matcher := platforms.Only(p)
+	var best *ocispec.Descriptor
+	var offered []string
+	for i := range list {
+		d := &list[i]
+		if d.Platform == nil || !images.IsManifestType(d.MediaType) {
+			continue
+		}
+		offered = append(offered, platforms.Format(*d.Platform))
+		if matcher.Match(*d.Platform) && (best == nil || matcher.Less(*d.Platform, *best.Platform)) {
+			best = d
+		}
+	}
+	if best == nil {
+		return ocispec.Descriptor{}, fmt.Errorf("no manifest for platform %s; there are %s (choose with --platform)", want, strings.Join(offered, ", "))
+	}
+	return *best, nil
+}
+
+func readManifest(ctx context.Context, im image, d ocispec.Descriptor, platform string) (imageManifest, error) {
+	b, err := im.Manifest(ctx, d)
+	if err != nil {
+		return imageManifest{}, err
+	}
+	m := imageManifest{desc: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(b))}, platform: platform}
+	if err := json.Unmarshal(b, &m.manifest); err != nil {
+		return imageManifest{}, fmt.Errorf("manifest %s of %s: %w", d.Digest, im.Ref(), err)
+	}
+	if len(m.manifest.Layers) == 0 {
+		return imageManifest{}, errors.New(im.Ref() + " has no layers: it is not a container image")
+	}
+	return m, nil
+}

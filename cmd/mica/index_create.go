@@ -1,0 +1,312 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/targz"
+	"github.com/mica-snapshotter/mica/remote/layout"
+)
+
+// indexCreate is one run of `mica index create`.
+type indexCreate struct {
+	registry  registryFlags
+	push      bool
+	output    string
+	platforms []string
+	out       io.Writer
+	bars      *progress
+}
+
+func indexCreateCommand() *cobra.Command {
+	c := &indexCreate{}
+	cmd := &cobra.Command{
+		Use:   "create [flags] REF|DIR[:NAME]",
+		Short: "Make the index of an image",
+		Long: `Reads the layers of an image, at a registry or in the folder of an OCI layout,
+and makes the index with which Mica starts containers before the layers arrive.
+The image itself is not changed.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c.out, c.bars = cmd.OutOrStdout(), newProgress(os.Stderr)
+			return c.run(cmd.Context(), args[0])
+		},
+	}
+	cmd.Flags().BoolVar(&c.push, "push", false, "store the index beside the image, where micad finds it")
+	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
+	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
+	c.registry.add(cmd)
+	return cmd
+}
+
+func (f *registryFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "/etc/containerd/certs.d", "registry hosts configuration, as containerd's config_path")
+}
+
+func (c *indexCreate) run(ctx context.Context, name string) error {
+	if !c.push && c.output == "" {
+		return errors.New("nowhere to put the index: give --push to store it beside the image, or -o FILE")
+	}
+	im, err := c.registry.open(name)
+	if err != nil {
+		return err
+	}
+	list, err := manifests(ctx, im, c.platforms)
+	if err != nil {
+		return err
+	}
+	if len(list) > 1 && c.output != "" && !c.toFolder() {
+		return fmt.Errorf("-o %s: a file holds the index of one platform; name one with --platform, or give a folder", c.output)
+	}
+	for _, m := range list {
+		if err := c.one(ctx, im, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *indexCreate) toFolder() bool {
+	st, err := os.Stat(c.output)
+	return strings.HasSuffix(c.output, "/") || err == nil && st.IsDir()
+}
+
+// one makes the index for one manifest and puts it where the user wants it.
+func (c *indexCreate) one(ctx context.Context, im image, m imageManifest) error {
+	dir, err := os.MkdirTemp("", "mica-index-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b, err := c.build(ctx, im, m, dir)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	if c.push {
+		if err := b.store(ctx, im, m.desc); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.output == "":
+	case c.toFolder():
+		l, err := layout.Create(strings.TrimSuffix(c.output, "/"))
+		if err != nil {
+			return err
+		}
+		if err := b.store(ctx, l.Image(""), m.desc); err != nil {
+			return err
+		}
+	default:
+		if err := b.writeFile(c.output); err != nil {
+			return err
+		}
+	}
+	return b.report(c.out, im.Ref(), m)
+}
+
+// built is an image's index in two temporary files.
+type built struct {
+	trees, windows       *os.File
+	treesSum, windowsSum digest.Digest
+	treesLen, windowsLen int64
+	layers               int
+	skipped              []string
+}
+
+// build scans the image's layers, as many at once as there are cores for.
+func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir string) (*built, error) {
+	scanned := make([]*scannedLayer, len(m.manifest.Layers))
+	defer func() {
+		for _, s := range scanned {
+			s.close()
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(runtime.GOMAXPROCS(0)/2, 1))
+	for i, l := range m.manifest.Layers {
+		bar := c.bars.add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.manifest.Layers), short(l.Digest.String())), l.Size)
+		g.Go(func() (err error) {
+			defer bar.done()
+			scanned[i], err = scanLayer(ctx, im, l, dir, bar)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	b := &built{}
+	var in []index.BundleInput
+	for _, s := range scanned {
+		if s.skipped != "" {
+			b.skipped = append(b.skipped, s.skipped)
+			continue
+		}
+		in = append(in, s.input())
+	}
+	if len(in) == 0 {
+		return nil, fmt.Errorf("no layer of %s can be indexed: %s", im.Ref(), strings.Join(b.skipped, "; "))
+	}
+	b.layers = len(in)
+	return b, b.write(dir, in)
+}
+
+// scannedLayer is one layer's index in two temporary files.
+type scannedLayer struct {
+	index, windows *os.File
+	size           int64
+	skipped        string // why there is none
+}
+
+func (s *scannedLayer) close() {
+	if s != nil && s.index != nil {
+		s.index.Close()
+		s.windows.Close()
+	}
+}
+
+func (s *scannedLayer) input() index.BundleInput {
+	return index.BundleInput{Index: s.index, Size: s.size, Windows: io.NewSectionReader(s.windows, 0, 1<<62)}
+}
+
+func scanLayer(ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar) (*scannedLayer, error) {
+	body, err := im.Open(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	s := &scannedLayer{}
+	if s.index, err = os.CreateTemp(dir, "index-"); err != nil {
+		return nil, err
+	}
+	if s.windows, err = os.CreateTemp(dir, "windows-"); err != nil {
+		return nil, errors.Join(err, s.index.Close())
+	}
+	draft, err := targz.Scan(ctx, bar.reader(body), targz.Options{Windows: s.windows})
+	if errors.Is(err, targz.ErrNotIndexable) && ctx.Err() == nil {
+		s.close()
+		return &scannedLayer{skipped: fmt.Sprintf("layer %s: %v", l.Digest, err)}, nil
+	}
+	if err == nil && draft.Layer != l.Digest {
+		err = fmt.Errorf("its bytes have digest %s", draft.Layer)
+	}
+	if err == nil {
+		s.size, err = index.Write(s.index, draft)
+	}
+	if err == nil {
+		_, err = index.WriteDigests(s.windows, draft)
+	}
+	if err != nil {
+		s.close()
+		return nil, fmt.Errorf("layer %s of %s: %w", l.Digest, im.Ref(), err)
+	}
+	return s, nil
+}
+
+// write makes the bundle's two blobs.
+func (b *built) write(dir string, in []index.BundleInput) (err error) {
+	if b.trees, err = os.CreateTemp(dir, "trees-"); err != nil {
+		return err
+	}
+	if b.windows, err = os.CreateTemp(dir, "windows-"); err != nil {
+		return err
+	}
+	trees, windows := digest.Canonical.Digester(), digest.Canonical.Digester()
+	if err := index.WriteBundle(io.MultiWriter(b.trees, trees.Hash()), io.MultiWriter(b.windows, windows.Hash()), in); err != nil {
+		return err
+	}
+	b.treesSum, b.windowsSum = trees.Digest(), windows.Digest()
+	if b.treesLen, err = b.trees.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	b.windowsLen, err = b.windows.Seek(0, io.SeekEnd)
+	return err
+}
+
+func (b *built) close() {
+	b.trees.Close()
+	b.windows.Close()
+}
+
+// store puts the index beside an image, as an artifact whose subject is the image's manifest.
+func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor) error {
+	x := artifact.New(b.treesSum, b.treesLen, b.windowsSum, b.windowsLen)
+	blobs := []struct {
+		d ocispec.Descriptor
+		r io.ReadSeeker
+	}{
+		{x.Trees, b.trees},
+		{x.Windows, b.windows},
+		{ocispec.DescriptorEmptyJSON, strings.NewReader(string(ocispec.DescriptorEmptyJSON.Data))},
+	}
+	for _, blob := range blobs {
+		if err := im.PushBlob(ctx, blob.d, blob.r); err != nil {
+			return err
+		}
+	}
+	_, err := im.PushReferrer(ctx, subject, x.Manifest(subject))
+	return err
+}
+
+// writeFile writes the two blobs behind each other, and replaces path when they are whole.
+func (b *built) writeFile(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".mica-index-")
+	if err != nil {
+		return err
+	}
+	for _, from := range []*os.File{b.trees, b.windows} {
+		if err == nil {
+			_, err = from.Seek(0, io.SeekStart)
+		}
+		if err == nil {
+			_, err = io.Copy(f, from)
+		}
+	}
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// report tells what was made.
+func (b *built) report(w io.Writer, ref string, m imageManifest) error {
+	var total int64
+	for _, l := range m.manifest.Layers {
+		total += l.Size
+	}
+	for _, s := range b.skipped {
+		fmt.Fprintln(os.Stderr, "mica: not indexed, it will be downloaded whole:", s)
+	}
+	platform := ""
+	if m.platform != "" {
+		platform = " (" + m.platform + ")"
+	}
+	size := b.treesLen + b.windowsLen
+	_, err := fmt.Fprintf(w, "%s%s: index of %d layers, %s (%.2f%% of %s), of which %s before a container starts\n",
+		ref, platform, b.layers, bytesText(size), 100*float64(size)/float64(max(total, 1)), bytesText(total), bytesText(b.treesLen))
+	return err
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/artifact"
+)
+
+// maxTrees bounds the trees blob that inspect keeps in memory, bytes.
+const maxTrees = 256 << 20
+
+func indexInspectCommand() *cobra.Command {
+	var registry registryFlags
+	var platform string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect [flags] REF|DIR[:NAME]|FILE",
+		Short: "Show what an index holds",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := inspect(cmd.Context(), &registry, args[0], platform)
+			if err != nil {
+				return err
+			}
+			return r.print(cmd.OutOrStdout(), asJSON)
+		},
+	}
+	registry.add(cmd)
+	cmd.Flags().StringVar(&platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// inspection is what `mica index inspect --json` prints. Sizes are bytes.
+type inspection struct {
+	Source  string           `json:"source"`
+	Digest  digest.Digest    `json:"digest,omitempty"` // of the artifact; none for a file
+	Trees   int64            `json:"trees_size"`
+	Windows int64            `json:"windows_size"`
+	Layers  []inspectedLayer `json:"layers"`
+}
+
+type inspectedLayer struct {
+	Layer      digest.Digest `json:"layer"`
+	DiffID     digest.Digest `json:"diff_id"`
+	LayerSize  int64         `json:"layer_size"`
+	DeviceSize int64         `json:"uncompressed_size"`
+	Files      int64         `json:"files"`
+	Spans      int           `json:"spans"`
+	Tree       int64         `json:"tree_size"`    // of the EROFS image
+	Packed     int64         `json:"packed_size"`  // of tree and span table in the trees blob
+	Windows    int64         `json:"windows_size"` // of the windows in the windows blob
+	Digests    int64         `json:"digests_size"` // of the files' digests in the windows blob
+}
+
+func inspect(ctx context.Context, registry *registryFlags, name, platform string) (*inspection, error) {
+	st, err := os.Stat(name)
+	if err == nil && st.Mode().IsRegular() {
+		return inspectFile(name, st.Size())
+	}
+	im, err := registry.open(name)
+	if err != nil {
+		return nil, err
+	}
+	list, err := manifests(ctx, im, []string{platform})
+	if err != nil {
+		return nil, err
+	}
+	refs, err := im.Referrers(ctx, list[0].desc.Digest, artifact.Type)
+	if err != nil {
+		return nil, err
+	}
+	if len(refs) == 0 {
+		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`", im.Ref(), name)
+	}
+	return inspectReferrer(ctx, im, refs[0])
+}
+
+func inspectReferrer(ctx context.Context, im image, d ocispec.Descriptor) (*inspection, error) {
+	m, err := im.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	x, err := artifact.Parse(m)
+	if err != nil {
+		return nil, err
+	}
+	trees, err := im.FetchBlob(ctx, x.Trees, maxTrees)
+	if err != nil {
+		return nil, err
+	}
+	b, err := index.OpenBundle(bytes.NewReader(trees), int64(len(trees)), index.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size, Windows: x.Windows.Size}
+	return r, r.add(b)
+}
+
+// inspectFile reads a file that index create -o has made: the trees blob, then the windows blob.
+func inspectFile(name string, size int64) (*inspection, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	trees, err := index.TreesSize(f, size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	b, err := index.OpenBundle(f, trees, index.Limits{})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	r := &inspection{Source: name, Trees: trees, Windows: size - trees}
+	return r, r.add(b)
+}
+
+func (r *inspection) add(b *index.Bundle) error {
+	for _, l := range b.Layers() {
+		one := inspectedLayer{
+			Layer: l.Layer, DiffID: l.DiffID, LayerSize: l.LayerSize, DeviceSize: l.DeviceSize,
+			Packed: l.Frame.Size, Windows: l.Windows.Size, Digests: l.Digests.Size,
+		}
+		if err := one.open(b); err != nil {
+			return err
+		}
+		r.Layers = append(r.Layers, one)
+	}
+	return nil
+}
+
+// open reads from the layer's index what the bundle's table does not tell.
+func (l *inspectedLayer) open(b *index.Bundle) (err error) {
+	f, err := os.CreateTemp("", "mica-inspect-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := os.Remove(f.Name()); err != nil {
+		return err
+	}
+	if err := b.Extract(l.Layer, f); err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	x, err := index.Open(f, st.Size())
+	if err != nil {
+		return err
+	}
+	spans, err := x.Spans()
+	if err != nil {
+		return err
+	}
+	l.Files, l.Spans, l.Tree = x.Inodes(), len(spans), x.TreeSize()
+	return nil
+}
+
+func (r *inspection) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
+	}
+	fmt.Fprintf(w, "index of %s\n", r.Source)
+	if r.Digest != "" {
+		fmt.Fprintf(w, "digest %s\n", r.Digest)
+	}
+	fmt.Fprintf(w, "before a container starts: %s; with the data: %s\n\n", bytesText(r.Trees), bytesText(r.Windows))
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "LAYER\tCOMPRESSED\tTAR\tFILES\tSPANS\tTREE\tPACKED\tWINDOWS\tINDEX/LAYER\t")
+	for _, l := range r.Layers {
+		share := 100 * float64(l.Packed+l.Windows+l.Digests) / float64(max(l.LayerSize, 1))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", short(l.Layer.String()), bytesText(l.LayerSize), bytesText(l.DeviceSize),
+			l.Files, l.Spans, bytesText(l.Tree), bytesText(l.Packed), bytesText(l.Windows), share)
+	}
+	return t.Flush()
+}

@@ -1,0 +1,43 @@
+// Command mica makes and inspects indexes, mounts images, and tells what micad
+// does. Each verb has a file of its own.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// defaultAddress is micad's socket.
+const defaultAddress = "/run/micad/micad.sock"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "mica:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "mica",
+		Short:         "Start containers before their image has arrived",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	index := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
+	index.AddCommand(indexCreateCommand(), indexInspectCommand())
+	root.AddCommand(index, mountCommand(), psCommand())
+	return root
+}

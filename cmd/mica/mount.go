@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/mountinfo"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// mountPoll is how often mica mount looks whether somebody else has unmounted.
+const mountPoll = 500 * time.Millisecond
+
+// imageMount is one run of `mica mount`.
+type imageMount struct {
+	registry registryFlags
+	mode     string
+	root     string
+	platform string
+	out      io.Writer
+}
+
+func mountCommand() *cobra.Command {
+	m := &imageMount{}
+	cmd := &cobra.Command{
+		Use:   "mount [flags] REF DIR",
+		Short: "Mount an image's root filesystem, lazily and read-only",
+		Long: `Mounts the root filesystem of an image at DIR, without containerd: what is read
+comes from the registry at that moment, where the image has an index. Serves
+until it is interrupted or DIR is unmounted.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m.out = cmd.OutOrStdout()
+			return m.run(cmd.Context(), args[0], args[1])
+		},
+	}
+	m.registry.add(cmd)
+	cmd.Flags().StringVar(&m.mode, "mode", string(fs.Auto), "auto, erofs, fuse or local (downloads first)")
+	cmd.Flags().StringVar(&m.root, "root", "", "folder to keep layers in for the next time (default: a temporary one)")
+	cmd.Flags().StringVar(&m.platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+	return cmd
+}
+
+func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("mounting needs root: run it with sudo")
+	}
+	mode, err := fs.ParseMode(m.mode)
+	if err != nil {
+		return err
+	}
+	if dir, err = mountPoint(dir); err != nil {
+		return err
+	}
+	root, err := m.folder()
+	if err != nil {
+		return err
+	}
+	if m.root == "" {
+		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
+	}
+	ref, err := normalise(name)
+	if err != nil {
+		return err
+	}
+	client, err := m.registry.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	table, err := fs.Open(ctx, fs.Options{
+		Root: root, Remote: client, Mode: mode,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, table.Close()) }()
+	layers, err := m.layers(ctx, client, ref)
+	if err != nil {
+		return err
+	}
+	return m.serve(ctx, table, layers, root, dir)
+}
+
+// mountPoint checks that dir can be mounted on and returns its absolute path.
+func mountPoint(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return "", fmt.Errorf("mount point: %w: make the folder first", err)
+	}
+	if !st.IsDir() {
+		return "", fmt.Errorf("mount point %s is no folder", dir)
+	}
+	return dir, nil
+}
+
+// folder is where layers are kept.
+func (m *imageMount) folder() (string, error) {
+	if m.root == "" {
+		return os.MkdirTemp("", "mica-mount-")
+	}
+	if err := os.MkdirAll(m.root, 0o700); err != nil {
+		return "", err
+	}
+	return filepath.Abs(m.root)
+}
+
+// layers returns what the table has to be asked for, lowest layer first.
+func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref string) ([]fs.Layer, error) {
+	im, err := client.Image(ref)
+	if err != nil {
+		return nil, err
+	}
+	list, err := manifests(ctx, im, []string{m.platform})
+	if err != nil {
+		return nil, err
+	}
+	manifest := list[0]
+	b, err := im.FetchBlob(ctx, manifest.manifest.Config, remote.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(b, &config); err != nil {
+		return nil, fmt.Errorf("configuration of %s: %w", ref, err)
+	}
+	blobs := manifest.manifest.Layers
+	if len(config.RootFS.DiffIDs) != len(blobs) {
+		return nil, fmt.Errorf("%s is damaged: its manifest names %d layers, its configuration %d", ref, len(blobs), len(config.RootFS.DiffIDs))
+	}
+	var digests []digest.Digest
+	for _, l := range blobs {
+		digests = append(digests, l.Digest)
+	}
+	layers := make([]fs.Layer, len(blobs))
+	for i := range blobs {
+		layers[i] = fs.Layer{Ref: ref, Manifest: manifest.desc.Digest, Digest: digests[i], DiffID: config.RootFS.DiffIDs[i], Image: digests[i:]}
+	}
+	return layers, nil
+}
+
+// serve mounts the layers and an overlay of them, and waits for the end.
+func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Layer, root, dir string) (err error) {
+	empty := filepath.Join(root, "empty")
+	if err := os.MkdirAll(empty, 0o755); err != nil {
+		return err
+	}
+	var below []fs.Below // topmost first
+	for _, l := range layers {
+		mounted, err := table.Mount(ctx, l, below)
+		if err != nil {
+			return err
+		}
+		if mounted.DiffID != l.DiffID {
+			return fmt.Errorf("layer %s: its index describes a tar of digest %s, the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
+		}
+		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
+		defer func() { err = errors.Join(err, table.Unmount(l.Digest)) }()
+	}
+	if err := mountOverlay(below, empty, dir); err != nil {
+		return err
+	}
+	defer func() {
+		if e := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); e != nil && !errors.Is(e, unix.EINVAL) {
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", dir, e))
+		}
+	}()
+	fmt.Fprintf(m.out, "%s: mounted at %s\n", layers[0].Ref, dir)
+	return waitUnmounted(ctx, dir)
+}
+
+// mountOverlay shows the layers as one. empty is a folder without files, since overlayfs wants two
+// layers at the least.
+func mountOverlay(below []fs.Below, empty, dir string) error {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	defer unix.Close(fd)
+	var lower []string
+	for _, b := range below {
+		lower = append(lower, b.Dir)
+	}
+	// One by one (Linux 6.8): a string of all of them is limited to 255 bytes here.
+	for _, l := range append(lower, empty) {
+		if err := unix.FsconfigSetString(fd, "lowerdir+", l); err != nil {
+			return fmt.Errorf("overlay of %d layers: %w", len(below), err)
+		}
+	}
+	if err := unix.FsconfigSetString(fd, "source", "mica"); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return fmt.Errorf("overlay of %d layers: %w", len(below), err)
+	}
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
+	if err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	defer unix.Close(mnt)
+	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount at %s: %w", dir, err)
+	}
+	return nil
+}
+
+// waitUnmounted returns when ctx ends or nothing is mounted at dir any more.
+func waitUnmounted(ctx context.Context, dir string) error {
+	tick := time.NewTicker(mountPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		mount, ok, err := mountinfo.Top(dir)
+		if err != nil {
+			return err
+		}
+		if !ok || mount.Type != "overlay" {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs"
+)
+
+func psCommand() *cobra.Command {
+	var address string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List the layers that micad has mounted",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return ps(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), asJSON)
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", defaultAddress, "micad's socket")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// psOutput is what `mica ps --json` prints.
+type psOutput struct {
+	Layers    []fs.Status      `json:"layers"`
+	Fallbacks []admin.Fallback `json:"fallbacks"`
+}
+
+func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
+	var out psOutput
+	if err := c.Get(ctx, admin.PathLayers, &out.Layers); err != nil {
+		return err
+	}
+	if err := c.Get(ctx, admin.PathFallbacks, &out.Fallbacks); err != nil {
+		return err
+	}
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(out)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "LAYER\tMODE\tPRESENT\tTOTAL\tREQUESTS\tREFERENCE\tLAST ERROR")
+	for _, l := range out.Layers {
+		lastError := l.LastError
+		if lastError != "" {
+			lastError = fmt.Sprintf("%s (%s ago)", lastError, time.Since(l.LastErrorTime).Round(time.Second))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(l.Layer.String()), l.Mode, bytesText(l.Present), bytesText(l.Total),
+			l.Requests, l.Ref, lastError)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(out.Fallbacks) > 0 {
+		fmt.Fprintln(w, "\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
+	}
+	for _, f := range out.Fallbacks {
+		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, short(f.Layer), time.Since(f.Time).Round(time.Second), f.Reason)
+	}
+	return nil
+}
+
+// short cuts a digest to what a person compares: "sha256:" and 12 digits.
+func short(digest string) string {
+	if len(digest) > 19 {
+		return digest[:19]
+	}
+	return digest
+}
+
+// bytesText writes a number of bytes for people, in powers of 1000 as registries do.
+func bytesText(n int64) string {
+	const units = "kMGTPE"
+	if n < 1000 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v := float64(n)
+	unit := -1
+	for v >= 1000 && unit < len(units)-1 {
+		v /= 1000
+		unit++
+	}
+	return fmt.Sprintf("%.1f %cB", v, units[unit])
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Where micad keeps its things unless told otherwise.
+const (
+	defaultConfig  = "/etc/micad/config.toml"
+	defaultRoot    = "/var/lib/micad"
+	defaultAddress = "/run/micad/micad.sock"
+)
+
+// config is micad's configuration file. docs/config.md describes the keys.
+type config struct {
+	Root     string     `toml:"root"`
+	Address  string     `toml:"address"`
+	Mode     string     `toml:"mode"`
+	LogLevel slog.Level `toml:"log_level"`
+	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
+	MetricsAddress string   `toml:"metrics_address"`
+	ReadDeadline   duration `toml:"read_deadline"`
+	PullDeadline   duration `toml:"pull_deadline"`
+	Index          struct {
+		Trust string `toml:"trust"`
+	} `toml:"index"`
+	Remote struct {
+		ConfigPath    string   `toml:"config_path"`
+		DockerConfigs []string `toml:"docker_configs"`
+		Downloads     int      `toml:"max_concurrent_downloads"`
+	} `toml:"remote"`
+}
+
+// duration is a time.Duration written as text ("90s").
+type duration time.Duration
+
+// UnmarshalText parses what time.ParseDuration takes.
+func (d *duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = duration(v)
+	return err
+}
+
+func defaults() config {
+	c := config{
+		Root:         defaultRoot,
+		Address:      defaultAddress,
+		Mode:         "auto",
+		ReadDeadline: duration(5 * time.Minute),
+		PullDeadline: duration(time.Minute),
+	}
+	c.Index.Trust = "repository"
+	c.Remote.ConfigPath = "/etc/containerd/certs.d"
+	c.Remote.Downloads = 4
+	return c
+}
+
+// readConfig reads the file at path over the defaults. A missing file is an
+// error only where the user named it.
+func readConfig(path string, named bool) (config, error) {
+	c := defaults()
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !named {
+		return c, nil
+	}
+	if err != nil {
+		return c, fmt.Errorf("read configuration: %w", err)
+	}
+	d := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := d.Decode(&c); err != nil {
+		var unknown *toml.StrictMissingError
+		if errors.As(err, &unknown) {
+			return c, fmt.Errorf("configuration %s: unknown keys:\n%s", path, unknown.String())
+		}
+		return c, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, c.check(path)
+}
+
+func (c *config) check(path string) error {
+	switch c.Mode {
+	case "auto", "erofs", "fuse", "local":
+	default:
+		return fmt.Errorf(`configuration %s: mode = %q: use "auto", "erofs", "fuse" or "local"`, path, c.Mode)
+	}
+	switch c.Index.Trust {
+	case "repository", "local":
+	default:
+		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path, c.Index.Trust)
+	}
+	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
+		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive durations", path)
+	}
+	if c.Remote.Downloads < 1 {
+		return fmt.Errorf("configuration %s: remote.max_concurrent_downloads must be at least 1", path)
+	}
+	return nil
+}

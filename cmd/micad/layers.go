@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/snapshotter"
+)
+
+// layers gives the snapshotter the table of live layers.
+type layers struct {
+	table *fs.Table
+}
+
+var _ snapshotter.Layers = layers{}
+
+// Mount implements snapshotter.Layers.
+func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []digest.Digest) (snapshotter.Mounted, error) {
+	below := make([]fs.Below, len(want.Lower))
+	for i, dir := range want.Lower {
+		below[i].Dir = dir
+		if i < len(parents) {
+			below[i].Digest = parents[i]
+		}
+	}
+	m, err := l.table.Mount(ctx, fs.Layer{
+		Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID, Image: want.Image,
+	}, below)
+	if err != nil {
+		if isUnavailable(err) {
+			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", snapshotter.ErrUnavailable, err)
+		}
+		return snapshotter.Mounted{}, err
+	}
+	return snapshotter.Mounted{
+		Dir: m.Dir, DiffID: m.DiffID, Usage: snapshots.Usage{Size: m.Size, Inodes: m.Inodes},
+	}, nil
+}
+
+// Remove implements snapshotter.Layers.
+func (l layers) Remove(ctx context.Context, d digest.Digest) error {
+	return l.table.Remove(ctx, d)
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// firstByteTimeout is how long a new connection may stay silent before it is known whether it
+// speaks gRPC or HTTP/1.
+const firstByteTimeout = 10 * time.Second
+
+// listen binds the UNIX socket at path, for root alone. A socket that a dead
+// daemon left is replaced; one that answers is an error.
+func listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, fmt.Errorf("make the socket's folder: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("another micad answers at %s: stop it, or give this one another --address and --root", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the old socket: %w", err)
+	}
+	// The umask is the process's: nothing else makes files this early.
+	old := syscall.Umask(0o177)
+	l, err := net.Listen("unix", path)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
+}
+
+// splitter gives each connection of one listener to the gRPC or the HTTP side,
+// by its first byte: HTTP/2's preface begins with "PRI", and no HTTP/1
+// request to this API with a P.
+type splitter struct {
+	l          net.Listener
+	grpc, http *side
+}
+
+func newSplitter(l net.Listener) *splitter {
+	return &splitter{l: l, grpc: newSide(l.Addr()), http: newSide(l.Addr())}
+}
+
+// Run accepts until ctx ends, then closes the listener and both sides.
+func (s *splitter) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer s.grpc.Close()
+	defer s.http.Close()
+	stop := context.AfterFunc(ctx, func() { s.l.Close() })
+	defer stop()
+	for {
+		c, err := s.l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept on %s: %w", s.l.Addr(), err)
+		}
+		wg.Go(func() { s.route(c) })
+	}
+}
+
+func (s *splitter) route(c net.Conn) {
+	r := bufio.NewReaderSize(c, 16)
+	c.SetReadDeadline(time.Now().Add(firstByteTimeout))
+	first, err := r.Peek(1)
+	if err != nil {
+		c.Close()
+		return
+	}
+	c.SetReadDeadline(time.Time{})
+	to := s.http
+	if first[0] == 'P' {
+		to = s.grpc
+	}
+	to.give(&peekedConn{Conn: c, r: r})
+}
+
+// peekedConn is a connection whose first bytes wait in r.
+type peekedConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (c *peekedConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// side is the listener of one protocol.
+type side struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func newSide(addr net.Addr) *side {
+	return &side{addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+func (s *side) give(c net.Conn) {
+	select {
+	case s.conns <- c:
+	case <-s.closed:
+		c.Close()
+	}
+}
+
+func (s *side) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.conns:
+		return c, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *side) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+func (s *side) Addr() net.Addr { return s.addr }

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mica-snapshotter/mica/fs"
+)
+
+// collector reads the parts' counters whenever it is asked. No label has more than a handful of
+// values: layers and images are not labels.
+type collector struct {
+	d     *daemon
+	descs map[string]*prometheus.Desc
+}
+
+// help returns the metrics: name (without "mica_") and help.
+func help() map[string]string {
+	return map[string]string{
+		"layers":                      "Layers mounted, by mode.",
+		"layer_bytes":                 "Bytes of the mounted layers, uncompressed.",
+		"layer_present_bytes":         "Bytes of the mounted layers that are on this node.",
+		"waiting_reads":               "Reads of containers that wait for a registry now.",
+		"remote_requests_total":       "Requests sent to registries.",
+		"remote_token_requests_total": "Of these, requests for tokens.",
+		"remote_received_bytes_total": "Bytes of blobs and manifests received from registries.",
+		"remote_retries_total":        "Requests sent again after a failure.",
+		"snapshots_served_total":      "Layers served without unpacking since the start.",
+		"snapshots_fallback_total":    "Layers that could not be served, and were left to containerd.",
+		"snapshots_unannotated_total": "Layers that containerd prepared without naming their image.",
+	}
+}
+
+func newCollector(d *daemon) *collector {
+	c := &collector{d: d, descs: map[string]*prometheus.Desc{}}
+	for name, text := range help() {
+		var labels []string
+		if name == "layers" {
+			labels = []string{"mode"}
+		}
+		c.descs[name] = prometheus.NewDesc("mica_"+name, text, labels, nil)
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(name string, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, float64(v), labels...)
+	}
+	counter := func(name string, v int64) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.CounterValue, float64(v))
+	}
+	modes := map[fs.Mode]int64{fs.EROFS: 0, fs.FUSE: 0, fs.Local: 0}
+	var total, present, waiting int64
+	for _, l := range c.d.table.Status() {
+		if l.Mode != "" {
+			modes[l.Mode]++
+		}
+		total += l.Total
+		present += l.Present
+		waiting += l.Waiting
+	}
+	for m, n := range modes {
+		gauge("layers", n, string(m))
+	}
+	gauge("layer_bytes", total)
+	gauge("layer_present_bytes", present)
+	gauge("waiting_reads", waiting)
+	r := c.d.client.Stats()
+	counter("remote_requests_total", int64(r.Requests))
+	counter("remote_token_requests_total", int64(r.TokenRequests))
+	counter("remote_received_bytes_total", int64(r.BytesDown))
+	counter("remote_retries_total", int64(r.Retries))
+	s := c.d.snapshotter.Stats()
+	counter("snapshots_served_total", int64(s.Served))
+	counter("snapshots_fallback_total", int64(s.Fallbacks))
+	counter("snapshots_unannotated_total", int64(s.Unannotated))
+}

@@ -1,0 +1,129 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/artifact"
+)
+
+// maxTrees bounds the trees blob of one image. At 30 bytes a file it has 8 million files.
+const maxTrees = 256 << 20
+
+// bundle is an image's index from the registry. A nil bundle has no layers.
+type bundle struct {
+	*index.Bundle
+	windows ocispec.Descriptor
+}
+
+func (b *bundle) find(d digest.Digest) (index.BundleLayer, bool) {
+	if b != nil {
+		for _, l := range b.Layers() {
+			if l.Layer == d {
+				return l, true
+			}
+		}
+	}
+	return index.BundleLayer{}, false
+}
+
+// windowsOf says where the windows of a layer are.
+func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
+	end := b.windows.Size
+	if r := l.Windows; r.Off > end || r.Size > end-r.Off {
+		return store.Windows{}, fmt.Errorf("%w: windows of layer %s at [%d, +%d) of a blob of %d bytes", index.ErrCorrupt, l.Layer, r.Off, r.Size, end)
+	}
+	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
+}
+
+// findBundle looks for an index among what refers to the image's manifest. An index that is not
+// usable counts as none: the image is then brought as one that was never indexed.
+func (p *pull) findBundle() (*bundle, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+	defer cancel()
+	refs, err := p.image.Referrers(ctx, p.key.manifest, artifact.Type)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range refs {
+		b, err := p.openBundle(ctx, d)
+		if err == nil {
+			return b, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", err)
+	}
+	return nil, nil
+}
+
+// openBundle fetches the trees of the index that a referrer describes.
+func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, error) {
+	x, ok, err := artifact.FromReferrer(d)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		m, err := p.image.Manifest(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		if x, err = artifact.Parse(m); err != nil {
+			return nil, err
+		}
+	}
+	f, err := p.fetchTrees(ctx, x.Trees)
+	if err != nil {
+		return nil, err
+	}
+	b, err := index.OpenBundle(f, x.Trees.Size, index.Limits{})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	// The file has no name; it goes with the last who reads it.
+	context.AfterFunc(p.ctx, func() { f.Close() })
+	return &bundle{Bundle: b, windows: x.Windows}, nil
+}
+
+// fetchTrees fetches the trees blob into a file without a name.
+func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {
+	if d.Size > maxTrees {
+		return nil, fmt.Errorf("trees of %d bytes: at most %d are accepted", d.Size, maxTrees)
+	}
+	f, err := os.CreateTemp(p.t.o.Root, "trees-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if err := p.copyBlob(ctx, f, d); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (p *pull) copyBlob(ctx context.Context, w io.Writer, d ocispec.Descriptor) error {
+	body, err := p.image.Open(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	v := d.Digest.Verifier()
+	if _, err := io.Copy(io.MultiWriter(w, v), body); err != nil {
+		return fmt.Errorf("fetch %s: %w", d.Digest, err)
+	}
+	if !v.Verified() {
+		return fmt.Errorf("blob %s: content has another digest", d.Digest)
+	}
+	return nil
+}

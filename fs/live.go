@@ -1,0 +1,191 @@
+package fs
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// live is a layer of the table that is open: its index, its bytes, its mounts.
+type live struct {
+	t       *Table
+	digest  digest.Digest
+	key     string // names its mount points
+	store   *store.Layer
+	file    *os.File // the index file
+	index   *index.Layer
+	data    *layer.Layer
+	origins *origins
+
+	mu     sync.Mutex // held over mount(2), never over the network
+	closed bool
+	device *fuse.Mount       // erofs mode: the FUSE mount of the device
+	points map[string]*point // by variant
+}
+
+// openLive opens a layer that the store has; the error wraps os.ErrNotExist otherwise.
+func (t *Table) openLive(d digest.Digest) (*live, error) {
+	s, err := t.store.Layer(d)
+	if err != nil {
+		return nil, err
+	}
+	v, err := t.newLive(s)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return v, nil
+}
+
+func (t *Table) newLive(s *store.Layer) (*live, error) {
+	f, err := os.Open(s.IndexPath())
+	if err != nil {
+		return nil, damaged(err)
+	}
+	v := &live{t: t, digest: s.Digest(), key: mountKey(s.Digest()), store: s, file: f, points: map[string]*point{}}
+	if err := v.openIndex(); err != nil {
+		return nil, errors.Join(damaged(err), f.Close())
+	}
+	rec := s.Record()
+	v.origins = &origins{client: t.o.Remote, refs: rec.Refs}
+	o := layer.Options{
+		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
+		Budget:   t.budget,
+		Deadline: t.o.ReadDeadline,
+		Complete: func() { t.goes(v.complete) },
+		Log:      t.log,
+	}
+	if w := rec.Windows; w.Blob != "" {
+		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
+	}
+	v.data = layer.New(v.index, s, o)
+	return v, nil
+}
+
+// device is the layer as the kernel's side sees it: as long as the tar.
+type device struct {
+	*layer.Layer
+	size int64
+}
+
+// Size returns the length of the uncompressed tar.
+func (d device) Size() int64 { return d.size }
+
+func (v *live) bytes() device { return device{v.data, v.index.Header().DeviceSize} }
+
+// openIndex opens the index file and checks that it belongs to what the record says.
+func (v *live) openIndex() error {
+	st, err := v.file.Stat()
+	if err != nil {
+		return err
+	}
+	if v.index, err = index.Open(v.file, st.Size()); err != nil {
+		return err
+	}
+	h, rec := v.index.Header(), v.store.Record()
+	if h.Layer != rec.Layer || h.DiffID != rec.DiffID || h.DeviceSize != rec.DeviceSize {
+		return fmt.Errorf("%w: it is of layer %s", index.ErrCorrupt, h.Layer)
+	}
+	return nil
+}
+
+// damaged makes err say that the layer's folder is of no use.
+func damaged(err error) error { return fmt.Errorf("%w: %w", store.ErrDamaged, err) }
+
+// mountKey names a layer's mount points. It is short, because overlayfs takes all lower
+// directories in one page: 96 bits of the digest, of which an image would have to be made with another's in mind.
+func mountKey(d digest.Digest) string {
+	return d.Encoded()[:24]
+}
+
+// addRef notes an image that brought the layer.
+func (v *live) addRef(ref string) error {
+	if ref == "" || !v.origins.add(ref) {
+		return nil
+	}
+	return v.store.AddRef(ref)
+}
+
+// close unmounts lazy mounts, ends reads, and lets the store's layer go. Mounts of a complete
+// layer stay.
+func (v *live) close() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return nil
+	}
+	v.closed = true
+	var errs []error
+	for _, p := range v.points {
+		errs = append(errs, p.close())
+	}
+	if v.device != nil {
+		errs = append(errs, v.device.Unmount(), v.device.Close())
+	}
+	v.data.Close() // after all that reads it
+	errs = append(errs, v.file.Close(), v.store.Close())
+	return errors.Join(errs...)
+}
+
+// complete checks a layer whose last span has come, and mounts it local over its mount
+// points: containers that start from now on do without the daemon.
+func (v *live) complete(ctx context.Context) {
+	log := v.t.log.With("layer", v.digest)
+	if err := v.store.Mark(store.Complete); err != nil {
+		log.Error("complete layer is not recorded as such", "err", err)
+		return
+	}
+	if err := v.store.VerifyWhole(ctx); err != nil {
+		if ctx.Err() == nil {
+			log.Error("complete layer stays served by micad", "err", err)
+		}
+		return
+	}
+	if err := v.store.Mark(store.Verified); err != nil {
+		log.Error("verified layer is not recorded as such", "err", err)
+		return
+	}
+	log.Info("layer complete", "bytes", v.store.Size())
+	k, err := v.t.kernel()
+	if err != nil || k.complete != Local {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return
+	}
+	for _, p := range v.points {
+		if err := p.mountLocal(v); err != nil {
+			log.Warn("complete layer stays served by micad", "dir", p.dir, "err", err)
+		}
+	}
+}
+
+// clearMounts takes all mounts of a layer out of the file tree, and removes the mount points.
+func (t *Table) clearMounts(d digest.Digest) error {
+	var errs []error
+	for _, name := range []string{mountsName, devicesName} {
+		dirs, err := filepath.Glob(filepath.Join(t.o.Root, name, mountKey(d)+"*"))
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			errs = append(errs, unmount(dir), os.Remove(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// shortHash is 8 hex digits that tell variants of one layer apart.
+func shortHash(sum []byte) string { return hex.EncodeToString(sum[:4]) }

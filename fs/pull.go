@@ -1,0 +1,353 @@
+package fs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// pullIdle is how long a pull goes on for an image of which nobody waits for a layer:
+// between two layers containerd is busy for some milliseconds; after a cancelled pull for ever.
+const pullIdle = 30 * time.Second
+
+// pullKey is what tells pulls apart.
+type pullKey struct {
+	ref      string
+	manifest digest.Digest
+}
+
+// pull brings the layers of one image.
+type pull struct {
+	t     *Table
+	key   pullKey
+	image *remote.Image
+	ctx   context.Context
+	stop  context.CancelFunc
+
+	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
+	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
+
+	waiters int // guarded by Table.mu
+	idle    *time.Timer
+}
+
+// job is the bringing of one layer, for all pulls that want it.
+type job struct {
+	pull *pull
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+// bring waits until the store has the layer.
+func (t *Table) bring(ctx context.Context, l Layer) error {
+	p, err := t.join(pullKey{l.Ref, l.Manifest})
+	if err != nil {
+		return err
+	}
+	defer t.leave(p)
+	for {
+		j := t.job(p, l.Digest)
+		for _, d := range l.Image {
+			t.job(p, d)
+		}
+		select {
+		case <-j.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if j.err == nil || j.pull == p {
+			return j.err
+		}
+		// The layer failed for another image, whose registry may lack it or
+		// refuse it. Ours may not.
+	}
+}
+
+// join returns the pull of an image, a new one if none is under way.
+func (t *Table) join(key pullKey) (*pull, error) {
+	image, err := t.o.Remote.Image(key.ref)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.pulls[key]
+	if p == nil {
+		p = &pull{t: t, key: key, image: image}
+		p.ctx, p.stop = context.WithCancel(t.ctx)
+		p.bundle = sync.OnceValues(p.findBundle)
+		p.manifest = sync.OnceValues(p.fetchManifest)
+		t.pulls[key] = p
+	}
+	p.waiters++
+	if p.idle != nil {
+		p.idle.Stop()
+		p.idle = nil
+	}
+	return p, nil
+}
+
+// leave ends a pull that nobody joins again soon.
+func (t *Table) leave(p *pull) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.waiters--; p.waiters > 0 {
+		return
+	}
+	p.idle = time.AfterFunc(pullIdle, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if p.waiters > 0 {
+			return
+		}
+		if t.pulls[p.key] == p {
+			delete(t.pulls, p.key)
+		}
+		p.stop()
+	})
+}
+
+// drop makes later calls begin anew where a pull has failed.
+func (t *Table) drop(p *pull) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.pulls[p.key] == p {
+		delete(t.pulls, p.key)
+	}
+}
+
+// job returns the job for a layer, started by p if nobody has.
+func (t *Table) job(p *pull, d digest.Digest) *job {
+	t.mu.Lock()
+	j := t.jobs[d]
+	if j != nil {
+		t.mu.Unlock()
+		return j
+	}
+	j = &job{pull: p, done: make(chan struct{})}
+	t.jobs[d] = j
+	t.mu.Unlock()
+	end := func(err error) {
+		j.err = err
+		t.mu.Lock()
+		delete(t.jobs, d)
+		t.mu.Unlock()
+		close(j.done)
+		if err != nil {
+			t.drop(p)
+		}
+	}
+	if !t.goes(func(context.Context) { end(p.bring(d)) }) {
+		end(errors.New("micad is stopping"))
+	}
+	return j
+}
+
+// bring puts a layer into the store: its index, or the whole of it.
+func (p *pull) bring(d digest.Digest) error {
+	if l, err := p.t.store.Layer(d); err == nil {
+		return l.Close() // it came by another way
+	} else if !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, store.ErrDamaged) {
+		return err
+	}
+	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
+		b, err := p.bundle()
+		if err != nil {
+			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
+		}
+		if l, ok := b.find(d); ok {
+			err := p.install(b, l)
+			if err == nil || !errors.Is(err, index.ErrCorrupt) {
+				return err
+			}
+			p.t.log.Error("index from the registry is not usable: the layer is downloaded whole", "ref", p.key.ref, "layer", d, "err", err)
+		}
+	}
+	return p.download(d)
+}
+
+// install puts a layer's index from the image's bundle into the store.
+func (p *pull) install(b *bundle, l index.BundleLayer) error {
+	in, err := p.t.store.Create(l.Layer)
+	if err != nil {
+		return err
+	}
+	defer in.Abort()
+	if err := b.Extract(l.Layer, in.Index()); err != nil {
+		return err
+	}
+	r, size, err := in.IndexReader()
+	if err != nil {
+		return err
+	}
+	x, err := index.Open(r, size)
+	if err != nil {
+		return err
+	}
+	if err := x.Verify(p.ctx); err != nil {
+		return err
+	}
+	if err := index.Check(p.ctx, x); err != nil {
+		return err
+	}
+	rec, err := p.record(x, store.Lazy)
+	if err != nil {
+		return err
+	}
+	if x.Header() != l.Header {
+		return fmt.Errorf("%w: it describes layer %s", index.ErrCorrupt, x.Header().Layer)
+	}
+	if rec.Windows, err = b.windowsOf(l); err != nil {
+		return err
+	}
+	return p.commit(in, rec)
+}
+
+// download brings a layer whole, and makes its index on the way.
+func (p *pull) download(d digest.Digest) error {
+	select {
+	case p.t.sem <- struct{}{}:
+		defer func() { <-p.t.sem }()
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+	layers, err := p.manifest()
+	if err != nil {
+		return err
+	}
+	desc, ok := layers[d]
+	if !ok {
+		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.key.ref, d)
+	}
+	in, err := p.t.store.Create(d)
+	if err != nil {
+		return err
+	}
+	defer in.Abort()
+	x, err := p.scan(in, desc)
+	if err != nil {
+		return fmt.Errorf("download layer %s of %s: %w", d, p.key.ref, err)
+	}
+	rec, err := p.record(x, store.Verified)
+	if err != nil {
+		return err
+	}
+	rec.MediaType = desc.MediaType
+	return p.commit(in, rec)
+}
+
+// scan reads the layer's blob into in and returns the index that it made of it.
+func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, error) {
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	body, err := p.image.Open(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	r := watch(body, p.t.o.PullDeadline, func() {
+		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
+	})
+	defer r.stop()
+	draft, err := targz.Scan(ctx, r, targz.Options{Device: in.Device(), Windows: in.Windows()})
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
+			return nil, cause
+		}
+		return nil, err
+	}
+	if draft.Layer != desc.Digest {
+		return nil, fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else", draft.Layer)
+	}
+	if _, err := index.Write(in.Index(), draft); err != nil {
+		return nil, err
+	}
+	if _, err := index.WriteDigests(in.Windows(), draft); err != nil {
+		return nil, err
+	}
+	at, size, err := in.IndexReader()
+	if err != nil {
+		return nil, err
+	}
+	return index.Open(at, size)
+}
+
+// record returns what the store keeps about a layer of this image.
+func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
+	spans, err := x.Spans()
+	if err != nil {
+		return store.Record{}, err
+	}
+	h := x.Header()
+	return store.Record{
+		Layer: h.Layer, DiffID: h.DiffID, LayerSize: h.LayerSize, DeviceSize: h.DeviceSize,
+		Spans: len(spans), State: state, Refs: []string{p.key.ref},
+	}, nil
+}
+
+func (p *pull) commit(in *store.Incoming, rec store.Record) error {
+	l, err := in.Commit(rec)
+	if errors.Is(err, iofs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// fetchManifest returns the image's layers by digest.
+func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+	defer cancel()
+	b, err := p.image.Manifest(ctx, ocispec.Descriptor{Digest: p.key.manifest})
+	if err != nil {
+		return nil, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("manifest %s of %s: %w", p.key.manifest, p.key.ref, err)
+	}
+	layers := make(map[digest.Digest]ocispec.Descriptor, len(m.Layers))
+	for _, l := range m.Layers {
+		if l.Digest.Validate() != nil || l.Size < 0 {
+			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.key.ref, l.Digest, l.Size)
+		}
+		layers[l.Digest] = l
+	}
+	return layers, nil
+}
+
+// watched is a reader that tells when nothing has come for a while.
+type watched struct {
+	r     io.Reader
+	limit time.Duration
+	timer *time.Timer
+}
+
+func watch(r io.Reader, limit time.Duration, stalled func()) *watched {
+	return &watched{r: r, limit: limit, timer: time.AfterFunc(limit, stalled)}
+}
+
+// Read implements io.Reader. Time between two calls, when nobody wants bytes, does not count.
+func (w *watched) Read(p []byte) (int, error) {
+	w.timer.Reset(w.limit)
+	n, err := w.r.Read(p)
+	w.timer.Stop()
+	return n, err
+}
+
+func (w *watched) stop() { w.timer.Stop() }

@@ -1,0 +1,98 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// origins are the images that brought a layer: where its blob can be read. The latest is asked
+// first, because its registry and credentials are the likeliest to work.
+type origins struct {
+	client *remote.Client
+
+	mu   sync.Mutex
+	refs []string // the latest last
+}
+
+// list returns the images, the latest first.
+func (o *origins) list() ([]*remote.Image, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var images []*remote.Image
+	var errs []error
+	for i := len(o.refs) - 1; i >= 0; i-- {
+		image, err := o.client.Image(o.refs[i])
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		images = append(images, image)
+	}
+	if len(images) == 0 {
+		return nil, errors.Join(append(errs, errors.New("no image is known that has this layer"))...)
+	}
+	return images, nil
+}
+
+// add makes ref the latest, and says whether it was not.
+func (o *origins) add(ref string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.refs) > 0 && o.refs[len(o.refs)-1] == ref {
+		return false
+	}
+	for i, r := range o.refs {
+		if r == ref {
+			o.refs = append(o.refs[:i], o.refs[i+1:]...)
+			break
+		}
+	}
+	o.refs = append(o.refs, ref)
+	return true
+}
+
+// source reads a range of a blob from whichever image of its origins has it. It is a layer.Source.
+type source struct {
+	origins *origins
+	desc    ocispec.Descriptor // of the whole blob
+	off     int64              // where the source begins in the blob
+	size    int64
+}
+
+func newSource(o *origins, d digest.Digest, blobSize, off, size int64) *source {
+	return &source{origins: o, desc: ocispec.Descriptor{Digest: d, Size: blobSize}, off: off, size: size}
+}
+
+// Size returns the number of bytes.
+func (s *source) Size() int64 { return s.size }
+
+// ReadAt fills p from off on, or fails. It waits for a registry that does not answer until ctx
+// ends; one that refuses is left for the next.
+func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if off < 0 || int64(len(p)) > s.size-off {
+		return fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, len(p), s.size, s.desc.Digest)
+	}
+	images, err := s.origins.list()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, image := range images {
+		err := image.Blob(s.desc).ReadAt(ctx, p, s.off+off)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,286 @@
+// Package fs is the table of a node's live layers: it brings a layer's index and,
+// where there is none, the layer itself; mounts it; serves it; replaces a mount by the kernel's own
+// when the layer is complete; and takes it away.
+//
+// # The data's way
+//
+// Mount finds a layer in three places, in this order: in the table, where it is mounted; in
+// the store, where an earlier run left it; at the registry, by a pull. A pull is what all
+// layers of one image share: one look-up of the index, one client. It starts on every layer
+// of the image at once, so that later calls find their layers there.
+//
+//	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ mount points (m/KEY, dev/KEY)
+//
+// # Concurrency
+//
+// All methods may run in parallel. No lock is held over the network. What runs in
+// the background (pulls, checks of completed layers) belongs to the Table and has ended
+// when Close returns.
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// Options of a Table. Root and Remote must be set.
+type Options struct {
+	Root         string         // folder of the store and the mount points; an absolute path
+	Remote       *remote.Client // where indexes and layers come from
+	Mode         Mode           // Auto, or one that is forced on every layer
+	ReadDeadline time.Duration  // how long a read waits for bytes; 0: the layer package's default
+	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
+	Downloads    int            // layers downloaded whole at the same time; 0: 4
+	LocalIndexes bool           // do not use indexes from registries
+	Log          *slog.Logger   // nil: slog.Default()
+}
+
+// Table is the live layers of a node. Open makes it.
+type Table struct {
+	o       Options
+	log     *slog.Logger
+	store   *store.Store
+	budget  *layer.Budget
+	memory  *fuse.Memory
+	kernel  func() (kernel, error) // what the kernel can do; tried once
+	sem     chan struct{}          // one token a download
+	ctx     context.Context        // of what runs in the background; ended by Close
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	live   map[digest.Digest]*slot
+	pulls  map[pullKey]*pull
+	jobs   map[digest.Digest]*job
+}
+
+// Layer is one layer of an image, as containerd names it.
+type Layer struct {
+	Ref      string        // the image's reference
+	Manifest digest.Digest // of the image's manifest
+	Digest   digest.Digest // of the layer's blob
+	DiffID   digest.Digest // of its uncompressed tar; "": not known
+	// Image is this layer and those above it that will be asked for next.
+	Image []digest.Digest
+}
+
+// Below is a layer under the one to be mounted.
+type Below struct {
+	Digest digest.Digest // "" where it is not one of the Table's
+	Dir    string        // where it is to be seen
+}
+
+// Mounted is a layer that can be read.
+type Mounted struct {
+	Dir    string        // where it is to be seen, read-only
+	DiffID digest.Digest // of the tar that is to be seen there
+	Size   int64         // bytes of the layer, unpacked
+	Inodes int64         // files of the layer
+}
+
+// ErrUnavailable is wrapped by the errors of Mount that mean: Mica cannot serve this
+// layer, and trying again at once will not help.
+var ErrUnavailable = errors.New("layer is not available")
+
+// Names below Options.Root.
+const (
+	mountsName  = "m"
+	devicesName = "dev"
+)
+
+// Open opens the store below o.Root and makes an empty table. Layers that the store has
+// are mounted when Mount asks for them. ctx is used for its values alone. Pair it with Close.
+func Open(ctx context.Context, o Options) (*Table, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.PullDeadline == 0 {
+		o.PullDeadline = time.Minute
+	}
+	if o.Downloads == 0 {
+		o.Downloads = 4
+	}
+	for _, name := range []string{mountsName, devicesName} {
+		if err := os.MkdirAll(filepath.Join(o.Root, name), 0o711); err != nil {
+			return nil, fmt.Errorf("open layers: %w", err)
+		}
+	}
+	s, err := store.Open(o.Root)
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{
+		o: o, log: o.Log, store: s,
+		budget: layer.NewBudget(0, 0),
+		memory: fuse.NewMemory(0),
+		sem:    make(chan struct{}, o.Downloads),
+		live:   map[digest.Digest]*slot{},
+		pulls:  map[pullKey]*pull{},
+		jobs:   map[digest.Digest]*job{},
+	}
+	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
+	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
+	t.running.Go(func() {
+		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
+			t.log.Error("store stopped writing its presence maps: layers will be fetched again after a restart", "err", err)
+		}
+	})
+	return t, nil
+}
+
+// Close ends pulls and mounts of lazy layers, whose readers get errors from then on, and
+// closes the store. Mounts of complete layers stay: they need no daemon.
+func (t *Table) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	slots := make([]*slot, 0, len(t.live))
+	for _, s := range t.live {
+		slots = append(slots, s)
+	}
+	t.mu.Unlock()
+	t.stop()
+	var errs []error
+	for _, s := range slots {
+		errs = append(errs, s.close())
+	}
+	t.running.Wait()
+	return errors.Join(append(errs, t.store.Close())...)
+}
+
+// goes runs f in the background unless the table is closed.
+func (t *Table) goes(f func(ctx context.Context)) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.running.Go(func() { f(t.ctx) })
+	return true
+}
+
+// Mount makes the layer appear and returns where. below are the layers under it, topmost
+// first: directories that the layer's tar implies but does not mention show the attributes that they have
+// there. Mount is idempotent, and returns the same directory for equal arguments, after a restart too.
+func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, error) {
+	if err := l.Digest.Validate(); err != nil {
+		return Mounted{}, fmt.Errorf("mount layer %q: %w", l.Digest, err)
+	}
+	v, err := t.layer(ctx, l)
+	if err != nil {
+		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+	}
+	dir, err := v.mount(ctx, below)
+	if err != nil {
+		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+	}
+	h := v.index.Header()
+	return Mounted{Dir: dir, DiffID: h.DiffID, Size: h.DeviceSize, Inodes: v.index.Inodes()}, nil
+}
+
+// unavailable makes err say that containerd should pull the layer itself, unless the caller or
+// the table has ended: whatever the reason, an ordinary snapshot may still work.
+func (t *Table) unavailable(ctx context.Context, err error) error {
+	if ctx.Err() != nil || t.ctx.Err() != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// Remove unmounts a layer and frees its space; no error if it is not there. It must not
+// run together with Mount of the same layer.
+func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
+	if err := errors.Join(t.Unmount(d), t.store.Remove(d)); err != nil {
+		return fmt.Errorf("remove layer %s: %w", d, err)
+	}
+	t.log.InfoContext(ctx, "layer removed", "layer", d)
+	return nil
+}
+
+// Unmount takes a layer's mounts away and keeps its content; no error if there are none. It must not
+// run together with Mount of the same layer.
+func (t *Table) Unmount(d digest.Digest) error {
+	t.mu.Lock()
+	s := t.live[d]
+	delete(t.live, d)
+	t.mu.Unlock()
+	var err error
+	if s != nil {
+		err = s.close()
+	}
+	return errors.Join(err, t.clearMounts(d))
+}
+
+// slot is the place of one layer in the table: opened by the first who needs it.
+type slot struct {
+	open  func() (*live, error)
+	ready atomic.Bool // open has returned
+}
+
+func (s *slot) close() error {
+	v, err := s.open()
+	if err != nil {
+		return nil // it never was there
+	}
+	return v.close()
+}
+
+// layer returns the live layer, from the table, the store or the registry.
+func (t *Table) layer(ctx context.Context, l Layer) (*live, error) {
+	for {
+		v, err := t.stored(l)
+		if !errors.Is(err, os.ErrNotExist) {
+			return v, err
+		}
+		if err := t.bring(ctx, l); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// stored returns the live layer if the store has it, else an error that wraps os.ErrNotExist.
+func (t *Table) stored(l Layer) (*live, error) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, errors.New("micad is stopping")
+	}
+	s := t.live[l.Digest]
+	if s == nil {
+		s = &slot{}
+		s.open = sync.OnceValues(func() (*live, error) {
+			defer s.ready.Store(true)
+			return t.openLive(l.Digest)
+		})
+		t.live[l.Digest] = s
+	}
+	t.mu.Unlock()
+	v, err := s.open()
+	if err != nil {
+		t.mu.Lock()
+		if t.live[l.Digest] == s {
+			delete(t.live, l.Digest)
+		}
+		t.mu.Unlock()
+		if errors.Is(err, store.ErrDamaged) {
+			t.log.Warn("layer on disk is damaged: fetched again", "layer", l.Digest, "err", err)
+			return nil, errors.Join(os.ErrNotExist, t.store.Remove(l.Digest))
+		}
+		return nil, err
+	}
+	return v, v.addRef(l.Ref)
+}
