@@ -131,4 +131,3 @@ func Size(img v1.Image) (int64, error) {
 	}
 	return n, nil
 }
-

@@ -13,6 +13,7 @@ import (
 type CRI struct {
 	PauseImage string // reference of the sandbox image
 	Subnet     string // of the pods, e.g. 10.88.0.0/24; must not be in use
+	Overlayfs  bool   // containerd's own snapshotter in place of Mica
 }
 
 // cniBin is where Debian's package puts the plugins.
@@ -36,8 +37,12 @@ func (c *CRI) prepare(n *Node) error {
 }
 
 func (c *CRI) config(n *Node) string {
+	snapshotter := Snapshotter
+	if c.Overlayfs {
+		snapshotter = "overlayfs"
+	}
 	return strings.NewReplacer(
-		"@SNAPSHOTTER@", Snapshotter, "@PAUSE@", c.PauseImage, "@CERTS@", n.HostsDir(),
+		"@SNAPSHOTTER@", snapshotter, "@PAUSE@", c.PauseImage, "@CERTS@", n.HostsDir(),
 		"@CNIBIN@", cniBin, "@CNICONF@", filepath.Join(n.Dir, "cni"),
 	).Replace(`
 [plugins.'io.containerd.cri.v1.images']

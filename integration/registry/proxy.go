@@ -40,15 +40,13 @@ type basicAuth struct{ user, password string }
 
 // newProxy forwards to target, host:port.
 func newProxy(target string) *proxy {
-	rp := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: target})
-	rp.FlushInterval = -1
-	rp.Transport = &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
-	// upload locations stay those of the proxy
-	rewrite := rp.Director
-	rp.Director = func(r *http.Request) {
-		host := r.Host
-		rewrite(r)
-		r.Host = host
+	rp := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: target})
+			r.Out.Host = r.In.Host // locations in answers stay those of the proxy
+		},
+		FlushInterval: -1,
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
 	}
 	rp.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
 		if !errors.Is(err, http.ErrAbortHandler) {
