@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 )
 
 // spoolBuffer is how many bytes of a file on its way in are written at once.
@@ -99,9 +100,6 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 	}
 	d := in.store.disk
 	to := in.store.layerDir(in.digest)
-	if err := d.Mkdir(filepath.Dir(to)); err != nil {
-		return nil, err
-	}
 	// A folder of that name has files in it, so the rename cannot replace it.
 	if err := d.Rename(in.dir, to); err != nil {
 		if ok, _ := in.store.exists(to); ok {
@@ -110,11 +108,8 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 		return nil, err
 	}
 	in.ended = true
-	// The algorithm's folder may be new as well.
-	for _, dir := range []string{filepath.Dir(to), filepath.Dir(filepath.Dir(to))} {
-		if err := d.SyncDir(dir); err != nil {
-			return nil, err
-		}
+	if err := d.SyncDir(filepath.Dir(to)); err != nil {
+		return nil, err
 	}
 	l, err := in.store.Layer(in.digest)
 	if err != nil {
@@ -143,11 +138,6 @@ func (in *Incoming) finish(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range []*spool{&in.index, &in.windows} {
-		if err := f.sync(); err != nil {
-			return err
-		}
-	}
 	if err := in.device.flush(); err != nil {
 		return err
 	}
@@ -157,13 +147,18 @@ func (in *Incoming) finish(rec *Record) error {
 	if err := in.device.f.Truncate(roundUp(rec.DeviceSize)); err != nil {
 		return err
 	}
+	// At once, so that they can share a commit of the file system's journal.
+	var syncs errgroup.Group
+	syncs.Go(in.index.sync)
+	syncs.Go(in.windows.sync)
+	syncs.Go(func() error { return writeSynced(in.store.disk, in.dir+"/"+recordName, b) })
+	if err := syncs.Wait(); err != nil {
+		return err
+	}
 	for _, f := range []*spool{&in.index, &in.windows, &in.device} {
 		if err := f.close(); err != nil {
 			return err
 		}
-	}
-	if err := writeSynced(in.store.disk, in.dir+"/"+recordName, b); err != nil {
-		return err
 	}
 	return in.store.disk.SyncDir(in.dir)
 }

@@ -68,7 +68,10 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 	b, err := readFile(s.disk, dir+"/"+recordName, maxRecord)
 	if errors.Is(err, fs.ErrNotExist) {
 		if ok, _ := s.exists(dir); ok {
-			return nil, fmt.Errorf("%w: no %s", ErrDamaged, recordName)
+			// It may just have come. Folders come whole, and do not go meanwhile.
+			if b, err = readFile(s.disk, dir+"/"+recordName, maxRecord); errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%w: no %s", ErrDamaged, recordName)
+			}
 		}
 	}
 	if err != nil {
@@ -116,6 +119,11 @@ func (l *Layer) loadPresence() error {
 	p, err := loadPresence(l.store.disk, l.dir+"/"+presentName, l.record.mapping())
 	if err != nil {
 		l.log.Warn("presence map is not usable: the layer is fetched again", "err", err)
+		// Never write into what is left of it: a slot could become whole
+		// again, with a generation above the new one's.
+		if err := l.store.disk.RemoveAll(l.dir + "/" + presentName); err != nil {
+			return err
+		}
 	}
 	if p == nil {
 		return nil
@@ -341,7 +349,7 @@ func (l *Layer) DiskUsage() (int64, error) {
 
 // Close gives up one opening of the layer. The last one makes durable what is
 // present and closes the files.
-func (l *Layer) Close() error { return l.store.release(l) }
+func (l *Layer) Close() error { return l.store.unref(l.digest, l.entry) }
 
 // shut is the last Close.
 func (l *Layer) shut() error {

@@ -117,10 +117,8 @@ func openDisk(dir string, d disk) (*Store, error) {
 		open:  map[digest.Digest]*entry{},
 		dirty: map[*Layer]struct{}{},
 	}
-	for _, name := range []string{layersName, tmpName} {
-		if err := d.Mkdir(dir + "/" + name); err != nil {
-			return nil, fmt.Errorf("open store %s: %w", dir, err)
-		}
+	if err := s.makeFolders(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	if err := s.takeLock(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
@@ -130,6 +128,21 @@ func openDisk(dir string, d disk) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// makeFolders makes what is missing of the store's own folders, durably, so that
+// no Commit need do it.
+func (s *Store) makeFolders() error {
+	names := []string{tmpName}
+	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
+		names = append(names, layersName+"/"+a.String())
+	}
+	for _, name := range names {
+		if err := s.disk.Mkdir(s.dir + "/" + name); err != nil {
+			return err
+		}
+	}
+	return errors.Join(s.disk.SyncDir(s.dir+"/"+layersName), s.disk.SyncDir(s.dir))
 }
 
 // takeLock keeps a second process out. The kernel lets go of the lock when the
@@ -206,14 +219,11 @@ func (s *Store) Layer(d digest.Digest) (*Layer, error) {
 	for {
 		e := s.ref(d)
 		l, err := e.load(s, d)
-		if l == nil {
-			s.unref(d, e)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("open layer %s: %w", d, err)
-		}
 		if l != nil {
 			return l, nil
+		}
+		if err = errors.Join(err, s.unref(d, e)); err != nil {
+			return nil, fmt.Errorf("open layer %s: %w", d, err)
 		}
 		// The layer was removed since ref: look for another of its name.
 	}
@@ -249,32 +259,30 @@ func (e *entry) load(s *Store, d digest.Digest) (*Layer, error) {
 	return e.layer, nil
 }
 
-// unref takes back one reference; with the last one the entry leaves the table.
-func (s *Store) unref(d digest.Digest, e *entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e.refs--
-	if e.refs == 0 && s.open[d] == e {
-		delete(s.open, d)
-	}
-}
-
-// release is Layer.Close. The entry stays in the table until the layer is shut,
-// so that nobody loads the folder while its last flush writes to it.
-func (s *Store) release(l *Layer) error {
-	e := l.entry
+// unref takes back one reference. The last one shuts the layer; the entry stays in
+// the table until that is done, so that nobody loads the folder while the
+// layer's last flush writes to it.
+func (s *Store) unref(d digest.Digest, e *entry) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s.mu.Lock()
-	last := e.refs == 1
+	e.refs--
+	last := e.refs == 0
 	s.mu.Unlock()
+	if !last {
+		return nil
+	}
+	// Who refers to the entry from here on waits for its mu, and loads anew.
 	var err error
-	if last {
-		// An opener that comes now waits for e.mu and then loads anew.
-		err = l.shut()
+	if e.layer != nil {
+		err = e.layer.shut()
 		e.layer = nil
 	}
-	s.unref(l.digest, e)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.refs == 0 && s.open[d] == e {
+		delete(s.open, d)
+	}
 	return err
 }
 
@@ -309,16 +317,15 @@ func (s *Store) Remove(d digest.Digest) error {
 		return fmt.Errorf("remove layer %q: %w", d, err)
 	}
 	e := s.ref(d)
-	defer s.unref(d, e)
 	trash := s.tmpDir(removedPrefix, d)
 	err := s.detach(d, e, trash)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	case err == nil:
 		err = s.disk.RemoveAll(trash)
 	}
-	if err != nil {
+	if err = errors.Join(err, s.unref(d, e)); err != nil {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
 	return nil

@@ -1,0 +1,715 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// sample is a layer's bytes, cut into spans that are not aligned to anything.
+type sample struct {
+	name   digest.Digest
+	device []byte
+	starts []int64 // of the spans, and the end
+}
+
+func newSample(seed uint64, spans int) *sample {
+	r := rand.New(rand.NewPCG(seed, 1))
+	s := &sample{name: digest.FromString(fmt.Sprint("layer ", seed)), starts: []int64{0}}
+	for range spans {
+		s.starts = append(s.starts, s.starts[len(s.starts)-1]+1+r.Int64N(3000))
+	}
+	s.device = make([]byte, s.starts[spans])
+	for i := range s.device {
+		s.device[i] = byte(1 + r.IntN(255)) // never zero, which is what a hole reads as
+	}
+	return s
+}
+
+func (s *sample) spans() int            { return len(s.starts) - 1 }
+func (s *sample) span(i int) []byte     { return s.device[s.starts[i]:s.starts[i+1]] }
+func (s *sample) diffID() digest.Digest { return digest.FromBytes(s.device) }
+
+func (s *sample) record(state State) Record {
+	return Record{
+		Layer: s.name, DiffID: s.diffID(), MediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+		LayerSize: int64(len(s.device)) / 2, DeviceSize: int64(len(s.device)), Spans: s.spans(),
+		State: state, Refs: []string{"registry.test/app:1"},
+	}
+}
+
+func (s *sample) index() []byte { return []byte("index of " + s.name) }
+
+// create puts the sample into the store, in the state that is asked for.
+func (s *sample) create(st *Store, state State) (*Layer, error) {
+	in, err := st.Create(s.name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := in.Index().Write(s.index()); err != nil {
+		return nil, errors.Join(err, in.Abort())
+	}
+	if state > Lazy {
+		for i := range s.spans() {
+			if _, err := in.Device().Write(s.span(i)); err != nil {
+				return nil, errors.Join(err, in.Abort())
+			}
+		}
+	}
+	return in.Commit(s.record(state))
+}
+
+func (s *sample) mustCreate(t *testing.T, st *Store, state State) *Layer {
+	t.Helper()
+	l, err := s.create(st, state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (s *sample) write(t *testing.T, l *Layer, spans ...int) {
+	t.Helper()
+	for _, i := range spans {
+		if err := l.WriteSpan(i, s.starts[i], s.span(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// check compares what the layer calls present with the sample.
+func (s *sample) check(l *Layer) error {
+	if size, err := l.deviceLength(); err != nil || size != l.Size() {
+		return fmt.Errorf("device of %d bytes, %v, want %d", size, err, l.Size())
+	}
+	count, total := 0, int64(0)
+	for i := range s.spans() {
+		if !l.Present(i) {
+			continue
+		}
+		count++
+		got := make([]byte, len(s.span(i)))
+		if n, err := l.ReadAt(got, s.starts[i]); n < len(got) {
+			return fmt.Errorf("read span %d: %w", i, err)
+		}
+		total += int64(len(got))
+		if !bytes.Equal(got, s.span(i)) {
+			return fmt.Errorf("span %d is present and wrong", i)
+		}
+	}
+	if n, b := l.Count(); n != count || b != total {
+		return fmt.Errorf("counts %d spans, %d bytes; are %d, %d", n, b, count, total)
+	}
+	if l.AllPresent() != (count == s.spans()) {
+		return fmt.Errorf("AllPresent is %v with %d of %d spans", l.AllPresent(), count, s.spans())
+	}
+	if l.Record().State > Lazy && count != s.spans() {
+		return fmt.Errorf("%s with %d of %d spans", l.Record().State, count, s.spans())
+	}
+	return nil
+}
+
+func (s *sample) mustHave(t *testing.T, l *Layer, spans ...int) {
+	t.Helper()
+	if err := s.check(l); err != nil {
+		t.Fatal(err)
+	}
+	want := map[int]bool{}
+	for _, i := range spans {
+		want[i] = true
+	}
+	for i := range s.spans() {
+		if l.Present(i) != want[i] {
+			t.Errorf("span %d present: %v, want %v", i, l.Present(i), want[i])
+		}
+	}
+}
+
+func (s *sample) all() []int {
+	all := make([]int, s.spans())
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+func open(t *testing.T, dir string) *Store {
+	t.Helper()
+	st, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func layer(t *testing.T, st *Store, d digest.Digest) *Layer {
+	t.Helper()
+	l, err := st.Layer(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestPresenceSurvivesReopening(t *testing.T) {
+	dir, s := t.TempDir(), newSample(1, 130)
+	st := open(t, dir)
+	l := s.mustCreate(t, st, Lazy)
+	s.mustHave(t, l)
+	s.write(t, l, 0, 63, 64, 129)
+	s.mustHave(t, l, 0, 63, 64, 129)
+	must(t, l.Close())
+	must(t, st.Close())
+
+	st = open(t, dir)
+	l = layer(t, st, s.name)
+	s.mustHave(t, l, 0, 63, 64, 129)
+	s.write(t, l, s.all()...)
+	if l.Record().State != Lazy {
+		t.Errorf("state is %s before Mark", l.Record().State)
+	}
+	must(t, l.VerifyWhole(t.Context()))
+	must(t, l.Mark(Verified))
+	must(t, l.Close())
+	must(t, st.Close())
+
+	st = open(t, dir)
+	l = layer(t, st, s.name)
+	s.mustHave(t, l, s.all()...)
+	if l.Record().State != Verified {
+		t.Errorf("state is %s after Mark", l.Record().State)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
+func TestMarkNeedsAllSpans(t *testing.T) {
+	s, st := newSample(1, 5), open(t, t.TempDir())
+	l := s.mustCreate(t, st, Lazy)
+	s.write(t, l, 0, 1, 2, 3)
+	if err := l.Mark(Complete); err == nil {
+		t.Error("a layer with a missing span was marked complete")
+	}
+	if l.Record().State != Lazy {
+		t.Errorf("state is %s", l.Record().State)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
+func TestWriteSpanBounds(t *testing.T) {
+	s, st := newSample(1, 5), open(t, t.TempDir())
+	l := s.mustCreate(t, st, Lazy)
+	end := int64(len(s.device))
+	for _, c := range []struct {
+		span int
+		off  int64
+		n    int
+	}{
+		{-1, 0, 10}, {5, 0, 10}, {0, -1, 10}, {0, end, 1}, {0, end - 5, 6}, {0, 1 << 62, 10}, {0, 0, 0},
+	} {
+		if err := l.WriteSpan(c.span, c.off, make([]byte, c.n)); err == nil {
+			t.Errorf("WriteSpan(%d, %d, %d bytes) was accepted", c.span, c.off, c.n)
+		}
+	}
+	if l.Present(-1) || l.Present(5) {
+		t.Error("spans that there are not are present")
+	}
+	s.mustHave(t, l)
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
+func TestWholeLayer(t *testing.T) {
+	dir, s := t.TempDir(), newSample(2, 40)
+	st := open(t, dir)
+	in, err := st.Create(s.name)
+	must(t, err)
+	_, err = in.Index().Write(s.index())
+	must(t, err)
+	r, n, err := in.IndexReader()
+	must(t, err)
+	if got, err := io.ReadAll(io.NewSectionReader(r, 0, n)); err != nil || !bytes.Equal(got, s.index()) {
+		t.Errorf("index reads back as %q, %v", got, err)
+	}
+	_, err = io.WriteString(in.Windows(), "windows")
+	must(t, err)
+	_, err = in.Device().Write(s.device)
+	must(t, err)
+	l, err := in.Commit(s.record(Verified))
+	must(t, err)
+	must(t, in.Abort()) // does nothing
+	s.mustHave(t, l, s.all()...)
+	must(t, l.VerifyWhole(t.Context()))
+	w, err := l.Windows()
+	must(t, err)
+	if b, err := io.ReadAll(io.NewSectionReader(w, 0, 100)); err != nil || string(b) != "windows" {
+		t.Errorf("windows are %q, %v", b, err)
+	}
+	if b, err := os.ReadFile(l.IndexPath()); err != nil || !bytes.Equal(b, s.index()) {
+		t.Errorf("index is %q, %v", b, err)
+	}
+	if n, err := l.DiskUsage(); err != nil || n < int64(len(s.device)) {
+		t.Errorf("disk usage %d, %v for %d bytes", n, err, len(s.device))
+	}
+	if fi, err := os.Stat(l.DevicePath()); err != nil || fi.Size()%512 != 0 || fi.Size() != l.Size() {
+		t.Errorf("device: %v, %v", fi, err)
+	}
+	// A second one of the same name comes too late.
+	if _, err := s.create(st, Lazy); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("second commit: %v", err)
+	}
+	must(t, l.AddRef("registry.test/app:2"))
+	must(t, l.Close())
+	must(t, st.Close())
+
+	st = open(t, dir)
+	l = layer(t, st, s.name)
+	s.mustHave(t, l, s.all()...)
+	if rec := l.Record(); rec.State != Verified || len(rec.Refs) != 2 || rec.Refs[1] != "registry.test/app:2" {
+		t.Errorf("record is %+v", rec)
+	}
+	if got, err := st.Layers(); err != nil || len(got) != 1 || got[0] != s.name {
+		t.Errorf("layers are %v, %v", got, err)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
+	assertEmpty(t, filepath.Join(dir, tmpName))
+}
+
+func assertEmpty(t *testing.T, dir string) {
+	t.Helper()
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%s holds %v, %v", dir, left, err)
+	}
+}
+
+func TestCommitRefuses(t *testing.T) {
+	s := newSample(3, 4)
+	for name, c := range map[string]struct {
+		fill func(*Incoming) error
+		rec  func(*Record)
+	}{
+		"no index":            {func(*Incoming) error { return nil }, func(*Record) {}},
+		"short device":        {func(in *Incoming) error { _, err := in.Device().Write(s.device[1:]); return err }, func(r *Record) { r.State = Complete }},
+		"device of a lazy":    {func(in *Incoming) error { _, err := in.Device().Write(s.device); return err }, func(*Record) {}},
+		"of another layer":    {nil, func(r *Record) { r.Layer = digest.FromString("x") }},
+		"no diffID":           {nil, func(r *Record) { r.DiffID = "" }},
+		"no spans":            {nil, func(r *Record) { r.Spans = 0 }},
+		"more spans than fit": {nil, func(r *Record) { r.Spans = int(r.DeviceSize) + 1 }},
+		"negative size":       {nil, func(r *Record) { r.DeviceSize = -1 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			st := open(t, dir)
+			in, err := st.Create(s.name)
+			must(t, err)
+			if name != "no index" {
+				_, err = in.Index().Write(s.index())
+				must(t, err)
+			}
+			if c.fill != nil {
+				must(t, c.fill(in))
+			}
+			rec := s.record(Lazy)
+			c.rec(&rec)
+			if _, err := in.Commit(rec); err == nil {
+				t.Error("was accepted")
+			}
+			if _, err := st.Layer(s.name); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("layer is there: %v", err)
+			}
+			assertEmpty(t, filepath.Join(dir, tmpName))
+			must(t, st.Close())
+		})
+	}
+}
+
+// TestSpool writes in pieces of all sizes around the buffer's.
+func TestSpool(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var want []byte
+	f := spool{disk: osDisk{}, name: filepath.Join(t.TempDir(), "f")}
+	for range 40 {
+		p := make([]byte, r.IntN(2*spoolBuffer+3))
+		for i := range p {
+			p[i] = byte(r.Uint32())
+		}
+		if n, err := f.Write(p); n != len(p) || err != nil {
+			t.Fatal(n, err)
+		}
+		want = append(want, p...)
+	}
+	must(t, f.sync())
+	got, err := os.ReadFile(f.name)
+	if err != nil || !bytes.Equal(got, want) || f.off != int64(len(want)) {
+		t.Errorf("wrote %d bytes, read %d, offset %d, %v", len(want), len(got), f.off, err)
+	}
+	must(t, f.close())
+}
+
+func TestVerifyWhole(t *testing.T) {
+	s, st := newSample(4, 300), open(t, t.TempDir())
+	l := s.mustCreate(t, st, Lazy)
+	s.write(t, l, s.all()...)
+	must(t, l.VerifyWhole(t.Context()))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.VerifyWhole(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	must(t, l.WriteSpan(7, s.starts[7], bytes.Repeat([]byte{0}, len(s.span(7)))))
+	if err := l.VerifyWhole(t.Context()); !errors.Is(err, ErrMismatch) {
+		t.Errorf("changed: %v", err)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
+func TestEmptyLayer(t *testing.T) {
+	s := &sample{name: digest.FromString("empty"), starts: []int64{0}}
+	st := open(t, t.TempDir())
+	l := s.mustCreate(t, st, Lazy)
+	s.mustHave(t, l)
+	must(t, l.VerifyWhole(t.Context()))
+	must(t, l.Mark(Verified))
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
+func TestOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	st := open(t, dir)
+	if _, err := Open(dir); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("second Open: %v", err)
+	}
+	must(t, st.Close())
+	must(t, open(t, dir).Close())
+}
+
+func TestOpenCleansUp(t *testing.T) {
+	dir, s := t.TempDir(), newSample(5, 3)
+	st := open(t, dir)
+	in, err := st.Create(s.name)
+	must(t, err)
+	_, err = in.Device().Write(make([]byte, 2*spoolBuffer))
+	must(t, err)
+	must(t, st.Close()) // as a crash would, but for the lock
+	other := filepath.Join(dir, tmpName, "somebody-elses")
+	must(t, os.WriteFile(other, nil, 0o600))
+	if left, _ := os.ReadDir(filepath.Join(dir, tmpName)); len(left) != 2 {
+		t.Fatalf("tmp holds %v", left)
+	}
+	st = open(t, dir)
+	if left, _ := os.ReadDir(filepath.Join(dir, tmpName)); len(left) != 1 || left[0].Name() != filepath.Base(other) {
+		t.Errorf("tmp holds %v", left)
+	}
+	must(t, in.Abort())
+	must(t, st.Close())
+}
+
+// TestRemoveWhileOpen removes a layer that is in use and brings it back.
+func TestRemoveWhileOpen(t *testing.T) {
+	dir, s := t.TempDir(), newSample(6, 20)
+	st := open(t, dir)
+	first := s.mustCreate(t, st, Lazy)
+	s.write(t, first, 0, 1, 2)
+	idle := layer(t, st, s.name) // the same Layer
+	must(t, st.Remove(s.name))
+	must(t, st.Remove(s.name))
+	if _, err := st.Layer(s.name); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after Remove: %v", err)
+	}
+	assertEmpty(t, filepath.Join(dir, tmpName))
+	second := s.mustCreate(t, st, Lazy)
+	s.write(t, second, 5)
+	// The old one goes on by itself and never reaches the new one's folder.
+	s.write(t, first, 10, 11)
+	s.mustHave(t, first, 0, 1, 2, 10, 11)
+	must(t, st.Flush())
+	must(t, first.Close())
+	must(t, idle.Close())
+	s.mustHave(t, second, 5)
+	must(t, second.Close())
+	must(t, st.Close())
+
+	st = open(t, dir)
+	second = layer(t, st, s.name)
+	s.mustHave(t, second, 5)
+	must(t, second.Close())
+	must(t, st.Close())
+}
+
+// TestRemovedLayerOpensNoOther: a layer that never opened its device is removed;
+// its first read must not see the folder that has its name by then.
+func TestRemovedLayerOpensNoOther(t *testing.T) {
+	dir, s := t.TempDir(), newSample(6, 20)
+	st := open(t, dir)
+	first := s.mustCreate(t, st, Lazy)
+	must(t, st.Remove(s.name))
+	second := s.mustCreate(t, st, Complete)
+	if _, err := first.ReadAt(make([]byte, 1), 0); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("read of a removed layer: %v", err)
+	}
+	must(t, first.Close())
+	must(t, second.Close())
+	must(t, st.Close())
+}
+
+func TestDamage(t *testing.T) {
+	s := newSample(7, 100)
+	other := newSample(8, 100)
+	flip := func(name string, off int64) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			b, err := os.ReadFile(dir + "/" + name)
+			must(t, err)
+			b[off] ^= 0x10
+			must(t, os.WriteFile(dir+"/"+name, b, 0o600))
+		}
+	}
+	truncate := func(name string, n int64) func(*testing.T, string) {
+		return func(t *testing.T, dir string) { must(t, os.Truncate(dir+"/"+name, n)) }
+	}
+	both := func(fs ...func(*testing.T, string)) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			for _, f := range fs {
+				f(t, dir)
+			}
+		}
+	}
+	remove := func(name string) func(*testing.T, string) {
+		return func(t *testing.T, dir string) { must(t, os.Remove(dir+"/"+name)) }
+	}
+	// Two flushes: slot 1 has span 3, slot 0 spans 3 and 50.
+	for name, c := range map[string]struct {
+		harm    func(*testing.T, string)
+		state   State
+		want    []int
+		damaged bool
+	}{
+		"nothing":              {harm: both(), want: []int{3, 50}},
+		"newer slot":           {harm: flip(presentName, presentHeader), want: []int{3}},
+		"newer slot's padding": {harm: flip(presentName, 4095), want: []int{3}},
+		"older slot":           {harm: flip(presentName, 4096+16), want: []int{3, 50}},
+		"both slots":           {harm: both(flip(presentName, 24), flip(presentName, 4096+72))},
+		"short map":            {harm: truncate(presentName, 100)},
+		"map with one slot":    {harm: truncate(presentName, 4096), want: []int{3, 50}},
+		"empty map":            {harm: truncate(presentName, 0)},
+		"no map":               {harm: remove(presentName)},
+		"another layer's map": {harm: func(t *testing.T, dir string) {
+			rec := other.record(Lazy)
+			rec.DeviceSize = int64(len(s.device))
+			m := rec.mapping()
+			b := m.encode(&presence{generation: 9, bytes: m.deviceSize, bits: fullBits(100)})
+			must(t, os.WriteFile(dir+"/"+presentName, append(b, b...), 0o600))
+		}},
+		"map of another span table": {harm: func(t *testing.T, dir string) {
+			rec := s.record(Lazy)
+			rec.Spans = 99
+			m := rec.mapping()
+			b := m.encode(&presence{generation: 9, bytes: m.deviceSize, bits: fullBits(99)})
+			must(t, os.WriteFile(dir+"/"+presentName, append(b, b...), 0o600))
+		}},
+		"short device":               {harm: truncate(deviceName, 5)},
+		"long device":                {harm: truncate(deviceName, 1<<20)},
+		"no device":                  {harm: remove(deviceName)},
+		"short device of a complete": {harm: truncate(deviceName, 5), state: Verified},
+		"no device of a complete":    {harm: remove(deviceName), state: Verified},
+		"no record":                  {harm: remove(recordName), damaged: true},
+		"empty record":               {harm: truncate(recordName, 0), damaged: true},
+		"half a record":              {harm: truncate(recordName, 100), damaged: true},
+		"newer record": {harm: func(t *testing.T, dir string) {
+			b, err := os.ReadFile(dir + "/" + recordName)
+			must(t, err)
+			must(t, os.WriteFile(dir+"/"+recordName, bytes.Replace(b, []byte(`"version": 1`), []byte(`"version": 2`), 1), 0o600))
+		}, damaged: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			st := open(t, dir)
+			l := s.mustCreate(t, st, c.state)
+			folder := l.Dir()
+			if c.state == Lazy {
+				s.write(t, l, 3)
+				must(t, st.Flush())
+				s.write(t, l, 50)
+			}
+			must(t, l.Close())
+			must(t, st.Close())
+			c.harm(t, folder)
+
+			st = open(t, dir)
+			l, err := st.Layer(s.name)
+			if c.damaged {
+				if !errors.Is(err, ErrDamaged) {
+					t.Errorf("opening says %v", err)
+				}
+				must(t, st.Remove(s.name))
+				l = s.mustCreate(t, st, Lazy)
+			} else {
+				must(t, err)
+			}
+			s.mustHave(t, l, c.want...)
+			// What was lost can be brought again, and is there after another run.
+			s.write(t, l, 7)
+			must(t, l.Close())
+			must(t, st.Close())
+			st = open(t, dir)
+			l = layer(t, st, s.name)
+			s.mustHave(t, l, append(c.want, 7)...)
+			must(t, l.Close())
+			must(t, st.Close())
+		})
+	}
+}
+
+func fullBits(n int) []uint64 {
+	s := newSet(n)
+	s.fill()
+	return s.snapshot()
+}
+
+// TestIdleLayersHoldNoFiles opens many layers.
+func TestIdleLayersHoldNoFiles(t *testing.T) {
+	st := open(t, t.TempDir())
+	var all []*Layer
+	for i := range 300 {
+		s := newSample(uint64(i), 2)
+		in, err := st.Create(s.name)
+		must(t, err)
+		_, err = in.Index().Write(s.index())
+		must(t, err)
+		l, err := in.Commit(s.record(Lazy))
+		must(t, err)
+		all = append(all, l)
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	if len(fds) > 100 {
+		t.Errorf("%d files are open for %d idle layers", len(fds), len(all))
+	}
+	for _, l := range all {
+		must(t, l.Close())
+	}
+	must(t, st.Close())
+}
+
+// TestParallel opens, writes, flushes, closes and removes all at once.
+func TestParallel(t *testing.T) {
+	dir := t.TempDir()
+	st := open(t, dir)
+	var samples []*sample
+	for i := range 3 {
+		samples = append(samples, newSample(uint64(i), 64))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var run, work sync.WaitGroup
+	run.Go(func() { must(t, st.Run(ctx)) })
+	for k := range 8 {
+		work.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(k), 3))
+			for range 150 {
+				s := samples[r.IntN(len(samples))]
+				if r.IntN(10) == 0 {
+					if err := st.Remove(s.name); err != nil {
+						t.Error(err)
+					}
+					continue
+				}
+				l, err := st.Layer(s.name)
+				if errors.Is(err, fs.ErrNotExist) {
+					l, err = s.create(st, State(r.IntN(2)))
+				}
+				if errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				for range 5 {
+					i := r.IntN(s.spans())
+					err := l.WriteSpan(i, s.starts[i], s.span(i))
+					if err != nil && !errors.Is(err, fs.ErrNotExist) {
+						t.Error(err)
+					}
+					got := make([]byte, len(s.span(i)))
+					if l.Present(i) {
+						if _, err := l.ReadAt(got, s.starts[i]); err == nil && !bytes.Equal(got, s.span(i)) {
+							t.Errorf("span %d is wrong", i)
+						}
+					}
+				}
+				if r.IntN(4) == 0 {
+					if err := st.Flush(); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := l.Close(); err != nil && !strings.Contains(err.Error(), "was removed") {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Wait()
+	cancel()
+	run.Wait()
+	must(t, st.Close())
+	st = open(t, dir)
+	for _, s := range samples {
+		l, err := st.Layer(s.name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		must(t, err)
+		if err := s.check(l); err != nil {
+			t.Error(err)
+		}
+		must(t, l.Close())
+	}
+	must(t, st.Close())
+	if n := len(st.open) + len(st.dirty); n > 0 {
+		t.Errorf("%d layers are left in the tables", n)
+	}
+}
+
+func TestPresentCostsNothing(t *testing.T) {
+	s, st := newSample(1, 100), open(t, t.TempDir())
+	l := s.mustCreate(t, st, Lazy)
+	s.write(t, l, 50)
+	p := make([]byte, len(s.span(50)))
+	if n := testing.AllocsPerRun(100, func() {
+		if !l.Present(50) || l.Present(51) || l.AllPresent() {
+			t.Error("presence is wrong")
+		}
+		if _, err := l.ReadAt(p, s.starts[50]); err != nil {
+			t.Error(err)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
+}
