@@ -104,6 +104,20 @@ func (l Listing) add(name string, e Entry) {
 	l[name] = e
 }
 
+// UnpackedSince marks the directories whose time is that of unpacking: after start, and
+// not in the future. These are the ones that no entry of the tar names, or whose entry's
+// path leads elsewhere at the end of the tar.
+func (l Listing) UnpackedSince(start time.Time) {
+	const clockTick = time.Second // the kernel's clock of inodes lags behind
+	for name, e := range l {
+		isDir := e.Mode&unix.S_IFMT == unix.S_IFDIR
+		if isDir && e.Mtime.After(start.Add(-clockTick)) && !e.Mtime.After(time.Now()) {
+			e.AnyMtime = true
+			l[name] = e
+		}
+	}
+}
+
 func digest(p string) (sum [sha256.Size]byte, err error) {
 	f, err := os.Open(p)
 	if err != nil {

@@ -1,0 +1,190 @@
+package tartree_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index/tartree"
+	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
+)
+
+func TestLimits(t *testing.T) {
+	names := make([]nastytar.Entry, 100)
+	for i := range names {
+		names[i] = nastytar.File(fmt.Sprintf("file-%03d", i), "")
+	}
+	links := []nastytar.Entry{nastytar.Dir("end")}
+	for i := range 100 {
+		links = append(links, nastytar.Symlink(fmt.Sprint("s", i), map[bool]string{true: "end", false: fmt.Sprint("s", i-1)}[i == 0]))
+	}
+	xattrs := nastytar.Of(nastytar.Dir("d", nastytar.Xattr("user.a", strings.Repeat("a", 500))),
+		nastytar.Dir("d", nastytar.Xattr("user.b", strings.Repeat("b", 500))))
+	odd := nastytar.Sparse10("f", 1<<20, nastytar.Piece{Off: 1, Data: strings.Repeat("o", 5000)})
+	for _, c := range []struct {
+		field string
+		data  []byte
+		ok    tartree.Limits
+		over  tartree.Limits
+	}{
+		{"Entries", nastytar.Of(names...), tartree.Limits{Entries: 100}, tartree.Limits{Entries: 99}},
+		{"Entries", nastytar.Of(nastytar.File("a/b/c/d/e", "")), tartree.Limits{Entries: 5}, tartree.Limits{Entries: 4}},
+		{"NameBytes", nastytar.Of(names...), tartree.Limits{NameBytes: 800}, tartree.Limits{NameBytes: 799}},
+		{"NameBytes", nastytar.Of(nastytar.Symlink("s", "12345")), tartree.Limits{NameBytes: 6}, tartree.Limits{NameBytes: 5}},
+		{"XattrBytes", xattrs, tartree.Limits{XattrBytes: 1012}, tartree.Limits{XattrBytes: 1011}},
+		{"NameBytes", xattrs, tartree.Limits{}, tartree.Limits{NameBytes: 1000}},
+		{"TreeBytes", nastytar.Of(odd), tartree.Limits{TreeBytes: 5120}, tartree.Limits{TreeBytes: 5119}},
+		{"Extents", nastytar.Of(nastytar.Sparse01("f", 10000, nastytar.Piece{Off: 0, Data: "a"}, nastytar.Piece{Off: 9000, Data: "b"})),
+			tartree.Limits{Extents: 2}, tartree.Limits{Extents: 1}},
+		{"FileSize", nastytar.Of(nastytar.Sparse10("f", 1<<30)), tartree.Limits{FileSize: 1 << 30}, tartree.Limits{FileSize: 1<<30 - 1}},
+		{"Steps", nastytar.Of(append(links, nastytar.File("s99/f", "x"))...), tartree.Limits{Steps: 300}, tartree.Limits{Steps: 100}},
+	} {
+		if _, err := tartree.Scan(bytes.NewReader(c.data), c.ok); err != nil {
+			t.Errorf("%s: %+v: %v", c.field, c.ok, err)
+		}
+		_, err := tartree.Scan(bytes.NewReader(c.data), c.over)
+		if !errors.Is(err, tartree.ErrLimit) || !strings.Contains(err.Error(), "Limits."+c.field) {
+			t.Errorf("%s: %+v: error %v", c.field, c.over, err)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	torn := errors.New("the wire is torn")
+	whole := nastytar.Of(nastytar.File("dir/file", strings.Repeat("x", 5000)), nastytar.File("next", ""))
+	for name, c := range map[string]struct {
+		in   io.Reader
+		want error
+		says string
+	}{
+		"cut in the data":   {bytes.NewReader(whole[:2000]), io.ErrUnexpectedEOF, `"dir/file"`},
+		"cut in a header":   {bytes.NewReader(whole[:5900]), io.ErrUnexpectedEOF, `"dir/file"`},
+		"error in the data": {io.MultiReader(bytes.NewReader(whole[:2000]), iotest.ErrReader(torn)), torn, `"dir/file"`},
+		"error in a header": {iotest.ErrReader(torn), torn, ""},
+		"no tar":            {strings.NewReader(strings.Repeat("x", 1024)), tar.ErrHeader, "offset 512"},
+		"not a directory":   {bytes.NewReader(nastytar.Of(nastytar.File("f", ""), nastytar.File("f/g", ""))), unix.ENOTDIR, `"f/g"`},
+		"whiteout of a file": {bytes.NewReader(nastytar.Of(nastytar.File("f", ""), nastytar.File(".wh.f", ""))),
+			unix.EEXIST, `".wh.f"`},
+		"missing target": {bytes.NewReader(nastytar.Of(nastytar.Link("f", "gone"))), unix.ENOENT, `"gone"`},
+	} {
+		root, err := tartree.Scan(c.in, tartree.Limits{})
+		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: error %v, want %v with %s", name, err, c.want, c.says)
+		}
+		if root != nil {
+			t.Errorf("%s: a tree beside the error", name)
+		}
+	}
+}
+
+// TestReadsToTheEndMarker checks that what follows the tar stays in the reader,
+// whatever the size of the reads.
+func TestReadsToTheEndMarker(t *testing.T) {
+	marker := make([]byte, 1024)
+	for _, c := range nastytar.Accepted() {
+		if !bytes.HasSuffix(c.Data, marker) || c.Name == "two-tars" {
+			continue
+		}
+		for _, wrap := range []func(io.Reader) io.Reader{iotest.OneByteReader, iotest.HalfReader} {
+			in := bytes.NewReader(append(bytes.Clone(c.Data), "behind"...))
+			if _, err := tartree.Scan(wrap(in), tartree.Limits{}); err != nil {
+				t.Errorf("%s: %v", c.Name, err)
+			}
+			if rest, _ := io.ReadAll(in); string(rest) != "behind" {
+				t.Errorf("%s: %d bytes left", c.Name, len(rest))
+			}
+		}
+	}
+}
+
+// TestHugeHole scans a file of 300 GB that is all hole but for two pieces.
+func TestHugeHole(t *testing.T) {
+	const size = 300 << 30
+	for name, f := range map[string]func(string, int64, ...nastytar.Piece) nastytar.Entry{
+		"0.0": nastytar.Sparse00, "0.1": nastytar.Sparse01, "1.0": nastytar.Sparse10,
+	} {
+		start := time.Now()
+		s := scan(t, nastytar.Of(f("f", size, nastytar.Piece{Off: 0, Data: strings.Repeat("x", 512)},
+			nastytar.Piece{Off: size - 1024, Data: strings.Repeat("y", 1024)})))
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("%s: took %v", name, d)
+		}
+		n := s.root.Children["f"]
+		if n.Size != size || len(n.Extents) != 2 || n.Extents[1].File != size-1024 || n.Extents[1].Data != nil {
+			t.Errorf("%s: size %d, %d extents", name, n.Size, len(n.Extents))
+		}
+	}
+}
+
+// TestMemory scans 100,000 files and looks at what the tree keeps.
+func TestMemory(t *testing.T) {
+	const files = 100_000
+	in := manyFiles(files)
+	before := heap()
+	root, err := tartree.Scan(in, tartree.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	perFile := (heap() - before) / files
+	t.Logf("%d bytes a file", perFile)
+	if perFile > 450 {
+		t.Errorf("%d bytes a file", perFile)
+	}
+	runtime.KeepAlive(root)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// manyFiles streams a tar of n files of 100 bytes, 100 in each directory.
+func manyFiles(n int) io.Reader {
+	r, w := io.Pipe()
+	go func() { // ends with the tar, or when nobody reads
+		tw := tar.NewWriter(w)
+		for i := range n {
+			name := fmt.Sprintf("usr/lib/package-%06d/file-%06d.txt", i/100, i)
+			if tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 100, Mode: 0o644}) != nil {
+				return
+			}
+			if _, err := tw.Write(make([]byte, 100)); err != nil {
+				return
+			}
+		}
+		w.CloseWithError(tw.Close())
+	}()
+	return r
+}
+
+// TestGiantPAXRecord checks that a small part of a large header does not keep all of
+// it in memory.
+func TestGiantPAXRecord(t *testing.T) {
+	comment := strings.Repeat("c", 1<<19)
+	var entries []nastytar.Entry
+	for i := range 100 {
+		entries = append(entries, nastytar.PAX("comment", comment, "SCHILY.xattr.user.a", "1", "linkpath", "target"),
+			nastytar.Raw{Name: fmt.Sprint("s", i), Type: '2', Magic: "ustar\x0000"}.Entry)
+	}
+	data := nastytar.Of(entries...)
+	before := heap()
+	s := scan(t, data)
+	if grown := int64(heap()) - int64(before); grown > 10<<20 {
+		t.Errorf("%d entries keep %d bytes", len(entries), grown)
+	}
+	if len(s.root.Children) != 100 {
+		t.Errorf("%d entries", len(s.root.Children))
+	}
+	runtime.KeepAlive(s)
+}
