@@ -224,7 +224,8 @@ func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 }
 
 func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
-	z, err := zstd.NewReader(io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size),
+	in := &frameReader{r: io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size)}
+	z, err := zstd.NewReader(in,
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxFrameWindow))
 	if err != nil {
 		return err
@@ -232,7 +233,8 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	defer z.Close()
 	sum, head := sha256.New(), new(bytes.Buffer)
 	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
-	n, err := io.Copy(out, io.LimitReader(z, l.IndexSize+1))
+	in.z = z
+	n, err := io.Copy(out, io.LimitReader(readerFunc(in.decode), l.IndexSize+1))
 	if err != nil {
 		return err
 	}
@@ -248,6 +250,41 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	}
 	return nil
 }
+
+// frameReader tells errors of the blob's reader from those of the decoder, which
+// mean that the bytes are bad.
+type frameReader struct {
+	r   io.Reader
+	z   *zstd.Decoder
+	err error // of r
+}
+
+// Read reads compressed bytes, for the decoder.
+func (f *frameReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && err != io.EOF {
+		f.err = err
+	}
+	return n, err
+}
+
+// decode reads decompressed bytes.
+func (f *frameReader) decode(p []byte) (int, error) {
+	n, err := f.z.Read(p)
+	switch {
+	case err == nil || err == io.EOF:
+	case f.err != nil:
+		err = f.err
+	default:
+		err = corrupt("frame: %v", err)
+	}
+	return n, err
+}
+
+// readerFunc makes an io.Reader of a method.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // limitedWriter passes on the first left bytes and drops the rest.
 type limitedWriter struct {

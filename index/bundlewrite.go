@@ -18,7 +18,7 @@ type BundleInput struct {
 	Size  int64       // bytes of it
 
 	// Windows is the layer's windows section, read to its end: the windows (Header.WindowsSize bytes,
-	// as the scan wrote them), then what WriteDigests writes.
+	// as the scan wrote them), then what WriteDigests writes. Nil is an empty section.
 	Windows io.Reader
 }
 
@@ -57,6 +57,9 @@ func (w *bundleWriter) add(in *BundleInput) error {
 		return nil
 	}
 	w.seen[h.Layer] = true
+	if in.Windows == nil {
+		in.Windows = bytes.NewReader(nil)
+	}
 	digests := h.section[sectionDigests]
 	b := BundleLayer{
 		Header:    h.Header,

@@ -147,7 +147,9 @@ func node(p string, mode uint32, rdev uint64, attrs ...attr) entry {
 }
 
 func hardlink(p, old string) entry {
-	return func(l *layer) { l.dir(path.Dir(p)).Children[path.Base(p)] = l.dir(path.Dir(old)).Children[path.Base(old)] }
+	return func(l *layer) {
+		l.dir(path.Dir(p)).Children[path.Base(p)] = l.dir(path.Dir(old)).Children[path.Base(old)]
+	}
 }
 
 func entries(n int, make func(i int) entry) entry {

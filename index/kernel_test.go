@@ -46,7 +46,7 @@ func fsck(t testing.TB, index, device string) string {
 	}
 	to := filepath.Join(t.TempDir(), "extracted")
 	out, err := exec.Command(tool, "-d3", "--device="+device, "--extract="+to, index).CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("No errors found")) {
+	if err != nil || !bytes.Contains(out, []byte("successfully")) || bytes.Contains(out, []byte("<E>")) {
 		t.Fatalf("%s: %v\n%s", tool, err, out)
 	}
 	return to
@@ -231,6 +231,10 @@ func TestFsck(t *testing.T) {
 					t.Errorf("%q: extracted as %v", p, st.Mode())
 				}
 				if n.Mode&unix.S_IFMT == unix.S_IFREG {
+					// fsck.erofs seeks over holes, and leaves one at the end away.
+					if err := os.Truncate(root+p, n.Size); err != nil {
+						t.Fatal(err)
+					}
 					kernelContent(t, l, root+p, n, bytes.NewReader(l.device.Bytes()))
 				}
 			})

@@ -21,7 +21,9 @@ func TestTree(t *testing.T) {
 		"nasty": nasty(),
 		"empty": layerOf(),
 		"large root": layerOf(dir("/", xattr("user.root", strings.Repeat("r", 400))),
-			entries(3000, func(i int) entry { return file(strings.Repeat("f", i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "") })),
+			entries(3000, func(i int) entry {
+				return file(strings.Repeat("f", i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "")
+			})),
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := l.open(t)

@@ -1,0 +1,174 @@
+package index
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// blobs is a written bundle.
+type blobs struct {
+	trees, windows bytes.Buffer
+	index          [][]byte // of the layers
+}
+
+// bundleOf bundles layers; layer i has windows of 100 bytes with the value i.
+func bundleOf(t testing.TB, layers ...*layer) *blobs {
+	t.Helper()
+	b := &blobs{}
+	var in []BundleInput
+	for i, l := range layers {
+		l.draft.Layer = digest.FromString(fmt.Sprint(i))
+		windows := bytes.NewBuffer(bytes.Repeat([]byte{byte(i)}, 100))
+		if _, err := WriteDigests(windows, &l.draft); err != nil {
+			t.Fatal(err)
+		}
+		b.index = append(b.index, l.write(t))
+		in = append(in, BundleInput{Index: bytes.NewReader(b.index[i]), Size: int64(len(b.index[i])), Windows: windows})
+	}
+	if err := WriteBundle(&b.trees, &b.windows, in); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *blobs) open(t testing.TB) *Bundle {
+	t.Helper()
+	x, err := OpenBundle(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+func TestBundle(t *testing.T) {
+	layers := []*layer{nasty(), layerOf(), layerOf(file("big", strings.Repeat("b", 5000)))}
+	b := bundleOf(t, layers...)
+	if again := bundleOf(t, layers...); !bytes.Equal(b.trees.Bytes(), again.trees.Bytes()) || !bytes.Equal(b.windows.Bytes(), again.windows.Bytes()) {
+		t.Error("equal layers give other blobs")
+	}
+	x := b.open(t)
+	if len(x.Layers()) != len(layers) {
+		t.Fatalf("%d layers", len(x.Layers()))
+	}
+	for i, l := range x.Layers() {
+		if l.Header != layers[i].draft.Header {
+			t.Errorf("layer %d: %+v, want %+v", i, l.Header, layers[i].draft.Header)
+		}
+		var out bytes.Buffer
+		if err := x.Extract(l.Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[i]) {
+			t.Errorf("layer %d: other bytes, %v", i, err)
+		}
+		windows := b.windows.Bytes()[l.Windows.Off:][:l.Windows.Size]
+		if !bytes.Equal(windows, bytes.Repeat([]byte{byte(i)}, 100)) {
+			t.Errorf("layer %d: windows of another layer", i)
+		}
+		if _, err := openBytes(t, b.index[i]).FileDigests(b.windows.Bytes()[l.Digests.Off:][:l.Digests.Size]); err != nil {
+			t.Errorf("layer %d: %v", i, err)
+		}
+	}
+	if err := x.Extract(digest.FromString("none"), io.Discard); err == nil || !strings.Contains(err.Error(), "not in the bundle") {
+		t.Errorf("layer that is not there: %v", err)
+	}
+}
+
+// TestBundleRepeated: an image can have the same layer twice.
+func TestBundleRepeated(t *testing.T) {
+	index := layerOf(file("a", "a")).write(t)
+	in := func() BundleInput {
+		return BundleInput{Index: bytes.NewReader(index), Size: int64(len(index)), Windows: bytes.NewReader(make([]byte, 100))}
+	}
+	var b blobs
+	if err := WriteBundle(&b.trees, &b.windows, []BundleInput{in(), in()}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.open(t).Layers()); n != 1 || b.windows.Len() != 100 {
+		t.Errorf("%d layers, %d bytes of windows", n, b.windows.Len())
+	}
+}
+
+func TestBundleWindowsRefused(t *testing.T) {
+	l := layerOf(file("big", strings.Repeat("b", 5000)))
+	index := l.write(t)
+	for name, windows := range map[string]string{
+		"none": "", "no digests": strings.Repeat("w", 100), "too long": strings.Repeat("w", 137), "wrong digests": strings.Repeat("w", 136),
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := WriteBundle(io.Discard, io.Discard, []BundleInput{{Index: bytes.NewReader(index), Size: int64(len(index)), Windows: strings.NewReader(windows)}})
+			if err == nil || !strings.Contains(err.Error(), "has to be 100 bytes of windows, then the 36 that WriteDigests writes") {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestBundleRefused(t *testing.T) {
+	good := bundleOf(t, layerOf(file("a", "a")), layerOf(file("b", "b")))
+	le := binary.LittleEndian
+	record := func(b []byte, i int) []byte { return b[bundleHeader+i*bundleRecord:] }
+	for name, c := range map[string]struct {
+		forge func(b []byte) []byte
+		lim   Limits
+		want  string
+	}{
+		"short":        {forge: func(b []byte) []byte { return b[:60] }, want: "bundle of 60 bytes"},
+		"magic":        {forge: func(b []byte) []byte { b[0]++; return b }, want: "not a bundle"},
+		"newer":        {forge: func(b []byte) []byte { b[8] = 3; return b }, want: "bundle version 3 is newer than this mica understands (1): upgrade mica"},
+		"layers":       {forge: func(b []byte) []byte { le.PutUint32(b[12:], 1<<31); return b }, want: "more than Limits.Layers (1000)"},
+		"limit":        {lim: Limits{Layers: 1}, want: "more than Limits.Layers (1)"},
+		"index limit":  {lim: Limits{IndexSize: 2000}, want: "more than Limits.IndexSize (2000)"},
+		"index size":   {forge: func(b []byte) []byte { le.PutUint64(record(b, 0)[160:], 1<<40); return b }, want: "more than Limits.IndexSize"},
+		"count":        {forge: func(b []byte) []byte { le.PutUint32(b[12:], 900); return b }, want: "900 layers in a bundle"},
+		"twice":        {forge: func(b []byte) []byte { copy(record(b, 1)[:72], record(b, 0)[:72]); return b }, want: "twice"},
+		"frame":        {forge: func(b []byte) []byte { record(b, 0)[200]++; return b }, want: "frame at"},
+		"frame size":   {forge: func(b []byte) []byte { le.PutUint64(record(b, 1)[208:], 1<<62); return b }, want: "frame at"},
+		"cut":          {forge: func(b []byte) []byte { return b[:len(b)-1] }, want: "frame at"},
+		"windows":      {forge: func(b []byte) []byte { record(b, 1)[216]++; return b }, want: "windows at"},
+		"windows size": {forge: func(b []byte) []byte { le.PutUint64(record(b, 1)[224:], 1<<62); return b }, want: "record"},
+		"reserved":     {forge: func(b []byte) []byte { record(b, 1)[250] = 1; return b }, want: "record"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := bytes.Clone(good.trees.Bytes())
+			if c.forge != nil {
+				b = c.forge(b)
+			}
+			if _, err := OpenBundle(bytes.NewReader(b), int64(len(b)), c.lim); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %s", err, c.want)
+			}
+		})
+	}
+}
+
+// TestExtractRefused: what a frame holds has to be what the table says.
+func TestExtractRefused(t *testing.T) {
+	good := bundleOf(t, layerOf(file("a", "a")))
+	le := binary.LittleEndian
+	for name, forge := range map[string]func(b []byte){
+		"frame":       func(b []byte) { b[len(b)-10] ^= 4 },
+		"digest":      func(b []byte) { b[bundleHeader+170]++ },
+		"larger":      func(b []byte) { b[bundleHeader+160]++ },
+		"smaller":     func(b []byte) { b[bundleHeader+161]-- },
+		"diffID":      func(b []byte) { b[bundleHeader+72+20]++ },
+		"layer size":  func(b []byte) { b[bundleHeader+144]++ },
+		"windows":     func(b []byte) { le.PutUint64(b[bundleHeader+224:], 50) },
+		"window size": func(b []byte) { copy(b[bundleHeader+bundleRecord:], "\x28\xb5\x2f\xfd\x04\xff") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := bytes.Clone(good.trees.Bytes())
+			forge(b)
+			x, err := OpenBundle(bytes.NewReader(b), int64(len(b)), Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -1,0 +1,65 @@
+package index
+
+import (
+	"bytes"
+	"io/fs"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	erofs "github.com/erofs/go-erofs"
+	"golang.org/x/sys/unix"
+)
+
+// TestGoErofs lets another reader judge: go-erofs sees the same tree.
+func TestGoErofs(t *testing.T) {
+	l := nasty()
+	image, err := erofs.Open(bytes.NewReader(l.write(t)), erofs.WithExtraDevices(bytes.NewReader(l.device.Bytes())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.walk(func(p string, n, _ *Node) {
+		name := strings.TrimPrefix(p, "/")
+		if name == "" {
+			name = "."
+		}
+		if !fs.ValidPath(name) {
+			return // names that io/fs has no notion of: not UTF-8
+		}
+		st, err := image.(fs.ReadLinkFS).Lstat(name)
+		if err != nil {
+			t.Errorf("%q: %v", p, err)
+			return
+		}
+		s := st.Sys().(*erofs.Stat)
+		sec, nsec := n.Mtime.Unix(), n.Mtime.Nanosecond()
+		if n.Mtime.IsZero() {
+			sec = 0
+		}
+		if typeOfFile(st.Mode().Type()) != typeOf(n.Mode) || s.UID != n.UID || s.GID != n.GID ||
+			s.Mtime != uint64(sec) || s.MtimeNs != uint32(nsec) || uint64(s.Rdev) != n.Rdev {
+			t.Errorf("%q: %v %+v, want %+v", p, st.Mode(), s, n)
+		}
+		if !acl(n) && !maps.Equal(s.Xattrs, n.Xattrs) && len(s.Xattrs)+len(n.Xattrs) > 0 {
+			t.Errorf("%q: attributes %.100q", p, slices.Collect(maps.Keys(s.Xattrs)))
+		}
+		switch n.Mode & unix.S_IFMT {
+		case unix.S_IFREG:
+			got, err := fs.ReadFile(image, name)
+			if err != nil || !bytes.Equal(got, l.content(t, bytes.NewReader(l.device.Bytes()), n, 0, n.Size)) {
+				t.Errorf("%q: wrong content, %v", p, err)
+			}
+		case unix.S_IFLNK:
+			if got, err := image.(fs.ReadLinkFS).ReadLink(name); err != nil || got != n.Target {
+				t.Errorf("%q: target %q, %v", p, got, err)
+			}
+		}
+	})
+}
+
+// acl says whether n has an ACL: go-erofs gives these names a dot too many.
+func acl(n *Node) bool {
+	_, ok := n.Xattrs["system.posix_acl_access"]
+	return ok
+}

@@ -1,0 +1,166 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// wide is a layer of n files of a few KiB in directories of 100, on a device
+// whose content is of no interest.
+func wide(n int) *layer {
+	random := rand.New(rand.NewPCG(1, 2))
+	off := int64(0)
+	l := layerOf(entries(n, func(i int) entry {
+		return func(l *layer) {
+			size := random.Int64N(20000) + 1
+			l.put(fmt.Sprintf("usr/lib/package-%d/module_%d.py", i/100, i*7919%n),
+				&Node{Mode: unix.S_IFREG | 0o644, Size: size, Extents: []Extent{{Device: off + 512, Size: size}}},
+				[]attr{mtime(1600000000+random.Int64N(1e7)/1000*1000, 0)})
+			off += 512 + alignUp(size, BlockSize)
+		}
+	}))
+	l.finish(off)
+	return l
+}
+
+// TestOpenIsSmall: opening reads the same however many files there are.
+func TestOpenIsSmall(t *testing.T) {
+	l := wide(100_000)
+	name, _ := l.files(t)
+	l = nil
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	start := time.Now()
+	x, err := Open(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := x.Tree().Lookup(x.Tree().Root(), "usr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Tree().Inode(root); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(start)
+	runtime.ReadMemStats(&after)
+	// All that was allocated meanwhile, freed or not: more than what is in use.
+	if n := after.TotalAlloc - before.TotalAlloc; n > 2<<20 {
+		t.Errorf("opening allocates %d bytes, the limit is 2 MiB", n)
+	}
+	if took > 5*time.Millisecond {
+		t.Errorf("opening takes %v, the limit is 5 ms", took)
+	}
+	start = time.Now()
+	if err := Check(context.Background(), x); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > 2*time.Second { // 0.05 s on an idle core
+		t.Errorf("checking takes %v", took)
+	}
+}
+
+// TestSize: the compressed tree takes no more than 30 bytes a file.
+func TestSize(t *testing.T) {
+	const files = 20_000
+	index := wide(files).write(t)
+	x := openBytes(t, index)
+	var b bytes.Buffer
+	if _, err := compressIndex(&b, bytes.NewReader(index[:x.TreeSize()])); err != nil {
+		t.Fatal(err)
+	}
+	if b.Len() > 30*files {
+		t.Errorf("%.1f bytes a file", float64(b.Len())/files)
+	}
+}
+
+func BenchmarkOpen(b *testing.B) {
+	index := wide(100_000).write(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Open(bytes.NewReader(index), int64(len(index))); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCheck(b *testing.B) {
+	index := wide(100_000).write(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Check(context.Background(), openBytes(b, index)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkWrite(b *testing.B) {
+	l := wide(100_000)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Write(io.Discard, &l.draft); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	x := layerOf(entries(20_000, func(i int) entry { return file(fmt.Sprintf("d/%05d", i), "") })).open(b)
+	dir := lookupPath(b, x.Tree(), "/d")
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if _, err := x.Tree().Lookup(dir, fmt.Sprintf("%05d", i*7919%20_000)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkExtract(b *testing.B) {
+	bundle := bundleOf(b, wide(100_000))
+	x := bundle.open(b)
+	b.SetBytes(x.Layers()[0].IndexSize)
+	b.ReportMetric(float64(bundle.trees.Len())/100_000, "B/file")
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := x.Extract(x.Layers()[0].Layer, io.Discard); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCompress compares the levels that an index could be compressed with.
+func BenchmarkCompress(b *testing.B) {
+	index := wide(100_000).write(b)
+	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
+		b.Run(level.String(), func(b *testing.B) {
+			b.SetBytes(int64(len(index)))
+			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				b.ReportMetric(float64(len(z.EncodeAll(index, nil)))/100_000, "B/file")
+			}
+		})
+	}
+}
