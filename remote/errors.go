@@ -42,6 +42,9 @@ func (e *statusError) Error() string {
 	if e.detail != "" {
 		s += ": " + e.detail
 	}
+	if e.Unwrap() == ErrUnauthorized {
+		s += "; " + ErrUnauthorized.Error()
+	}
 	return s
 }
 

@@ -125,8 +125,10 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			s.refused()
 			return nil, refusal
 		}
-		if err := s.renew(ctx, g, leading, r.Header, x.stats); err != nil {
-			return nil, fmt.Errorf("%v: %w", refusal, err)
+		if err := s.renew(ctx, g, leading, r.Header, x.stats); err == errRecent {
+			return nil, refusal
+		} else if err != nil {
+			return nil, fmt.Errorf("%s %s%s: status %d: %w", c.method, u.Host, u.Path, r.StatusCode, err)
 		}
 		if c.body != nil { // it is spent, so the caller starts again
 			return nil, &retryError{refusal}

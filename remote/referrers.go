@@ -140,10 +140,10 @@ func (i *Image) judgeReferrers(h *host, err error) error {
 		if !strings.Contains(s.detail, "NAME_UNKNOWN") {
 			h.setReferrers(false, time.Now())
 		}
-		return fmt.Errorf("%v: %w: %w", s, errNoReferrersAPI, ErrNotFound)
+		return fmt.Errorf("%s: status %d: %w: %w", h.name, s.code, errNoReferrersAPI, ErrNotFound)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		// Some refuse whatever they do not know. If it is meant, the fallback tag is refused as well.
-		return fmt.Errorf("%v: %w: %w", s, errNoReferrersAPI, ErrNotFound)
+		return fmt.Errorf("%s: status %d: %w: %w", h.name, s.code, errNoReferrersAPI, ErrNotFound)
 	}
 	return err
 }

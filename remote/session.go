@@ -132,6 +132,9 @@ func (s *session) release(ctx context.Context, err error) {
 	s.busy = nil
 }
 
+// errRecent says that another grant has been refused just now.
+var errRecent = errors.New("credentials were refused a moment ago")
+
 // renew gets another grant after the host refused g. leading says that the caller holds the session since begin. It returns
 // nil when there is another grant, by its own work or somebody else's.
 func (s *session) renew(ctx context.Context, g *grant, leading bool, header http.Header, n *counters) (err error) {
@@ -151,7 +154,7 @@ func (s *session) renew(ctx context.Context, g *grant, leading bool, header http
 		}
 		if time.Now().Before(s.until) {
 			s.mu.Unlock()
-			return ErrUnauthorized
+			return errRecent
 		}
 		s.busy = &flight{done: make(chan struct{})}
 		s.mu.Unlock()

@@ -1,0 +1,162 @@
+package remote
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// signer redirects blob requests to URLs at a content server which end after a while.
+type signer struct {
+	to     *registry
+	life   time.Duration
+	say    bool // in the URL
+	refuse int  // status for an expired URL
+}
+
+func (s signer) redirect(_ int, w http.ResponseWriter, r *http.Request) bool {
+	end := time.Now().Add(s.life)
+	q := url.Values{"sig": {fmt.Sprint(end.UnixNano())}}
+	if s.say {
+		q.Set("X-Amz-Date", time.Now().UTC().Format("20060102T150405Z"))
+		q.Set("X-Amz-Expires", fmt.Sprint(int(s.life/time.Second)))
+	}
+	http.Redirect(w, r, "http://"+s.to.name+r.URL.Path+"?"+q.Encode(), http.StatusTemporaryRedirect)
+	return true
+}
+
+func (s signer) check(t *testing.T) func(r *http.Request) (string, int) {
+	return func(r *http.Request) (string, int) {
+		if r.Header.Get("Authorization") != "" || r.Header.Get("X-Secret") != "" {
+			t.Errorf("credentials were sent to the redirect target: %v", r.Header)
+		}
+		var end int64
+		_, _ = fmt.Sscan(r.URL.Query().Get("sig"), &end)
+		if time.Now().UnixNano() > end {
+			return "", s.refuse
+		}
+		return "", 0
+	}
+}
+
+// TestRedirects reads two blobs by ten readers, for an hour, through signed URLs that live five minutes.
+func TestRedirects(t *testing.T) {
+	for _, s := range []signer{
+		{life: 5 * time.Minute, say: true, refuse: 403},
+		{life: 5 * time.Minute, refuse: 400},
+		{life: 5 * time.Minute, refuse: 401},
+		{life: 5 * time.Minute, refuse: 403},
+	} {
+		t.Run(fmt.Sprintf("says %v, refuses with %d", s.say, s.refuse), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newNetwork(t)
+				g, cdn, tokens := newRegistry("reg.test"), newRegistry("cdn.test"), newTokenServer(time.Hour, true)
+				s.to = cdn
+				g.auth, g.fault, cdn.auth = tokens.check, s.redirect, s.check(t)
+				defer net.serve("reg.test", g)()
+				defer net.serve("cdn.test", cdn)()
+				defer net.serve("auth.test", tokens)()
+				c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", "server = \"http://reg.test\"\n[header]\nX-Secret = \"s\"\n")})
+				defer c.Close()
+				i := mustImage(t, c, "reg.test/a/b:1")
+				blobs := [][]byte{randomBytes(10_000), randomBytes(20_000)}
+				for range 61 {
+					var wg sync.WaitGroup
+					for k := range 10 {
+						b := blobs[k%2]
+						d := cdn.add(b)
+						wg.Go(func() {
+							p := make([]byte, 5000)
+							if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil || !bytes.Equal(p, b[10:5010]) {
+								t.Error(err)
+							}
+						})
+					}
+					wg.Wait()
+					time.Sleep(time.Minute)
+				}
+				// One refusal for the token; then one question per blob and five minutes.
+				if n := len(g.requests("/blobs/")); n < 2*10 || n > 2*16+3 {
+					t.Errorf("the registry was asked %d times", n)
+				}
+				refused := len(cdn.requests("")) - 610
+				if s.say && refused != 0 {
+					t.Errorf("%d requests with URLs that had ended", refused)
+				}
+				if refused > 13*10 {
+					t.Errorf("%d refusals", refused)
+				}
+			})
+		})
+	}
+}
+
+// TestTargetFails checks that a content server which fails is asked for again, and that https is not left.
+func TestTargetFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t)
+		g, cdn := newRegistry("reg.test"), newRegistry("cdn.test")
+		blob := randomBytes(200_000)
+		d := cdn.add(blob)
+		s := signer{to: cdn, life: time.Hour, refuse: 403}
+		g.fault, cdn.auth = s.redirect, s.check(t)
+		broken := []func(http.ResponseWriter, *http.Request){answer(500, ""), cut(blob, 1000), answer(403, ""), answer(200, "<p>", "Content-Type", "text/html")}
+		cdn.fault = func(k int, w http.ResponseWriter, r *http.Request) bool {
+			if k < len(broken) {
+				broken[k](w, r)
+			}
+			return k < len(broken)
+		}
+		defer net.serve("reg.test", g)()
+		defer net.serve("cdn.test", cdn)()
+		c := net.client(Config{})
+		defer c.Close()
+		p := make([]byte, 100_000)
+		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), p, 10); err != nil || !bytes.Equal(p, blob[10:100_010]) {
+			t.Error(err)
+		}
+		if a, b := len(g.requests("")), len(cdn.requests("")); a != 5 || b != 5 {
+			t.Errorf("%d and %d requests, want 5 and 5", a, b)
+		}
+	})
+}
+
+func TestRedirectFromTLS(t *testing.T) {
+	r := &reply{Response: &http.Response{StatusCode: 302, Header: http.Header{"Location": {"http://elsewhere.test/x"}}, Body: http.NoBody}}
+	r.via, _ = url.Parse("https://reg.test/v2/")
+	r.Request = &http.Request{Method: "GET", URL: r.via}
+	r.watch = newWatch(t.Context(), time.Minute)
+	c, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := exchanger{client: c, stats: &c.stats}
+	if _, err := x.follow(t.Context(), &host{name: "reg.test", scheme: "https"}, &call{method: "GET"}, r); err == nil {
+		t.Error("https was left")
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	at := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	for query, want := range map[string]time.Time{
+		"": {},
+		"X-Amz-Date=20260304T050607Z&X-Amz-Expires=60":    at.Add(time.Minute),
+		"X-Goog-Date=20260304T050607Z&X-Goog-Expires=900": at.Add(15 * time.Minute),
+		"X-Amz-Date=yesterday&X-Amz-Expires=60":           {},
+		"X-Amz-Date=20260304T050607Z&X-Amz-Expires=-60":   {},
+		"se=2026-03-04T05%3A06%3A07Z&sig=x":               at,
+		fmt.Sprintf("Expires=%d", at.Unix()):              at,
+		fmt.Sprintf("verify=%d-abc%%3D", at.Unix()):       at,
+		"Expires=60":                   {},
+		"Expires=99999999999999999999": {},
+	} {
+		if got := expiry(&url.URL{RawQuery: query}); !got.Equal(want) {
+			t.Errorf("%q: %v, want %v", query, got, want)
+		}
+	}
+}
