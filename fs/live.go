@@ -75,13 +75,26 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 // device is the layer as the kernel's side sees it: as long as the tar.
 type device struct {
 	*layer.Layer
-	size int64
+	size   int64
+	record func(off, n int64)
 }
 
 // Size returns the length of the uncompressed tar.
 func (d device) Size() int64 { return d.size }
 
-func (v *live) bytes() device { return device{v.data, v.index.Header().DeviceSize} }
+// ReadAt is what readers come through, and so where their reads are recorded.
+func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
+	d.record(off, int64(len(p)))
+	return d.Layer.ReadAt(ctx, p, off)
+}
+
+func (v *live) bytes() device {
+	record := func(int64, int64) {}
+	if f := v.t.o.Record; f != nil {
+		record = func(off, n int64) { f(v.digest, off, n) }
+	}
+	return device{v.data, v.index.Header().DeviceSize, record}
+}
 
 // openIndex opens the index file and checks that it belongs to what the record says.
 func (v *live) openIndex() error {

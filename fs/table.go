@@ -46,6 +46,9 @@ type Options struct {
 	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
 	LocalIndexes bool           // do not use indexes from registries
+	// Record is told of every read of a lazy layer, in device offsets, when it comes from
+	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
+	Record func(layer digest.Digest, off, n int64)
 	Log          *slog.Logger   // nil: slog.Default()
 }
 

@@ -45,6 +45,8 @@ type Info struct {
 	Mode     string `json:"mode"`
 	Lazy     string `json:"lazy_mode"`
 	Complete string `json:"complete_mode"`
+	// RemapIDs tells whether micad maps the IDs of user namespaces.
+	RemapIDs bool `json:"remap_ids"`
 	// Unlabelled counts layers that containerd prepared without telling which
 	// layer of which image they are: its configuration lacks something.
 	Unlabelled int64 `json:"unlabelled_prepares"`

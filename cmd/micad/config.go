@@ -26,10 +26,13 @@ type config struct {
 	Mode     string     `toml:"mode"`
 	LogLevel slog.Level `toml:"log_level"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
-	MetricsAddress string   `toml:"metrics_address"`
-	ReadDeadline   duration `toml:"read_deadline"`
-	PullDeadline   duration `toml:"pull_deadline"`
-	Index          struct {
+	MetricsAddress string `toml:"metrics_address"`
+	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the
+	// capability remap-ids in containerd's configuration, or IDs are mapped twice or not at all.
+	RemapIDs     bool     `toml:"remap_ids"`
+	ReadDeadline duration `toml:"read_deadline"`
+	PullDeadline duration `toml:"pull_deadline"`
+	Index        struct {
 		Trust string `toml:"trust"`
 	} `toml:"index"`
 	Remote struct {
@@ -54,6 +57,7 @@ func defaults() config {
 		Root:         defaultRoot,
 		Address:      defaultAddress,
 		Mode:         "auto",
+		RemapIDs:     true,
 		ReadDeadline: duration(5 * time.Minute),
 		PullDeadline: duration(time.Minute),
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -63,7 +64,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return split.Run(ctx) })
-	g.Go(func() error { return server.Serve(split.grpc) })
+	g.Go(func() error { return ignoreClosed(server.Serve(split.grpc)) })
 	g.Go(func() error { return ignoreClosed(web.Serve(split.http)) })
 	if c.MetricsAddress != "" {
 		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(), ReadHeaderTimeout: firstByteTimeout}
@@ -82,8 +83,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	return g.Wait()
 }
 
+// ignoreClosed drops the error of a server that was told to end.
 func ignoreClosed(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
@@ -113,8 +115,11 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.snapshotter = snapshotter.New(c.Root, layers{d.table},
-		snapshotter.WithRemapIDs(), snapshotter.WithUnpackedParents(), snapshotter.WithLogger(d.log))
+	options := []snapshotter.Option{snapshotter.WithUnpackedParents(), snapshotter.WithLogger(d.log)}
+	if c.RemapIDs {
+		options = append(options, snapshotter.WithRemapIDs())
+	}
+	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
 	if err := d.snapshotter.Open(); err != nil {
 		return errors.Join(err, d.close())
 	}
@@ -154,7 +159,7 @@ func (d *daemon) answer(w http.ResponseWriter, v any) {
 
 func (d *daemon) info() admin.Info {
 	i := admin.Info{
-		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started, Mode: d.config.Mode,
+		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started, Mode: d.config.Mode, RemapIDs: d.config.RemapIDs,
 		Unlabelled: int64(d.snapshotter.Stats().Unannotated), Restoring: d.restoring.Load(),
 	}
 	lazy, complete, err := d.table.Modes()
