@@ -34,8 +34,7 @@ func (d *Decoder) buildFixed() {
 	for i := range dist {
 		dist[i] = 5
 	}
-	build(d.lit[:], litBits, litSymbols[:], lit[:])
-	pair(&d.lit)
+	buildLit(&d.lit, lit[:])
 	build(d.dist[:], distBits, distSymbols[:], dist[:])
 	d.fixed = true
 }
@@ -113,12 +112,11 @@ func (d *Decoder) dynamic(in *reader) (ok bool, err error) {
 	}
 
 	d.fixed = false
-	if !build(d.lit[:], litBits, litSymbols[:], lens[:nlit]) {
+	if !buildLit(&d.lit, lens[:nlit]) {
 		return false, corrupt("literal and length code")
 	}
 	if !build(d.dist[:], distBits, distSymbols[:], lens[nlit:]) {
 		return false, corrupt("distance code")
 	}
-	pair(&d.lit)
 	return true, nil
 }

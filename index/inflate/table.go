@@ -91,71 +91,122 @@ func makeDistSymbols() (t [32]uint32) {
 // build fills a table from the code lengths of its symbols. It accepts what
 // zlib accepts: complete codes, no code at all, and a single code of one bit.
 func build(table []uint32, primary uint, symbols []uint32, lens []uint8) bool {
-	var count [maxCode + 1]uint32
-	for _, n := range lens {
-		count[n&maxCode]++
+	var b builder
+	if !b.sort(lens) {
+		return false
 	}
-	count[0] = 0
-	var next [maxCode + 2]uint32 // the first code of each length
-	var at [maxCode + 2]uint32   // the first place of each length in sorted
-	code, used := uint32(0), uint32(0)
+	b.fill(table, primary, symbols, 0)
+	return true
+}
+
+// buildLit fills a table of literals and lengths, as build does.
+func buildLit(table *litTable, lens []uint8) bool {
+	var b builder
+	if !b.sort(lens) {
+		return false
+	}
+	b.fill(table[:], litBits, litSymbols[:], 256)
+	return true
+}
+
+// builder holds a code while its table is made.
+type builder struct {
+	count  [maxCode + 2]uint32 // codes of each length
+	first  [maxCode + 2]uint32 // the place in sorted of the first code of each length
+	next   [maxCode + 2]uint32 // the first code of each length
+	sorted [288]uint16         // symbols in the order of their codes
+	codes  [288]uint16         // their codes as they come: mirrored; up to the primary bits
+}
+
+// sort puts the symbols in the order of their codes. It reports false for what
+// is no code.
+func (b *builder) sort(lens []uint8) bool {
+	for _, n := range lens {
+		b.count[n&maxCode]++
+	}
+	b.count[0] = 0
+	code := uint32(0)
 	for n := 1; n <= maxCode; n++ {
-		next[n] = code
-		at[n+1] = at[n] + count[n]
-		used += count[n]
-		code = (code + count[n]) << 1
+		b.next[n] = code
+		b.first[n+1] = b.first[n] + b.count[n]
+		code = (code + b.count[n]) << 1
 		if code > 2<<n {
 			return false // over-subscribed
 		}
 	}
 	if code != 2<<maxCode {
 		// Incomplete: only an unused or a single code may be.
-		if used > 1 || used == 1 && count[1] != 1 {
+		if used := b.first[maxCode+1]; used > 1 || used == 1 && b.count[1] != 1 {
 			return false
 		}
-		for i := range table[:1<<primary] {
-			table[i] = invalid
-		}
 	}
-	var sorted [288]uint16
+	at := b.first
 	for sym, n := range lens {
 		if n &= maxCode; n != 0 {
-			sorted[at[n]] = uint16(sym)
+			b.sorted[at[n]] = uint16(sym)
 			at[n]++
 		}
 	}
+	return true
+}
 
-	i := uint32(0)
+// fill makes the table. Pairs are made of literals, which are the symbols below
+// lits.
+func (b *builder) fill(table []uint32, primary uint, symbols []uint32, lits uint16) {
+	// The table of n bits is that of n-1 bits twice, with the codes of n bits
+	// put in. Where nothing comes to lie there is no code.
+	table[0] = invalid
+	var litEnd [maxCode + 1]uint32 // the end in sorted of each length's literals
 	for n := uint(1); n <= primary; n++ {
-		for c := next[n]; c < next[n]+count[n]; c++ {
-			e := entry(symbols[sorted[i]], n)
-			i++
-			for j := int(reverse(c, n)); j < 1<<primary; j += 1 << n {
-				table[j] = e
+		half := 1 << (n - 1)
+		copy(table[half:2*half], table[:half])
+		litEnd[n] = b.first[n]
+		code := b.next[n]
+		for i := b.first[n]; i < b.first[n+1]; i++ {
+			c := reverse(code, n)
+			code++
+			b.codes[i] = uint16(c)
+			table[c] = entry(symbols[b.sorted[i]], n)
+			if b.sorted[i] < lits {
+				litEnd[n] = i + 1
+			}
+		}
+		for k := uint(1); k < n; k++ {
+			// Literals of k bits, and behind them literals of n-k bits.
+			second, end := b.first[n-k], litEnd[n-k]
+			if second == end {
+				continue
+			}
+			for i := b.first[k]; i < litEnd[k]; i++ {
+				e := flagLiteral | 2*oneByte | uint32(k)<<10 | uint32(n) | uint32(b.sorted[i])<<16
+				for j := second; j < end; j++ {
+					table[uint(b.codes[i])|uint(b.codes[j])<<k] = e | uint32(b.sorted[j])<<24
+				}
 			}
 		}
 	}
+
 	// Long codes: those with the same primary bits follow one another.
 	sub := uint32(1) << primary
 	subSize := uint32(1) << (maxCode - primary)
 	last, base := ^uint32(0), uint32(0)
 	for n := primary + 1; n <= maxCode; n++ {
-		for c := next[n]; c < next[n]+count[n]; c++ {
-			r := reverse(c, n)
+		code := b.next[n]
+		for i := b.first[n]; i < b.first[n+1]; i++ {
+			r := reverse(code, n)
+			code++
 			low := r & (1<<primary - 1)
 			if low != last {
 				last, base = low, sub
 				table[low] = flagSpecial | flagSub | base<<16 | uint32(primary)
 				sub += subSize
 			}
-			e := entry(symbols[sorted[i]], n-primary)
-			i++
+			e := entry(symbols[b.sorted[i]], n-primary)
 			for j := r >> primary; j < subSize; j += 1 << (n - primary) {
 				table[base+j] = e
 			}
 		}
 	}
-	return true
 }
 
 // entry is the entry of a symbol whose code has n bits (left).
@@ -167,23 +218,4 @@ func entry(symbol uint32, n uint) uint32 {
 		return symbol + uint32(n)
 	}
 	return symbol + uint32(n)<<8 + uint32(n)
-}
-
-// pair joins the primary entries of two literals that fit into one lookup. The
-// entry of what follows the first literal has a lower index, except for index
-// 0: going downwards, it is still single.
-func pair(table *litTable) {
-	for i := uint32(1<<litBits - 1); ; i-- {
-		e := table[i]
-		if e&flagLiteral != 0 {
-			n := e & 0xff
-			f := table[i>>n]
-			if f&flagLiteral != 0 && n+f&0xff <= litBits {
-				table[i] = flagLiteral | 2*oneByte | n<<10 | (n + f&0xff) | e&0xff0000 | f<<8&0xff000000
-			}
-		}
-		if i == 0 {
-			return
-		}
-	}
 }
