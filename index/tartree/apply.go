@@ -125,7 +125,7 @@ func (s *scanner) make(hdr *tar.Header, dir *index.Node, name string, data store
 		if err != nil {
 			return nil, err
 		}
-		s.tape.data(data.size, s.content.write)
+		s.tape.data(data.size, s.write)
 		return n, s.content.begin(n, hdr.Size, data, s.tape.off, s.tree)
 	case tar.TypeChar:
 		return s.makeDevice(hdr, dir, name, unix.S_IFCHR)

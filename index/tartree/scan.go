@@ -82,6 +82,7 @@ type scanner struct {
 	meter   meter
 	tree    *tree
 	content content
+	write   func(off int64, p []byte) // content.write, bound once
 
 	last place // the directory of the entry before, if it is still there
 
@@ -102,6 +103,7 @@ func newScanner(r io.Reader, lim Limits) *scanner {
 	s.tar = tar.NewReader(s.tape)
 	s.tree = newTree(&s.meter)
 	s.content.hash = sha256.New()
+	s.write = s.content.write
 	return s
 }
 
