@@ -18,6 +18,7 @@ import (
 const (
 	maxReferrerPages = 64
 	maxReferrers     = 10000
+	maxUntyped       = 16 // entries whose manifests are fetched because the list does not say what they are
 )
 
 var (
@@ -78,7 +79,34 @@ func (i *Image) Referrers(ctx context.Context, subject digest.Digest, artifactTy
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
+	i.complete(ctx, all.Manifests)
 	return ofType(all.Manifests, artifactType), nil
+}
+
+// complete fills in types and annotations where the list lacks them. Older registries (and go-containerregistry's) take the type from
+// the config, which of artifacts is the empty one, and leave the annotations out. What cannot be read stays as it is.
+func (i *Image) complete(ctx context.Context, ds []ocispec.Descriptor) {
+	left := maxUntyped
+	for k := range ds {
+		d := &ds[k]
+		if d.ArtifactType != "" && d.ArtifactType != ocispec.MediaTypeEmptyJSON || d.MediaType != ocispec.MediaTypeImageManifest {
+			continue
+		}
+		if left--; left < 0 {
+			return
+		}
+		b, err := i.Manifest(ctx, *d)
+		if err != nil {
+			continue
+		}
+		var m ocispec.Manifest
+		if json.Unmarshal(b, &m) == nil {
+			d.ArtifactType = or(m.ArtifactType, m.Config.MediaType)
+			if d.Annotations == nil {
+				d.Annotations = m.Annotations
+			}
+		}
+	}
 }
 
 // referrersFrom asks one host's API, page after page.
@@ -109,6 +137,7 @@ func (i *Image) referrersFrom(ctx context.Context, h *host, subject digest.Diges
 			return nil, fmt.Errorf("%s: %w", h.name, err)
 		}
 		h.setReferrers(true, time.Now())
+		i.complete(ctx, index.Manifests)
 		out = append(out, ofType(index.Manifests, artifactType)...)
 		next, err := nextPage(header, h.url(i.repo.name, d.call.rest, d.call.query), h.namespace)
 		if err != nil {

@@ -56,6 +56,9 @@ func (p *program) Output() ([]byte, error) {
 	var out capped
 	p.cmd.Stdout = &out
 	err := p.cmd.Run()
+	if err != nil { // then the output is a message, which the client quotes
+		out.b = out.b[:min(len(out.b), 500)]
+	}
 	return out.b, err
 }
 
