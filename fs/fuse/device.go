@@ -29,7 +29,9 @@ func MountDevice(ctx context.Context, dir string, dev Device, o Options) (*Mount
 	// direct I/O here (see MountTree).
 	return mount(ctx, dir, d, kind{
 		flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC,
-		with:  gofuse.CAP_ASYNC_DIO, without: gofuse.CAP_READDIRPLUS | gofuse.CAP_READDIRPLUS_AUTO,
+		with:  gofuse.CAP_ASYNC_DIO,
+		// Open is answered; see there.
+		without: gofuse.CAP_READDIRPLUS | gofuse.CAP_READDIRPLUS_AUTO | gofuse.CAP_NO_OPEN_SUPPORT,
 	}, o)
 }
 
@@ -71,6 +73,15 @@ func (d *deviceFS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, ou
 func (d *deviceFS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
 	out.AttrValid = forever
 	return d.attr(in.NodeId, &out.Attr)
+}
+
+// Open answers, unlike that of a tree: the device is opened a few times in its
+// life, by the kernel for a mount or by this very process for a loop device,
+// and a close of it must not ask us anything. It would, if this process
+// were killed, be asked of a process that no longer answers and wait for ever.
+func (d *deviceFS) Open(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE | gofuse.FOPEN_NOFLUSH
+	return gofuse.OK
 }
 
 func (d *deviceFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList) gofuse.Status {
