@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -47,37 +48,56 @@ func TestOpenIsSmall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var x *Layer
+	allocated := allocations(func() { x = openAndStat(t, f, st.Size()) })
+	if allocated > 2<<20 {
+		t.Errorf("opening allocates %d bytes, the limit is 2 MiB", allocated)
+	}
+	// The best of several runs: the machine may be busy with other tests.
+	if took := fastest(10, func() { openAndStat(t, f, st.Size()) }); took > 5*time.Millisecond {
+		t.Errorf("opening takes %v, the limit is 5 ms", took)
+	}
+	if took := fastest(3, func() {
+		if err := Check(context.Background(), x); err != nil {
+			t.Fatal(err)
+		}
+	}); took > 2*time.Second { // 0.07 s on an idle core of 2.1 GHz
+		t.Errorf("checking takes %v", took)
+	}
+}
+
+// openAndStat opens an index and reads its first inodes.
+func openAndStat(t *testing.T, r io.ReaderAt, size int64) *Layer {
+	t.Helper()
+	x, err := Open(r, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Tree().Inode(lookupPath(t, x.Tree(), "usr")); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// allocations returns how many bytes fn allocates, whether freed again or not.
+func allocations(fn func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	start := time.Now()
-	x, err := Open(f, st.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	root, err := x.Tree().Lookup(x.Tree().Root(), "usr")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := x.Tree().Inode(root); err != nil {
-		t.Fatal(err)
-	}
-	took := time.Since(start)
+	fn()
 	runtime.ReadMemStats(&after)
-	// All that was allocated meanwhile, freed or not: more than what is in use.
-	if n := after.TotalAlloc - before.TotalAlloc; n > 2<<20 {
-		t.Errorf("opening allocates %d bytes, the limit is 2 MiB", n)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// fastest returns the shortest of n runs of fn.
+func fastest(n int, fn func()) time.Duration {
+	best := time.Duration(math.MaxInt64)
+	for range n {
+		start := time.Now()
+		fn()
+		best = min(best, time.Since(start))
 	}
-	if took > 5*time.Millisecond {
-		t.Errorf("opening takes %v, the limit is 5 ms", took)
-	}
-	start = time.Now()
-	if err := Check(context.Background(), x); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(start); took > 2*time.Second { // 0.05 s on an idle core
-		t.Errorf("checking takes %v", took)
-	}
+	return best
 }
 
 // TestSize: the compressed tree takes no more than 30 bytes a file.

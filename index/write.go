@@ -17,7 +17,7 @@ type Draft struct {
 
 // Write writes the index file of d to w and returns its size in bytes. Equal
 // drafts give equal bytes. The file is produced from front to back, twice, as
-// the header holds digests of what follows it; memory beyond d's own is about 40
+// the header holds digests of what follows it; memory beyond d's own is about 50
 // bytes a node.
 //
 // Errors that are not w's say what of the layer EROFS cannot represent, by path.
@@ -80,8 +80,9 @@ func (h *fileHeader) measure(i int, emit func(io.Writer) (int64, error)) error {
 
 // imageWriter writes an image from front to back and knows where it is.
 type imageWriter struct {
-	w   *bufio.Writer
-	off int64 // in the file
+	w    *bufio.Writer
+	off  int64 // in the file
+	zero [BlockSize]byte
 }
 
 func (w *imageWriter) write(b []byte) {
@@ -91,9 +92,8 @@ func (w *imageWriter) write(b []byte) {
 
 // seek writes zeros up to file offset off.
 func (w *imageWriter) seek(off int64) {
-	var zero [BlockSize]byte
 	for w.off < off {
-		w.write(zero[:min(off-w.off, BlockSize)])
+		w.write(w.zero[:min(off-w.off, BlockSize)])
 	}
 }
 
@@ -136,7 +136,7 @@ func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b = append(b, p.inode(n, &s)...)
+	b = n.appendHeader(b, &s)
 	b = appendXattrs(b, n.Xattrs)
 	switch {
 	case s.layout == layoutChunked:
@@ -158,8 +158,8 @@ func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
 	return b, nil
 }
 
-// inode returns the 64 bytes of n's extended inode.
-func (p *plan) inode(n *Node, s *shape) []byte {
+// appendHeader appends the 64 bytes of n's extended inode.
+func (n *Node) appendHeader(out []byte, s *shape) []byte {
 	var b [inodeSize]byte
 	le := binary.LittleEndian
 	le.PutUint16(b[0:], s.layout<<1|formatExtended)
@@ -184,7 +184,7 @@ func (p *plan) inode(n *Node, s *shape) []byte {
 		le.PutUint32(b[40:], uint32(n.Mtime.Nanosecond()))
 	}
 	le.PutUint32(b[44:], n.at.nlink)
-	return b[:]
+	return append(out, b[:]...)
 }
 
 // appendBlock appends the entries and names of one directory block.
