@@ -150,10 +150,28 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 			t.drop(p)
 		}
 	}
-	if !t.goes(func(context.Context) { end(p.bring(d)) }) {
+	if !t.goes(func(ctx context.Context) { end(p.prepare(ctx, d)) }) {
 		end(errors.New("micad is stopping"))
 	}
 	return j
+}
+
+// prepare brings a layer and mounts it, before containerd asks for it. A layer whose
+// mount depends on those below it is left for Mount, which knows them.
+func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
+	if err := p.bring(d); err != nil {
+		return err
+	}
+	v, err := p.t.stored(Layer{Ref: p.key.ref, Digest: d})
+	if err != nil {
+		return err
+	}
+	implicit, err := v.index.Implicit()
+	if err != nil || len(implicit) > 0 {
+		return err
+	}
+	_, err = v.mount(ctx, nil)
+	return err
 }
 
 // bring puts a layer into the store: its index, or the whole of it.

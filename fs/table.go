@@ -49,7 +49,7 @@ type Options struct {
 	// Record is told of every read of a lazy layer, in device offsets, when it comes from
 	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
 	Record func(layer digest.Digest, off, n int64)
-	Log          *slog.Logger   // nil: slog.Default()
+	Log    *slog.Logger // nil: slog.Default()
 }
 
 // Table is the live layers of a node. Open makes it.
@@ -150,6 +150,10 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 // closes the store. Mounts of complete layers stay: they need no daemon.
 func (t *Table) Close() error {
 	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil
+	}
 	t.closed = true
 	slots := make([]*slot, 0, len(t.live))
 	for _, s := range t.live {
@@ -186,6 +190,9 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, err
 	v, err := t.layer(ctx, l)
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+	}
+	if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
+		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: its index is of a tar with digest %s, the image names %s: one of the two lies", l.Digest, got, l.DiffID))
 	}
 	dir, err := v.mount(ctx, below)
 	if err != nil {
