@@ -88,15 +88,15 @@ func mount(index, device, dir string, o Options) (Backing, error) {
 
 // mountFiles mounts image and device as the files that they are.
 func mountFiles(index, device, dir string, o Options) error {
-	params := []param{{"device", device}}
+	params := []param{{"source", index}, {"device", device}}
 	if !o.Buffered {
 		params = append(params, param{"directio", ""})
 	}
-	err := newMount(index, params, dir, o)
+	err := newErofs(params, dir, o)
 	if err != nil && !o.Buffered && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
 		// The option came with Linux 6.15; and a backing file may know no
 		// direct I/O.
-		if newMount(index, params[:1], dir, o) == nil {
+		if newErofs(params[:2], dir, o) == nil {
 			return nil
 		}
 	}
@@ -114,7 +114,7 @@ func mountLoops(index, device, dir string, o Options) (err error) {
 	if err != nil {
 		return errors.Join(err, image.close())
 	}
-	err = newMount(image.path, []param{{"device", data.path}}, dir, o)
+	err = newErofs([]param{{"source", image.path}, {"device", data.path}}, dir, o)
 	if err == nil {
 		err = data.readAhead(o.ReadAhead)
 	}
@@ -125,19 +125,33 @@ func mountLoops(index, device, dir string, o Options) (err error) {
 type param struct{ key, value string }
 
 // creating keeps mounts apart from the moment that the kernel gives a new file
-// system its number until readAhead has found it.
+// system its queue until newErofs has found it.
 var creating sync.Mutex
 
-// newMount makes a file system and puts it at dir. It uses the file-system
-// context calls (fsopen(2), Linux 5.2) and not mount(2): a path may then hold a
-// comma, and the kernel says in words what it does not like.
-func newMount(source string, params []param, dir string, o Options) (err error) {
-	ctx, err := unix.Fsopen(Type, unix.FSOPEN_CLOEXEC)
+// newErofs makes an EROFS and puts it at dir.
+func newErofs(params []param, dir string, o Options) error {
+	creating.Lock()
+	defer creating.Unlock()
+	before, err := queues()
+	if err != nil {
+		return err
+	}
+	return newMount(Type, append([]param{{"ro", ""}}, params...), dir, func() error {
+		return setReadAhead(before, o.ReadAhead)
+	})
+}
+
+// newMount makes a file system and puts it at dir; prepare, if not nil, is
+// called between. It uses the file-system context calls (fsopen(2), Linux 5.2)
+// and not mount(2): a path may then hold a comma, and the kernel says in words
+// what it does not like.
+func newMount(fstype string, params []param, dir string, prepare func() error) (err error) {
+	ctx, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fsopen: %w", err)
 	}
 	defer func() { err = errors.Join(err, unix.Close(ctx)) }()
-	for _, p := range append([]param{{"source", source}, {"ro", ""}}, params...) {
+	for _, p := range params {
 		if p.value == "" {
 			err = unix.FsconfigSetFlag(ctx, p.key)
 		} else {
@@ -147,22 +161,18 @@ func newMount(source string, params []param, dir string, o Options) (err error) 
 			return fmt.Errorf("option %s: %w%s", p.key, err, complaint(ctx))
 		}
 	}
-	creating.Lock()
-	defer creating.Unlock()
-	before, err := queues()
-	if err != nil {
-		return err
-	}
 	if err := unix.FsconfigCreate(ctx); err != nil {
 		return fmt.Errorf("create: %w%s", err, complaint(ctx))
 	}
-	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
+	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("fsmount: %w%s", err, complaint(ctx))
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	if err := setReadAhead(before, o.ReadAhead); err != nil {
-		return err
+	if prepare != nil {
+		if err := prepare(); err != nil {
+			return err
+		}
 	}
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("move_mount: %w", err)
