@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
@@ -20,7 +23,28 @@ type Blob struct {
 // blobState is what is known of a blob, shared by the images of a repository.
 type blobState struct {
 	target target
-	used   uint64
+
+	mu     sync.Mutex
+	absent map[*host]time.Time // hosts that did not have it, or refused it, come last until then
+}
+
+// absentFor is how long a host that did not have a blob comes last. A mirror that caches may have it then.
+const absentFor = 5 * time.Minute
+
+func (s *blobState) lacks(h *host, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Before(s.absent[h])
+}
+
+func (s *blobState) setAbsent(h *host, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.absent, func(_ *host, until time.Time) bool { return !now.Before(until) })
+	if s.absent == nil {
+		s.absent = map[*host]time.Time{}
+	}
+	s.absent[h] = now.Add(absentFor)
 }
 
 // Blob returns the blob that d describes. No I/O.
@@ -74,6 +98,7 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 		return nil, fmt.Errorf("%s: no host of %s may be pulled from", what, b.image.repo.registry)
 	}
 	s.rot = newRotation(b.image.client, &b.image.stats, what, hosts)
+	s.rot.lacks = b.state.lacks
 	if err := s.connect(); err != nil {
 		return nil, err
 	}

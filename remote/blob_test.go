@@ -349,3 +349,34 @@ func TestStorm(t *testing.T) {
 		}
 	})
 }
+
+// TestReuse checks that reads one after the other need one connection, those that a redirect or a refusal precedes included.
+func TestReuse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t)
+		g, cdn, tokens := newRegistry("reg.test"), newRegistry("cdn.test"), newTokenServer(90*time.Second, false)
+		blob := randomBytes(blobSize)
+		d := cdn.add(blob)
+		s := signer{to: cdn, life: 70 * time.Second, refuse: 403}
+		g.auth, g.fault, cdn.auth = tokens.check, s.redirect, s.check(t)
+		defer net.serve("reg.test", g)()
+		defer net.serve("cdn.test", cdn)()
+		defer net.serve("auth.test", tokens)()
+		c := net.client(Config{})
+		defer c.Close()
+		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
+		for k := range 20 {
+			p := make([]byte, 300_000)
+			off := int64(k * 30_000)
+			if err := b.ReadAt(t.Context(), p, off); err != nil || !bytes.Equal(p, blob[off:off+300_000]) {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Second)
+		}
+		for _, host := range []string{"reg.test", "cdn.test"} {
+			if n := net.at[host+":80"].accepted.Load(); n != 1 {
+				t.Errorf("%d connections to %s", n, host)
+			}
+		}
+	})
+}

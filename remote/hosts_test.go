@@ -47,8 +47,8 @@ func TestMirrors(t *testing.T) {
 	}{
 		{"all well", nil, nil, nil, [3]int{1, 0, 0}, [3]int{2, 0, 0}, 0, nil},
 		{"first one broken", all(answer(500, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one lacks the blob", all(answer(404, "")), nil, nil, [3]int{1, 1, 0}, [3]int{2, 2, 0}, 2, nil},
-		{"first one refuses", all(answer(403, "")), nil, nil, [3]int{1, 1, 0}, [3]int{2, 2, 0}, 2, nil},
+		{"first one lacks the blob", all(answer(404, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
+		{"first one refuses", all(answer(403, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
 		{"first one breaks off", all(cut(blob, 100_000)), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
 		{"first one is busy", all(answer(429, "", "Retry-After", "30")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
 		{"first one ignores ranges", all(answer(200, string(blob))), nil, nil, [3]int{1, 0, 0}, [3]int{1, 1, 0}, 0, nil},

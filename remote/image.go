@@ -57,13 +57,11 @@ type repository struct {
 
 	mu    sync.Mutex
 	blobs map[digest.Digest]*blobState
-	tick  uint64
 }
 
 func (r *repository) blob(d digest.Digest) *blobState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tick++
 	s, ok := r.blobs[d]
 	if !ok {
 		if len(r.blobs) >= maxBlob {
@@ -72,7 +70,6 @@ func (r *repository) blob(d digest.Digest) *blobState {
 		s = &blobState{}
 		r.blobs[d] = s
 	}
-	s.used = r.tick
 	return s
 }
 
@@ -85,13 +82,16 @@ func (i *Image) Stats() Stats { return i.stats.stats() }
 // Resolve returns the descriptor of the image's manifest or index: that of the digest in the reference, or else of its tag
 // (which only hosts that may resolve are asked for). What it fetches is kept for Manifest.
 func (i *Image) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
-	switch {
-	case i.digest != "":
-		return i.manifest(ctx, i.digest.String(), i.digest)
-	case i.tag != "":
-		return i.manifest(ctx, i.tag, "")
+	name := i.tag
+	if i.digest != "" {
+		name = i.digest.String()
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("resolve %s: the reference has no tag and no digest", i.ref)
+	if name == "" {
+		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: the reference has no tag and no digest", i.ref)
+	}
+	d, err := i.manifest(ctx, name, i.digest)
+	d.Data = nil // not for whoever copies the descriptor into a manifest
+	return d, err
 }
 
 // Manifest returns the manifest or index that d describes, with the right digest and at most MaxManifest bytes.

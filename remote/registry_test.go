@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,14 +32,16 @@ type network struct {
 func newNetwork(t *testing.T) *network { return &network{t: t, at: map[string]*listener{}} }
 
 type listener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
+	conns    chan net.Conn
+	accepted atomic.Int64
+	done     chan struct{}
+	once     sync.Once
 }
 
 func (l *listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
+		l.accepted.Add(1)
 		return c, nil
 	case <-l.done:
 		return nil, net.ErrClosed

@@ -15,8 +15,9 @@ type rotation struct {
 	stats  *counters
 	what   string // for errors: "read sha256:… of docker.io/library/x"
 	hosts  []entrant
-	fails  int // attempts in a row that brought nothing
-	rounds int // attempts at all
+	lacks  func(h *host, now time.Time) bool // whether h is known not to have it; may be nil
+	fails  int                               // attempts in a row that brought nothing
+	tries  int                               // attempts at all
 	prev   *host
 	last   error // of the latest attempt
 	final  error // the most telling of those that took a host out
@@ -56,6 +57,9 @@ func (r *rotation) pick(ctx context.Context) (*host, error) {
 			}
 			left++
 			penalty, notBefore := e.standing(now)
+			if r.lacks != nil && r.lacks(e.host, now) {
+				penalty += 4
+			}
 			d := min(notBefore.Sub(now), r.client.cfg.MaxRetryAfter)
 			wait = min(wait, d)
 			if !e.tried && d <= 0 && (best == nil || penalty < bestPenalty) {
@@ -67,10 +71,10 @@ func (r *rotation) pick(ctx context.Context) (*host, error) {
 		}
 		if best != nil {
 			best.tried = true
-			if r.rounds > 0 {
+			if r.tries > 0 {
 				r.stats.retried(best.host != r.prev)
 			}
-			r.rounds++
+			r.tries++
 			r.prev = best.host
 			return best.host, nil
 		}

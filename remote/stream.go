@@ -123,6 +123,9 @@ func (s *stream) connect() error {
 			s.host, s.cur, s.got = h, r, 0
 			return nil
 		}
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnauthorized) {
+			s.blob.state.setAbsent(h, time.Now())
+		}
 		s.rot.failed(s.ctx, h, err)
 	}
 }
@@ -203,7 +206,7 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 // parseContentRange reads "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4). total is -1 for "*".
 func parseContentRange(v string) (first, last, total int64, err error) {
 	bad := func() (int64, int64, int64, error) {
-		return 0, 0, 0, fmt.Errorf("Content-Range %q", printable(v, 60))
+		return 0, 0, 0, fmt.Errorf("its range is %q", printable(v, 60))
 	}
 	unit, rest, ok := strings.Cut(v, " ")
 	if !ok || !strings.EqualFold(unit, "bytes") {
