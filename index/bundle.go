@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -163,7 +164,7 @@ func (l *BundleLayer) decode(b []byte) error {
 	l.Frame = Range{Off: int64(le.Uint64(b[200:])), Size: int64(le.Uint64(b[208:]))}
 	l.Windows = Range{Off: int64(le.Uint64(b[216:])), Size: int64(le.Uint64(b[224:]))}
 	l.WindowsSize = l.Windows.Size
-	if err := l.Header.check(); err != nil {
+	if err := l.check(); err != nil {
 		return corrupt("%v", err)
 	}
 	l.Digests = Range{Off: l.Windows.Off + l.Windows.Size, Size: int64(le.Uint64(b[232:]))}
@@ -272,7 +273,7 @@ func (f *frameReader) Read(p []byte) (int, error) {
 func (f *frameReader) decode(p []byte) (int, error) {
 	n, err := f.z.Read(p)
 	switch {
-	case err == nil || err == io.EOF:
+	case err == nil || errors.Is(err, io.EOF):
 	case f.err != nil:
 		err = f.err
 	default:

@@ -151,9 +151,6 @@ func (s super) uuid() []byte {
 // superInodes reads the count of inodes from an encoded superblock.
 func superInodes(b []byte) uint64 { return binary.LittleEndian.Uint64(b[16:]) }
 
-// superBlocks reads the image's size in blocks from an encoded superblock.
-func superBlocks(b []byte) uint32 { return binary.LittleEndian.Uint32(b[36:]) }
-
 // alignUp rounds n up to a multiple of unit, a power of two.
 func alignUp(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }
 

@@ -152,7 +152,7 @@ func decodeHeader(b *[headerSize]byte, size int64) (*fileHeader, error) {
 	h.LayerSize = int64(le.Uint64(b[176:]))
 	h.DeviceSize = int64(le.Uint64(b[184:]))
 	h.WindowsSize = int64(le.Uint64(b[192:]))
-	if err := h.Header.check(); err != nil {
+	if err := h.check(); err != nil {
 		return nil, corrupt("header: %v", err)
 	}
 	for i := range h.section {

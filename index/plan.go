@@ -55,7 +55,7 @@ func (d *dirPlan) child(name string) *Node {
 
 // newPlan checks d and lays its tree out.
 func newPlan(d *Draft) (*plan, error) {
-	if err := d.Header.check(); err != nil {
+	if err := d.check(); err != nil {
 		return nil, err
 	}
 	if err := Spans(d.Spans).check(&d.Header); err != nil {

@@ -11,6 +11,7 @@ const WindowSize = 32 << 10
 // Codec says how the device bytes of a span lie in the blob.
 type Codec uint8
 
+// The codecs.
 const (
 	Stored  Codec = iota // the blob's bytes are the device's: an uncompressed tar
 	Deflate              // inside a gzip member: raw deflate from bit Bit of the first byte, after a window

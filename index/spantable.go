@@ -8,8 +8,8 @@ import (
 
 // Bounds of one span: what a reader must be ready to hold in memory.
 const (
-	MaxSpanSize   = 1 << 30        // bytes in the device and in the blob, each
-	MaxWindowSize = 2 * WindowSize // bytes of an encoded window
+	MaxSpanSize   = 1 << 30           // bytes in the device and in the blob, each
+	MaxWindowSize = 2*WindowSize + 64 // bytes of an encoded window: package window makes at most 65,542
 )
 
 // A record of the span table:
