@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(PATH)
 all: build
 
 build: ## static binaries bin/micad and bin/mica
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/micad ./cmd/mica
 
 install: build
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/micad bin/mica

@@ -11,11 +11,12 @@ import (
 )
 
 // everything lists a container's root and digests all its files, with the
-// image's own tools. What containerd mounts into the container is left out.
-const everything = `cd / && find . -xdev \( -path ./etc/hosts -o -path ./etc/hostname -o -path ./etc/resolv.conf \) -prune \
-  -o -printf '%p %y %m %U %G %s %T@ %l %n\n' | sed -e '/ d /s/ [0-9]* \([0-9.]*  [0-9]*\)$/ \1/' -e '/ d /s/ [0-9]*$//' | LC_ALL=C sort >/tmp/list
-grep -v '^\./tmp' /tmp/list
-find . -xdev -path ./tmp -prune -o -type f -exec sha256sum {} + | LC_ALL=C sort -k2`
+// image's own tools. What containerd and runc put into every container is left
+// out, and so are the sizes and link counts of directories, which are the file
+// system's own.
+const everything = `cd / && find . -xdev -mindepth 1 \( -path ./etc/hosts -o -path ./etc/hostname -o -path ./etc/resolv.conf \) -prune \
+  -o -type d -printf '%p %y %m %U %G %T@\n' -o -printf '%p %y %m %U %G %s %T@ %l %n\n' | LC_ALL=C sort
+find . -xdev -type f -exec sha256sum {} + | LC_ALL=C sort -k2`
 
 // The image's program prints through Mica what it prints through overlayfs,
 // and so does a list and a full read of the root, in each mode. Before the

@@ -40,6 +40,9 @@ func Binary(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if filepath.IsAbs(name) {
+		return name, nil
+	}
 	for _, dir := range filepath.SplitList(path) {
 		if p := filepath.Join(dir, name); executable(p) {
 			return p, nil

@@ -4,38 +4,50 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// Command runs a program of Path and returns its standard output, unchanged. Its error
-// holds the standard error. The program is killed when ctx ends.
+// Command runs a program of Path and returns its standard output, unchanged.
+// Its error holds the standard error. The program is killed when ctx ends.
 func Command(ctx context.Context, name string, args ...string) (string, error) {
+	var out bytes.Buffer
+	err := CommandTo(ctx, &out, name, args...)
+	return out.String(), err
+}
+
+// CommandTo is Command, with the standard output written to w as it comes.
+func CommandTo(ctx context.Context, w io.Writer, name string, args ...string) error {
 	bin, err := Binary(name)
 	if err != nil {
-		return "", err
+		return err
 	}
 	env, err := environment()
 	if err != nil {
-		return "", err
+		return err
 	}
 	cmd := exec.CommandContext(ctx, bin, args...)
 	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = 10 * time.Second
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = w, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
-	return stdout.String(), nil
+	return nil
 }
 
 // Ctr runs ctr on this node, in its namespace.
 func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
-	return Command(ctx, "ctr", append([]string{"--address", n.Address(), "--namespace", n.Namespace()}, args...)...)
+	return Command(ctx, "ctr", n.ctrArgs(args)...)
+}
+
+func (n *Node) ctrArgs(args []string) []string {
+	return append([]string{"--address", n.Address(), "--namespace", n.Namespace()}, args...)
 }
 
 // Mica runs the mica command.
@@ -52,5 +64,13 @@ func (n *Node) Pull(ctx context.Context, snapshotter, ref string) error {
 // Run runs argv (none: the image's command) in a new container and returns
 // what it wrote to standard output, once it has ended and is removed.
 func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, argv ...string) (string, error) {
-	return n.Ctr(ctx, append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, argv...)...)
+	var out bytes.Buffer
+	err := n.RunTo(ctx, &out, snapshotter, ref, id, argv...)
+	return out.String(), err
+}
+
+// RunTo is Run, with the container's output written to w as it comes.
+func (n *Node) RunTo(ctx context.Context, w io.Writer, snapshotter, ref, id string, argv ...string) error {
+	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, argv...)
+	return CommandTo(ctx, w, "ctr", n.ctrArgs(args)...)
 }

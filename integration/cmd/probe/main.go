@@ -2,7 +2,7 @@
 // it is the only program of an image, and as the child process that looks at a
 // mounted tree. It is built static.
 //
-//	probe tree DIR                    describes the tree (package tree)
+//	probe tree DIR                    lists the tree (tartreetest.Listing, as gob)
 //	probe read DIR SEED COUNT         reads COUNT random ranges of the files below DIR,
 //	                                  prints a digest of all that was read
 //	probe pause                       waits for SIGTERM or SIGINT
@@ -10,8 +10,8 @@
 package main
 
 import (
-	"bufio"
 	"crypto/sha256"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +24,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/mica-snapshotter/mica/integration/tree"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
 )
 
 func main() {
@@ -40,11 +40,11 @@ func run(args []string) error {
 	}
 	switch cmd, args := args[0], args[1:]; {
 	case cmd == "tree" && len(args) == 1:
-		w := bufio.NewWriter(os.Stdout)
-		if err := tree.Describe(w, args[0]); err != nil {
+		l, err := tartreetest.List(args[0])
+		if err != nil {
 			return err
 		}
-		return w.Flush()
+		return gob.NewEncoder(os.Stdout).Encode(l)
 	case cmd == "read" && len(args) == 3:
 		seed, err := strconv.ParseUint(args[1], 10, 64)
 		if err != nil {
