@@ -40,8 +40,10 @@ type pull struct {
 	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
-	waiters int // guarded by Table.mu
+	// Guarded by Table.mu:
+	waiters int
 	idle    *time.Timer
+	brought []digest.Digest // layers that it has started to bring
 }
 
 // job is the bringing of one layer, for all pulls that want it.
@@ -107,17 +109,34 @@ func (t *Table) leave(p *pull) {
 	if p.waiters--; p.waiters > 0 {
 		return
 	}
-	p.idle = time.AfterFunc(pullIdle, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if p.waiters > 0 {
-			return
+	p.idle = time.AfterFunc(pullIdle, func() { t.goes(p.end) })
+}
+
+// end stops a pull that nobody has joined again, and gives up what it brought for nobody.
+func (p *pull) end(ctx context.Context) {
+	t := p.t
+	t.mu.Lock()
+	if p.waiters > 0 {
+		t.mu.Unlock()
+		return
+	}
+	if t.pulls[p.key] == p {
+		delete(t.pulls, p.key)
+	}
+	p.stop()
+	var jobs []*job
+	for _, d := range p.brought {
+		if j := t.jobs[d]; j != nil && j.pull == p {
+			jobs = append(jobs, j)
 		}
-		if t.pulls[p.key] == p {
-			delete(t.pulls, p.key)
-		}
-		p.stop()
-	})
+	}
+	t.mu.Unlock()
+	for _, j := range jobs {
+		<-j.done
+	}
+	if err := t.sweep(ctx, p.brought); err != nil {
+		t.log.Warn("layers of a pull that was given up are left over", "ref", p.key.ref, "err", err)
+	}
 }
 
 // drop makes later calls begin anew where a pull has failed.
@@ -139,6 +158,7 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 	}
 	j = &job{pull: p, done: make(chan struct{})}
 	t.jobs[d] = j
+	p.brought = append(p.brought, d)
 	t.mu.Unlock()
 	end := func(err error) {
 		j.err = err

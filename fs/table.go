@@ -70,6 +70,7 @@ type Table struct {
 	live   map[digest.Digest]*slot
 	pulls  map[pullKey]*pull
 	jobs   map[digest.Digest]*job
+	claims claims
 }
 
 // Layer is one layer of an image, as containerd names it.
@@ -135,6 +136,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		live:   map[digest.Digest]*slot{},
 		pulls:  map[pullKey]*pull{},
 		jobs:   map[digest.Digest]*job{},
+		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
@@ -187,6 +189,9 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, err
 	if err := l.Digest.Validate(); err != nil {
 		return Mounted{}, fmt.Errorf("mount layer %q: %w", l.Digest, err)
 	}
+	if err := t.want(ctx, l.Digest); err != nil {
+		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
+	}
 	v, err := t.layer(ctx, l)
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
@@ -214,6 +219,14 @@ func (t *Table) unavailable(ctx context.Context, err error) error {
 // Remove unmounts a layer and frees its space; no error if it is not there. It must not
 // run together with Mount of the same layer.
 func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
+	t.mu.Lock()
+	delete(t.claims.wanted, d)
+	t.mu.Unlock()
+	return t.discard(ctx, d)
+}
+
+// discard takes a layer away, mounts and content.
+func (t *Table) discard(ctx context.Context, d digest.Digest) error {
 	if err := errors.Join(t.Unmount(d), t.store.Remove(d)); err != nil {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}

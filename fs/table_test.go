@@ -472,6 +472,41 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// A layer that was brought for a pull that nobody goes on with must not stay for ever.
+func TestSweep(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	root := testDir(t)
+	table := w.open(root, Auto)
+	if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for len(table.Status()) < 2 {
+		if time.Now().After(deadline) {
+			t.Fatal("the second layer was not brought in advance")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for { // the job may still be at the mount
+		if err := table.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		left, err := table.store.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(left, w.layers[:1]) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("left in the store: %v, want %v", left, w.layers[:1])
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.mountAll(table) // what was swept comes again
+}
+
 func TestUnavailable(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	table := w.open(testDir(t), Auto)

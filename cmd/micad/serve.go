@@ -137,6 +137,10 @@ func (d *daemon) restore(ctx context.Context) {
 	defer d.restoring.Store(false)
 	if err := d.snapshotter.Restore(ctx); err != nil && ctx.Err() == nil {
 		d.log.Error("some layers of an earlier run are not mounted; they are tried again when a container needs them", "err", err)
+		return
+	}
+	if err := d.table.Sweep(ctx); err != nil && ctx.Err() == nil {
+		d.log.Warn("unused layers are left over", "err", err)
 	}
 }
 

@@ -1,0 +1,68 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// claims says who may have a layer: whoever has asked for it by Mount, until Remove; and the
+// removal that is under way. Guarded by Table.mu.
+type claims struct {
+	wanted   map[digest.Digest]bool
+	removing map[digest.Digest]chan struct{} // closed when the removal has ended
+}
+
+// want claims a layer for a caller of Mount. It waits for a sweep that is removing it.
+func (t *Table) want(ctx context.Context, d digest.Digest) error {
+	for {
+		t.mu.Lock()
+		gone := t.claims.removing[d]
+		if gone == nil {
+			t.claims.wanted[d] = true
+			t.mu.Unlock()
+			return nil
+		}
+		t.mu.Unlock()
+		select {
+		case <-gone:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Sweep removes the layers that nobody has asked for: those that were brought in advance for a pull
+// that was given up, in this run or an earlier one. After a restart, call it when all layers that
+// are in use have been asked for again.
+func (t *Table) Sweep(ctx context.Context) error {
+	all, err := t.store.Layers()
+	if err != nil {
+		return fmt.Errorf("sweep layers: %w", err)
+	}
+	return t.sweep(ctx, all)
+}
+
+// sweep removes those of the layers that nobody has asked for and that no pull is bringing.
+func (t *Table) sweep(ctx context.Context, layers []digest.Digest) error {
+	var errs []error
+	for _, d := range layers {
+		t.mu.Lock()
+		if t.claims.wanted[d] || t.claims.removing[d] != nil || t.jobs[d] != nil || t.closed {
+			t.mu.Unlock()
+			continue
+		}
+		gone := make(chan struct{})
+		t.claims.removing[d] = gone
+		t.mu.Unlock()
+		t.log.InfoContext(ctx, "layer was brought in advance and is not used", "layer", d)
+		errs = append(errs, t.discard(ctx, d))
+		t.mu.Lock()
+		delete(t.claims.removing, d)
+		t.mu.Unlock()
+		close(gone)
+	}
+	return errors.Join(errs...)
+}
