@@ -61,13 +61,20 @@ type group struct {
 	err     error         // why it gave up; valid once done is closed
 }
 
+// within is what is wanted of a span, for a want that goes somewhere.
+func (w *want) within(s *index.Span) want {
+	part := *w
+	part.off, part.end = max(w.off, s.Device), min(w.end, s.Device+s.Size)
+	part.p = w.p[part.off-w.off : part.end-w.off]
+	return part
+}
+
 // copySpan copies to the reader what it wants of a decoded span.
 func (w *want) copySpan(s *index.Span, data []byte) {
-	if w.p == nil {
-		return
+	if w.p != nil {
+		part := w.within(s)
+		copy(part.p, data[part.off-s.Device:])
 	}
-	from, to := max(w.off, s.Device), min(w.end, s.Device+s.Size)
-	copy(w.p[from-w.off:to-w.off], data[from-s.Device:])
 }
 
 // fetch is ReadAt, or Fill, for a range that the store does not have.
@@ -110,16 +117,23 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	}
 	// While the rest is on its way, read what the store has.
 	for _, i := range stored {
-		s := &spans[i]
-		from, to := max(w.off, s.Device), min(w.end, s.Device+s.Size)
-		if n, err := l.store.ReadAt(w.p[from-w.off:to-w.off], from); int64(n) < to-from {
+		if err := l.readStored(ctx, w.within(&spans[i])); err != nil {
 			l.leave(w, errNobody)
-			l.unreadable(from, err)
-			want.bypass = true
-			return l.fetchWanted(ctx, want)
+			return err
 		}
 	}
 	return l.await(ctx, w)
+}
+
+// readStored reads what the store has; where it cannot, that is fetched.
+func (l *Layer) readStored(ctx context.Context, w want) error {
+	n, err := l.store.ReadAt(w.p, w.off)
+	if n == len(w.p) {
+		return nil
+	}
+	l.unreadable(w.off, err)
+	w.bypass = true
+	return l.fetchWanted(ctx, w)
 }
 
 // join makes w wait for the spans that it wants and the store does not have; it

@@ -133,8 +133,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 		if got == len(p) {
 			return nil
 		}
-		// The store has the bytes and cannot read them: fetch them for this
-		// reader, and leave the store alone.
+		// The store has the bytes and cannot read them.
 		l.unreadable(off, err)
 		w.bypass = true
 	}

@@ -1,0 +1,406 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var _ Store = (*store.Layer)(nil)
+
+// sample is a real layer: a blob, and what a scan of it made.
+type sample struct {
+	blob, windows, device, index []byte
+	header                       index.Header
+	spans                        index.Spans
+}
+
+// words is text that compresses about as programs do.
+func words(r *rand.Rand, n int) []byte {
+	b := make([]byte, 0, n+16)
+	for len(b) < n {
+		if r.IntN(3) == 0 {
+			b = fmt.Appendf(b, "%x ", r.Uint64())
+		} else {
+			b = append(b, "the layer of the image "[r.IntN(20):]...)
+		}
+	}
+	return b[:n]
+}
+
+func tarball(t *testing.T, r *rand.Rand, size int) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := 0; b.Len() < size; i++ {
+		data := words(r, r.IntN(200_000))
+		must(t, w.WriteHeader(&tar.Header{Name: fmt.Sprint("f", i), Mode: 0o644, Size: int64(len(data))}))
+		_, err := w.Write(data)
+		must(t, err)
+	}
+	must(t, w.Close())
+	return b.Bytes()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func zipped(t *testing.T, parts ...[]byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	for _, p := range parts {
+		z := gzip.NewWriter(&b)
+		_, err := z.Write(p)
+		must(t, err)
+		must(t, z.Close())
+	}
+	return b.Bytes()
+}
+
+func scan(t *testing.T, blob []byte) *sample {
+	t.Helper()
+	var windows, device, ix bytes.Buffer
+	d, err := targz.Scan(t.Context(), bytes.NewReader(blob), targz.Options{SpanSize: 64 << 10, Device: &device, Windows: &windows})
+	must(t, err)
+	_, err = index.Write(&ix, d)
+	must(t, err)
+	return &sample{blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(), header: d.Header, spans: d.Spans}
+}
+
+var (
+	sampleOnce   sync.Once
+	commonSample *sample
+)
+
+// newSample returns a gzip layer of about 3 MB with some 40 spans.
+func newSample(t *testing.T) *sample {
+	t.Helper()
+	sampleOnce.Do(func() {
+		commonSample = scan(t, zipped(t, tarball(t, rand.New(rand.NewPCG(1, 2)), 3<<20)))
+	})
+	if commonSample == nil {
+		t.Fatal("the layer could not be made")
+	}
+	return commonSample
+}
+
+// memory is a Source in memory. fault, if set, decides about each call:
+// whether it fails, waits, or changes the bytes.
+type memory struct {
+	b     []byte
+	fault func(ctx context.Context, call int, p []byte, off int64) error
+	calls atomic.Int64
+	bytes atomic.Int64
+}
+
+func (m *memory) Size() int64 { return int64(len(m.b)) }
+
+func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
+	call := int(m.calls.Add(1))
+	m.bytes.Add(int64(len(p)))
+	if off < 0 || off+int64(len(p)) > int64(len(m.b)) {
+		return io.ErrUnexpectedEOF
+	}
+	copy(p, m.b[off:])
+	if m.fault != nil {
+		return m.fault(ctx, call, p, off)
+	}
+	return ctx.Err()
+}
+
+// shaky is a store whose calls fail or wait when the functions say so.
+type shaky struct {
+	*store.Layer
+	write func(i int) error
+	read  func(off int64) error
+}
+
+func (s *shaky) WriteSpan(i int, off int64, data []byte) error {
+	if s.write != nil {
+		if err := s.write(i); err != nil {
+			return err
+		}
+	}
+	return s.Layer.WriteSpan(i, off, data)
+}
+
+func (s *shaky) ReadAt(p []byte, off int64) (int, error) {
+	if s.read != nil {
+		if err := s.read(off); err != nil {
+			return 0, err
+		}
+	}
+	return s.Layer.ReadAt(p, off)
+}
+
+// fixture is a layer over a real store and sources in memory.
+type fixture struct {
+	*Layer
+	t             *testing.T
+	s             *sample
+	store         *shaky
+	blob, windows *memory
+	completed     atomic.Int64
+}
+
+// setup opens a lazy layer of s; change, if not nil, adapts it before New.
+func setup(t *testing.T, s *sample, change func(*fixture, *Options)) *fixture {
+	t.Helper()
+	old := slog.SetLogLoggerLevel(slog.LevelError + 1)
+	t.Cleanup(func() { slog.SetLogLoggerLevel(old) })
+	st, err := store.Open(t.TempDir())
+	must(t, err)
+	in, err := st.Create(s.header.Layer)
+	must(t, err)
+	_, err = in.Index().Write(s.index)
+	must(t, err)
+	kept, err := in.Commit(store.Record{
+		Layer: s.header.Layer, DiffID: s.header.DiffID, LayerSize: s.header.LayerSize,
+		DeviceSize: s.header.DeviceSize, Spans: len(s.spans),
+	})
+	must(t, err)
+	ix, err := index.Open(bytes.NewReader(s.index), int64(len(s.index)))
+	must(t, err)
+	f := &fixture{t: t, s: s, store: &shaky{Layer: kept}, blob: &memory{b: s.blob}, windows: &memory{b: s.windows}}
+	o := Options{Blob: f.blob, Windows: f.windows, Complete: func() { f.completed.Add(1) }}
+	if change != nil {
+		change(f, &o)
+	}
+	f.Layer = New(ix, f.store, o)
+	t.Cleanup(func() {
+		f.Layer.Close()
+		must(t, kept.Close())
+		must(t, st.Close())
+	})
+	return f
+}
+
+// read reads a range and compares it; it returns the read's error.
+func (f *fixture) read(ctx context.Context, off, n int64) error {
+	f.t.Helper()
+	p := bytes.Repeat([]byte{0xee}, int(n))
+	if err := f.ReadAt(ctx, p, off); err != nil {
+		return err
+	}
+	want := make([]byte, n)
+	if off < int64(len(f.s.device)) {
+		copy(want, f.s.device[off:])
+	}
+	if !bytes.Equal(p, want) {
+		f.t.Errorf("[%d, +%d) is wrong", off, n)
+	}
+	return nil
+}
+
+func (f *fixture) mustRead(off, n int64) {
+	f.t.Helper()
+	must(f.t, f.read(f.t.Context(), off, n))
+}
+
+// span returns the range of span i.
+func (f *fixture) span(i int) (off, n int64) { return f.s.spans[i].Device, f.s.spans[i].Size }
+
+func TestReads(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	text := tarball(t, r, 1<<20)
+	for name, blob := range map[string][]byte{
+		"gzip":            zipped(t, text),
+		"several members": zipped(t, text[:100_000], nil, text[100_000:700_001], text[700_001:]),
+		"tar":             text,
+		"odd length":      zipped(t, append(bytes.Clone(text), 1, 2, 3)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := setup(t, scan(t, blob), nil)
+			size := f.Size()
+			if size%512 != 0 || size < int64(len(f.s.device)) || size >= int64(len(f.s.device))+512 {
+				t.Fatalf("size %d of a device of %d", size, len(f.s.device))
+			}
+			for _, c := range [][2]int64{
+				{0, 1}, {0, 0}, {size, 0}, {size - 1, 1}, {size - 512, 512}, {f.s.spans[1].Device - 1, 2}, {f.s.spans[2].Device, 1},
+			} {
+				f.mustRead(c[0], c[1])
+			}
+			for range 20 {
+				off := r.Int64N(size)
+				f.mustRead(off, r.Int64N(size-off+1))
+			}
+			f.mustRead(0, size)
+			if f.completed.Load() != 1 {
+				t.Errorf("completion was told %d times", f.completed.Load())
+			}
+			must(t, f.store.VerifyWhole(t.Context()))
+			before := f.Stats().Requests
+			f.mustRead(0, size)
+			st := f.Stats()
+			if st.Requests != before || st.Present != int64(len(f.s.device)) || st.SpansPresent != len(f.s.spans) || st.LastError != nil {
+				t.Errorf("stats of a complete layer: %+v", st)
+			}
+		})
+	}
+}
+
+func TestBounds(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	for _, c := range []struct{ off, n int64 }{
+		{-1, 1}, {f.Size(), 1}, {f.Size() - 1, 2}, {1 << 62, 1}, {1<<63 - 1, 5},
+	} {
+		if err := f.ReadAt(t.Context(), make([]byte, c.n), c.off); err == nil {
+			t.Errorf("read of [%d, +%d) succeeds", c.off, c.n)
+		}
+		if err := f.Fill(t.Context(), c.off, c.n); err == nil {
+			t.Errorf("fill of [%d, +%d) succeeds", c.off, c.n)
+		}
+	}
+	if err := f.Fill(t.Context(), 0, 1<<63-1); err == nil {
+		t.Error("fill of everything and more succeeds")
+	}
+	if f.blob.calls.Load() > 0 {
+		t.Error("something was fetched")
+	}
+}
+
+// TestFaultySources: many readers of random ranges; the sources are slow, and
+// change some bytes of what they return.
+func TestFaultySources(t *testing.T) {
+	fault := func(ctx context.Context, call int, p []byte, off int64) error {
+		switch call % 5 {
+		case 1:
+			p[len(p)/2] ^= 4
+		case 3:
+			clear(p[:min(len(p), 100)])
+		}
+		return ctx.Err()
+	}
+	f := setup(t, newSample(t), func(f *fixture, o *Options) {
+		f.blob.fault, f.windows.fault = fault, fault
+		o.Budget = NewBudget(1<<20, 1<<20)
+	})
+	var readers sync.WaitGroup
+	for k := range 16 {
+		readers.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(k), 5))
+			for range 40 {
+				off := r.Int64N(f.Size())
+				n := min(r.Int64N(300_000), f.Size()-off)
+				ctx, cancel := context.WithCancel(t.Context())
+				if r.IntN(3) == 0 {
+					// A reader that is interrupted now and then.
+					go func() { cancel() }()
+				}
+				// Four tries can all be wrong; then the reader tries again.
+				if err := f.read(ctx, off, n); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, index.ErrCorrupt) {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	readers.Wait()
+	f.blob.fault, f.windows.fault = nil, nil
+	f.mustRead(0, f.Size())
+	must(t, f.store.VerifyWhole(t.Context()))
+	if f.Stats().Corrupt == 0 {
+		t.Error("no wrong bytes were noticed")
+	}
+	if f.completed.Load() != 1 {
+		t.Errorf("completion was told %d times", f.completed.Load())
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.flights) > 0 {
+		t.Errorf("%d flights are left", len(f.flights))
+	}
+}
+
+// TestFill: after Fill a read waits for nothing.
+func TestFill(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	off, n := f.span(3)
+	must(t, f.Fill(t.Context(), off+1, n))
+	calls := f.blob.calls.Load()
+	f.mustRead(off, n+1)
+	if f.blob.calls.Load() != calls {
+		t.Error("the read fetched again")
+	}
+	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	calls = f.blob.calls.Load()
+	f.mustRead(0, f.Size())
+	if f.blob.calls.Load() != calls {
+		t.Error("the read fetched again after a background fetch")
+	}
+}
+
+func TestFile(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	off, n := f.span(1)
+	if _, ok := f.File(off, n); ok {
+		t.Error("a file of what is missing")
+	}
+	f.mustRead(off, n)
+	f.wait()
+	for _, c := range []struct {
+		off, n int64
+		want   bool
+	}{{off, n, true}, {off + 5, 10, true}, {off - 1, 2, false}, {off, n + 1, false}, {f.Size(), 0, true}, {f.Size(), 1, false}, {-1, 1, false}} {
+		fd, ok := f.File(c.off, c.n)
+		if ok != c.want {
+			t.Errorf("File(%d, %d) says %v", c.off, c.n, ok)
+		}
+		if !ok || c.n == 0 {
+			continue
+		}
+		p := make([]byte, c.n)
+		file, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+		must(t, err)
+		if _, err := file.ReadAt(p, c.off); err != nil || !bytes.Equal(p, f.s.device[c.off:c.off+c.n]) {
+			t.Errorf("file holds something else: %v", err)
+		}
+		must(t, file.Close())
+	}
+}
+
+// wait waits until nothing is under way: a reader is served before its span is
+// in the store.
+func (f *fixture) wait() { f.running.Wait() }
+
+// TestWarmReadsCostNothing: no allocation, no lock, no request.
+func TestWarmReadsCostNothing(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	off, n := f.span(5)
+	f.mustRead(off, n)
+	f.wait()
+	p := make([]byte, 4096)
+	f.mu.Lock() // a read that took it would hang
+	defer f.mu.Unlock()
+	if allocs := testing.AllocsPerRun(100, func() {
+		if err := f.ReadAt(t.Context(), p, off+100); err != nil {
+			t.Error(err)
+		}
+		if _, ok := f.File(off, n); !ok {
+			t.Error("not present")
+		}
+	}); allocs > 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
