@@ -68,7 +68,7 @@ func (s *scanner) apply(hdr *tar.Header) error {
 		return s.whiteout(hdr, in.dir, name, mtime)
 	}
 	if old := in.dir.Children[name]; old != nil && (!isDir(old) || hdr.Typeflag != tar.TypeDir) {
-		s.tree.remove(in.dir, name)
+		delete(in.dir.Children, name)
 		s.last = place{}
 	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
@@ -77,6 +77,9 @@ func (s *scanner) apply(hdr *tar.Header) error {
 	n, err := s.make(hdr, in.dir, name, data)
 	if err != nil {
 		return err
+	}
+	if isLink(n) {
+		s.last = place{} // its name can be one that another link's target goes through
 	}
 	return s.attributes(hdr, n, mtime)
 }

@@ -3,6 +3,7 @@ package tartree
 import (
 	"errors"
 	"fmt"
+	"math"
 )
 
 // ErrLimit is wrapped by the error of a tar that asks for more than Limits
@@ -56,6 +57,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.XattrBytes, 128<<10)
 	def(&l.TreeBytes, 64<<20)
 	def(&l.FileSize, 16<<40)
+	l.FileSize = min(l.FileSize, math.MaxInt64/2) // offsets are rounded up
 	def(&l.Steps, 1<<28)
 	return l
 }

@@ -28,9 +28,9 @@ const maxLinks = 255
 // not exist is taken as it is, and a link's target is put in the place of its name
 // as text, so that ".." behind it removes names and does not go up directories.
 //
-// One thing differs: where RootPath asks the kernel about a path that still has an
-// absolute link in it, the kernel follows that link on the host; here it stays
-// inside the root.
+// One thing cannot be the same: a path that RootPath asks the kernel about can still have a
+// link in it, in the text of a target, and where that leads out of the root the kernel
+// looks at the host's files. Here nothing exists outside of the root.
 func (t *tree) resolve(p string) (string, error) {
 	if !strings.Contains(p, "..") {
 		clean := path.Join("/", p)
@@ -134,8 +134,8 @@ func (t *tree) readlink(p string) (string, error) {
 	return n.Target, nil
 }
 
-// lookup finds the inode at an absolute path as lstat(2) would in a root of its
-// own: links are followed except at the end.
+// lookup finds the inode at an absolute path as lstat(2) would: links are followed
+// except at the end. What lies outside of the root does not exist.
 func (t *tree) lookup(p string) (*index.Node, error) {
 	if len(p) > maxPath {
 		return nil, unix.ENAMETOOLONG
@@ -155,8 +155,10 @@ func (t *tree) lookup(p string) (*index.Node, error) {
 			return nil, unix.ENOTDIR
 		case name == "" || name == ".":
 			continue
+		case name == ".." && len(way) == 1:
+			return nil, unix.ENOENT
 		case name == "..":
-			way = way[:max(1, len(way)-1)]
+			way = way[:len(way)-1]
 			continue
 		case len(name) > maxName:
 			return nil, unix.ENAMETOOLONG
@@ -173,7 +175,7 @@ func (t *tree) lookup(p string) (*index.Node, error) {
 			return nil, unix.ELOOP
 		}
 		if n.Target[0] == '/' {
-			way = way[:1]
+			return nil, unix.ENOENT
 		}
 		// The kernel has no limit for the sum; without one a few links
 		// could make texts of megabytes here.

@@ -12,15 +12,15 @@
 //
 // Known differences:
 //   - Directories that no entry names, and whiteouts, have the time at which
-//     containerd unpacked them; here that of the entry that made them.
+//     containerd unpacked them; here that of the entry that made them. So do
+//     directories whose entry's path, at the end of the tar, leads elsewhere.
 //   - containerd gives a directory that no entry names the attributes of the
 //     layer below. A scan does not know that layer: such directories are root's with mode
 //     0755, and marked as Implicit. An entry that names it later clears the mark, and with it
 //     the xattrs that containerd would have kept from below.
 //   - The root directory is not the tar's to describe: 0755, root's, time 0.
 //   - GNU's old sparse files (type S) are read; containerd refuses them.
-//   - An absolute symbolic link that a path goes through never leads to the
-//     host (see resolve).
+//   - No path ever leads to the host's files (see resolve).
 //   - The limits are those of Limits and EROFS; containerd's are those of its disk.
 //
 // A scan runs in the caller's goroutine; scans share nothing.
@@ -60,7 +60,10 @@ func Scan(r io.Reader, lim Limits) (*index.Node, error) {
 		}
 		switch {
 		case err == io.EOF:
-			return s.tree.root, s.retime()
+			if err := s.retime(); err != nil {
+				return nil, err
+			}
+			return s.tree.root, nil
 		case errors.Is(err, tar.ErrInsecurePath) && hdr != nil:
 			// Of no concern here: paths cannot leave the root.
 		case err != nil && s.tape.dataLeft > 0:
@@ -111,9 +114,6 @@ func newScanner(r io.Reader, lim Limits) *scanner {
 // end: whatever now lies where the entry of a directory was gets that entry's time, and
 // where nothing lies, the tar is refused.
 func (s *scanner) retime() error {
-	if !s.tree.replaced {
-		return nil // every directory is where its last entry has put it
-	}
 	for _, d := range s.dirs {
 		p, err := s.tree.resolve(d.name)
 		if err != nil {

@@ -22,9 +22,6 @@ type tree struct {
 	root  *index.Node
 	meter *meter
 
-	// replaced tells that a name was taken away from the inode that it had.
-	replaced bool
-
 	way     []*index.Node // scratch of lookup
 	nodes   []index.Node
 	extents []index.Extent
@@ -79,11 +76,6 @@ func (t *tree) enter(dir *index.Node, name string, n *index.Node) error {
 	}
 	dir.Children[name] = n
 	return nil
-}
-
-func (t *tree) remove(dir *index.Node, name string) {
-	delete(dir.Children, name)
-	t.replaced = true
 }
 
 // keep returns a copy of s. A string of archive/tar's can be a part of a much
