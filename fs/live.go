@@ -179,7 +179,7 @@ func (v *live) complete(ctx context.Context) {
 		return
 	}
 	for _, p := range v.points {
-		if err := p.mountLocal(v); err != nil {
+		if err := p.mountLocal(v, k); err != nil {
 			log.Warn("complete layer stays served by micad", "dir", p.dir, "err", err)
 		}
 	}

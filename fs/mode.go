@@ -24,15 +24,3 @@ func ParseMode(s string) (Mode, error) {
 	}
 	return m, nil
 }
-
-// kernel says which modes are used on this node.
-type kernel struct {
-	lazy     Mode // of layers that are not complete
-	complete Mode // of layers that are
-}
-
-// Modes returns how layers are served on this node that are lazy, and that are complete.
-func (t *Table) Modes() (lazy, complete Mode, err error) {
-	k, err := t.kernel()
-	return k.lazy, k.complete, err
-}

@@ -48,9 +48,9 @@ func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 		return "", err
 	}
 	if v.store.Record().State == store.Verified && k.complete == Local {
-		err = p.mountLocal(v)
+		err = p.mountLocal(v, k)
 	} else {
-		err = p.mountLazy(ctx, v, k.lazy)
+		err = p.mountLazy(ctx, v, k)
 	}
 	if err != nil {
 		return "", err
@@ -75,8 +75,8 @@ func unmount(dir string) error {
 
 // mountLocal mounts EROFS over the store's own file. On a lazy mount point it goes over what
 // is there, which those who use it keep.
-func (p *point) mountLocal(v *live) error {
-	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{}); err != nil {
+func (p *point) mountLocal(v *live, k kernel) error {
+	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{Backing: k.localBy}); err != nil {
 		return err
 	}
 	p.mode = Local
@@ -84,9 +84,9 @@ func (p *point) mountLocal(v *live) error {
 }
 
 // mountLazy mounts a layer whose bytes come through the daemon.
-func (p *point) mountLazy(ctx context.Context, v *live, mode Mode) error {
+func (p *point) mountLazy(ctx context.Context, v *live, k kernel) error {
 	o := fuse.Options{Log: v.t.log, Memory: v.t.memory}
-	if mode == FUSE {
+	if k.lazy == FUSE {
 		x := v.index
 		if p.index != v.store.IndexPath() {
 			f, err := os.Open(p.index)
@@ -116,7 +116,7 @@ func (p *point) mountLazy(ctx context.Context, v *live, mode Mode) error {
 		}
 		v.device = m
 	}
-	if _, err := erofs.Mount(p.index, v.device.DevicePath(), p.dir, erofs.Options{}); err != nil {
+	if _, err := erofs.Mount(p.index, v.device.DevicePath(), p.dir, erofs.Options{Backing: k.lazyBy}); err != nil {
 		return fmt.Errorf("mount EROFS over FUSE: %w", err)
 	}
 	p.mode = EROFS

@@ -1,10 +1,54 @@
 package fs
 
-import "context"
+import (
+	"context"
+	"fmt"
 
-func probe(_ context.Context, _ string, m Mode) (kernel, error) {
-	if m == Auto {
-		return kernel{lazy: EROFS, complete: Local}, nil
+	"github.com/mica-snapshotter/mica/fs/erofs"
+)
+
+// kernel says how layers are served on this node, as far as it is known what works.
+type kernel struct {
+	lazy     Mode          // of layers that are not complete
+	complete Mode          // of layers that are
+	lazyBy   erofs.Backing // how EROFS gets at its files
+	localBy  erofs.Backing
+}
+
+// probe finds out, by trying below root, how this kernel can serve layers. A mode that is forced has to work.
+func probe(ctx context.Context, root string, forced Mode) (kernel, error) {
+	s, err := erofs.Probe(ctx, root)
+	if err != nil {
+		return kernel{}, err
 	}
-	return kernel{lazy: m, complete: m}, nil
+	lazyBy, lazyErr := s.Backing(erofs.ModeErofs)
+	localBy, localErr := s.Backing(erofs.ModeLocal)
+	_, fuseErr := s.Backing(erofs.ModeFuse)
+	k := kernel{lazy: EROFS, complete: Local, lazyBy: lazyBy, localBy: localBy}
+	switch forced {
+	case EROFS:
+		k.complete, err = EROFS, lazyErr
+	case FUSE:
+		k.lazy, k.complete, err = FUSE, FUSE, fuseErr
+	case Local:
+		k.lazy, err = Local, localErr
+	default:
+		if lazyErr != nil {
+			k.lazy, err = FUSE, fuseErr
+		}
+		if localErr != nil {
+			k.complete = k.lazy
+		}
+	}
+	if err != nil {
+		return kernel{}, fmt.Errorf("mode %s: %w (mica doctor shows what works)", forced, err)
+	}
+	return k, nil
+}
+
+// Modes returns how layers are served on this node that are lazy, and that are complete. It
+// waits until that is known.
+func (t *Table) Modes() (lazy, complete Mode, err error) {
+	k, err := t.kernel()
+	return k.lazy, k.complete, err
 }

@@ -140,6 +140,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
+	t.running.Go(func() { t.kernel() }) // so that the first Mount need not wait for it
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
 			t.log.Error("store stopped writing its presence maps: layers will be fetched again after a restart", "err", err)

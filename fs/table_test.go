@@ -33,6 +33,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -44,6 +45,12 @@ import (
 const readEnv = "MICA_FS_TEST_READ"
 
 func TestMain(m *testing.M) {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+		if err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if dir := os.Getenv(readEnv); dir != "" {
 		if err := list(os.Stdout, dir); err != nil {
 			log.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
 // version is set by the linker.
@@ -19,13 +21,24 @@ var version = "dev"
 const defaultAddress = "/run/micad/micad.sock"
 
 func main() {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+		exit(err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "mica:", err)
 		stop()
-		os.Exit(1)
+		exit(err)
 	}
+}
+
+// exit ends the program, with an error if there is one.
+func exit(err error) {
+	if err == nil {
+		os.Exit(0)
+	}
+	fmt.Fprintln(os.Stderr, "mica:", err)
+	os.Exit(1)
 }
 
 func rootCommand() *cobra.Command {
@@ -38,6 +51,6 @@ func rootCommand() *cobra.Command {
 	}
 	index := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
 	index.AddCommand(indexCreateCommand(), indexInspectCommand())
-	root.AddCommand(index, mountCommand(), psCommand())
+	root.AddCommand(index, mountCommand(), psCommand(), doctorCommand())
 	return root
 }

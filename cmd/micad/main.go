@@ -10,19 +10,32 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
 // version is set by the linker.
 var version = "dev"
 
 func main() {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+		exit(err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "micad:", err)
 		stop()
-		os.Exit(1)
+		exit(err)
 	}
+}
+
+// exit ends the program, with an error if there is one.
+func exit(err error) {
+	if err == nil {
+		os.Exit(0)
+	}
+	fmt.Fprintln(os.Stderr, "micad:", err)
+	os.Exit(1)
 }
 
 // run reads flags and configuration and runs the daemon until ctx ends.

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs/erofs"
+)
+
+// finding is one thing that doctor looked at.
+type finding struct {
+	Check  string `json:"check"`
+	Status string `json:"status"` // "ok", "warning" or "error"
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"`
+}
+
+// findings of one run, in the order of the checks.
+type findings []finding
+
+func (f *findings) ok(check, detail string) { *f = append(*f, finding{check, "ok", detail, ""}) }
+func (f *findings) warning(check, detail, fix string) {
+	*f = append(*f, finding{check, "warning", detail, fix})
+}
+func (f *findings) failure(check, detail, fix string) {
+	*f = append(*f, finding{check, "error", detail, fix})
+}
+
+// errUnhealthy is returned after the findings were printed.
+var errUnhealthy = errors.New("something has to be changed before Mica works: see above")
+
+func doctorCommand() *cobra.Command {
+	var address, config, scratch string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check containerd's configuration, the kernel and micad",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var f findings
+			checkContainerd(&f, config, address)
+			checkKernel(cmd.Context(), &f, scratch)
+			checkDaemon(cmd.Context(), &f, admin.NewClient(address), config)
+			return f.print(cmd.OutOrStdout(), asJSON)
+		},
+	}
+	cmd.Flags().StringVar(&address, "address", defaultAddress, "micad's socket")
+	cmd.Flags().StringVar(&config, "containerd-config", "/etc/containerd/config.toml", "containerd's configuration file")
+	cmd.Flags().StringVar(&scratch, "scratch", "/var/lib/micad", "folder to try mounts in, on the filesystem that micad's root is on")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func (f findings) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		if err := e.Encode(f); err != nil {
+			return err
+		}
+	}
+	bad := false
+	for _, x := range f {
+		bad = bad || x.Status == "error"
+		if asJSON {
+			continue
+		}
+		fmt.Fprintf(w, "%-8s %s: %s\n", x.Status, x.Check, x.Detail)
+		if x.Fix != "" {
+			fmt.Fprintf(w, "%s\n", indent(x.Fix))
+		}
+	}
+	if bad {
+		return errUnhealthy
+	}
+	return nil
+}
+
+// remapIDs compares what containerd thinks that micad does for user namespaces with what it does.
+func (f *findings) remapIDs(config string, info admin.Info) {
+	c, err := loadContainerd(config)
+	if err != nil {
+		return // told already
+	}
+	list, _ := c.at("proxy_plugins", "mica", "capabilities").([]any)
+	advertised := slices.Contains(list, any("remap-ids"))
+	switch {
+	case advertised == info.RemapIDs:
+	case advertised:
+		f.failure("remap-ids", "containerd expects micad to map the IDs of user namespaces, micad's remap_ids is false",
+			"Set remap_ids = true in /etc/micad/config.toml and restart micad.")
+	default:
+		f.warning("remap-ids", "micad maps the IDs of user namespaces, and containerd does not know: they would be mapped twice",
+			"[proxy_plugins.mica]\n  capabilities = [\"remap-ids\"]"+restartHint)
+	}
+}
+
+func indent(text string) string {
+	return "           " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n           ")
+}
+
+func checkKernel(ctx context.Context, f *findings, scratch string) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		f.failure("fuse", err.Error(), "Load the module: modprobe fuse")
+		return
+	}
+	if os.Geteuid() != 0 {
+		f.warning("kernel", "not root: mounts were not tried", "Run as root: sudo mica doctor")
+		return
+	}
+	if _, err := os.Stat(scratch); err != nil {
+		scratch = os.TempDir()
+	}
+	s, err := erofs.Probe(ctx, scratch)
+	if err != nil {
+		f.failure("kernel", err.Error(), "Name a folder on a real filesystem (not overlayfs) with --scratch.")
+		return
+	}
+	f.modes(s)
+}
+
+// modes tells what the kernel can do, by mode: "file" and "loop" are how EROFS gets at a
+// layer's files.
+func (f *findings) modes(s erofs.Support) {
+	without := map[erofs.Mode]string{
+		erofs.ModeErofs: "Lazy layers are served by FUSE alone: right, but slower for many small files. Linux 6.12 or later, and a root on ext4 or XFS, give EROFS.",
+		erofs.ModeLocal: "Complete layers stay served by micad. The module erofs (CONFIG_EROFS_FS) lets the kernel do it alone.",
+	}
+	for _, mode := range []erofs.Mode{erofs.ModeErofs, erofs.ModeLocal, erofs.ModeFuse} {
+		backing, err := s.Backing(mode)
+		switch {
+		case err == nil && backing != erofs.Auto:
+			f.ok("kernel", fmt.Sprintf("mode %s works (by %s)", mode, backing))
+		case err == nil:
+			f.ok("kernel", fmt.Sprintf("mode %s works", mode))
+		case mode == erofs.ModeFuse:
+			f.failure("kernel", err.Error(), "Lazy layers need FUSE: modprobe fuse, and overlayfs on top of it.")
+		default:
+			f.warning("kernel", err.Error(), without[mode])
+		}
+	}
+}
+
+func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config string) {
+	var info admin.Info
+	if err := c.Get(ctx, admin.PathInfo, &info); err != nil {
+		f.failure("micad", err.Error(), "")
+		return
+	}
+	f.ok("micad", fmt.Sprintf("version %s, pid %d, root %s; lazy layers by %s, complete ones by %s",
+		info.Version, info.PID, info.Root, info.Lazy, info.Complete))
+	f.remapIDs(config, info)
+	if info.Unlabelled > 0 {
+		f.warning("annotations", fmt.Sprintf("containerd prepared %d layers without naming their image", info.Unlabelled),
+			"Was an image pulled with `ctr images pull --local`? Otherwise see the checks of containerd's configuration above.")
+	}
+	var fallbacks []admin.Fallback
+	if err := c.Get(ctx, admin.PathFallbacks, &fallbacks); err != nil {
+		f.failure("micad", err.Error(), "")
+		return
+	}
+	for _, x := range fallbacks {
+		f.warning("lazy", fmt.Sprintf("%s was pulled by containerd, not served lazily", x.Ref), x.Reason)
+	}
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// maxImports bounds how many files one configuration may import.
+const maxImports = 100
+
+// containerdConfig is a containerd configuration with its imports merged in.
+type containerdConfig map[string]any
+
+// loadContainerd reads the file at path and what it imports, later files over
+// earlier ones, as containerd does.
+func loadContainerd(path string) (containerdConfig, error) {
+	merged := containerdConfig{}
+	queue := []string{path}
+	seen := map[string]bool{}
+	for len(queue) > 0 {
+		file := queue[0]
+		queue = queue[1:]
+		if seen[file] {
+			continue
+		}
+		if seen[file] = true; len(seen) > maxImports {
+			return nil, fmt.Errorf("%s imports more than %d files", path, maxImports)
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("read containerd's configuration: %w", err)
+		}
+		var one map[string]any
+		if err := toml.Unmarshal(b, &one); err != nil {
+			return nil, fmt.Errorf("parse %s: %w", file, err)
+		}
+		merge(merged, one)
+		imports, _ := one["imports"].([]any)
+		for _, i := range imports {
+			pattern, _ := i.(string)
+			if pattern == "" {
+				continue
+			}
+			if !filepath.IsAbs(pattern) {
+				pattern = filepath.Join(filepath.Dir(file), pattern)
+			}
+			found, err := filepath.Glob(pattern)
+			if err != nil {
+				return nil, fmt.Errorf("imports of %s: %w", file, err)
+			}
+			queue = append(queue, found...)
+		}
+	}
+	return merged, nil
+}
+
+func merge(to, from map[string]any) {
+	for k, v := range from {
+		if sub, ok := v.(map[string]any); ok {
+			if old, ok := to[k].(map[string]any); ok {
+				merge(old, sub)
+				continue
+			}
+		}
+		to[k] = v
+	}
+}
+
+// at walks down tables by name; nil where one is missing.
+func (c containerdConfig) at(keys ...string) any {
+	var v any = map[string]any(c)
+	for _, k := range keys {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[k]
+	}
+	return v
+}
+
+const (
+	proxyPluginFix = `Add to containerd's configuration:
+[proxy_plugins.mica]
+  type = "snapshot"
+  address = "%s"
+  [proxy_plugins.mica.exports]
+    root = "/var/lib/micad"
+    enable_remote_snapshot_annotations = "true"`
+	unpackFix = `Add to containerd's configuration (the list replaces the default, so overlayfs is named again):
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "overlayfs"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "mica"`
+	restartHint = "\nThen restart containerd."
+)
+
+// checkContainerd looks at what containerd has to be told for Mica.
+func checkContainerd(f *findings, path, address string) {
+	c, err := loadContainerd(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		f.failure("containerd", fmt.Sprintf("no configuration at %s", path),
+			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(proxyPluginFix, address)+"\n"+unpackFix+restartHint)
+		return
+	}
+	if err != nil {
+		f.failure("containerd", err.Error(), "")
+		return
+	}
+	c.checkPlugin(f, address)
+	c.checkUnpack(f)
+	c.checkCRI(f)
+}
+
+func (c containerdConfig) checkPlugin(f *findings, address string) {
+	fix := fmt.Sprintf(proxyPluginFix, address) + restartHint
+	if c.at("proxy_plugins", "mica") == nil {
+		f.failure("plugin", "containerd does not know the snapshotter mica", fix)
+		return
+	}
+	if got := c.at("proxy_plugins", "mica", "type"); got != "snapshot" {
+		f.failure("plugin", fmt.Sprintf("proxy_plugins.mica.type is %v", got), fix)
+	}
+	if got := c.at("proxy_plugins", "mica", "address"); got != address {
+		f.failure("plugin", fmt.Sprintf("proxy_plugins.mica.address is %v, micad listens at %s", got, address), fix)
+	} else {
+		f.ok("plugin", fmt.Sprintf("proxy_plugins.mica, %s", address))
+	}
+	if c.at("proxy_plugins", "mica", "exports", "enable_remote_snapshot_annotations") != "true" {
+		f.failure("annotations", `proxy_plugins.mica.exports.enable_remote_snapshot_annotations is not "true": pulls by ctr and CRI are not lazy`, fix)
+	} else {
+		f.ok("annotations", "the transfer service tells micad which image a layer belongs to")
+	}
+	if c.at("proxy_plugins", "mica", "exports", "root") == nil {
+		f.warning("exports", "proxy_plugins.mica.exports.root is missing: kubelet's image garbage collection and disk accounting do not see Mica's disk", fix)
+	}
+}
+
+func (c containerdConfig) checkUnpack(f *findings) {
+	list, _ := c.at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
+	var names []string
+	for _, u := range list {
+		if m, ok := u.(map[string]any); ok {
+			if name, ok := m["snapshotter"].(string); ok {
+				names = append(names, name)
+			}
+		}
+	}
+	switch {
+	case !slices.Contains(names, "mica"):
+		f.failure("unpack", "the transfer service may not unpack with mica: `ctr images pull` and CRI pulls fail or are not lazy", unpackFix+restartHint)
+	case !slices.Contains(names, "overlayfs"):
+		f.warning("unpack", "unpack_config names mica but no longer overlayfs: pulls with overlayfs fail", unpackFix+restartHint)
+	default:
+		f.ok("unpack", "the transfer service unpacks with mica and overlayfs")
+	}
+}
+
+// criPlugins are the tables that hold CRI's image settings, newest first.
+var criPlugins = [][]string{
+	{"plugins", "io.containerd.cri.v1.images"},
+	{"plugins", "io.containerd.grpc.v1.cri", "containerd"},
+}
+
+func (c containerdConfig) checkCRI(f *findings) {
+	for _, keys := range criPlugins {
+		if c.at(keys...) == nil {
+			continue
+		}
+		name := keys[1]
+		snapshotter := c.at(append(slices.Clone(keys), "snapshotter")...)
+		if snapshotter != "mica" {
+			f.warning("cri", fmt.Sprintf("Kubernetes' default snapshotter is %v", orDefault(snapshotter)),
+				fmt.Sprintf("To start all pods lazily:\n[plugins.%q]\n  snapshotter = \"mica\"", name)+restartHint)
+			return
+		}
+		// The default is true. The transfer service, through which CRI pulls
+		// from containerd 2.1 on, does not look at it.
+		annotated := c.at(append(slices.Clone(keys), "disable_snapshot_annotations")...) == false
+		transfer := name == criPlugins[0][1] && c.at(append(slices.Clone(keys), "use_local_image_pull")...) != true
+		if !annotated && !transfer {
+			f.failure("cri", "disable_snapshot_annotations is on (the default): pods' images are not lazy",
+				fmt.Sprintf("[plugins.%q]\n  disable_snapshot_annotations = false", name)+restartHint)
+			return
+		}
+		f.ok("cri", "Kubernetes' default snapshotter is mica")
+		return
+	}
+	f.warning("cri", "Kubernetes' default snapshotter is overlayfs (no setting)",
+		"To start all pods lazily:\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = \"mica\""+restartHint)
+}
+
+func orDefault(v any) any {
+	if v == nil {
+		return "overlayfs (no setting)"
+	}
+	return v
+}
