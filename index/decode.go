@@ -113,7 +113,7 @@ func (d *spanDecoder) members(dst, blob []byte) error {
 // dst from r bytes of src.
 func (d *spanDecoder) stream(dst, src []byte) (n, r int, end bool, err error) {
 	d.StopAtBlocks, d.Track = false, false
-	n, r, status, err := d.Decoder.Decode(dst, 0, src)
+	n, r, status, err := d.Decode(dst, 0, src)
 	switch {
 	case errors.Is(err, inflate.ErrCorrupt):
 		return n, r, false, fmt.Errorf("%w: %w", ErrCorrupt, err)

@@ -56,7 +56,7 @@ func TestHeader(t *testing.T) {
 				t.Fatalf("length %d, want %d", n, len(tt.in))
 			}
 			for i := range tt.in {
-				if _, err := Header(tt.in[:i]); err != ErrShort {
+				if _, err := Header(tt.in[:i]); !errors.Is(err, ErrShort) {
 					t.Fatalf("%d bytes of %d: error %v", i, n, err)
 				}
 			}

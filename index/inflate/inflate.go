@@ -50,16 +50,17 @@ func (e *CorruptError) Unwrap() error { return ErrCorrupt }
 type Status uint8
 
 const (
-	// NeedInput: the rest of src is less than a symbol or a block header.
+	// NeedInput means that the rest of src is less than a symbol or a block
+	// header.
 	NeedInput Status = iota
-	// OutputFull: dst is full. A match may have been cut; its rest comes first
-	// in the next call.
+	// OutputFull means that dst is full. A match may have been cut; its rest
+	// comes first in the next call.
 	OutputFull
-	// BlockStart: a block header follows. Only with StopAtBlocks, and not
-	// before the first block after Reset.
+	// BlockStart means that a block header follows. Only with StopAtBlocks,
+	// and not before the first block after Reset.
 	BlockStart
-	// StreamEnd: the final block is over. The input is positioned at the first
-	// whole byte after it.
+	// StreamEnd means that the final block is over. The input is positioned
+	// at the first whole byte after it.
 	StreamEnd
 )
 

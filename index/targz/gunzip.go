@@ -72,7 +72,7 @@ func (g *gunzipper) index(device int64) int { return int(device-g.first) + index
 // more reads on; a blob that ends here is truncated.
 func (g *gunzipper) more() (err error) {
 	g.src, err = g.in.more(g.src)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: ends at %d within a gzip member", ErrCorrupt, g.at+int64(len(g.src)))
 	}
 	return err
@@ -89,7 +89,7 @@ func (g *gunzipper) skip(n int) {
 func (g *gunzipper) header(first bool) (bool, error) {
 	if len(g.src) == 0 {
 		var err error
-		if g.src, err = g.in.more(nil); err == io.EOF {
+		if g.src, err = g.in.more(nil); errors.Is(err, io.EOF) {
 			return false, nil
 		} else if err != nil {
 			return false, err
@@ -133,7 +133,7 @@ func (g *gunzipper) padding() error {
 		}
 		g.skip(len(g.src))
 		var err error
-		if g.src, err = g.in.more(nil); err == io.EOF {
+		if g.src, err = g.in.more(nil); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

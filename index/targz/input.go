@@ -17,6 +17,8 @@ const (
 	// reserve is the room before a chunk for what is left of the one before:
 	// less than a symbol or a block header.
 	reserve = inflate.MinInput
+	// maxIdle is how often in a row a reader may return nothing at all.
+	maxIdle = 100
 )
 
 // chunk is a piece of the blob.
@@ -55,19 +57,44 @@ func (in *input) run() error {
 			return in.ctx.Err()
 		case c = <-in.free:
 		}
-		n, err := io.ReadFull(in.blob, c.mem[reserve:])
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		n, atEnd, err := readFull(in.ctx, in.blob, c.mem[reserve:])
+		if err != nil {
 			return fmt.Errorf("read blob at %d: %w", in.size+int64(n), err)
 		}
 		in.hash.Write(c.mem[reserve : reserve+n])
 		in.size += int64(n)
 		c.n = n
 		in.filled <- c // never blocks: it has room for all chunks
-		if err != nil {
+		if atEnd {
 			close(in.filled)
 			return nil
 		}
 	}
+}
+
+// readFull fills p, or less at the end of r. Unlike io.ReadFull it tells the end
+// from r's own io.ErrUnexpectedEOF, which is a connection that broke.
+func readFull(ctx context.Context, r io.Reader, p []byte) (n int, atEnd bool, err error) {
+	for idle := 0; n < len(p); {
+		if err := ctx.Err(); err != nil {
+			return n, false, err
+		}
+		m, err := r.Read(p[n:])
+		n += m
+		switch {
+		case err == io.EOF:
+			return n, true, nil
+		case err != nil:
+			return n, false, err
+		case m > 0:
+			idle = 0
+		default:
+			if idle++; idle == maxIdle {
+				return n, false, io.ErrNoProgress
+			}
+		}
+	}
+	return n, false, nil
 }
 
 // more returns what is left of the bytes that the call before returned, with

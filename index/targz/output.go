@@ -3,6 +3,7 @@ package targz
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -67,11 +68,10 @@ type encoded struct {
 func newOutput(ctx context.Context, o Options) *output {
 	n := int((maxSpan(o.SpanSize)-minSpan(o.SpanSize)+index.WindowSize)/bufferSize) + heldSlack + queued
 	out := &output{
-		ctx:  ctx,
-		o:    o,
-		hash: sha256.New(),
-		free: make(chan *buffer, n),
-		// With room for all buffers, cut in two at most once for a span.
+		ctx:     ctx,
+		o:       o,
+		hash:    sha256.New(),
+		free:    make(chan *buffer, n),
 		tar:     make(chan piece, n),
 		device:  make(chan piece, n),
 		windows: make(chan *candidate, queued),
@@ -121,8 +121,8 @@ func (out *output) sendTo(to chan<- piece, p piece) error {
 	}
 }
 
-// sendWindow passes on the candidate at which a span begins; nil for a span that
-// needs no window.
+// sendWindow passes on the candidate at which a span begins, one for each span in
+// order; nil for the first.
 func (out *output) sendWindow(c *candidate) error {
 	select {
 	case <-out.ctx.Done():
@@ -133,11 +133,10 @@ func (out *output) sendWindow(c *candidate) error {
 }
 
 // close says that all has been sent.
-func (out *output) close() error {
+func (out *output) close() {
 	close(out.tar)
 	close(out.device)
 	close(out.windows)
-	return nil
 }
 
 // runDevice hashes the device and its spans and writes it to Device.
@@ -213,7 +212,7 @@ func (out *output) runTar(tree func(io.Reader) (*index.Node, error)) (*index.Nod
 		return nil, err
 	}
 	for {
-		if err := r.next(); err == io.EOF {
+		if err := r.next(); errors.Is(err, io.EOF) {
 			return root, nil
 		} else if err != nil {
 			return nil, err

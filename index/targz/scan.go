@@ -88,8 +88,8 @@ func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (
 		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, minSpanSize, maxSpanSize)
 	}
 	head := make([]byte, 4)
-	n, err := io.ReadFull(blob, head)
-	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+	n, _, err := readFull(ctx, blob, head)
+	if err != nil {
 		return nil, fmt.Errorf("scan layer: %w", err)
 	}
 	head = head[:n]
@@ -105,10 +105,12 @@ func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (
 	draft := new(index.Draft)
 	g.Go(in.run)
 	g.Go(func() error {
-		if err := format(in, out, o.SpanSize, &spans); err != nil {
-			return err
+		// After an error the others end by the context.
+		err := format(in, out, o.SpanSize, &spans)
+		if err == nil {
+			out.close()
 		}
-		return out.close()
+		return err
 	})
 	g.Go(out.runDevice)
 	g.Go(out.runWindows)
@@ -158,10 +160,10 @@ func plain(in *input, out *output, size int64, spans *[]index.Span) error {
 	w := 0
 	for {
 		src, err := in.more(nil)
-		if err != nil && err != io.EOF {
+		atEnd := errors.Is(err, io.EOF)
+		if err != nil && !atEnd {
 			return err
 		}
-		atEnd := err == io.EOF
 		for len(src) > 0 {
 			n := copy(buf.data()[w:min(bufferSize, w+int(size-span.Size))], src)
 			src = src[n:]
