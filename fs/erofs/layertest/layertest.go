@@ -85,7 +85,7 @@ func (b *Builder) Write(dir string) (*Layer, error) {
 			Layer: digest.FromBytes(data), LayerSize: size, DiffID: digest.FromBytes(data), DeviceSize: size,
 		},
 		Root:  b.Root,
-		Spans: []index.Span{{Size: size, BlobSize: size, Codec: index.Stored, Digest: sha256.Sum256(data)}},
+		Spans: spans(data),
 	}
 	l := &Layer{Index: filepath.Join(dir, "index"), Device: filepath.Join(dir, "device"), Data: data, Draft: d}
 	if err := os.WriteFile(l.Device, data, 0o600); err != nil {
@@ -99,6 +99,20 @@ func (b *Builder) Write(dir string) (*Layer, error) {
 		return nil, fmt.Errorf("write index: %w", err)
 	}
 	return l, f.Close()
+}
+
+// spans covers the device with spans as those of an uncompressed tar.
+func spans(data []byte) []index.Span {
+	const size = 4 << 20
+	var out []index.Span
+	for off := 0; off < len(data); off += size {
+		b := data[off:min(off+size, len(data))]
+		out = append(out, index.Span{
+			Device: int64(off), Size: int64(len(b)), Blob: int64(off), BlobSize: int64(len(b)),
+			Codec: index.Stored, Digest: sha256.Sum256(b),
+		})
+	}
+	return out
 }
 
 // Make writes the layer into a directory of the test.
