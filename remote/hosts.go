@@ -219,7 +219,9 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 	if dir != "" {
 		opts.HostDir = func(string) (string, error) { return dir, nil }
 	}
-	if c.cfg.PlainHTTP != nil && c.cfg.PlainHTTP(registry) {
+	// Which of the two a registry on this machine speaks is not known without a hosts.toml.
+	local := dir == "" && isLoopback(registry) && !strings.HasSuffix(registry, ":443")
+	if local || c.cfg.PlainHTTP != nil && c.cfg.PlainHTTP(registry) {
 		opts.DefaultScheme = "http"
 	}
 	ctx = log.WithLogger(ctx, bridge(c.log.With("registry", registry)))
@@ -232,8 +234,11 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 			tokens: f.Client, scheme: f.Scheme, name: f.Host, root: f.Path, caps: f.Capabilities, header: f.Header,
 			sessions: map[string]*session{},
 		}
+		if local {
+			h.tokens = &http.Client{Transport: newPlainFirst(f.Client.Transport)}
+		}
 		if c.cfg.wrap != nil {
-			h.tokens = &http.Client{Transport: c.cfg.wrap(f.Client.Transport)}
+			h.tokens = &http.Client{Transport: c.cfg.wrap(h.tokens.Transport)}
 		}
 		blobs := *h.tokens
 		blobs.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
