@@ -22,14 +22,15 @@ const (
 	tempAge    = time.Hour // of a temporary that a crash has left
 )
 
-// Bounds of a Dir.
+// Bounds of what is kept.
 const (
-	// MaxRuns is how many starts a kept profile counts at most; see Dir.Save.
+	// MaxRuns is how many starts a kept or published profile counts at most; see Update.
 	MaxRuns = 32
+	// MaxRanges is how many ranges a kept or published profile has at most; those that are read last are
+	// left out. They take about 300 KiB.
+	MaxRanges = 1 << 16
 	// MaxProfiles is how many profiles are kept. The one that was saved the longest ago gives way.
 	MaxProfiles = 4096
-	// maxKept is how many ranges a kept profile has at most: about 300 KiB on disk.
-	maxKept = 1 << 16
 )
 
 // Dir is the profiles of this node: files ROOT/profiles/ALGORITHM-HEX.profile, named by the
@@ -116,8 +117,7 @@ func (d *Dir) Load(manifest digest.Digest) (*Profile, error) {
 	return p, nil
 }
 
-// Save merges a profile with the one that is there, and returns the result. Above MaxRuns runs, what
-// is there counts half, so that an image's recent starts decide. A damaged file is replaced. Profiles without ranges
+// Save merges a profile with the one that is there, as Update does, and returns the result. A damaged file is replaced. Profiles without ranges
 // say nothing and are not saved.
 func (d *Dir) Save(p *Profile) (*Profile, error) {
 	d.mu.Lock()
@@ -129,7 +129,7 @@ func (d *Dir) Save(p *Profile) (*Profile, error) {
 	if len(p.Ranges) == 0 {
 		return cmp.Or(old, p), nil
 	}
-	merged := Merge(old, p).aged(MaxRuns).Trim(maxKept)
+	merged := Update(old, p)
 	return merged, d.writeLocked(merged)
 }
 
@@ -137,7 +137,7 @@ func (d *Dir) Save(p *Profile) (*Profile, error) {
 func (d *Dir) Replace(p *Profile) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.writeLocked(p.aged(MaxRuns).Trim(maxKept))
+	return d.writeLocked(Update(nil, p))
 }
 
 func (d *Dir) writeLocked(p *Profile) error {

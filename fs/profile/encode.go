@@ -53,7 +53,9 @@ func (p *Profile) Encode() ([]byte, error) {
 	if err := p.Check(Limits{}); err != nil {
 		return nil, err
 	}
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
+	// A single segment always names its size.
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+		zstd.WithSingleSegment(true))
 	if err != nil {
 		return nil, err
 	}

@@ -94,7 +94,14 @@ func (p *Profile) join(s Range) {
 	p.Ranges = append(p.Ranges, s)
 }
 
-// aged returns a profile whose runs count half, as often as it takes to have at most limit of them. What
+// Update returns what is to be kept of an older profile, which may be nil, and a newer one: their union. Above MaxRuns
+// runs each counts half, again and again, so that old starts fade.
+func Update(old, p *Profile) *Profile {
+	merged := Merge(old, p)
+	return merged.aged(MaxRuns).Trim(MaxRanges)
+}
+
+// aged returns the profile with runs that count half, as often as it takes to have at most limit of them. What
 // too few of them read is forgotten. So old starts fade, and a range that most starts read stays.
 func (p *Profile) aged(limit int) *Profile {
 	out := &Profile{Manifest: p.Manifest, Runs: p.Runs, Ranges: slices.Clone(p.Ranges)}

@@ -33,7 +33,7 @@ import (
 // Profile is what starts of one image read.
 type Profile struct {
 	Manifest digest.Digest // of the image's manifest, for one platform
-	Runs     int           // starts that were recorded, as far as they still count: see Dir.Save
+	Runs     int           // starts that were recorded, as far as they still count: see Update
 	Ranges   []Range       // by first access, the rare ones at the end
 }
 
