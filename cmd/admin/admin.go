@@ -5,12 +5,17 @@
 //	GET /v1/info       Info
 //	GET /v1/layers     []fs.Status
 //	GET /v1/fallbacks  []Fallback
+//	GET /v1/profiles   []Profile
 //	GET /metrics       Prometheus' text format
+//
+// A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package fs/profile): GET; PUT, which merges it
+// with the one that is there, or replaces that with ?replace=true; DELETE.
 //
 // Fields are added, never renamed or removed, within v1.
 package admin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +24,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -26,11 +32,15 @@ import (
 // maxAnswer bounds what Client reads: 10,000 layers of a kilobyte.
 const maxAnswer = 16 << 20
 
+// maxReason bounds what an error tells of micad's answer, bytes.
+const maxReason = 500
+
 // Paths of the API.
 const (
 	PathInfo      = "/v1/info"
 	PathLayers    = "/v1/layers"
 	PathFallbacks = "/v1/fallbacks"
+	PathProfiles  = "/v1/profiles"
 	PathMetrics   = "/metrics"
 )
 
@@ -82,25 +92,45 @@ func NewClient(address string) *Client {
 // Get asks for path and decodes the JSON answer into v. Where no daemon
 // answers, the error says what to do.
 func (c *Client) Get(ctx context.Context, path string, v any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://micad"+path, nil)
+	b, err := c.send(ctx, http.MethodGet, path, nil)
 	if err != nil {
-		return fmt.Errorf("ask micad for %s: %w", path, err)
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read micad's answer to %s: %w", path, err)
+	}
+	return nil
+}
+
+// send sends a request with a body, which may be empty, and returns the answer's. The error wraps os.ErrNotExist where
+// micad knows no such thing.
+func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	what := fmt.Sprintf("ask micad to %s %s", method, path)
+	req, err := http.NewRequestWithContext(ctx, method, "http://micad"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	resp, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("no micad at %s: start it (systemctl start micad) or name its socket with --address", c.address)
+		return nil, fmt.Errorf("no micad at %s: start it (systemctl start micad) or name its socket with --address", c.address)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("micad's socket %s is for root alone: run this command as root", c.address)
+		return nil, fmt.Errorf("micad's socket %s is for root alone: run this command as root", c.address)
 	case err != nil:
-		return fmt.Errorf("ask micad for %s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("ask micad for %s: it answered %s", path, resp.Status)
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err == nil && len(answer) > maxAnswer {
+		err = fmt.Errorf("more than %d bytes", maxAnswer)
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(v); err != nil {
-		return fmt.Errorf("read micad's answer to %s: %w", path, err)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", what, err)
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, fmt.Errorf("%s: %w", what, os.ErrNotExist)
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent:
+		return nil, fmt.Errorf("%s: it answered %s: %s", what, resp.Status, strings.TrimSpace(string(answer[:min(len(answer), maxReason)])))
 	}
-	return nil
+	return answer, nil
 }

@@ -176,7 +176,7 @@ func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Lay
 		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
 		defer func() { err = errors.Join(err, table.Unmount(l.Digest)) }()
 	}
-	if err := mountOverlay(below, empty, dir); err != nil {
+	if err := (overlay{lower: below, empty: empty}).mount(dir); err != nil {
 		return err
 	}
 	defer func() {
@@ -186,41 +186,6 @@ func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Lay
 	}()
 	fmt.Fprintf(m.out, "%s: mounted at %s\n", layers[0].Ref, dir)
 	return waitUnmounted(ctx, dir)
-}
-
-// mountOverlay shows the layers as one. empty is a folder without files, since overlayfs wants two
-// layers at the least.
-func mountOverlay(below []fs.Below, empty, dir string) error {
-	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("overlay: %w", err)
-	}
-	defer unix.Close(fd)
-	var lower []string
-	for _, b := range below {
-		lower = append(lower, b.Dir)
-	}
-	// One by one (Linux 6.8): a string of all of them is limited to 255 bytes here.
-	for _, l := range append(lower, empty) {
-		if err := unix.FsconfigSetString(fd, "lowerdir+", l); err != nil {
-			return fmt.Errorf("overlay of %d layers: %w", len(below), err)
-		}
-	}
-	if err := unix.FsconfigSetString(fd, "source", "mica"); err != nil {
-		return fmt.Errorf("overlay: %w", err)
-	}
-	if err := unix.FsconfigCreate(fd); err != nil {
-		return fmt.Errorf("overlay of %d layers: %w", len(below), err)
-	}
-	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
-	if err != nil {
-		return fmt.Errorf("overlay: %w", err)
-	}
-	defer unix.Close(mnt)
-	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount at %s: %w", dir, err)
-	}
-	return nil
 }
 
 // waitUnmounted returns when ctx ends or nothing is mounted at dir any more.

@@ -41,8 +41,8 @@ func listen(path string) (net.Listener, error) {
 }
 
 // splitter gives each connection of one listener to the gRPC or the HTTP side,
-// by its first byte: HTTP/2's preface begins with "PRI", and no HTTP/1
-// request to this API with a P.
+// by its first two bytes: HTTP/2's preface begins with "PRI", and no method
+// of HTTP/1 with "PR" that this API has.
 type splitter struct {
 	l          net.Listener
 	grpc, http *side
@@ -75,14 +75,14 @@ func (s *splitter) Run(ctx context.Context) error {
 func (s *splitter) route(c net.Conn) {
 	r := bufio.NewReaderSize(c, 16)
 	c.SetReadDeadline(time.Now().Add(firstByteTimeout))
-	first, err := r.Peek(1)
+	first, err := r.Peek(2)
 	if err != nil {
 		c.Close()
 		return
 	}
 	c.SetReadDeadline(time.Time{})
 	to := s.http
-	if first[0] == 'P' {
+	if string(first) == "PR" {
 		to = s.grpc
 	}
 	to.give(&peekedConn{Conn: c, r: r})

@@ -61,6 +61,15 @@ func (p *Profile) Bytes() int64 {
 	return n
 }
 
+// Layers returns the number of layers that the ranges lie in.
+func (p *Profile) Layers() int {
+	layers := map[digest.Digest]bool{}
+	for _, r := range p.Ranges {
+		layers[r.Layer] = true
+	}
+	return len(layers)
+}
+
 // Rare tells whether a range was read by so few of many starts that it stands behind all
 // others: by at most a quarter of at least four.
 func (p *Profile) Rare(r Range) bool { return p.Runs >= 4 && 4*r.Runs <= p.Runs }

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs"
+)
+
+// overlay is layers shown as one.
+type overlay struct {
+	lower []fs.Below // topmost first
+	empty string     // a folder without files, since overlayfs wants two layers at the least
+	// upper and work are where changes go, on one file system; both "": none can be made.
+	upper, work string
+}
+
+// mount shows the overlay at dir.
+func (o overlay) mount(dir string) error {
+	if err := o.mountAt(dir); err != nil {
+		return fmt.Errorf("overlay of %d layers at %s: %w", len(o.lower), dir, err)
+	}
+	return nil
+}
+
+func (o overlay) mountAt(dir string) error {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	set := [][2]string{{"source", "mica"}}
+	// One by one (Linux 6.8): a string of all of them is limited to 255 bytes here.
+	for _, b := range o.lower {
+		set = append(set, [2]string{"lowerdir+", b.Dir})
+	}
+	set = append(set, [2]string{"lowerdir+", o.empty})
+	attr := unix.MOUNT_ATTR_RDONLY
+	if o.upper != "" {
+		set = append(set, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
+		attr = 0
+	}
+	for _, s := range set {
+		if err := unix.FsconfigSetString(fd, s[0], s[1]); err != nil {
+			return fmt.Errorf("%s=%s: %w", s[0], s[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		return err
+	}
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(mnt)
+	return unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
