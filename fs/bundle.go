@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
@@ -45,26 +48,75 @@ func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
 }
 
-// findBundle looks for an index among what refers to the image's manifest. An index that is not
+// found is what lies beside an image at its registry.
+type found struct {
+	index   *bundle          // nil: none
+	profile *profile.Profile // nil: none
+}
+
+// find looks for an index and a profile among what refers to the image's manifest. One that is not
 // usable counts as none: the image is then brought as one that was never indexed.
-func (p *pull) findBundle() (*bundle, error) {
+func (p *pull) find() (*found, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
-	refs, err := p.image.Referrers(ctx, p.key.manifest, artifact.Type)
+	// Not by type: index and profile are to come in one answer.
+	start := time.Now()
+	refs, err := p.image.Referrers(ctx, p.key.manifest, "")
 	if err != nil {
 		return nil, err
 	}
+	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
+	f := &found{profile: p.readProfile(ctx, refs)}
 	for _, d := range refs {
-		b, err := p.openBundle(ctx, d)
+		if d.ArtifactType != artifact.Type {
+			continue
+		}
+		f.index, err = p.openBundle(ctx, d)
 		if err == nil {
-			return b, nil
+			p.t.log.DebugContext(ctx, "index found", "ref", p.key.ref, "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
+			return f, nil
 		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
 		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", err)
 	}
-	return nil, nil
+	return f, nil
+}
+
+// readProfile returns the published profile, nil if there is none that is usable: a start is slower without, and no more.
+func (p *pull) readProfile(ctx context.Context, refs []ocispec.Descriptor) *profile.Profile {
+	d, ok := published.Newest(refs)
+	if !ok {
+		return nil
+	}
+	got, err := p.fetchProfile(ctx, d)
+	if err != nil {
+		p.t.log.Warn("profile from the registry is not usable", "ref", p.key.ref, "profile", d.Digest, "err", err)
+		return nil
+	}
+	return got
+}
+
+func (p *pull) fetchProfile(ctx context.Context, d ocispec.Descriptor) (*profile.Profile, error) {
+	content, ok, err := published.FromReferrer(d)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		m, err := p.image.Manifest(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		blob, err := published.Parse(m)
+		if err != nil {
+			return nil, err
+		}
+		if content, err = p.image.FetchBlob(ctx, blob, published.MaxBlob); err != nil {
+			return nil, err
+		}
+	}
+	return profile.Decode(content, profile.Limits{})
 }
 
 // openBundle fetches the trees of the index that a referrer describes.

@@ -89,11 +89,12 @@ func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 func (v *live) bytes() device {
-	record := func(int64, int64) {}
-	if f := v.t.o.Record; f != nil {
-		record = func(off, n int64) { f(v.digest, off, n) }
-	}
-	return device{v.data, v.index.Header().DeviceSize, record}
+	return device{v.data, v.index.Header().DeviceSize, func(off, n int64) {
+		v.t.recordings.read(v.digest, off, n)
+		if f := v.t.o.Record; f != nil {
+			f(v.digest, off, n)
+		}
+	}}
 }
 
 // openIndex opens the index file and checks that it belongs to what the record says.

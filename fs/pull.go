@@ -37,7 +37,7 @@ type pull struct {
 	ctx   context.Context
 	stop  context.CancelFunc
 
-	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
+	found    func() (*found, error)                               // what lies beside the image
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
 	// Guarded by Table.mu:
@@ -54,12 +54,15 @@ type job struct {
 }
 
 // bring waits until the store has the layer.
-func (t *Table) bring(ctx context.Context, l Layer) error {
-	p, err := t.join(pullKey{l.Ref, l.Manifest})
+func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
+	p, fresh, err := t.join(pullKey{l.Ref, l.Manifest})
 	if err != nil {
 		return err
 	}
 	defer t.leave(p)
+	if fresh {
+		t.record(l, below)
+	}
 	for {
 		j := t.job(p, l.Digest)
 		for _, d := range l.Image {
@@ -78,19 +81,19 @@ func (t *Table) bring(ctx context.Context, l Layer) error {
 	}
 }
 
-// join returns the pull of an image, a new one if none is under way.
-func (t *Table) join(key pullKey) (*pull, error) {
+// join returns the pull of an image; fresh: a new one, as none is under way.
+func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
 	image, err := t.o.Remote.Image(key.ref)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p := t.pulls[key]
-	if p == nil {
+	p = t.pulls[key]
+	if fresh = p == nil; fresh {
 		p = &pull{t: t, key: key, image: image}
 		p.ctx, p.stop = context.WithCancel(t.ctx)
-		p.bundle = sync.OnceValues(p.findBundle)
+		p.found = sync.OnceValues(p.find)
 		p.manifest = sync.OnceValues(p.fetchManifest)
 		t.pulls[key] = p
 	}
@@ -99,7 +102,7 @@ func (t *Table) join(key pullKey) (*pull, error) {
 		p.idle.Stop()
 		p.idle = nil
 	}
-	return p, nil
+	return p, fresh, nil
 }
 
 // leave ends a pull that nobody joins again soon.
@@ -179,9 +182,11 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 // prepare brings a layer and mounts it, before containerd asks for it. A layer whose
 // mount depends on those below it is left for Mount, which knows them.
 func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
+	start := time.Now()
 	if err := p.bring(d); err != nil {
 		return err
 	}
+	brought := time.Now()
 	v, err := p.t.stored(Layer{Ref: p.key.ref, Digest: d})
 	if err != nil {
 		return err
@@ -191,6 +196,7 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	_, err = v.mount(ctx, nil)
+	p.t.log.DebugContext(ctx, "layer prepared", "ref", p.key.ref, "layer", d, "bring", brought.Sub(start), "mount", time.Since(brought), "err", err)
 	return err
 }
 
@@ -202,12 +208,12 @@ func (p *pull) bring(d digest.Digest) error {
 		return err
 	}
 	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
-		b, err := p.bundle()
+		f, err := p.found()
 		if err != nil {
 			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
 		}
-		if l, ok := b.find(d); ok {
-			err := p.install(b, l)
+		if l, ok := f.index.find(d); ok {
+			err := p.install(f.index, l)
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err
 			}

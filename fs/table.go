@@ -33,6 +33,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -46,6 +47,10 @@ type Options struct {
 	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
 	LocalIndexes bool           // do not use indexes from registries
+	// Profiles keeps what the first starts of images read, and is asked for it by later pulls. nil: nothing
+	// is recorded.
+	Profiles   *profile.Dir
+	RecordTime time.Duration // the longest that a start is recorded; 0: 1 minute
 	// Record is told of every read of a lazy layer, in device offsets, when it comes from
 	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
 	Record func(layer digest.Digest, off, n int64)
@@ -71,6 +76,8 @@ type Table struct {
 	pulls  map[pullKey]*pull
 	jobs   map[digest.Digest]*job
 	claims claims
+
+	recordings recordings
 }
 
 // Layer is one layer of an image, as containerd names it.
@@ -115,6 +122,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	if o.PullDeadline == 0 {
 		o.PullDeadline = time.Minute
+	}
+	if o.RecordTime == 0 {
+		o.RecordTime = time.Minute
 	}
 	if o.Downloads == 0 {
 		o.Downloads = 4
@@ -193,7 +203,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, err
 	if err := t.want(ctx, l.Digest); err != nil {
 		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
 	}
-	v, err := t.layer(ctx, l)
+	v, err := t.layer(ctx, l, below)
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
 	}
@@ -264,13 +274,13 @@ func (s *slot) close() error {
 }
 
 // layer returns the live layer, from the table, the store or the registry.
-func (t *Table) layer(ctx context.Context, l Layer) (*live, error) {
+func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error) {
 	for {
 		v, err := t.stored(l)
 		if !errors.Is(err, os.ErrNotExist) {
 			return v, err
 		}
-		if err := t.bring(ctx, l); err != nil {
+		if err := t.bring(ctx, l, below); err != nil {
 			return nil, err
 		}
 	}

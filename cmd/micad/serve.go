@@ -21,6 +21,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/snapshotter"
@@ -111,6 +112,7 @@ func (d *daemon) open(ctx context.Context) error {
 		Root: c.Root, Remote: d.client, Mode: mode,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Log: d.log,
+		Profiles: profile.NewDir(c.Root),
 	})
 	if err != nil {
 		return err
