@@ -12,9 +12,10 @@ const (
 	DefaultDecodeBytes = 32 << 20
 )
 
-// Priority says who waits for a fetch.
+// Priority decides which fetch gets memory first.
 type Priority uint8
 
+// Who waits for a fetch.
 const (
 	Demand     Priority = iota // a reader waits
 	Background                 // nobody does yet

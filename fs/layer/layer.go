@@ -146,7 +146,8 @@ func (l *Layer) Fill(ctx context.Context, off, n int64) error {
 	return l.Fetch(ctx, off, n, Demand)
 }
 
-// Fetch is Fill with a priority.
+// Fetch is Fill with a priority. The deadline is one read's, so it takes a few
+// requests' worth at a time rather than a layer.
 func (l *Layer) Fetch(ctx context.Context, off, n int64, prio Priority) error {
 	if err := l.check(off, n); err != nil {
 		return err

@@ -45,7 +45,7 @@ func words(r *rand.Rand, n int) []byte {
 	return b[:n]
 }
 
-func tarball(t *testing.T, r *rand.Rand, size int) []byte {
+func tarball(t testing.TB, r *rand.Rand, size int) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -59,14 +59,14 @@ func tarball(t *testing.T, r *rand.Rand, size int) []byte {
 	return b.Bytes()
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func zipped(t *testing.T, parts ...[]byte) []byte {
+func zipped(t testing.TB, parts ...[]byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	for _, p := range parts {
@@ -78,7 +78,7 @@ func zipped(t *testing.T, parts ...[]byte) []byte {
 	return b.Bytes()
 }
 
-func scan(t *testing.T, blob []byte) *sample {
+func scan(t testing.TB, blob []byte) *sample {
 	t.Helper()
 	var windows, device, ix bytes.Buffer
 	d, err := targz.Scan(t.Context(), bytes.NewReader(blob), targz.Options{SpanSize: 64 << 10, Device: &device, Windows: &windows})
@@ -94,7 +94,7 @@ var (
 )
 
 // newSample returns a gzip layer of about 3 MB with some 40 spans.
-func newSample(t *testing.T) *sample {
+func newSample(t testing.TB) *sample {
 	t.Helper()
 	sampleOnce.Do(func() {
 		commonSample = scan(t, zipped(t, tarball(t, rand.New(rand.NewPCG(1, 2)), 3<<20)))
@@ -157,7 +157,7 @@ func (s *shaky) ReadAt(p []byte, off int64) (int, error) {
 // fixture is a layer over a real store and sources in memory.
 type fixture struct {
 	*Layer
-	t             *testing.T
+	t             testing.TB
 	s             *sample
 	store         *shaky
 	blob, windows *memory
@@ -165,7 +165,7 @@ type fixture struct {
 }
 
 // setup opens a lazy layer of s; change, if not nil, adapts it before New.
-func setup(t *testing.T, s *sample, change func(*fixture, *Options)) *fixture {
+func setup(t testing.TB, s *sample, change func(*fixture, *Options)) *fixture {
 	t.Helper()
 	old := slog.SetLogLoggerLevel(slog.LevelError + 1)
 	t.Cleanup(func() { slog.SetLogLoggerLevel(old) })
@@ -189,7 +189,7 @@ func setup(t *testing.T, s *sample, change func(*fixture, *Options)) *fixture {
 	}
 	f.Layer = New(ix, f.store, o)
 	t.Cleanup(func() {
-		f.Layer.Close()
+		f.Close()
 		must(t, kept.Close())
 		must(t, st.Close())
 	})

@@ -100,7 +100,7 @@ func readFile(d disk, name string, limit int64) ([]byte, error) {
 		return nil, &fs.PathError{Op: "read", Path: name, Err: unix.EFBIG}
 	}
 	b := make([]byte, n)
-	if _, err := f.ReadAt(b, 0); err != nil && (err != io.EOF || n > 0) {
+	if _, err := f.ReadAt(b, 0); err != nil && (!errors.Is(err, io.EOF) || n > 0) {
 		return nil, err
 	}
 	return b, nil

@@ -127,7 +127,7 @@ func loadPresence(d disk, name string, m mapping) (*presence, error) {
 	slot := make([]byte, m.slotSize())
 	for k := range int64(2) {
 		n, err := f.ReadAt(slot, k*m.slotSize())
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			bad = fmt.Errorf("slot %d: %w", k, err)
 			continue
 		}

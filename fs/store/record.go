@@ -16,6 +16,7 @@ var ErrDamaged = errors.New("damaged layer folder")
 // State says how far a layer has come. It only grows, but for damage.
 type State uint8
 
+// The states of a layer.
 const (
 	Lazy     State = iota // some spans may be missing
 	Complete              // all spans are present, each verified by itself
