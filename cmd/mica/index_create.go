@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -28,6 +29,8 @@ type indexCreate struct {
 	push      bool
 	output    string
 	platforms []string
+	spanSize  string
+	span      int64 // spanSize in bytes
 	out       io.Writer
 	bars      *progress
 }
@@ -49,6 +52,7 @@ The image itself is not changed.`,
 	cmd.Flags().BoolVar(&c.push, "push", false, "store the index beside the image, where micad finds it")
 	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
 	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
+	cmd.Flags().StringVar(&c.spanSize, "span-size", "1MiB", "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
 	c.registry.add(cmd)
 	return cmd
 }
@@ -61,6 +65,11 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 	if !c.push && c.output == "" {
 		return errors.New("nowhere to put the index: give --push to store it beside the image, or -o FILE")
 	}
+	span, err := units.RAMInBytes(c.spanSize)
+	if err != nil {
+		return fmt.Errorf("--span-size %q: %w", c.spanSize, err)
+	}
+	c.span = span
 	im, err := c.registry.open(name)
 	if err != nil {
 		return err
@@ -143,7 +152,7 @@ func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir 
 		bar := c.bars.add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.manifest.Layers), short(l.Digest.String())), l.Size)
 		g.Go(func() (err error) {
 			defer bar.done()
-			scanned[i], err = scanLayer(ctx, im, l, dir, bar)
+			scanned[i], err = c.scan(ctx, im, l, dir, bar)
 			return err
 		})
 	}
@@ -184,7 +193,7 @@ func (s *scannedLayer) input() index.BundleInput {
 	return index.BundleInput{Index: s.index, Size: s.size, Windows: io.NewSectionReader(s.windows, 0, 1<<62)}
 }
 
-func scanLayer(ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar) (*scannedLayer, error) {
+func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar) (*scannedLayer, error) {
 	body, err := im.Open(ctx, l)
 	if err != nil {
 		return nil, err
@@ -197,7 +206,7 @@ func scanLayer(ctx context.Context, im image, l ocispec.Descriptor, dir string, 
 	if s.windows, err = os.CreateTemp(dir, "windows-"); err != nil {
 		return nil, errors.Join(err, s.index.Close())
 	}
-	draft, err := targz.Scan(ctx, bar.reader(body), targz.Options{Windows: s.windows})
+	draft, err := targz.Scan(ctx, bar.reader(body), targz.Options{Windows: s.windows, SpanSize: c.span})
 	if errors.Is(err, targz.ErrNotIndexable) && ctx.Err() == nil {
 		s.close()
 		return &scannedLayer{skipped: fmt.Sprintf("layer %s: %v", l.Digest, err)}, nil
