@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/fs/profile"
 )
 
 // Profile describes a profile that the node keeps.
@@ -20,6 +22,18 @@ type Profile struct {
 	Saved    time.Time     `json:"saved"`
 	// Error says why the profile cannot be read; then what it holds is not known.
 	Error string `json:"error,omitempty"`
+}
+
+// DescribeProfile describes an entry of the folder of profiles.
+func DescribeProfile(dir *profile.Dir, e profile.Entry) Profile {
+	out := Profile{Manifest: e.Manifest, Saved: e.Saved}
+	p, err := dir.Load(e.Manifest)
+	if err != nil {
+		out.Error = err.Error()
+		return out
+	}
+	out.Runs, out.Layers, out.Ranges, out.Bytes = p.Runs, p.Layers(), len(p.Ranges), p.Bytes()
+	return out
 }
 
 // MaxProfile bounds an encoded profile that is sent to micad, bytes.

@@ -51,6 +51,6 @@ func rootCommand() *cobra.Command {
 	}
 	index := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
 	index.AddCommand(indexCreateCommand(), indexInspectCommand())
-	root.AddCommand(index, mountCommand(), psCommand(), doctorCommand())
+	root.AddCommand(index, mountCommand(), profileCommand(), psCommand(), doctorCommand())
 	return root
 }

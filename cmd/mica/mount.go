@@ -158,23 +158,38 @@ func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref stri
 	return layers, nil
 }
 
+// mountLayers mounts layers, given lowest first, and returns them topmost first. unmount is to be called in any case.
+func mountLayers(ctx context.Context, table *fs.Table, layers []fs.Layer) (below []fs.Below, unmount func() error, err error) {
+	unmount = func() error {
+		var errs []error
+		for _, b := range below {
+			errs = append(errs, table.Unmount(b.Digest))
+		}
+		return errors.Join(errs...)
+	}
+	for _, l := range layers {
+		mounted, err := table.Mount(ctx, l, below)
+		if err != nil {
+			return below, unmount, err
+		}
+		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
+		if mounted.DiffID != l.DiffID {
+			return below, unmount, fmt.Errorf("layer %s: its index describes a tar of digest %s, the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
+		}
+	}
+	return below, unmount, nil
+}
+
 // serve mounts the layers and an overlay of them, and waits for the end.
 func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Layer, root, dir string) (err error) {
 	empty := filepath.Join(root, "empty")
 	if err := os.MkdirAll(empty, 0o755); err != nil {
 		return err
 	}
-	var below []fs.Below // topmost first
-	for _, l := range layers {
-		mounted, err := table.Mount(ctx, l, below)
-		if err != nil {
-			return err
-		}
-		if mounted.DiffID != l.DiffID {
-			return fmt.Errorf("layer %s: its index describes a tar of digest %s, the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
-		}
-		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
-		defer func() { err = errors.Join(err, table.Unmount(l.Digest)) }()
+	below, unmount, err := mountLayers(ctx, table, layers)
+	defer func() { err = errors.Join(err, unmount()) }()
+	if err != nil {
+		return err
 	}
 	if err := (overlay{lower: below, empty: empty}).mount(dir); err != nil {
 		return err

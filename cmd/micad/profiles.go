@@ -39,23 +39,12 @@ func (p *profiles) list(w http.ResponseWriter, _ *http.Request) {
 	}
 	out := []admin.Profile{}
 	for _, e := range entries {
-		out = append(out, p.describe(e))
+		out = append(out, admin.DescribeProfile(p.dir, e))
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(out); err != nil {
 		p.log.Debug("answer was not taken", "err", err)
 	}
-}
-
-func (p *profiles) describe(e profile.Entry) admin.Profile {
-	out := admin.Profile{Manifest: e.Manifest, Saved: e.Saved}
-	q, err := p.dir.Load(e.Manifest)
-	if err != nil {
-		out.Error = err.Error()
-		return out
-	}
-	out.Runs, out.Layers, out.Ranges, out.Bytes = q.Runs, q.Layers(), len(q.Ranges), q.Bytes()
-	return out
 }
 
 func (p *profiles) get(w http.ResponseWriter, r *http.Request) {

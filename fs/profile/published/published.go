@@ -12,7 +12,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -76,20 +75,25 @@ func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	return m
 }
 
-// Newest returns the profile artifact of a list of referrers that was made last, by its annotation. Those without a time count as the
+// Created returns when the profile of an entry of a list of referrers was made, by its annotation; zero if that is not told.
+func Created(d ocispec.Descriptor) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// Newest returns the profile artifact of a list of referrers that was made last. Those without a time count as the
 // oldest; of equals the one with the greatest digest is taken, so that all nodes take the same.
 func Newest(list []ocispec.Descriptor) (newest ocispec.Descriptor, ok bool) {
-	var at time.Time
 	for _, d := range list {
 		if d.ArtifactType != ArtifactType {
 			continue
 		}
-		created, err := time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated])
-		if err != nil {
-			created = time.Time{}
-		}
-		if c := created.Compare(at); !ok || c > 0 || c == 0 && strings.Compare(string(d.Digest), string(newest.Digest)) > 0 {
-			newest, at, ok = d, created, true
+		c := Created(d).Compare(Created(newest))
+		if !ok || c > 0 || c == 0 && d.Digest > newest.Digest {
+			newest, ok = d, true
 		}
 	}
 	return newest, ok

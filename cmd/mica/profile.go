@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs/profile"
+)
+
+func profileCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "profile",
+		Short: "What first starts of images read: list, record, publish",
+		Long: `A profile is what the first start of an image reads, in order. micad records one
+at every first start of an image on a node, and fetches what it names before
+the next container asks for it, on this node or, where the profile is
+published beside the image, on any other.`,
+	}
+	cmd.AddCommand(profileListCommand(), profileShowCommand(), profileExportCommand(), profileImportCommand(),
+		profileRemoveCommand(), profilePushCommand(), profileRecordCommand(), profileRuncCommand())
+	return cmd
+}
+
+// profileStore is where a node's profiles are: with micad, or in a folder.
+type profileStore interface {
+	list(ctx context.Context) ([]admin.Profile, error)
+	// load's error wraps os.ErrNotExist where there is none.
+	load(ctx context.Context, manifest digest.Digest) (*profile.Profile, error)
+	save(ctx context.Context, p *profile.Profile, replace bool) error
+	remove(ctx context.Context, manifest digest.Digest) error
+}
+
+// profileFlags are the flags of the verbs that speak of a node's profiles.
+type profileFlags struct {
+	registry registryFlags
+	address  string
+	root     string
+	platform string
+}
+
+func (f *profileFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.address, "address", defaultAddress, "micad's socket")
+	cmd.Flags().StringVar(&f.root, "root", "", "read micad's folder instead of asking it (/var/lib/micad, as a rule)")
+}
+
+// addImage adds the flags of verbs that take an image's name.
+func (f *profileFlags) addImage(cmd *cobra.Command) {
+	f.registry.add(cmd)
+	cmd.Flags().StringVar(&f.platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+}
+
+func (f *profileFlags) store() profileStore {
+	if f.root != "" {
+		return profileFolder{profile.NewDir(f.root)}
+	}
+	return profileDaemon{admin.NewClient(f.address)}
+}
+
+// manifest returns the digest of the manifest that the user named: by its digest, or as an image.
+func (f *profileFlags) manifest(ctx context.Context, name string) (digest.Digest, error) {
+	if d := digest.Digest(name); d.Validate() == nil {
+		return d, nil
+	}
+	_, m, err := f.image(ctx, name)
+	return m.desc.Digest, err
+}
+
+// image finds an image and its manifest for the wanted platform.
+func (f *profileFlags) image(ctx context.Context, name string) (image, imageManifest, error) {
+	im, err := f.registry.open(name)
+	if err != nil {
+		return nil, imageManifest{}, err
+	}
+	list, err := manifests(ctx, im, []string{f.platform})
+	if err != nil {
+		return nil, imageManifest{}, err
+	}
+	return im, list[0], nil
+}
+
+// load loads the profile of the manifest or image that the user named.
+func (f *profileFlags) load(ctx context.Context, name string) (*profile.Profile, error) {
+	m, err := f.manifest(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := f.store().load(ctx, m)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("this node has no profile of %s: start a container of it with micad, or run mica profile record", name)
+	}
+	return p, err
+}
+
+// profileDaemon is the profiles of a running micad.
+type profileDaemon struct{ client *admin.Client }
+
+func (d profileDaemon) list(ctx context.Context) (out []admin.Profile, err error) {
+	return out, d.client.Get(ctx, admin.PathProfiles, &out)
+}
+
+func (d profileDaemon) load(ctx context.Context, manifest digest.Digest) (*profile.Profile, error) {
+	b, err := d.client.Profile(ctx, manifest)
+	if err != nil {
+		return nil, err
+	}
+	return profile.Decode(b, profile.Limits{})
+}
+
+func (d profileDaemon) save(ctx context.Context, p *profile.Profile, replace bool) error {
+	b, err := p.Encode()
+	if err != nil {
+		return err
+	}
+	return d.client.PutProfile(ctx, p.Manifest, b, replace)
+}
+
+func (d profileDaemon) remove(ctx context.Context, manifest digest.Digest) error {
+	return d.client.RemoveProfile(ctx, manifest)
+}
+
+// profileFolder is the profiles in micad's folder.
+type profileFolder struct{ dir *profile.Dir }
+
+func (f profileFolder) list(context.Context) ([]admin.Profile, error) {
+	entries, err := f.dir.List()
+	if err != nil {
+		return nil, err
+	}
+	out := []admin.Profile{}
+	for _, e := range entries {
+		out = append(out, admin.DescribeProfile(f.dir, e))
+	}
+	return out, nil
+}
+
+func (f profileFolder) load(_ context.Context, manifest digest.Digest) (*profile.Profile, error) {
+	return f.dir.Load(manifest)
+}
+
+func (f profileFolder) save(_ context.Context, p *profile.Profile, replace bool) error {
+	if replace {
+		return f.dir.Replace(p)
+	}
+	_, err := f.dir.Save(p)
+	return err
+}
+
+func (f profileFolder) remove(_ context.Context, manifest digest.Digest) error {
+	return f.dir.Remove(manifest)
+}

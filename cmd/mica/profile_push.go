@@ -1,0 +1,124 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
+)
+
+func profilePushCommand() *cobra.Command {
+	var f profileFlags
+	var merge bool
+	cmd := &cobra.Command{
+		Use:   "push [flags] REF|DIR[:NAME] [FILE]",
+		Short: "Publish a profile beside its image",
+		Long: `Stores the profile that this node has of an image, or that is in FILE, beside the
+image, where every micad finds it. It is merged with the one published before.`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			im, m, err := f.image(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			var p *profile.Profile
+			if len(args) == 2 {
+				p, err = readProfile(args[1])
+			} else {
+				p, err = f.load(ctx, m.desc.Digest.String())
+			}
+			if err != nil {
+				return err
+			}
+			return pushProfile(ctx, cmd.OutOrStdout(), im, m, p, merge)
+		},
+	}
+	f.add(cmd)
+	f.addImage(cmd)
+	cmd.Flags().BoolVar(&merge, "merge", true, "merge with the profile that is published; false: replace it")
+	return cmd
+}
+
+// pushProfile publishes a profile beside an image.
+func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p *profile.Profile, merge bool) error {
+	if p.Manifest != m.desc.Digest {
+		return fmt.Errorf("the profile is of manifest %s, and %s has %s: record this image, or choose with --platform", p.Manifest, im.Ref(), m.desc.Digest)
+	}
+	if len(p.Ranges) == 0 {
+		return fmt.Errorf("the profile of %s is empty: it is not published", im.Ref())
+	}
+	list, err := im.Referrers(ctx, m.desc.Digest, published.ArtifactType)
+	if err != nil {
+		return err
+	}
+	// The new one has to be the newest, whatever the clocks of those who publish.
+	created := time.Now()
+	var old *profile.Profile
+	if d, ok := published.Newest(list); ok {
+		if t := published.Created(d); !t.Before(created) {
+			created = t.Add(time.Millisecond)
+		}
+		if merge {
+			if old, err = fetchProfile(ctx, im, m, d); err != nil {
+				return fmt.Errorf("%w; replace it with --merge=false", err)
+			}
+		}
+	}
+	p = profile.Update(old, p)
+	a, err := published.New(p, created)
+	if err != nil {
+		return err
+	}
+	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
+		return err
+	}
+	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON, bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
+		return err
+	}
+	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
+		bytesText(int64(len(a.Content))))
+	return err
+}
+
+// fetchProfile returns the profile that an entry of the list of referrers stands for.
+func fetchProfile(ctx context.Context, im image, m imageManifest, d ocispec.Descriptor) (*profile.Profile, error) {
+	what := fmt.Sprintf("published profile %s of %s", d.Digest, im.Ref())
+	content, ok, err := published.FromReferrer(d)
+	if err == nil && !ok {
+		content, err = fetchProfileBlob(ctx, im, d)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	p, err := profile.Decode(content, profile.Limits{Encoded: published.MaxBlob})
+	if err == nil && p.Manifest != m.desc.Digest {
+		err = fmt.Errorf("it is of manifest %s", p.Manifest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return p, nil
+}
+
+func fetchProfileBlob(ctx context.Context, im image, d ocispec.Descriptor) ([]byte, error) {
+	b, err := im.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	blob, err := published.Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	return im.FetchBlob(ctx, blob, published.MaxBlob)
+}

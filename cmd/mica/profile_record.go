@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// calmPoll is how often mica profile record looks whether reads have calmed down.
+const calmPoll = 50 * time.Millisecond
+
+// Why a recorded container is ended.
+var (
+	errCalm    = errors.New("its reads have calmed down")
+	errTimeout = errors.New("its time was up")
+)
+
+// profileRecord is one run of `mica profile record`.
+type profileRecord struct {
+	image   imageMount
+	push    bool
+	merge   bool
+	output  string
+	timeout time.Duration
+	calm    time.Duration
+	stdout  io.Writer
+	stderr  io.Writer
+}
+
+func profileRecordCommand() *cobra.Command {
+	r := &profileRecord{image: imageMount{mode: string(fs.Auto)}}
+	var f profileFlags
+	cmd := &cobra.Command{
+		Use:   "record [flags] REF [-- ARG...]",
+		Short: "Run a container of an image once and record what it reads",
+		Long: `Runs a container of an image, without containerd, and records what it reads and in
+which order. Arguments after -- take the place of the image's command (CMD); its
+entrypoint stays. The container ends by itself, or when it has written something
+and then has read nothing new for --calm, or after --timeout. It has the network of
+this machine, and no limits. The image needs an index (mica index create --push).`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.image.registry, r.image.platform = f.registry, f.platform
+			r.stdout, r.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			return r.run(cmd.Context(), args[0], args[1:])
+		},
+	}
+	f.addImage(cmd)
+	cmd.Flags().BoolVar(&r.push, "push", false, "publish the profile beside the image")
+	cmd.Flags().BoolVar(&r.merge, "merge", true, "with --push: merge with the profile that is published; false: replace it")
+	cmd.Flags().StringVarP(&r.output, "output", "o", "", "write the profile to a file, as JSON if its name ends so")
+	cmd.Flags().DurationVar(&r.timeout, "timeout", time.Minute, "how long the container may run")
+	cmd.Flags().DurationVar(&r.calm, "calm", 5*time.Second, "how long nothing new is read, after the first output, until the container is ended")
+	return cmd
+}
+
+func (r *profileRecord) run(ctx context.Context, name string, args []string) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("mounting needs root: run it with sudo")
+	}
+	if r.calm <= 0 || r.timeout <= 0 {
+		return errors.New("--calm and --timeout must be positive durations")
+	}
+	ref, err := normalise(name)
+	if err != nil {
+		return err
+	}
+	client, err := r.image.registry.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	im, err := client.Image(ref)
+	if err != nil {
+		return err
+	}
+	list, err := manifests(ctx, im, []string{r.image.platform})
+	if err != nil {
+		return err
+	}
+	m := list[0]
+	p, total, err := r.record(ctx, client, im, m, args)
+	if err != nil {
+		return err
+	}
+	if err := r.report(im, p, total); err != nil {
+		return err
+	}
+	if r.output != "" {
+		if err := writeProfile(r.output, p); err != nil {
+			return err
+		}
+	}
+	if r.push {
+		return pushProfile(ctx, r.stdout, im, m, p, r.merge)
+	}
+	return nil
+}
+
+// report tells what was recorded. total is the image's bytes, uncompressed.
+func (r *profileRecord) report(im image, p *profile.Profile, total int64) error {
+	_, err := fmt.Fprintf(r.stdout, "%s: recorded %d ranges of %d layers, %s (%.1f%% of %s)\n",
+		im.Ref(), len(p.Ranges), p.Layers(), bytesText(p.Bytes()), 100*float64(p.Bytes())/float64(max(total, 1)), bytesText(total))
+	return err
+}
+
+// record runs the container, and returns its profile and the image's bytes, uncompressed.
+func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *remote.Image, m imageManifest, args []string) (p *profile.Profile, total int64, err error) {
+	config, err := imageConfig(ctx, im, m)
+	if err != nil {
+		return nil, 0, err
+	}
+	dir, err := os.MkdirTemp("", "mica-record-")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	recorder := profile.NewRecorder(m.desc.Digest, nil)
+	table, err := fs.Open(ctx, fs.Options{
+		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read,
+		Log: slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, table.Close()) }()
+	layers, err := r.image.layers(ctx, client, im.Ref())
+	if err != nil {
+		return nil, 0, err
+	}
+	below, unmount, err := mountLayers(ctx, table, layers)
+	defer func() { err = errors.Join(err, unmount()) }()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, l := range table.Status() {
+		total += l.Total
+	}
+	if err := r.start(ctx, below, dir, config, args, recorder); err != nil {
+		return nil, 0, err
+	}
+	if p = recorder.Profile(); len(p.Ranges) == 0 {
+		return nil, 0, fmt.Errorf("nothing was recorded: layers without an index are downloaded whole; make one with mica index create --push %s", im.Ref())
+	}
+	return p, total, nil
+}
+
+func imageConfig(ctx context.Context, im image, m imageManifest) (ocispec.ImageConfig, error) {
+	b, err := im.FetchBlob(ctx, m.manifest.Config, remote.MaxManifest)
+	if err != nil {
+		return ocispec.ImageConfig{}, err
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(b, &config); err != nil {
+		return ocispec.ImageConfig{}, fmt.Errorf("configuration of %s: %w", im.Ref(), err)
+	}
+	return config.Config, nil
+}
+
+// start runs the container over the layers until it or its time ends. What it writes goes to dir.
+func (r *profileRecord) start(ctx context.Context, below []fs.Below, dir string, config ocispec.ImageConfig, args []string, recorder *profile.Recorder) (err error) {
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, name := range []string{"empty", "upper", "work", "rootfs", "container"} {
+		if err := os.Mkdir(at(name), 0o755); err != nil {
+			return err
+		}
+	}
+	o := overlay{lower: below, empty: at("empty"), upper: at("upper"), work: at("work")}
+	if err := o.mount(at("rootfs")); err != nil {
+		return fmt.Errorf("%w: set TMPDIR to a folder on an ordinary file system", err)
+	}
+	defer func() {
+		if e := unix.Unmount(at("rootfs"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); e != nil {
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", at("rootfs"), e))
+		}
+	}()
+	c, err := newContainer(at("container"), at("rootfs"))
+	if err != nil {
+		return err
+	}
+	spec, err := c.spec(ctx, config, args)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	first := &firstWrite{}
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.watch(ctx, cancel, first, recorder)
+	}()
+	err = c.run(ctx, spec, config.User, first.of(r.stdout), first.of(r.stderr))
+	cancel(nil)
+	<-watched
+	var exit *exec.ExitError
+	switch {
+	case errors.Is(err, errCalm), errors.Is(err, errTimeout):
+		return nil
+	case errors.As(err, &exit):
+		return fmt.Errorf("the container has failed (%w): its profile is of no use", err)
+	}
+	return err
+}
+
+// watch ends the container when its reads have calmed down, or its time is up.
+func (r *profileRecord) watch(ctx context.Context, end context.CancelCauseFunc, first *firstWrite, recorder *profile.Recorder) {
+	tick := time.NewTicker(calmPoll)
+	defer tick.Stop()
+	timeout := time.NewTimer(r.timeout)
+	defer timeout.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timeout.C:
+			end(errTimeout)
+			return
+		case now := <-tick.C:
+			if at := first.at.Load(); at != nil && now.Sub(*at) >= r.calm && recorder.Quiet(r.calm) {
+				end(errCalm)
+				return
+			}
+		}
+	}
+}
+
+// firstWrite notes when something was first written to any of its writers.
+type firstWrite struct{ at atomic.Pointer[time.Time] }
+
+func (f *firstWrite) of(w io.Writer) io.Writer { return firstWriter{f, w} }
+
+type firstWriter struct {
+	first *firstWrite
+	w     io.Writer
+}
+
+// Write implements io.Writer.
+func (w firstWriter) Write(p []byte) (int, error) {
+	if w.first.at.Load() == nil {
+		now := time.Now()
+		w.first.at.CompareAndSwap(nil, &now)
+	}
+	return w.w.Write(p)
+}
