@@ -67,10 +67,7 @@ func (p *pull) find() (*found, error) {
 	}
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
 	f := &found{profile: p.readProfile(ctx, refs)}
-	for _, d := range refs {
-		if d.ArtifactType != artifact.Type {
-			continue
-		}
+	for _, d := range artifact.Indexes(refs) {
 		f.index, err = p.openBundle(ctx, d)
 		if err == nil {
 			p.t.log.DebugContext(ctx, "index found", "ref", p.key.ref, "index", d.Digest, "bytes", d.Size, "took", time.Since(start))

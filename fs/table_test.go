@@ -260,7 +260,7 @@ func (w *world) index(forge func(*index.Draft)) {
 		}
 	}
 	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest, Size: 1}
-	if _, err := im.PushReferrer(w.t.Context(), subject, x.Manifest(subject)); err != nil {
+	if _, err := im.PushReferrer(w.t.Context(), subject, x.Manifest(subject, time.Now())); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
@@ -255,6 +256,15 @@ func (b *built) close() {
 // store puts the index beside an image, as an artifact whose subject is the image's manifest.
 func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor) error {
 	x := artifact.New(b.treesSum, b.treesLen, b.windowsSum, b.windowsLen)
+	refs, err := im.Referrers(ctx, subject.Digest, artifact.Type)
+	if err != nil {
+		return err
+	}
+	if list := artifact.Indexes(refs); len(list) > 0 {
+		if last, ok, err := artifact.FromReferrer(list[0]); ok && err == nil && last.Trees.Digest == x.Trees.Digest && last.Windows.Digest == x.Windows.Digest {
+			return nil // the same index is the newest already
+		}
+	}
 	blobs := []struct {
 		d ocispec.Descriptor
 		r io.ReadSeeker
@@ -268,7 +278,7 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 			return err
 		}
 	}
-	_, err := im.PushReferrer(ctx, subject, x.Manifest(subject))
+	_, err = im.PushReferrer(ctx, subject, x.Manifest(subject, time.Now()))
 	return err
 }
 

@@ -83,7 +83,7 @@ func inspect(ctx context.Context, registry *registryFlags, name, platform string
 	if err != nil {
 		return nil, err
 	}
-	if len(refs) == 0 {
+	if refs = artifact.Indexes(refs); len(refs) == 0 {
 		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`", im.Ref(), name)
 	}
 	return inspectReferrer(ctx, im, refs[0])

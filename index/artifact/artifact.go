@@ -9,9 +9,12 @@
 package artifact
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -51,9 +54,9 @@ func New(trees digest.Digest, treesSize int64, windows digest.Digest, windowsSiz
 	}
 }
 
-// Manifest returns the artifact's manifest for the image manifest subject. Equal
-// arguments give equal manifests.
-func (x Index) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
+// Manifest returns the artifact's manifest for the image manifest subject, made at
+// the given time. Equal arguments give equal manifests.
+func (x Index) Manifest(subject ocispec.Descriptor, created time.Time) ocispec.Manifest {
 	return ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageManifest,
@@ -62,12 +65,38 @@ func (x Index) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 		Layers:       []ocispec.Descriptor{x.Trees, x.Windows},
 		Subject:      &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
 		Annotations: map[string]string{
+			ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339Nano),
 			annotationTreesDigest:   x.Trees.Digest.String(),
 			annotationTreesSize:     strconv.FormatInt(x.Trees.Size, 10),
 			annotationWindowsDigest: x.Windows.Digest.String(),
 			annotationWindowsSize:   strconv.FormatInt(x.Windows.Size, 10),
 		},
 	}
+}
+
+// Indexes returns the indexes in a list of referrers, the one made last first: a newer index stands
+// beside the older ones at a registry, which may not allow that they are removed.
+func Indexes(list []ocispec.Descriptor) []ocispec.Descriptor {
+	var found []ocispec.Descriptor
+	for _, d := range list {
+		if d.ArtifactType == Type {
+			found = append(found, d)
+		}
+	}
+	slices.SortFunc(found, func(a, b ocispec.Descriptor) int {
+		// Of equals the greater digest, so that all nodes take the same.
+		return cmp.Or(made(b).Compare(made(a)), cmp.Compare(b.Digest, a.Digest))
+	})
+	return found
+}
+
+// made returns when an index was made; zero if its annotations do not tell.
+func made(d ocispec.Descriptor) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
 }
 
 // FromReferrer returns the index that an entry of a list of referrers

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -12,7 +13,7 @@ import (
 func TestManifestRoundTrip(t *testing.T) {
 	want := New(digest.FromString("trees"), 5, digest.FromString("windows"), 7)
 	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 5}
-	m := want.Manifest(subject)
+	m := want.Manifest(subject, time.Unix(5, 0))
 	if m.Subject.Digest != subject.Digest || m.ArtifactType != Type {
 		t.Errorf("manifest of type %s for %v, want %s for %v", m.ArtifactType, m.Subject, Type, subject)
 	}
@@ -31,8 +32,20 @@ func TestManifestRoundTrip(t *testing.T) {
 	}
 }
 
+func TestIndexes(t *testing.T) {
+	entry := func(name, kind, created string) ocispec.Descriptor {
+		return ocispec.Descriptor{Digest: digest.FromString(name), ArtifactType: kind, Annotations: map[string]string{ocispec.AnnotationCreated: created}}
+	}
+	old, last := entry("old", Type, "2026-01-02T00:00:00Z"), entry("last", Type, "2026-01-02T00:00:00.5Z")
+	undated, other := entry("undated", Type, "yesterday"), entry("other", "text/plain", "2027-01-01T00:00:00Z")
+	got := Indexes([]ocispec.Descriptor{undated, old, other, last})
+	if len(got) != 3 || got[0].Digest != last.Digest || got[1].Digest != old.Digest || got[2].Digest != undated.Digest {
+		t.Errorf("got %v, want the last, the old, the undated", got)
+	}
+}
+
 func TestForeignReferrers(t *testing.T) {
-	d := ocispec.Descriptor{Annotations: New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{}).Annotations}
+	d := ocispec.Descriptor{Annotations: New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{}, time.Time{}).Annotations}
 	with := func(key, value string) ocispec.Descriptor {
 		c := d
 		c.Annotations = map[string]string{}
@@ -58,7 +71,7 @@ func TestForeignReferrers(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	b, err := json.Marshal(New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{Digest: digest.FromString("s")}))
+	b, err := json.Marshal(New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{Digest: digest.FromString("s")}, time.Time{}))
 	if err != nil {
 		f.Fatal(err)
 	}
