@@ -23,14 +23,23 @@ type fileDevice struct {
 	size  int64
 	flags int  // of preadv2(2)
 	drop  bool // fadvise(DONTNEED) behind each read
+	// direct is the file opened with O_DIRECT, for reads of directFrom bytes and
+	// more; 0: none.
+	direct int
 }
+
+const directFrom = 128 << 10
 
 const rwfDontcache = 0x80 // RWF_DONTCACHE, Linux 6.14
 
 func (d *fileDevice) Size() int64 { return d.size }
 
 func (d *fileDevice) ReadAt(_ context.Context, p []byte, off int64) error {
-	n, err := unix.Preadv2(d.fd, [][]byte{p}, off, d.flags)
+	fd := d.fd
+	if d.direct != 0 && len(p) >= directFrom {
+		fd = d.direct
+	}
+	n, err := unix.Preadv2(fd, [][]byte{p}, off, d.flags)
 	if err == nil && n != len(p) {
 		err = fmt.Errorf("%d bytes of %d", n, len(p))
 	}
@@ -96,6 +105,12 @@ func benchTargets() []benchTarget {
 			return &fileDevice{fd: fd, size: l.Draft.DeviceSize, flags: flags, drop: drop}
 		}
 	}
+	hybrid := func(b *testing.B, l *layertest.Layer) fuse.Device {
+		b.Helper()
+		d, large := direct(0, 0, false)(b, l).(*fileDevice), direct(0, unix.O_DIRECT, false)(b, l).(*fileDevice)
+		d.direct = large.fd
+		return d
+	}
 	plain, dontcache, dropped, odirect := direct(0, 0, false), direct(rwfDontcache, 0, false), direct(0, 0, true), direct(0, unix.O_DIRECT, false)
 	over := func(dev func(*testing.B, *layertest.Layer) fuse.Device, o erofs.Options) func(*testing.B, *layertest.Layer, string) string {
 		return func(b *testing.B, l *layertest.Layer, _ string) string {
@@ -134,10 +149,12 @@ func benchTargets() []benchTarget {
 		{"erofs/direct/dontcache", over(dontcache, erofs.Options{})},
 		{"erofs/direct/fadvise", over(dropped, erofs.Options{})},
 		{"erofs/direct/odirect", over(odirect, erofs.Options{})},
+		{"erofs/direct/hybrid", over(hybrid, erofs.Options{})},
 		{"erofs/buffered/plain", over(plain, erofs.Options{Buffered: true})},
 		{"erofs/buffered/dontcache", over(dontcache, erofs.Options{Buffered: true})},
 		{"erofs/loop/plain", over(plain, erofs.Options{Backing: erofs.Loop})},
 		{"fuse/plain", tree(plain)},
+		{"fuse/hybrid", tree(hybrid)},
 		{"fuse/dontcache", tree(dontcache)},
 	}
 }

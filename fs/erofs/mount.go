@@ -136,16 +136,16 @@ func newErofs(params []param, dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	return newMount(Type, append([]param{{"ro", ""}}, params...), dir, func() error {
+	return newMount(Type, append([]param{{"ro", ""}}, params...), unix.MOUNT_ATTR_RDONLY, dir, func() error {
 		return setReadAhead(before, o.ReadAhead)
 	})
 }
 
-// newMount makes a file system and puts it at dir; prepare, if not nil, is
-// called between. It uses the file-system context calls (fsopen(2), Linux 5.2)
+// newMount makes a file system and puts it at dir, with the mount attributes
+// attr; prepare, if not nil, is called between. It uses the file-system context calls (fsopen(2), Linux 5.2)
 // and not mount(2): a path may then hold a comma, and the kernel says in words
 // what it does not like.
-func newMount(fstype string, params []param, dir string, prepare func() error) (err error) {
+func newMount(fstype string, params []param, attr int, dir string, prepare func() error) (err error) {
 	ctx, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("fsopen: %w", err)
@@ -164,7 +164,7 @@ func newMount(fstype string, params []param, dir string, prepare func() error) (
 	if err := unix.FsconfigCreate(ctx); err != nil {
 		return fmt.Errorf("create: %w%s", err, complaint(ctx))
 	}
-	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, 0)
+	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
 		return fmt.Errorf("fsmount: %w%s", err, complaint(ctx))
 	}

@@ -160,7 +160,7 @@ func (p *probe) check(ctx context.Context, c Check) (err error) {
 	merged := p.path("merged")
 	err = newMount("overlay", []param{
 		{"source", "mica-probe"}, {"lowerdir", escapeOverlay(lower)}, {"upperdir", escapeOverlay(p.path("upper"))}, {"workdir", escapeOverlay(p.path("work"))},
-	}, merged, nil)
+	}, 0, merged, nil)
 	if err != nil {
 		return fmt.Errorf("overlay on top: %w", err)
 	}
