@@ -18,7 +18,9 @@ type Priority uint8
 // Who waits for a fetch.
 const (
 	Demand     Priority = iota // a reader waits
-	Background                 // nobody does yet
+	Ahead                      // a reader is on its way to it
+	Replay                     // an earlier start of the image has read it
+	Background                 // nobody is known to want it
 	priorities
 )
 
@@ -57,7 +59,7 @@ func NewBudget(fetch, decode int64) *Budget {
 // kept for it; within a priority it is first come, first served.
 type meter struct {
 	size    int64
-	reserve int64 // what Background leaves free
+	reserve int64 // what all but Demand leaves free
 
 	mu    sync.Mutex
 	free  int64
@@ -114,7 +116,7 @@ func (m *meter) grantLocked() {
 			left := m.free - t.n
 			// With nothing in use a request may go into the reserve: it might
 			// never fit otherwise.
-			if left < 0 || (prio == Background && left < m.reserve && m.free < m.size) {
+			if left < 0 || (prio > Demand && left < m.reserve && m.free < m.size) {
 				return
 			}
 			m.free = left

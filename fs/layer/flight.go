@@ -167,7 +167,10 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 			missing = append(missing, i)
 		}
 	}
-	for _, e := range plan(spans, missing, min(maxRequest, l.o.Budget.fetch.size)) {
+	if w.p != nil {
+		l.missed(missing)
+	}
+	for _, e := range plan(spans, missing, min(requestBytes(w.prio), l.o.Budget.fetch.size)) {
 		g := l.startLocked(ctx, e, w.prio)
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])

@@ -68,6 +68,7 @@ type Layer struct {
 	spans      atomic.Pointer[index.Spans] // nil until needed
 	completed  atomic.Bool
 	counters   counters
+	expects    expectations
 	running    sync.WaitGroup // the groups' goroutines
 
 	mu      sync.Mutex // never held over network or disk access
@@ -127,6 +128,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := l.check(off, n); err != nil {
 		return err
 	}
+	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
 	if l.present(off, w.end) {
 		got, err := l.store.ReadAt(p, off)

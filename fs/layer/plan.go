@@ -15,6 +15,15 @@ const (
 	maxGap = 64 << 10
 )
 
+// requestBytes is the largest request of a priority. What nobody waits for comes in pieces that are small enough
+// to come over several connections at once, each of which begins slowly, and to be decoded on several cores.
+func requestBytes(prio Priority) int64 {
+	if prio == Demand {
+		return maxRequest
+	}
+	return 1 << 20
+}
+
 // extent is a run of neighbouring spans that one request brings.
 type extent struct{ first, n int }
 

@@ -1,0 +1,197 @@
+package fetch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/fs/layer"
+)
+
+// Layer is a layer that bytes are fetched for. *layer.Layer is one. Parallel calls are made.
+type Layer interface {
+	// Size is the length of the device, bytes.
+	Size() int64
+	// Next returns the first run of the device's range [off, end) that is missing, as long as one request of that
+	// priority; Size 0: nothing is.
+	Next(off, end int64, prio layer.Priority) (layer.Run, error)
+	// Fetch returns when the store has the range. It ends soon after ctx.
+	Fetch(ctx context.Context, off, n int64, prio layer.Priority) error
+	// Expect says that a replay is going to bring a range.
+	Expect(off, n int64) error
+	// Uses says what became of what was expected.
+	Uses() layer.Uses
+}
+
+var _ Layer = (*layer.Layer)(nil)
+
+// Policy says what is fetched that no reader has asked for.
+type Policy string
+
+// The policies.
+const (
+	All     Policy = "all"     // profiles, and then all the rest
+	Profile Policy = "profile" // profiles only
+	None    Policy = "none"    // nothing
+)
+
+// ParsePolicy returns the policy of that name.
+func ParsePolicy(s string) (Policy, error) {
+	p := Policy(s)
+	if !slices.Contains([]Policy{All, Profile, None}, p) {
+		return "", fmt.Errorf(`fill %q: use "all", "profile" or "none"`, s)
+	}
+	return p, nil
+}
+
+// Defaults of Options.
+const (
+	DefaultReplayRequests = 12
+	DefaultFillRequests   = 8
+)
+
+// Options of a Scheduler. The zero value fetches everything, without limits.
+type Options struct {
+	Fill      Policy // "": All
+	Bandwidth int64  // compressed bytes per second of replays and fills together; 0: no limit
+	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the defaults. How many bytes a
+	// fill has in flight is the Budget's to say.
+	ReplayRequests, FillRequests int
+	MaxLayer                     int64        // layers whose device is larger, in bytes, are not filled; 0: no limit
+	Log                          *slog.Logger // nil: slog.Default()
+}
+
+// Stats is what a Scheduler has done, and has still to do.
+type Stats struct {
+	ReplayRequests, FillRequests int64 // begun
+	ReplayBytes, FillBytes       int64 // compressed, fetched with success
+	Errors                       int64 // requests that failed
+	Replays                      int   // with something left to fetch
+	Filling                      int   // layers that are not whole yet, those that wait after an error included
+	Stopped                      int   // layers whose fill has ended because their bytes are wrong
+}
+
+// Scheduler fetches ahead for all layers of a node. New makes it, Run runs it.
+type Scheduler struct {
+	o    Options
+	log  *slog.Logger
+	wake chan struct{} // a token: there may be something to do
+	free time.Time     // when the limited bandwidth is free again; Run's own
+
+	mu      sync.Mutex
+	layers  map[digest.Digest]*entry
+	fills   []*entry // in the order in which they came
+	replays []*Replay
+	running struct{ replay, fill int } // requests under way
+	stats   Stats
+}
+
+// entry is a layer that the scheduler knows. Its fields are guarded by Scheduler.mu, digest and layer
+// never change.
+type entry struct {
+	digest    digest.Digest
+	layer     Layer
+	users     sync.WaitGroup // of layer; none is added once forgotten is set
+	jobs      map[*job]struct{}
+	forgotten bool
+	stopped   bool // its bytes are wrong: nothing is fetched any more
+	backoff   backoff
+
+	filling  bool
+	cursor   int64 // device offset from where the fill goes on; from 0 again where some is left at the end
+	filled   int   // of jobs, those of the fill
+	progress bool  // since cursor was 0, something came
+}
+
+// New returns a scheduler that knows no layers.
+func New(o Options) *Scheduler {
+	if o.Fill == "" {
+		o.Fill = All
+	}
+	if o.ReplayRequests == 0 {
+		o.ReplayRequests = DefaultReplayRequests
+	}
+	if o.FillRequests == 0 {
+		o.FillRequests = DefaultFillRequests
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return &Scheduler{o: o, log: o.Log, wake: make(chan struct{}, 1), layers: map[digest.Digest]*entry{}}
+}
+
+// Add makes a layer known: what replays name of it is fetched from now on, of replays that began before too.
+// A layer that is known already stays.
+func (s *Scheduler) Add(d digest.Digest, l Layer) {
+	if s.o.Fill == None {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.layers[d] == nil {
+		s.layers[d] = &entry{digest: d, layer: l, jobs: map[*job]struct{}{}}
+		s.signal()
+	}
+}
+
+// Fill fetches all that a known layer lacks, after what was given to Fill before. It does nothing where
+// the policy, or the layer's size, says so.
+func (s *Scheduler) Fill(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.layers[d]
+	if e == nil || e.filling || e.stopped || s.o.Fill != All || (s.o.MaxLayer > 0 && e.layer.Size() > s.o.MaxLayer) {
+		return
+	}
+	e.filling, e.cursor, e.progress = true, 0, true
+	s.fills = append(s.fills, e)
+	s.signal()
+}
+
+// Forget ends all that is done for a layer, and waits for it: then the layer can be closed.
+func (s *Scheduler) Forget(d digest.Digest) {
+	s.mu.Lock()
+	e := s.layers[d]
+	if e == nil {
+		s.mu.Unlock()
+		return
+	}
+	delete(s.layers, d)
+	e.forgotten = true
+	s.dropLocked(e)
+	for j := range e.jobs {
+		if j.cancel != nil {
+			j.cancel()
+		}
+	}
+	s.signal()
+	s.mu.Unlock()
+	e.users.Wait()
+}
+
+// Stats returns the scheduler's numbers now.
+func (s *Scheduler) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	st.Replays, st.Filling = len(s.replays), len(s.fills)
+	for _, e := range s.layers {
+		if e.stopped {
+			st.Stopped++
+		}
+	}
+	return st
+}
+
+// signal wakes Run.
+func (s *Scheduler) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}

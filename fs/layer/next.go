@@ -1,0 +1,37 @@
+package layer
+
+// Run is neighbouring spans that are missing.
+type Run struct {
+	Off, Size int64 // in the device, bytes; whole spans
+	Bytes     int64 // in the blob
+}
+
+// Next returns the first run of missing spans that hold any of the device's bytes [off, end), no longer than
+// one request of that priority brings. Size 0: nothing is missing. What is on its way counts as missing;
+// Fetch joins it.
+func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
+	if l.store.AllPresent() {
+		return Run{}, nil
+	}
+	spans, err := l.table()
+	if err != nil {
+		return Run{}, err
+	}
+	i, last := l.cut(spans, off, end)
+	for i < last && l.store.Present(i) {
+		i++
+	}
+	if i == last {
+		return Run{}, nil
+	}
+	e := extent{i, 1}
+	for i++; i < last && !l.store.Present(i); i++ {
+		longer := extent{e.first, e.n + 1}
+		if !longer.joins(spans, requestBytes(prio)) {
+			break
+		}
+		e = longer
+	}
+	first, final := &spans[e.first], &spans[e.first+e.n-1]
+	return Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: e.blobRange(spans).size()}, nil
+}

@@ -1,0 +1,124 @@
+package layer
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// missFor is how long after the first Expect a read counts as missed.
+const missFor = time.Minute
+
+// Uses says what became of the spans that a replay brings. Bytes are those of the device, in whole spans.
+type Uses struct {
+	Brought int64 // in spans that were expected and are there
+	Read    int64 // in spans that were expected and that readers have asked for
+	Missed  int64 // reads that waited for spans that nobody expected, in the minute after the first Expect
+}
+
+// expectation is the spans that a replay brings, a bit for each.
+type expectation struct {
+	since  time.Time
+	all    []atomic.Uint64
+	unread []atomic.Uint64 // of all, those that no reader has asked for
+	left   atomic.Int64    // how many bits unread has
+	read   atomic.Int64    // bytes
+	missed atomic.Int64    // reads
+}
+
+// expectations makes a layer's expectation when it is needed.
+type expectations struct {
+	made sync.Mutex // held while it is made
+	now  atomic.Pointer[expectation]
+}
+
+// Expect says that a replay is going to fetch a range, which may reach beyond the device: from now on, Uses
+// counts what becomes of it.
+func (l *Layer) Expect(off, n int64) error {
+	spans, err := l.table()
+	if err != nil {
+		return err
+	}
+	x := l.expects.get(len(spans))
+	first, last := l.cut(spans, off, off+n)
+	for i := first; i < last; i++ {
+		bit := uint64(1) << (i & 63)
+		if x.all[i>>6].Or(bit)&bit == 0 {
+			x.left.Add(1)
+			x.unread[i>>6].Or(bit)
+		}
+	}
+	return nil
+}
+
+func (e *expectations) get(spans int) *expectation {
+	e.made.Lock()
+	defer e.made.Unlock()
+	if x := e.now.Load(); x != nil {
+		return x
+	}
+	words := (spans + 63) / 64
+	x := &expectation{since: time.Now(), all: make([]atomic.Uint64, words), unread: make([]atomic.Uint64, words)}
+	e.now.Store(x)
+	return x
+}
+
+// Uses returns the numbers of what Expect has named so far.
+func (l *Layer) Uses() Uses {
+	x, t := l.expects.now.Load(), l.spans.Load()
+	if x == nil || t == nil {
+		return Uses{}
+	}
+	u := Uses{Read: x.read.Load(), Missed: x.missed.Load()}
+	for i := range *t {
+		if x.has(i) && l.store.Present(i) {
+			u.Brought += (*t)[i].Size
+		}
+	}
+	return u
+}
+
+func (x *expectation) has(i int) bool { return x.all[i>>6].Load()&(1<<(i&63)) != 0 }
+
+// touched notes that a reader asks for device bytes [off, end). It costs next to nothing where nothing is expected
+// that was not read yet.
+func (l *Layer) touched(off, end int64) {
+	x := l.expects.now.Load()
+	if x == nil || x.left.Load() == 0 {
+		return
+	}
+	spans := *l.spans.Load()
+	first, last := l.cut(spans, off, end)
+	for i := first; i < last; i++ {
+		bit := uint64(1) << (i & 63)
+		if x.unread[i>>6].Load()&bit != 0 && x.unread[i>>6].And(^bit)&bit != 0 {
+			x.left.Add(-1)
+			x.read.Add(spans[i].Size)
+		}
+	}
+}
+
+// missed notes that a reader waits for the spans.
+func (l *Layer) missed(spans []int) {
+	x := l.expects.now.Load()
+	if x == nil || time.Since(x.since) > missFor {
+		return
+	}
+	for _, i := range spans {
+		if !x.has(i) {
+			x.missed.Add(1)
+			return
+		}
+	}
+}
+
+// cut returns the spans [first, last) that hold any of device bytes [off, end), however far these reach.
+func (l *Layer) cut(spans index.Spans, off, end int64) (first, last int) {
+	off, end = max(off, 0), min(end, l.deviceSize)
+	if off >= end {
+		return 0, 0
+	}
+	return spans.Find(off), spans.Find(end-1) + 1
+}
