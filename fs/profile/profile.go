@@ -21,6 +21,8 @@ package profile
 
 import (
 	"cmp"
+	_ "crypto/sha256" // the digests that go-digest is to know
+	_ "crypto/sha512"
 	"errors"
 	"fmt"
 	"slices"
