@@ -64,7 +64,8 @@ func tryChild(t testing.TB, verb string, args ...string) ([]byte, error) {
 	t.Helper()
 	var out, msg bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
-	cmd.Env = append(os.Environ(), childEnv+"="+verb)
+	// With the race detector, a program waits a second at its end by default.
+	cmd.Env = append(os.Environ(), childEnv+"="+verb, "GORACE=atexit_sleep_ms=0")
 	cmd.Stdout, cmd.Stderr = &out, &msg
 	err := cmd.Run()
 	var code *exec.ExitError

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
@@ -40,15 +40,6 @@ func (d *memDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	copy(p, d.data[off:])
 	return nil
-}
-
-func randomBytes(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	rng := rand.New(rand.NewPCG(seed, seed))
-	for i := range b {
-		b[i] = byte(rng.Uint32())
-	}
-	return b
 }
 
 // mountDevice mounts a device for the test's duration and checks that nothing
@@ -83,7 +74,7 @@ func unmount(t *testing.T, m *fuse.Mount, ignore goleak.Option) {
 func TestDeviceContent(t *testing.T) {
 	for _, size := range []int{0, 1, 511, 512, 4096, 4097, 1 << 20, 5<<20 + 777} {
 		t.Run(strconv.Itoa(size), func(t *testing.T) {
-			data := randomBytes(size, 1)
+			data := layertest.Random(size, 1)
 			m := mountDevice(t, &memDevice{data: data}, fuse.Options{})
 			want := append(bytes.Clone(data), make([]byte, (512-size%512)%512)...)
 			for _, flag := range []string{"", "direct"} {
@@ -106,18 +97,20 @@ func TestDeviceContent(t *testing.T) {
 
 func TestDeviceMissingName(t *testing.T) {
 	m := mountDevice(t, &memDevice{data: make([]byte, 512)}, fuse.Options{})
-	for range 3 {
+	const tries = 20
+	for range tries {
 		if _, err := tryChild(t, "read", filepath.Join(m.Dir(), "other"), "0", "1"); !errors.Is(err, unix.ENOENT) {
 			t.Fatalf("got %v, want ENOENT", err)
 		}
 	}
-	if n := m.Stats().Requests["lookup"]; n != 1 {
-		t.Errorf("%d lookups of a missing name, want 1: it is missing for ever", n)
+	// One, unless somebody made the kernel drop its caches meanwhile.
+	if n := m.Stats().Requests["lookup"]; n == 0 || n > tries/2 {
+		t.Errorf("%d lookups of a missing name in %d tries: it is missing for ever", n, tries)
 	}
 }
 
 func TestDeviceConcurrentReads(t *testing.T) {
-	data := randomBytes(8<<20, 2)
+	data := layertest.Random(8<<20, 2)
 	ref := filepath.Join(t.TempDir(), "ref")
 	if err := os.WriteFile(ref, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -158,7 +151,7 @@ func (d *fillDevice) Fill(ctx context.Context, off, n int64) error {
 // Reads that wait in Fill hold no memory: those whose data are there pass by.
 func TestWaitingReadsHoldNoMemory(t *testing.T) {
 	const size = 64 << 20
-	data := randomBytes(4096, 3)
+	data := layertest.Random(4096, 3)
 	data = append(data, make([]byte, size-len(data))...)
 	dev := &fillDevice{memDevice: memDevice{data: data}, fill: func(ctx context.Context, off, n int64) error {
 		if off == 0 {
@@ -197,7 +190,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 func TestDeviceErrorClears(t *testing.T) {
 	var broken atomic.Bool
 	cause := errors.New("registry is away")
-	data := randomBytes(1<<20, 4)
+	data := layertest.Random(1<<20, 4)
 	m := mountDevice(t, &memDevice{data: data, before: func(context.Context, int64, int) error {
 		if broken.Load() {
 			return cause
@@ -223,7 +216,7 @@ func TestDeviceErrorClears(t *testing.T) {
 }
 
 func TestPanicBecomesEIO(t *testing.T) {
-	data := randomBytes(1<<20, 5)
+	data := layertest.Random(1<<20, 5)
 	var calls atomic.Int64
 	m := mountDevice(t, &memDevice{data: data, before: func(context.Context, int64, int) error {
 		if calls.Add(1) <= 2 {
@@ -271,7 +264,7 @@ func TestKilledReaderEndsPromptly(t *testing.T) {
 func TestUnmountBusy(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	release := make(chan struct{})
-	data := randomBytes(4096, 6)
+	data := layertest.Random(4096, 6)
 	m, err := fuse.MountDevice(t.Context(), t.TempDir(), &memDevice{data: data, before: func(ctx context.Context, _ int64, _ int) error {
 		select {
 		case <-release:

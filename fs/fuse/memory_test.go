@@ -6,9 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,33 +16,21 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fuse"
 )
 
-// resident returns how many bytes of this process are in memory and not of files.
-func resident(t *testing.T) int64 {
-	t.Helper()
-	debug.FreeOSMemory()
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); f[0] == "RssAnon:" {
-			kib, err := strconv.ParseInt(f[1], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	t.Fatal("no RssAnon in /proc/self/status")
-	return 0
+// inUse returns how many bytes of heap and stacks are in use, garbage collected.
+func inUse() int64 {
+	runtime.GC()
+	runtime.GC() // pools are emptied in two steps
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
 }
 
 // An idle mount costs next to nothing, also after it was busy.
 func TestIdleMountsAreSmall(t *testing.T) {
-	const mounts = 40
+	const mounts = 24
 	l := layertest.Nasty().Make(t)
 	memory := fuse.NewMemory(0)
-	before, threads := resident(t), runtime.NumGoroutine()
+	before, goroutines := inUse(), runtime.NumGoroutine()
 	var dirs []string
 	for range mounts {
 		m, err := fuse.MountTree(t.Context(), t.TempDir(), l.Open(t), &memDevice{data: l.Data}, fuse.Options{Memory: memory})
@@ -70,12 +56,11 @@ func TestIdleMountsAreSmall(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	runtime.GC() // twice, as pools are emptied in two steps
-	after := resident(t)
-	if per := (after - before) / mounts; per > 256<<10 {
+	after := inUse()
+	if per := (after - before) / mounts; per > 128<<10 {
 		t.Errorf("%d KiB a mount", per>>10)
 	}
-	if n := runtime.NumGoroutine() - threads; n > mounts*4 {
+	if n := runtime.NumGoroutine() - goroutines; n > mounts*4 {
 		t.Errorf("%d goroutines for %d idle mounts", n, mounts)
 	}
 	t.Logf("%d KiB for %d mounts", (after-before)>>10, mounts)
