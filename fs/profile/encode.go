@@ -21,7 +21,7 @@ const MediaType = "application/vnd.mica.profile.v1"
 //
 // The body is a row of unsigned varints, as encoding/binary has them, signed ones zigzag-coded:
 //
-//	manifest     a digest: 1 sha256, 2 sha384 or 3 sha512, then its 32, 48 or 64 bytes
+//	manifest     a digest: 1 sha256, 2 sha512 or 3 sha384, then its 32, 64 or 48 bytes
 //	runs
 //	shift        offsets and sizes are in units of 1<<shift bytes; at most 16
 //	layers       their count, then their digests, in the order of first use
@@ -44,7 +44,7 @@ const maxShift = blockShift
 
 // algorithms are the digest algorithms by their number in the format.
 func algorithms() []digest.Algorithm {
-	return []digest.Algorithm{1: digest.SHA256, 2: digest.SHA384, 3: digest.SHA512}
+	return []digest.Algorithm{1: digest.SHA256, 2: digest.SHA512, 3: digest.SHA384}
 }
 
 // Encode returns the profile in Mica's binary format, with times cut to milliseconds. Equal profiles
@@ -53,8 +53,8 @@ func (p *Profile) Encode() ([]byte, error) {
 	if err := p.Check(Limits{}); err != nil {
 		return nil, err
 	}
-	// A single segment always names its size.
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+	// A single segment always names its size. The best level is a percent better, and takes tens of megabytes for its tables.
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1),
 		zstd.WithSingleSegment(true))
 	if err != nil {
 		return nil, err
