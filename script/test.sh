@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | bench REGEXP | demo
+#   script/test.sh unit race integration | bench REGEXP | demo [FLAG...]
 #
-# The tests mount file systems on files in $TMPDIR, which must therefore lie on
-# a real file system: $MICA_TEST_DIR, or the first of TMPDIR, /var/tmp and
-# build/ that is on one. What a test leaves mounted there is unmounted, and is
-# an error.
+# All runs in process and mount namespaces of its own, so that nothing is left
+# running or mounted afterwards, however it ends. The tests mount file systems
+# on files in $TMPDIR, which must therefore lie on a real file system: it is
+# made in $MICA_TEST_DIR, or in the first of TMPDIR, /var/tmp and build/ that
+# is on one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-real() { # DIR: exists on a file system that overlayfs and EROFS can stand on
+real() { # DIR: on a file system that overlayfs and EROFS can stand on
 	case $(stat -f -c %T "$1" 2>/dev/null || echo none) in
 	none | overlayfs | tmpfs | ramfs | fuseblk | nfs | v9fs | UNKNOWN*) return 1 ;;
 	esac
@@ -20,58 +21,45 @@ choose_dir() {
 	local d
 	mkdir -p build
 	for d in ${MICA_TEST_DIR:+"$MICA_TEST_DIR"} "${TMPDIR:-/tmp}" /var/tmp "$PWD/build"; do
-		if real "$d"; then mktemp -d "$d/mica-test.XXXXXX"; return; fi
+		if real "$d"; then mktemp -d "$d/mica.XXXXXX"; return; fi
 	done
 	echo "test: no directory on ext4, xfs or btrfs: set MICA_TEST_DIR" >&2
 	return 1
 }
 
-# mounted DIR: the mount points below DIR, innermost first
-mounted() { awk -v d="$1/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | tac; }
-
-finish() {
-	local status=$? left
-	left=$(mounted "$TMPDIR")
-	if [ -n "$left" ]; then
-		printf 'test: left mounted:\n%s\n' "$left" >&2
-		xargs -r -d '\n' -n1 umount -l <<<"$left" || true
-		[ $status != 0 ] || status=1
-	fi
-	rm -rf --one-file-system "$TMPDIR"
-	exit $status
+step() {
+	case $1 in
+	unit) go test -timeout 10m ./... ;;
+	race) CGO_ENABLED=1 go test -race -timeout 20m ./... ;;
+	integration) go -C integration test -timeout 25m ./... ;;
+	bench) go test -run '^$' -bench "$2" -benchmem ./... ;;
+	demo) go -C integration run ./cmd/demo "${@:2}" ;;
+	*) echo "test: no step $1" >&2; return 2 ;;
+	esac
 }
 
-# in_group CMD...: runs CMD; it and all that it started in its process group end with this script
-in_group() {
-	set -m
-	"$@" </dev/null &
-	child=$!
-	set +m
-	wait "$child"
-}
-interrupt() {
-	[ -z "${child:-}" ] || kill -TERM -- "-$child" 2>/dev/null || true
-	wait || true
-	exit 130
+# inside runs in the namespaces, as their first process.
+inside() {
+	# as on any machine with systemd: mounts propagate, but not out of here
+	mount --make-rshared /
+	# shims put their sockets there; another containerd's stay out of the way
+	mkdir -p /run/containerd && mount -t tmpfs -o mode=711 tmpfs /run/containerd
+	case $1 in
+	bench | demo) step "$@" ;;
+	*) for s; do step "$s"; done ;;
+	esac
 }
 
+if [ "${1:-}" = --inside ]; then
+	shift
+	inside "$@"
+	exit
+fi
+[ "$(id -u)" = 0 ] || { echo "test: needs root" >&2; exit 1; }
 TMPDIR=$(choose_dir)
 export TMPDIR
-trap finish EXIT
-trap interrupt INT TERM HUP
-
-while [ $# -gt 0 ]; do
-	case $1 in
-	unit) in_group go test -timeout 10m ./... ;;
-	race) in_group env CGO_ENABLED=1 go test -race -timeout 15m ./... ;;
-	integration) in_group go -C integration test -timeout 25m ./... ;;
-	bench)
-		in_group go test -run '^$' -bench "${2:-.}" -benchmem ./...
-		in_group go -C integration test -run '^$' -bench "${2:-.}" -timeout 60m ./...
-		shift
-		;;
-	demo) in_group go -C integration run ./cmd/demo ;;
-	*) echo "test: no step $1" >&2; exit 2 ;;
-	esac
-	shift
-done
+trap 'rm -rf --one-file-system "$TMPDIR"' EXIT
+trap 'kill -KILL $child; wait; exit 130' INT TERM HUP
+unshare --pid --fork --kill-child --mount --propagation slave --mount-proc script/test.sh --inside "$@" </dev/null &
+child=$!
+wait $child # unlike a command in the foreground, it lets a trap run at once

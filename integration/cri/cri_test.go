@@ -146,13 +146,16 @@ func TestPod(t *testing.T) {
 func usage(t *testing.T, c *Client, id string) {
 	t.Helper()
 	ctx := fixture.Context(t)
-	stats, err := c.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := stats.Stats.WritableLayer.GetUsedBytes().GetValue(); got == 0 {
-		t.Error("the container's writable layer has no size after writes")
-	}
+	fixture.Eventually(t, 20*time.Second, func() string { // containerd collects from time to time
+		stats, err := c.Runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+		if err != nil {
+			return err.Error()
+		}
+		if stats.Stats.WritableLayer.GetUsedBytes().GetValue() == 0 {
+			return "the container's writable layer has no size after writes"
+		}
+		return ""
+	})
 	info, err := c.Images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
 	if err != nil {
 		t.Fatal(err)

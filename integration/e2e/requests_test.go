@@ -35,7 +35,6 @@ func TestRequestsBeforeStart(t *testing.T) {
 			fixture.Pull(t, n, mica, ref)
 			requests, byTag, configs := 0, 0, 0
 			for _, q := range r.Traffic().Requests {
-				t.Logf("%s %s %s: %d, %d bytes", q.Method, q.Path, q.Range, q.Status, q.Bytes)
 				switch {
 				case q.Method == http.MethodHead && strings.HasSuffix(q.Path, "/manifests/test"):
 					byTag++ // only containerd resolves tags: micad is told the digest
@@ -52,6 +51,9 @@ func TestRequestsBeforeStart(t *testing.T) {
 			if requests-1 > 10 {
 				t.Errorf("micad sent %d requests before the container could start, want at most 10", requests-1)
 			}
+			size, err := images.Size(img)
+			mustf(t, err, "size")
+			lazy(t, r.Traffic(), size)
 			out := fixture.Run(t, n, mica, ref, "program")
 			if !strings.HasSuffix(out, images.Ready+"\n") {
 				t.Errorf("the program prints %q", out)

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"fmt"
+	"math"
+	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -13,6 +15,7 @@ import (
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
+	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 // Two images that share layers share them on the node too: what one has
@@ -21,11 +24,11 @@ func TestSharedLayers(t *testing.T) {
 	base := fixture.Debian(t)
 	tar, err := images.Tar(images.File("srv/second", 0o644, []byte("the second image\n")))
 	mustf(t, err, "tar")
-	path := filepath.Join(t.TempDir(), "layer.tar.gz")
+	file := filepath.Join(t.TempDir(), "layer.tar.gz")
 	blob, err := images.Gzip(tar)
 	mustf(t, err, "gzip")
-	writeFile(t, path, blob)
-	layer, err := tarball.LayerFromFile(path, tarball.WithMediaType(types.OCILayer))
+	writeFile(t, file, blob)
+	layer, err := tarball.LayerFromFile(file, tarball.WithMediaType(types.OCILayer))
 	mustf(t, err, "layer")
 	second, err := mutate.AppendLayers(base, layer)
 	mustf(t, err, "image")
@@ -39,6 +42,15 @@ func TestSharedLayers(t *testing.T) {
 	fixture.Pull(t, n, mica, ref)
 	want := fixture.Run(t, n, mica, ref, "first")
 	mounts := fixture.LayerMounts(t, n)
+	var first []registry.Request
+	for _, q := range r.Traffic().Requests {
+		if layer := path.Base(q.Path); q.Blob() && slices.Contains(mustLayers(t, base), layer) {
+			first = append(first, q)
+		}
+	}
+	if len(first) == 0 {
+		t.Fatal("no layer was read from the registry")
+	}
 	r.ResetTraffic()
 
 	fixture.Pull(t, n, mica, ref2)
@@ -46,10 +58,10 @@ func TestSharedLayers(t *testing.T) {
 	if out != want+"the second image\n" {
 		t.Errorf("the second image prints\n%s\nwant\n%sthe second image", out, want)
 	}
-	for _, q := range r.Traffic().Requests {
-		for i, l := range mustLayers(t, base) {
-			if q.Blob() && strings.HasSuffix(q.Path, l) {
-				t.Errorf("%s of layer %d was downloaded again: %s", q.Range, i, q.Path)
+	for _, again := range r.Traffic().Requests {
+		for _, before := range first {
+			if again.Blob() && before.Path == again.Path && overlap(t, before.Range, again.Range) {
+				t.Errorf("%s of %s was downloaded again: %s before", again.Range, again.Path, before.Range)
 			}
 		}
 	}
@@ -59,7 +71,26 @@ func TestSharedLayers(t *testing.T) {
 			t.Errorf("%s is no longer mounted", m)
 		}
 	}
-	if per := len(mounts) / images.Layers; len(after) != len(mounts)+per {
-		t.Errorf("%d mounts for the first image, %d with the second, which has one more layer", len(mounts), len(after))
+	if added := len(after) - len(mounts); added < 1 || added > 2 { // in erofs mode a layer has two
+		t.Errorf("%d mount points for the first image, %d with the second, which has one more layer", len(mounts), len(after))
 	}
+}
+
+// overlap tells whether two headers Range have more than one byte in common:
+// deflate blocks end within a byte, so that neighbours share one. No range is
+// the whole blob.
+func overlap(t *testing.T, a, b string) bool {
+	t.Helper()
+	bounds := func(header string) (from, to int64) {
+		if header == "" {
+			return 0, math.MaxInt64
+		}
+		if _, err := fmt.Sscanf(header, "bytes=%d-%d", &from, &to); err != nil {
+			t.Fatalf("range %q: %v", header, err)
+		}
+		return from, to
+	}
+	aFrom, aTo := bounds(a)
+	bFrom, bTo := bounds(b)
+	return aFrom < bTo && bFrom < aTo
 }

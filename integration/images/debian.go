@@ -246,7 +246,7 @@ func (b *builder) step(ctx context.Context, s step) (err error) {
 	if err := errors.Join(m.err, inner.err); err != nil {
 		return errors.Join(err, inner.undo())
 	}
-	script := "export DEBIAN_FRONTEND=noninteractive LC_ALL=C HOME=/root\n" + s.script
+	script := "unset TMPDIR\nexport DEBIAN_FRONTEND=noninteractive LC_ALL=C HOME=/root\n" + s.script
 	if strings.Contains(s.script, "apt-get") {
 		script = "apt-get update -q\n" + script + "\nrm -f /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache"
 	}

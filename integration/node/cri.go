@@ -47,6 +47,7 @@ func (c *CRI) config(n *Node) string {
 	).Replace(`
 [plugins.'io.containerd.cri.v1.images']
 snapshotter = '@SNAPSHOTTER@'
+stats_collect_period = 1
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = '@PAUSE@'
 [plugins.'io.containerd.cri.v1.images'.registry]

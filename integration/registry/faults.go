@@ -61,9 +61,13 @@ type cutter struct {
 	http.ResponseWriter
 	left  int64
 	reset bool
+	cut   bool
 }
 
 func (c *cutter) Write(p []byte) (int, error) {
+	if c.cut {
+		return 0, http.ErrAbortHandler
+	}
 	if int64(len(p)) <= c.left {
 		c.left -= int64(len(p))
 		return c.ResponseWriter.Write(p)
@@ -81,6 +85,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 	if err != nil {
 		return n, err
 	}
+	c.cut = true
 	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok && c.reset {
 		_ = tcp.SetLinger(0) // Close sends a reset
 	}
@@ -88,5 +93,11 @@ func (c *cutter) Write(p []byte) (int, error) {
 	return n, http.ErrAbortHandler
 }
 
-// Unwrap gives http.ResponseController the writer below.
-func (c *cutter) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+// FlushError is what a reverse proxy calls after writing; the connection may be
+// gone by then.
+func (c *cutter) FlushError() error {
+	if c.cut {
+		return http.ErrAbortHandler
+	}
+	return http.NewResponseController(c.ResponseWriter).Flush()
+}

@@ -17,6 +17,8 @@ type Request struct {
 	Range  string // header, "" where there is none
 	Status int
 	Bytes  int64 // of the answer's body, as far as it was sent
+
+	conn string // the connection, as the shaper names it too
 }
 
 // Blob tells whether the request was for bytes of a blob.
@@ -45,8 +47,7 @@ func newProxy(target string) *proxy {
 			r.SetURL(&url.URL{Scheme: "http", Host: target})
 			r.Out.Host = r.In.Host // locations in answers stay those of the proxy
 		},
-		FlushInterval: -1,
-		Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
+		Transport: &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
 	}
 	rp.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
 		if !errors.Is(err, http.ErrAbortHandler) {
@@ -68,7 +69,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rule, n, auth := p.rule, p.n, p.auth
 	p.n++
 	p.mu.Unlock()
-	rec := &recorder{ResponseWriter: w, req: Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range")}}
+	rec := &recorder{ResponseWriter: w, req: Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"), conn: r.RemoteAddr}}
 	defer func() { // an aborted answer is written down too
 		p.mu.Lock()
 		defer p.mu.Unlock()

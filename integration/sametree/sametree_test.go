@@ -6,6 +6,8 @@ package sametree
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,62 +21,103 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-func TestDebian(t *testing.T) { compare(t, fixture.Debian(t), nil) }
+// An image under test, and its tree through overlayfs.
+type subject struct {
+	name   string
+	ref    string
+	whole  tartreetest.Listing
+	layers []tartreetest.Listing // lowest first
+}
 
-// All tars that containerd unpacks, one above the other: their layers are also
-// more than fit into the label that lists an image's layers.
+func TestDebian(t *testing.T) {
+	compare(t, map[string]v1.Image{"debian": fixture.Debian(t)}, true)
+}
+
+// Every tar that containerd unpacks, as an image of its own. It is not the
+// lowest layer, for which containerd makes no whiteouts; and it is looked at
+// without overlayfs, which lists whiteouts that have nothing to hide.
 func TestNastyTars(t *testing.T) {
-	var tars [][]byte
-	var names []string
-	for _, n := range nastytar.Accepted() {
-		tars = append(tars, n.Data)
-		names = append(names, n.Name)
+	base, err := images.Tar(images.Dir("base"), images.File("base/file", 0o644, []byte("base\n")))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if len(tars) < 20 {
-		t.Fatalf("only %d nasty tars", len(tars))
+	imgs := map[string]v1.Image{}
+	for _, n := range nastytar.Accepted() {
+		img, err := images.FromTars([]string{"/none"}, base, n.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		imgs[n.Name] = img
+	}
+	if len(imgs) < 20 {
+		t.Fatalf("only %d nasty tars", len(imgs))
+	}
+	compare(t, imgs, false)
+}
+
+// More layers than fit into the label that lists an image's layers.
+func TestManyLayers(t *testing.T) {
+	var tars [][]byte
+	for i := range 80 {
+		files := []images.Entry{
+			images.File(fmt.Sprintf("etc/file%d", i), 0o644, fmt.Appendf(nil, "layer %d\n", i)),
+			images.File("etc/last", 0o644, fmt.Appendf(nil, "%d\n", i)),
+		}
+		if i >= 2 {
+			files = append(files, images.File(fmt.Sprintf("etc/.wh.file%d", i-2), 0, nil))
+		}
+		tar, err := images.Tar(files...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tars = append(tars, tar)
 	}
 	img, err := images.FromTars([]string{"/none"}, tars...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	compare(t, img, names)
+	compare(t, map[string]v1.Image{"many": img}, true)
 }
 
-// compare pulls an image through overlayfs and through each mode of Mica, and
-// compares. names are those of the layers, if they have any.
-func compare(t *testing.T, img v1.Image, names []string) {
+// compare pulls images, indexed, through overlayfs and through each mode of
+// Mica, and compares each layer, and also the whole under overlayfs if asked to.
+func compare(t *testing.T, imgs map[string]v1.Image, whole bool) {
 	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "image", img)
-	fixture.Index(t, r, "image")
 	probe := fixture.Probe(t)
-
-	start := time.Now()
 	plain := fixture.Node(t, node.Options{NoMicad: true})
-	fixture.Pull(t, plain, "overlayfs", ref)
-	view := fixture.Mount(t, plain, "overlayfs", ref)
-	whole := fixture.List(t, probe, view.Dir)
-	whole.UnpackedSince(start)
-	layers := make([]tartreetest.Listing, len(view.Layers))
-	for i, dir := range view.Layers {
-		layers[i] = fixture.List(t, probe, dir)
-		layers[i].UnpackedSince(start)
+	var subjects []subject
+	for _, name := range slices.Sorted(maps.Keys(imgs)) {
+		start := time.Now()
+		s := subject{name: name, ref: fixture.Push(t, r, name, imgs[name])}
+		fixture.Index(t, r, name)
+		fixture.Pull(t, plain, "overlayfs", s.ref)
+		view := fixture.Mount(t, plain, "overlayfs", s.ref)
+		if whole {
+			s.whole = fixture.List(t, probe, view.Dir)
+			s.whole.UnpackedSince(start)
+		}
+		for _, dir := range view.Layers {
+			l := fixture.List(t, probe, dir)
+			l.UnpackedSince(start)
+			s.layers = append(s.layers, l)
+		}
+		subjects = append(subjects, s)
 	}
-
 	for _, mode := range []string{"erofs", "fuse", "local"} {
 		t.Run(mode, func(t *testing.T) {
 			n := fixture.Node(t, node.Options{Mode: mode})
-			fixture.Pull(t, n, node.Snapshotter, ref)
-			view := fixture.Mount(t, n, node.Snapshotter, ref)
-			if len(view.Layers) != len(layers) {
-				t.Fatalf("%d layers, want %d", len(view.Layers), len(layers))
-			}
-			report(t, "whole", whole, fixture.List(t, probe, view.Dir))
-			for i, dir := range view.Layers {
-				name := fmt.Sprintf("layer %d", i)
-				if names != nil {
-					name += ", " + names[i]
+			for _, s := range subjects {
+				fixture.Pull(t, n, node.Snapshotter, s.ref)
+				view := fixture.Mount(t, n, node.Snapshotter, s.ref)
+				if len(view.Layers) != len(s.layers) {
+					t.Fatalf("%s: %d layers, want %d", s.name, len(view.Layers), len(s.layers))
 				}
-				report(t, name, layers[i], fixture.List(t, probe, dir))
+				if whole {
+					report(t, s.name, s.whole, fixture.List(t, probe, view.Dir))
+				}
+				for i, dir := range view.Layers {
+					report(t, fmt.Sprintf("%s, layer %d", s.name, i), s.layers[i], fixture.List(t, probe, dir))
+				}
 			}
 		})
 	}

@@ -47,9 +47,10 @@ type Shaper struct {
 
 	down, up, conns atomic.Int64
 
-	mu      sync.Mutex
-	profile Profile
-	free    time.Time // when the shared link has sent all that was booked
+	mu        sync.Mutex
+	profile   Profile
+	free      time.Time   // when the shared link has sent all that was booked
+	exchanges []*Exchange // since the last Reset
 }
 
 // Open listens on a free port of 127.0.0.1 and forwards to target until Close.
@@ -79,8 +80,11 @@ func (s *Shaper) Stats() Stats {
 	return Stats{Down: s.down.Load(), Up: s.up.Load(), Conns: s.conns.Load()}
 }
 
-// Reset sets the counters to zero.
+// Reset sets the counters to zero and forgets the exchanges.
 func (s *Shaper) Reset() {
+	s.mu.Lock()
+	s.exchanges = nil
+	s.mu.Unlock()
 	s.down.Store(0)
 	s.up.Store(0)
 	s.conns.Store(0)
@@ -128,15 +132,17 @@ func (s *Shaper) serve(ctx context.Context, client *net.TCPConn) {
 	rtt := s.profile.RTT
 	s.mu.Unlock()
 	opened := time.Now().Add(rtt) // nothing leaves before the handshake is over
+	ex := &exchanges{s: s, conn: server.LocalAddr().String()}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		forward(ctx, server, client, func(n int) (time.Time, int) {
 			s.up.Add(int64(n))
+			ex.sent()
 			return later(time.Now(), opened).Add(rtt / 2), n
 		}, nil)
 	})
 	wg.Go(func() {
-		forward(ctx, client, server, newSender(s).send, &s.down)
+		forward(ctx, client, server, newSender(s).send, ex.arrived)
 	})
 	wg.Wait()
 }
@@ -148,8 +154,9 @@ type piece struct {
 }
 
 // forward copies src to dst. plan is told how many bytes stand ready; it says
-// how many of them leave now and when they arrive, and may block.
-func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.Time, int), count *atomic.Int64) {
+// how many of them leave now and when they arrive, and may block. arrived, which
+// may be nil, is told of bytes that dst has taken.
+func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.Time, int), arrived func(n int)) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	line := make(chan piece, 256) // × 64 KiB: more than any window
@@ -183,8 +190,8 @@ func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.
 			cancel()
 			break
 		}
-		if count != nil {
-			count.Add(int64(len(p.data)))
+		if arrived != nil {
+			arrived(len(p.data))
 		}
 	}
 	dst.CloseWrite()

@@ -16,13 +16,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
 )
@@ -40,7 +44,7 @@ func run(args []string) error {
 	}
 	switch cmd, args := args[0], args[1:]; {
 	case cmd == "tree" && len(args) == 1:
-		l, err := tartreetest.List(args[0])
+		l, err := list(args[0])
 		if err != nil {
 			return err
 		}
@@ -66,6 +70,31 @@ func run(args []string) error {
 	default:
 		return fmt.Errorf("cannot %s with %d arguments", cmd, len(args))
 	}
+}
+
+// list lists a tree. Hard links are told by device and inode number: overlayfs
+// takes inode numbers from its layers, which may be file systems of their own
+// and then have devices of their own.
+func list(dir string) (tartreetest.Listing, error) {
+	l, err := tartreetest.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	groups := map[[2]uint64]string{}
+	for _, name := range slices.Sorted(maps.Keys(l)) {
+		e := l[name]
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(dir, name), &st); err != nil {
+			return nil, err
+		}
+		key := [2]uint64{st.Dev, st.Ino}
+		if _, ok := groups[key]; !ok {
+			groups[key] = name
+		}
+		e.Group = groups[key]
+		l[name] = e
+	}
+	return l, nil
 }
 
 // read reads count ranges, chosen by seed alone, and prints their digest: the

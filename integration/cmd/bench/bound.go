@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/integration/shaper"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// maxBlob bounds the trees blob that is read here; the images are known.
+const maxBlob = 256 << 20
+
+// bound is B, about what no snapshotter can beat: containerd's own fixed cost
+// (the total of a start of an image that is complete on the node, pull again
+// and cold page cache included), three round trips, and the profile's
+// compressed bytes at the network's bandwidth. Seconds.
+func bound(fixed float64, p shaper.Profile, profileBytes int64) float64 {
+	return fixed + 3*p.RTT.Seconds() + float64(profileBytes)/p.Rate
+}
+
+// profileSize returns how many compressed bytes hold what the profile beside an
+// image names: the blob ranges of all spans that the profile's ranges touch.
+func (l *lab) profileSize(ctx context.Context, ref string) (int64, error) {
+	im, err := l.client.Image(ref)
+	if err != nil {
+		return 0, err
+	}
+	desc, err := im.Resolve(ctx)
+	if err != nil {
+		return 0, err
+	}
+	list, err := artifacts(ctx, im, desc.Digest)
+	if err != nil {
+		return 0, err
+	}
+	p, err := readProfile(ctx, im, list)
+	if err != nil {
+		return 0, err
+	}
+	bundle, err := readBundle(ctx, im, list)
+	if err != nil {
+		return 0, err
+	}
+	ranges := map[digest.Digest][]profile.Range{}
+	for _, r := range p.Ranges {
+		ranges[r.Layer] = append(ranges[r.Layer], r)
+	}
+	var total int64
+	for layer, rs := range ranges {
+		spans, err := spansOf(bundle, layer)
+		if err != nil {
+			return 0, err
+		}
+		total += touched(spans, rs)
+	}
+	return total, nil
+}
+
+// touched is the sum of the blob bytes of the spans that the ranges touch.
+func touched(spans index.Spans, ranges []profile.Range) int64 {
+	seen := map[int]bool{}
+	var n int64
+	for _, r := range ranges {
+		for i := spans.Find(r.Off); i >= 0 && i < len(spans) && spans[i].Device < r.End(); i++ {
+			if !seen[i] {
+				seen[i] = true
+				n += spans[i].BlobSize
+			}
+		}
+	}
+	return n
+}
+
+// artifacts lists the indexes and profiles of a manifest.
+func artifacts(ctx context.Context, im *remote.Image, subject digest.Digest) ([]ocispec.Descriptor, error) {
+	var all []ocispec.Descriptor
+	for _, t := range []string{artifact.Type, published.ArtifactType} {
+		list, err := im.Referrers(ctx, subject, t)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+func readProfile(ctx context.Context, im *remote.Image, list []ocispec.Descriptor) (*profile.Profile, error) {
+	d, ok := published.Newest(list)
+	if !ok {
+		return nil, errors.New("no profile")
+	}
+	m, err := im.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	blob, err := published.Parse(m)
+	if err != nil {
+		return nil, err
+	}
+	b, err := im.FetchBlob(ctx, blob, published.MaxBlob)
+	if err != nil {
+		return nil, err
+	}
+	return profile.Decode(b, profile.Limits{})
+}
+
+func readBundle(ctx context.Context, im *remote.Image, list []ocispec.Descriptor) (*index.Bundle, error) {
+	i := slices.IndexFunc(list, func(d ocispec.Descriptor) bool { return d.ArtifactType == artifact.Type })
+	if i < 0 {
+		return nil, errors.New("no index")
+	}
+	m, err := im.Manifest(ctx, list[i])
+	if err != nil {
+		return nil, err
+	}
+	x, err := artifact.Parse(m)
+	if err != nil {
+		return nil, err
+	}
+	b, err := im.FetchBlob(ctx, x.Trees, maxBlob)
+	if err != nil {
+		return nil, err
+	}
+	return index.OpenBundle(bytes.NewReader(b), int64(len(b)), index.Limits{})
+}
+
+func spansOf(bundle *index.Bundle, layer digest.Digest) (index.Spans, error) {
+	var file bytes.Buffer
+	if err := bundle.Extract(layer, &file); err != nil {
+		return nil, err
+	}
+	l, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	if err != nil {
+		return nil, err
+	}
+	return l.Spans()
+}
+
+// manifest reads an image's or an artifact's manifest.
+func manifest(ctx context.Context, im *remote.Image, d ocispec.Descriptor) (ocispec.Manifest, error) {
+	var m ocispec.Manifest
+	b, err := im.Manifest(ctx, d)
+	if err != nil {
+		return m, err
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	return m, nil
+}
