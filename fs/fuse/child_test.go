@@ -114,7 +114,7 @@ func childRead(args []string) error {
 	}
 	buf := aligned(int(n))
 	k, err := f.ReadAt(buf, off)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	_, err = os.Stdout.Write(buf[:k])
@@ -227,7 +227,7 @@ func inspect(path string) (entry, error) {
 	}
 	names := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, names)
-	if err != nil && err != unix.ENOTSUP {
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return e, fmt.Errorf("llistxattr %s: %w", path, err)
 	}
 	for _, name := range strings.Split(strings.TrimSuffix(string(names[:max(n, 0)]), "\x00"), "\x00") {

@@ -277,30 +277,33 @@ func (c *conn) reply(unique uint64, s gofuse.Status, data []byte) error {
 	return c.send(asBytes(&h), data)
 }
 
-// send writes one reply: the kernel takes it in a single write.
+// send writes one reply: the kernel takes it in a single write. It is no error
+// if there is nobody left to tell: the connection is gone, or the kernel no longer
+// waits for this reply.
 func (c *conn) send(head, data []byte) error {
 	var err error
-	cerr := c.raw.Control(func(fd uintptr) {
-		for {
-			if len(data) == 0 {
-				_, err = unix.Write(int(fd), head)
-			} else {
-				_, err = unix.Writev(int(fd), [][]byte{head, data})
-			}
-			if err != unix.EINTR {
-				return
-			}
-		}
-	})
-	switch {
-	case cerr != nil, err == unix.ENOENT, err == unix.ENODEV:
-		// The connection is gone, or the kernel no longer waits for this
-		// reply: there is nobody left to tell.
-		return nil
-	case err != nil:
+	closed := c.raw.Control(func(fd uintptr) { err = write(int(fd), head, data) })
+	if closed != nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("write to /dev/fuse: %w", err)
 	}
 	return nil
+}
+
+func write(fd int, head, data []byte) error {
+	for {
+		var err error
+		if len(data) == 0 {
+			_, err = unix.Write(fd, head)
+		} else {
+			_, err = unix.Writev(fd, [][]byte{head, data})
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // panicked is called with what a handler's panic left.

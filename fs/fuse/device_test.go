@@ -166,8 +166,10 @@ func TestWaitingReadsHoldNoMemory(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		defer cmd.Wait()
-		defer cmd.Process.Kill()
+		t.Cleanup(func() { // after Close, which ends its read
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
 	}
 	waitFor(t, "20 reads under way", func() bool { return m.Stats().Requests["read"] >= 20 })
 	if got := inChild(t, "read", m.DevicePath(), "0", "4096", "direct"); !bytes.Equal(got, data[:4096]) {
@@ -249,8 +251,11 @@ func TestKilledReaderEndsPromptly(t *testing.T) {
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // it was killed
+	}()
 	select {
 	case <-ended:
 	case <-time.After(5 * time.Second):

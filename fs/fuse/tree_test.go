@@ -391,8 +391,11 @@ func TestInterrupt(t *testing.T) {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = cmd.Wait() // it was killed
+			}()
 			select {
 			case <-ended:
 			case <-time.After(5 * time.Second):
