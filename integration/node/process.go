@@ -22,6 +22,8 @@ type Process struct {
 	err  error         // of Wait; valid after done
 }
 
+var errEnded = errors.New("it ended by itself")
+
 // StartProcess starts argv with the environment env (nil: this process's own)
 // and waits until ready returns nil. ready is called again and again, until
 // ctx ends or the process does.
@@ -60,7 +62,7 @@ func (p *Process) await(ctx context.Context, ready func(context.Context) error) 
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("it ended: %v", p.err)
+			return errors.Join(errEnded, p.err)
 		case <-ctx.Done():
 			return fmt.Errorf("not ready: %w", err)
 		case <-time.After(10 * time.Millisecond):
@@ -76,7 +78,7 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
-		return fmt.Errorf("%s had ended by itself: %v; its log ends:\n%s", p.Name, p.err, p.Tail(2000))
+		return fmt.Errorf("%s: %w; its log ends:\n%s", p.Name, errors.Join(errEnded, p.err), p.Tail(2000))
 	default:
 	}
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -177,7 +177,7 @@ func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.
 			}
 			if err != nil {
 				if !errors.Is(err, io.EOF) {
-					dst.SetLinger(0) // a reset stays one
+					_ = dst.SetLinger(0) // a reset stays one
 				}
 				return
 			}
@@ -194,6 +194,6 @@ func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.
 			arrived(len(p.data))
 		}
 	}
-	dst.CloseWrite()
+	_ = dst.CloseWrite() // fails where the connection has gone
 	wg.Wait()
 }

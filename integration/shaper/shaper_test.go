@@ -131,7 +131,8 @@ func TestCloseCutsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if _, err := c.Get("http://" + s.Addr()); err == nil {
+	if resp, err := c.Get("http://" + s.Addr()); err == nil {
+		resp.Body.Close()
 		t.Error("an answer from a server that does not exist")
 	}
 }
