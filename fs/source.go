@@ -4,12 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/remote"
+)
+
+var (
+	_ layer.Source = (*source)(nil)
+	_ layer.Ranger = (*source)(nil)
 )
 
 // origins are the images that brought a layer: where its blob can be read. The latest is asked
@@ -41,6 +48,16 @@ func (o *origins) list() ([]*remote.Image, error) {
 	return images, nil
 }
 
+// latest returns the image that brought the layer last.
+func (o *origins) latest() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.refs) == 0 {
+		return ""
+	}
+	return o.refs[len(o.refs)-1]
+}
+
 // add makes ref the latest, and says whether it was not.
 func (o *origins) add(ref string) bool {
 	o.mu.Lock()
@@ -58,7 +75,8 @@ func (o *origins) add(ref string) bool {
 	return true
 }
 
-// source reads a range of a blob from whichever image of its origins has it. It is a layer.Source.
+// source reads a range of a blob from whichever image of its origins has it. It is a layer.Source, and
+// streams.
 type source struct {
 	origins *origins
 	desc    ocispec.Descriptor // of the whole blob
@@ -76,23 +94,34 @@ func (s *source) Size() int64 { return s.size }
 // ReadAt fills p from off on, or fails. It waits for a registry that does not answer until ctx
 // ends; one that refuses is left for the next.
 func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if off < 0 || int64(len(p)) > s.size-off {
-		return fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, len(p), s.size, s.desc.Digest)
-	}
-	images, err := s.origins.list()
+	body, err := s.Range(ctx, off, int64(len(p)))
 	if err != nil {
 		return err
 	}
+	defer body.Close()
+	_, err = io.ReadFull(body, p)
+	return err
+}
+
+// Range returns n bytes from off on as they come. What ReadAt says of registries holds until the first byte.
+func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off < 0 || n < 0 || n > s.size-off {
+		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
+	}
+	images, err := s.origins.list()
+	if err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, image := range images {
-		err := image.Blob(s.desc).ReadAt(ctx, p, s.off+off)
+		body, err := image.Blob(s.desc).Range(ctx, s.off+off, n)
 		if err == nil {
-			return nil
+			return body, nil
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }

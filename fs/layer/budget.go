@@ -2,20 +2,19 @@ package layer
 
 import (
 	"context"
-	"slices"
-	"sync"
+	"runtime"
+	"sync/atomic"
 )
 
 // Defaults of NewBudget, bytes.
 const (
-	DefaultFetchBytes  = 32 << 20
-	DefaultDecodeBytes = 32 << 20
+	DefaultFetchBytes  = 24 << 20
+	DefaultDecodeBytes = 16 << 20
 )
 
-// Priority decides which fetch gets memory first.
+// Priority says who waits for a fetch.
 type Priority uint8
 
-// Who waits for a fetch.
 const (
 	Demand     Priority = iota // a reader waits
 	Ahead                      // a reader is on its way to it
@@ -24,19 +23,23 @@ const (
 	priorities
 )
 
-// Budget bounds the memory that all layers given the same Budget use for
-// fetching and decoding, and lends the buffers. Safe for parallel use.
+// Budget bounds what all layers given the same Budget use for fetching and decoding, says who goes
+// first, and lends the buffers. Safe for parallel use.
 //
-// A request holds its share of the fetch bytes from before it is sent until
-// its spans are decoded; a span holds its share of the decode bytes from then
-// until it is on disk. Whoever waits for decode bytes holds nothing but fetch
-// bytes, whoever holds decode bytes waits for nobody, and each takes what it
-// needs at once: so they cannot block each other for good.
+// A request holds its share of the fetch bytes from before it is sent until its spans are decoded, a
+// piece at a time; a span holds its share of the decode bytes from then until it is on disk, and a
+// decoder while it is decoded. Background has its bytes admitted by the flow before all that. Whoever waits for one of
+// these holds only what comes before it, and each takes what it needs at once: so they cannot block
+// each other for good.
 type Budget struct {
-	fetch  *meter
-	decode *meter
-	pool   pool
-	spares spares
+	flow     *flow
+	fetch    *meter
+	decode   *meter
+	decoders *meter
+	windows  atomic.Int64 // bytes left for windows sections that are kept
+	pool     pool
+	spares   spares
+	pace     pace
 }
 
 // NewBudget returns a Budget of so many bytes for blob ranges in flight and for
@@ -48,80 +51,70 @@ func NewBudget(fetch, decode int64) *Budget {
 	if decode == 0 {
 		decode = DefaultDecodeBytes
 	}
-	return &Budget{
-		fetch:  newMeter(fetch),
-		decode: newMeter(decode),
-		spares: spares{limit: decode / 4},
+	b := &Budget{
+		flow:     newFlow(),
+		fetch:    newMeter(fetch),
+		decode:   newMeter(decode),
+		decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
+		spares:   spares{limit: decode / 4},
 	}
+	b.windows.Store(fetch / 4)
+	return b
 }
 
-// meter is a semaphore that counts bytes. Demand goes first, and a quarter is
-// kept for it; within a priority it is first come, first served.
-type meter struct {
-	size    int64
-	reserve int64 // what all but Demand leaves free
-
-	mu    sync.Mutex
-	free  int64
-	queue [priorities][]*ticket
-}
-
-// ticket is somebody who waits for n bytes.
-type ticket struct {
-	n       int64
-	granted chan struct{} // closed when the bytes are the ticket's
-}
-
-func newMeter(size int64) *meter {
-	return &meter{size: size, free: size, reserve: size / 4}
-}
-
-// acquire waits for n bytes, 0 ≤ n ≤ size, and takes them all at once.
-func (m *meter) acquire(ctx context.Context, n int64, prio Priority) error {
-	m.mu.Lock()
-	t := &ticket{n: n, granted: make(chan struct{})}
-	m.queue[prio] = append(m.queue[prio], t)
-	m.grantLocked()
-	m.mu.Unlock()
-	select {
-	case <-t.granted:
-		return nil
-	case <-ctx.Done():
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	select {
-	case <-t.granted:
-		m.free += n
-	default:
-		m.queue[prio] = slices.DeleteFunc(m.queue[prio], func(o *ticket) bool { return o == t })
-	}
-	// Whoever stood behind may fit now.
-	m.grantLocked()
-	return context.Cause(ctx)
-}
-
-// release gives back n bytes.
-func (m *meter) release(n int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.free += n
-	m.grantLocked()
-}
-
-func (m *meter) grantLocked() {
-	for prio := range priorities {
-		for len(m.queue[prio]) > 0 {
-			t := m.queue[prio][0]
-			left := m.free - t.n
-			// With nothing in use a request may go into the reserve: it might
-			// never fit otherwise.
-			if left < 0 || (prio > Demand && left < m.reserve && m.free < m.size) {
-				return
-			}
-			m.free = left
-			m.queue[prio] = m.queue[prio][1:]
-			close(t.granted)
+// keep takes n bytes for a windows section; they are given back by keep of -n. It does not wait: false says that
+// there are not so many.
+func (b *Budget) keep(n int64) bool {
+	for {
+		left := b.windows.Load()
+		if left < n {
+			return false
+		}
+		if b.windows.CompareAndSwap(left, left-n) {
+			return true
 		}
 	}
+}
+
+// grant is what a request was given of a budget. Parts of it are given back as they are not needed any more, the rest by
+// close. For one goroutine, but done.
+type grant struct {
+	budget *Budget
+	flow   int64 // of the line
+	fetch  atomic.Int64
+}
+
+// admit waits until a request of n bytes may be sent.
+func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
+	g := &grant{budget: b}
+	if c.priority() == Background {
+		if err := b.flow.acquire(ctx, n); err != nil {
+			return nil, err
+		}
+		g.flow = n
+	}
+	if err := b.fetch.acquireFor(ctx, n, c); err != nil {
+		g.close()
+		return nil, err
+	}
+	g.fetch.Store(n)
+	return g, nil
+}
+
+// arrived gives back the part of the line that n bytes took.
+func (g *grant) arrived(n int64) {
+	n = min(n, g.flow)
+	g.flow -= n
+	g.budget.flow.arrived(n)
+}
+
+// done gives back the memory of n bytes.
+func (g *grant) done(n int64) {
+	g.fetch.Add(-n)
+	g.budget.fetch.release(n)
+}
+
+func (g *grant) close() {
+	g.arrived(g.flow)
+	g.budget.fetch.release(g.fetch.Swap(0))
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
 	"time"
 
 	"github.com/mica-snapshotter/mica/index"
@@ -24,36 +22,88 @@ const retryDelay = 100 * time.Millisecond
 func (l *Layer) run(g *group) {
 	defer close(g.done)
 	defer g.cancel(nil)
-	todo := []extent{g.extent}
+	todo, admitted, err := l.begin(g)
+	if err != nil {
+		l.giveUp(g, err)
+		return
+	}
+	defer func() { admitted.close() }()
 	for try := 1; len(todo) > 0; try++ {
 		var bad []corruption
 		for _, e := range todo {
-			b, err := l.fetchExtent(g, e, try)
+			b, err := l.fetchExtent(g, e, try, admitted)
 			if err != nil {
 				l.giveUp(g, err)
 				return
 			}
 			bad = append(bad, b...)
 		}
+		admitted.close()
 		todo = todo[:0]
 		for _, b := range bad {
 			if try == maxTries {
 				err := fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
 				g.err = err
 				l.counters.failed(err)
-				l.retire(g.flights[b.span-g.extent.first], err)
+				l.retire(g.flight(b.span), err)
 				continue
 			}
 			// By itself: what is wrong with it must not cost the others.
 			todo = append(todo, extent{b.span, 1})
 		}
-		if len(todo) > 0 {
-			if err := sleep(g.ctx, retryDelay*time.Duration(try*try)); err != nil {
-				l.giveUp(g, err)
-				return
-			}
+		if len(todo) == 0 {
+			return
+		}
+		if err := sleep(g.ctx, retryDelay*time.Duration(try*try)); err != nil {
+			l.giveUp(g, err)
+			return
+		}
+		// One after the other: what the largest needs is enough.
+		if admitted, err = l.admit(g, todo); err != nil {
+			l.giveUp(g, err)
+			return
 		}
 	}
+}
+
+// begin waits until the group's request may be sent. Until then more urgent readers can take spans
+// out of it; it returns what is left.
+func (l *Layer) begin(g *group) ([]extent, *grant, error) {
+	if g.claim.priority() >= Replay {
+		l.keepWindows(g.ctx)
+	}
+	admitted, err := l.admit(g, []extent{g.extent})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	g.begun = true
+	if err != nil {
+		return nil, &grant{budget: l.o.Budget}, err
+	}
+	var todo []extent
+	for i, f := range g.flights {
+		if f == nil {
+			continue
+		}
+		if n := len(todo); n > 0 && todo[n-1].first+todo[n-1].n == g.extent.first+i {
+			todo[n-1].n++
+			continue
+		}
+		todo = append(todo, extent{g.extent.first + i, 1})
+	}
+	return todo, admitted, nil
+}
+
+// admit waits for what one request for each of the extents, one after the other, needs.
+func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
+	spans, err := l.table()
+	if err != nil {
+		return nil, err
+	}
+	var need int64
+	for _, e := range todo {
+		need = max(need, e.blobRange(spans).size()+e.windowRange(spans).size())
+	}
+	return l.o.Budget.admit(g.ctx, need, &g.claim)
 }
 
 // sleep waits for d, or returns why ctx ended.
@@ -76,7 +126,9 @@ func (l *Layer) giveUp(g *group, err error) {
 	g.err = err
 	l.counters.failed(err)
 	for _, f := range g.flights {
-		l.retire(f, err)
+		if f != nil {
+			l.retire(f, err)
+		}
 	}
 }
 
@@ -86,69 +138,30 @@ type corruption struct {
 	err  error
 }
 
-// fetchExtent brings the spans of e, in one request for the blob and one for
-// the windows, and returns those that were wrong. An error is one of the
-// source, or of ctx; the spans that were not delivered are then still missing.
-func (l *Layer) fetchExtent(g *group, e extent, try int) ([]corruption, error) {
+// fetchExtent brings the spans of e, in one request for the blob and at most one for the windows, and returns
+// those that were wrong. Each is decoded as soon as it is here. An error is one of the source, or of
+// ctx; the spans that were not delivered are then still missing.
+func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]corruption, error) {
 	spans, err := l.table()
 	if err != nil {
 		return nil, err
 	}
-	budget := l.o.Budget
-	blobAt, windowsAt := e.blobRange(spans), e.windowRange(spans)
-	need := blobAt.size() + windowsAt.size()
-	if err := budget.fetch.acquire(g.ctx, need, g.prio); err != nil {
-		return nil, err
+	work, ctx := errgroup.WithContext(g.ctx)
+	d := decoding{layer: l, group: g, spans: spans, admitted: admitted}
+	if r := e.windowRange(spans); r.size() > 0 {
+		w, fetch := l.windowsOf(ctx, r, try)
+		d.windows = w
+		if fetch != nil {
+			work.Go(fetch)
+		}
+		defer w.close()
 	}
-	defer budget.fetch.release(need)
-	blob, windows := budget.pool.get(blobAt.size()), budget.pool.get(windowsAt.size())
-	defer blob.free()
-	defer windows.free()
-
-	both, ctx := errgroup.WithContext(g.ctx)
-	both.Go(func() error { return l.readBlob(ctx, blob.b, blobAt.from) })
-	if windowsAt.size() > 0 {
-		both.Go(func() error { return l.readWindows(ctx, windows.b, windowsAt.from, try) })
-	}
-	if err := both.Wait(); err != nil {
-		return nil, err
-	}
-	d := decoding{layer: l, group: g, spans: spans, blob: blob.b, blobAt: blobAt.from, windows: windows.b, windowsAt: windowsAt.from}
-	if err := d.all(e); err != nil {
+	work.Go(func() error { return d.receive(ctx, work, e) })
+	if err := work.Wait(); err != nil {
 		return nil, err
 	}
 	l.suspect(d.bad, spans)
 	return d.bad, nil
-}
-
-func (l *Layer) readBlob(ctx context.Context, p []byte, off int64) error {
-	l.counters.requests.Add(1)
-	if err := l.o.Blob.ReadAt(ctx, p, off); err != nil {
-		return err
-	}
-	l.counters.fetched.Add(int64(len(p)))
-	return nil
-}
-
-// readWindows reads from the windows section on disk. Where there is none, or it
-// turned out to be wrong at the first try, the source is asked.
-func (l *Layer) readWindows(ctx context.Context, p []byte, off int64, try int) error {
-	if try == 1 || l.o.Windows == nil {
-		if r, err := l.store.Windows(); err == nil {
-			if n, _ := r.ReadAt(p, off); n == len(p) {
-				return nil
-			}
-		}
-	}
-	if l.o.Windows == nil {
-		return errNoWindows
-	}
-	l.counters.requests.Add(1)
-	if err := l.o.Windows.ReadAt(ctx, p, off); err != nil {
-		return fmt.Errorf("windows: %w", err)
-	}
-	l.counters.fetched.Add(int64(len(p)))
-	return nil
 }
 
 // suspect tells the sources what they got wrong.
@@ -163,86 +176,5 @@ func (l *Layer) suspect(bad []corruption, spans index.Spans) {
 		if src, ok := l.o.Windows.(Suspecter); ok && s.Window.Size > 0 {
 			src.Suspect(s.Window.Off, s.Window.Size)
 		}
-	}
-}
-
-// decoding is the work on the bytes that a request brought.
-type decoding struct {
-	layer     *Layer
-	group     *group
-	spans     index.Spans
-	blob      []byte
-	blobAt    int64 // where blob begins in the blob
-	windows   []byte
-	windowsAt int64 // where windows begins in the windows section
-
-	mu  sync.Mutex
-	bad []corruption
-}
-
-// all decodes the spans of e, several at a time.
-func (d *decoding) all(e extent) error {
-	var work errgroup.Group
-	work.SetLimit(runtime.GOMAXPROCS(0))
-	for i := e.first; i < e.first+e.n; i++ {
-		work.Go(func() error { return d.one(i) })
-	}
-	return work.Wait()
-}
-
-// one decodes, verifies, delivers and stores span i.
-func (d *decoding) one(i int) error {
-	l, s := d.layer, &d.spans[i]
-	budget := l.o.Budget
-	if err := budget.decode.acquire(d.group.ctx, s.Size, d.group.prio); err != nil {
-		return err
-	}
-	defer budget.decode.release(s.Size)
-	buf := budget.pool.get(s.Size)
-	var window []byte
-	if s.Window.Size > 0 {
-		window = d.windows[s.Window.Off-d.windowsAt:][:s.Window.Size]
-	}
-	err := s.Decode(buf.b, d.blob[s.Blob-d.blobAt:][:s.BlobSize], window)
-	if err != nil {
-		buf.free()
-		if !errors.Is(err, index.ErrCorrupt) {
-			return err
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.bad = append(d.bad, corruption{i, err})
-		return nil
-	}
-	l.keep(d.group.flights[i-d.group.extent.first], s, buf)
-	return nil
-}
-
-// keep serves the readers from a verified span, and stores it. It takes over buf.
-func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
-	l.deliver(f, s, buf.b)
-	var err error
-	stored := !l.store.Present(f.span)
-	if stored {
-		if err = l.store.WriteSpan(f.span, s.Device, buf.b); err != nil {
-			l.counters.failed(err)
-			if l.counters.unwritten.Add(1) == 1 {
-				l.log.Error("store does not take spans; they are served from memory", "err", err)
-			}
-			stored = false
-		}
-	}
-	if !stored {
-		// A span that is present but came here could not be read back. Writing it again might make
-		// a file long again that has lost its end, and turn the rest of what
-		// it lost into zeros.
-		l.o.Budget.spares.put(l, f.span, buf)
-		l.retire(f, nil)
-		return
-	}
-	l.retire(f, nil)
-	buf.free()
-	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) && l.o.Complete != nil {
-		l.o.Complete()
 	}
 }

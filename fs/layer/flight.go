@@ -43,6 +43,7 @@ func (w *waiter) endLocked(err error) {
 // flight is a span on its way. Its fields are guarded by Layer.mu.
 type flight struct {
 	span    int
+	claim   claim // of its decoding
 	group   *group
 	waiters []*waiter
 	data    []byte // once decoded, until the store has it
@@ -52,14 +53,21 @@ type flight struct {
 // group is the flights that one request brings, with the goroutine that runs it.
 type group struct {
 	extent  extent
-	prio    Priority
-	flights []*flight
+	claim   claim
+	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
+	begun   bool      // its request has been admitted; guarded by Layer.mu
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	waiting int           // how many waiters its flights have in all; guarded by Layer.mu
 	done    chan struct{} // closed when the goroutine ends
 	err     error         // why it gave up; valid once done is closed
 }
+
+// flight returns the group's flight of span i.
+func (g *group) flight(i int) *flight { return g.flights[i-g.extent.first] }
+
+// background says that nobody reads what is wanted: it is to get into the store.
+func (w *want) background() bool { return w.p == nil && w.prio > Demand }
 
 // within is what is wanted of a span, for a want that goes somewhere.
 func (w *want) within(s *index.Span) want {
@@ -81,6 +89,10 @@ func (w *want) copySpan(s *index.Span, data []byte) {
 func (l *Layer) fetch(ctx context.Context, w want) error {
 	l.counters.waits.Add(1)
 	l.counters.waiting.Add(1)
+	if w.prio == Demand {
+		l.o.Budget.flow.hold()
+		defer l.o.Budget.flow.release()
+	}
 	start := time.Now()
 	defer func() {
 		l.counters.waited(time.Since(start))
@@ -150,6 +162,10 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		// A flight leaves the table only after the store, or the spares, have
 		// its span: whoever finds it in none of the three is the first.
 		if f := l.flights[i]; f != nil {
+			if !f.group.begun && w.prio < f.group.claim.priority() {
+				missing = append(missing, i) // taken over
+				continue
+			}
 			l.attachLocked(w, f, &spans[i])
 			continue
 		}
@@ -184,24 +200,41 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 
 // attachLocked makes w wait for f, or serves it at once.
 func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
-	if f.data != nil {
+	if f.data != nil && !w.background() {
 		w.copySpan(s, f.data)
 		return
 	}
+	b := l.o.Budget
+	f.claim.raise(w.prio, b.decode, b.decoders)
+	f.group.claim.raise(w.prio, b.fetch)
 	f.waiters = append(f.waiters, w)
 	f.group.waiting++
 	w.pending[f] = struct{}{}
 }
 
-// startLocked starts the fetch of an extent.
+// startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to it.
 func (l *Layer) startLocked(ctx context.Context, e extent, prio Priority) *group {
-	g := &group{extent: e, prio: prio, done: make(chan struct{})}
+	g := &group{extent: e, done: make(chan struct{})}
+	g.claim.prio.Store(int32(prio))
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for i := e.first; i < e.first+e.n; i++ {
-		f := &flight{span: i, group: g}
+		f := l.flights[i]
+		if f == nil {
+			f = &flight{span: i}
+			l.flights[i] = f
+		} else {
+			old := f.group
+			old.flights[i-old.extent.first] = nil
+			old.waiting -= len(f.waiters)
+			g.waiting += len(f.waiters)
+			if !slices.ContainsFunc(old.flights, func(f *flight) bool { return f != nil }) {
+				old.cancel(errNobody)
+			}
+		}
+		f.group = g
+		f.claim.prio.Store(int32(prio))
 		g.flights = append(g.flights, f)
-		l.flights[i] = f
 	}
 	l.running.Go(func() { l.run(g) })
 	return g
@@ -272,7 +305,7 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 			continue
 		}
 		for _, f := range g.flights {
-			if !f.ended {
+			if f != nil && !f.ended {
 				// Whoever comes next must not join a fetch that is ending.
 				f.ended = true
 				delete(l.flights, f.span)
@@ -285,14 +318,14 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 	return ended
 }
 
-// deliver gives the decoded bytes of a flight to all that wait for it, and to
+// deliver gives the decoded bytes of a flight to all readers that wait for it, and to
 // those that come until retire.
 func (l *Layer) deliver(f *flight, s *index.Span, data []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f.ended = true
 	f.data = data
-	for _, w := range l.detachLocked(f) {
+	for _, w := range l.detachLocked(f, func(w *waiter) bool { return !w.background() }) {
 		w.copySpan(s, data)
 		if delete(w.pending, f); len(w.pending) == 0 {
 			w.endLocked(nil)
@@ -310,16 +343,23 @@ func (l *Layer) retire(f *flight, err error) {
 	if l.flights[f.span] == f {
 		delete(l.flights, f.span)
 	}
-	for _, w := range l.detachLocked(f) {
+	for _, w := range l.detachLocked(f, func(*waiter) bool { return true }) {
 		delete(w.pending, f)
-		w.endLocked(err)
+		if err != nil || len(w.pending) == 0 {
+			w.endLocked(err)
+		}
 	}
 }
 
-// detachLocked takes all waiters from a flight.
-func (l *Layer) detachLocked(f *flight) []*waiter {
-	ws := f.waiters
-	f.waiters = nil
+// detachLocked takes those waiters from a flight of which which says so.
+func (l *Layer) detachLocked(f *flight, which func(*waiter) bool) (ws []*waiter) {
+	f.waiters = slices.DeleteFunc(f.waiters, func(w *waiter) bool {
+		if which(w) {
+			ws = append(ws, w)
+			return true
+		}
+		return false
+	})
 	f.group.waiting -= len(ws)
 	return ws
 }

@@ -69,6 +69,7 @@ type Layer struct {
 	completed  atomic.Bool
 	counters   counters
 	expects    expectations
+	section    section
 	running    sync.WaitGroup // the groups' goroutines
 
 	mu      sync.Mutex // never held over network or disk access
@@ -111,6 +112,7 @@ func (l *Layer) Close() {
 		f.group.cancel(errClosed)
 	}
 	l.mu.Unlock()
+	l.dropWindows()
 	l.running.Wait()
 	l.o.Budget.spares.drop(l)
 }

@@ -76,7 +76,7 @@ func plan(s index.Spans, missing []int, request int64) []extent {
 // joins says whether the extent's last span fits to the ones before it.
 func (e extent) joins(s index.Spans, request int64) bool {
 	last, before := &s[e.first+e.n-1], &s[e.first+e.n-2]
-	if last.Blob-(before.Blob+before.BlobSize) > maxGap {
+	if gap := last.Blob - (before.Blob + before.BlobSize); gap > maxGap || gap < -1 {
 		return false
 	}
 	w := e.windowRange(s)

@@ -1,0 +1,134 @@
+package layer
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// claim is how urgent something is that waits at meters, or may wait soon. It can become more urgent meanwhile.
+type claim struct{ prio atomic.Int32 }
+
+func (c *claim) priority() Priority { return Priority(c.prio.Load()) }
+
+// raise makes the claim at least as urgent as prio, at the given meters at once.
+func (c *claim) raise(prio Priority, at ...*meter) {
+	for {
+		old := c.prio.Load()
+		if int32(prio) >= old {
+			return
+		}
+		if c.prio.CompareAndSwap(old, int32(prio)) {
+			break
+		}
+	}
+	for _, m := range at {
+		m.moved(c)
+	}
+}
+
+func newClaim(prio Priority) *claim {
+	c := &claim{}
+	c.prio.Store(int32(prio))
+	return c
+}
+
+// meter is a semaphore that counts bytes, or decoders. The more urgent goes first, and a part is kept for
+// Demand; within a priority it is first come, first served.
+type meter struct {
+	size    int64
+	reserve int64 // what all but Demand leave free
+
+	mu    sync.Mutex
+	free  int64
+	queue [priorities][]*ticket
+}
+
+// ticket is somebody who waits for n of the meter's units.
+type ticket struct {
+	n       int64
+	claim   *claim
+	granted chan struct{} // closed when the units are the ticket's
+}
+
+func newMeter(size int64) *meter {
+	return &meter{size: size, free: size, reserve: size / 4}
+}
+
+// acquire waits for n units, 0 ≤ n ≤ size, and takes them all at once.
+func (m *meter) acquire(ctx context.Context, n int64, prio Priority) error {
+	return m.acquireFor(ctx, n, newClaim(prio))
+}
+
+// acquireFor is acquire with a priority that can change meanwhile.
+func (m *meter) acquireFor(ctx context.Context, n int64, c *claim) error {
+	m.mu.Lock()
+	t := &ticket{n: n, claim: c, granted: make(chan struct{})}
+	prio := c.priority()
+	m.queue[prio] = append(m.queue[prio], t)
+	m.grantLocked()
+	m.mu.Unlock()
+	select {
+	case <-t.granted:
+		return nil
+	case <-ctx.Done():
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-t.granted:
+		m.free += n
+	default:
+		for prio := range m.queue {
+			m.queue[prio] = slices.DeleteFunc(m.queue[prio], func(o *ticket) bool { return o == t })
+		}
+	}
+	// Whoever stood behind may fit now.
+	m.grantLocked()
+	return context.Cause(ctx)
+}
+
+// moved puts the tickets of a claim where its priority belongs.
+func (m *meter) moved(c *claim) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	to := c.priority()
+	for prio := to + 1; prio < priorities; prio++ {
+		m.queue[prio] = slices.DeleteFunc(m.queue[prio], func(t *ticket) bool {
+			if t.claim == c {
+				m.queue[to] = append(m.queue[to], t)
+			}
+			return t.claim == c
+		})
+	}
+	m.grantLocked()
+}
+
+// release gives back n units.
+func (m *meter) release(n int64) {
+	if n == 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.free += n
+	m.grantLocked()
+}
+
+func (m *meter) grantLocked() {
+	for prio := range priorities {
+		for len(m.queue[prio]) > 0 {
+			t := m.queue[prio][0]
+			left := m.free - t.n
+			// With nothing in use a request may go into the reserve: it might
+			// never fit otherwise.
+			if left < 0 || (prio > Demand && left < m.reserve && m.free < m.size) {
+				return
+			}
+			m.free = left
+			m.queue[prio] = m.queue[prio][1:]
+			close(t.granted)
+		}
+	}
+}
