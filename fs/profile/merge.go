@@ -80,8 +80,8 @@ func median(ranges []Range, weight int) time.Duration {
 	return 0
 }
 
-// join appends a segment, to the last range where the two are one: neighbours, read by as many runs,
-// at about the same time.
+// join appends a piece of a layer, whose pieces come in the order of their offsets: to the last range, where the two are one, that
+// is neighbours, read by as many runs, at about the same time.
 func (p *Profile) join(s Range) {
 	if n := len(p.Ranges); n > 0 {
 		last := &p.Ranges[n-1]

@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -182,29 +183,12 @@ func (r *Recorder) Profile() *Profile {
 	r.mu.Lock()
 	order, digests := slices.Clone(r.order), slices.Clone(r.digests)
 	r.mu.Unlock()
-	type place struct{ layer, block uint32 }
-	starts, ends := map[place]int{}, map[place]int{} // first block, and block behind the last, of each range
+	slices.SortFunc(order, func(a, b access) int {
+		return cmp.Or(cmp.Compare(a.layer, b.layer), cmp.Compare(a.block, b.block))
+	})
 	p := &Profile{Manifest: r.manifest, Runs: 1}
 	for _, a := range order {
-		here, next := place{a.layer, a.block}, place{a.layer, a.block + 1}
-		if i, ok := ends[here]; ok && a.at-p.Ranges[i].At <= together {
-			p.Ranges[i].Size += BlockSize
-			delete(ends, here)
-			ends[next] = i
-		} else if i, ok := starts[next]; ok && a.at-p.Ranges[i].At <= together {
-			p.Ranges[i].Off -= BlockSize
-			p.Ranges[i].Size += BlockSize
-			delete(starts, next)
-			starts[here] = i
-		} else {
-			starts[here], ends[next] = len(p.Ranges), len(p.Ranges)
-			p.Ranges = append(p.Ranges, Range{
-				Layer: digests[a.layer], Off: int64(a.block) << blockShift, Size: BlockSize, At: a.at, Runs: 1,
-			})
-		}
-	}
-	for i := range p.Ranges {
-		p.Ranges[i].At = p.Ranges[i].At.Truncate(tick)
+		p.join(Range{Layer: digests[a.layer], Off: int64(a.block) << blockShift, Size: BlockSize, At: a.at.Truncate(tick), Runs: 1})
 	}
 	p.sort()
 	return p
