@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/fs/store"
@@ -50,8 +51,8 @@ func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 
 // found is what lies beside an image at its registry.
 type found struct {
-	index   *bundle          // nil: none
-	profile *profile.Profile // nil: none
+	index  *bundle       // nil: none
+	replay *fetch.Replay // of its profile; nil: none
 }
 
 // find looks for an index and a profile among what refers to the image's manifest. One that is not
@@ -66,7 +67,10 @@ func (p *pull) find() (*found, error) {
 		return nil, err
 	}
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
-	f := &found{profile: p.readProfile(ctx, refs)}
+	f := &found{}
+	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
+		f.replay = p.t.replay(best)
+	}
 	for _, d := range artifact.Indexes(refs) {
 		f.index, err = p.openBundle(ctx, d)
 		if err == nil {

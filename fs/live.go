@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -27,6 +28,7 @@ type live struct {
 	index   *index.Layer
 	data    *layer.Layer
 	origins *origins
+	filling filling
 
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
@@ -69,6 +71,10 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
 	v.data = layer.New(v.index, s, o)
+	if !s.AllPresent() {
+		t.fetch.Add(v.digest, v.data)
+		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
+	}
 	return v, nil
 }
 
@@ -90,6 +96,7 @@ func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 func (v *live) bytes() device {
 	return device{v.data, v.index.Header().DeviceSize, func(off, n int64) {
+		v.wasRead()
 		v.t.recordings.read(v.digest, off, n)
 		if f := v.t.o.Record; f != nil {
 			f(v.digest, off, n)
@@ -139,6 +146,10 @@ func (v *live) close() error {
 		return nil
 	}
 	v.closed = true
+	if v.filling.timer != nil {
+		v.filling.timer.Stop()
+	}
+	v.t.fetch.Forget(v.digest)
 	var errs []error
 	for _, p := range v.points {
 		errs = append(errs, p.close())

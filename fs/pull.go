@@ -225,6 +225,13 @@ func (p *pull) bring(d digest.Digest) error {
 
 // install puts a layer's index from the image's bundle into the store.
 func (p *pull) install(b *bundle, l index.BundleLayer) error {
+	// More at a time than there are cores take memory, 8 MiB each, and no less time.
+	select {
+	case p.t.cores <- struct{}{}:
+		defer func() { <-p.t.cores }()
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
 	in, err := p.t.store.Create(l.Layer)
 	if err != nil {
 		return err

@@ -25,12 +25,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/profile"
@@ -51,6 +53,7 @@ type Options struct {
 	// is recorded.
 	Profiles   *profile.Dir
 	RecordTime time.Duration // the longest that a start is recorded; 0: 1 minute
+	Fetch      fetch.Options // what is fetched that no reader has asked for
 	// Record is told of every read of a lazy layer, in device offsets, when it comes from
 	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
 	Record func(layer digest.Digest, off, n int64)
@@ -64,8 +67,10 @@ type Table struct {
 	store   *store.Store
 	budget  *layer.Budget
 	memory  *fuse.Memory
+	fetch   *fetch.Scheduler
 	kernel  func() (kernel, error) // what the kernel can do; tried once
 	sem     chan struct{}          // one token a download
+	cores   chan struct{}          // one token an index that is decompressed and checked
 	ctx     context.Context        // of what runs in the background; ended by Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -123,6 +128,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	if o.PullDeadline == 0 {
 		o.PullDeadline = time.Minute
 	}
+	if o.Fetch.Log == nil {
+		o.Fetch.Log = o.Log
+	}
 	if o.RecordTime == 0 {
 		o.RecordTime = time.Minute
 	}
@@ -142,7 +150,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		o: o, log: o.Log, store: s,
 		budget: layer.NewBudget(0, 0),
 		memory: fuse.NewMemory(0),
+		fetch:  fetch.New(o.Fetch),
 		sem:    make(chan struct{}, o.Downloads),
+		cores:  make(chan struct{}, runtime.GOMAXPROCS(0)),
 		live:   map[digest.Digest]*slot{},
 		pulls:  map[pullKey]*pull{},
 		jobs:   map[digest.Digest]*job{},
@@ -150,6 +160,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
+	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.running.Go(func() { t.kernel() }) // so that the first Mount need not wait for it
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {

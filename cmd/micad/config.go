@@ -7,9 +7,13 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
 // Where micad keeps its things unless told otherwise.
@@ -32,7 +36,13 @@ type config struct {
 	RemapIDs     bool     `toml:"remap_ids"`
 	ReadDeadline duration `toml:"read_deadline"`
 	PullDeadline duration `toml:"pull_deadline"`
-	Index        struct {
+	Fetch        struct {
+		Fill      fetch.Policy `toml:"fill"`
+		Bandwidth string       `toml:"bandwidth"`
+		Requests  int          `toml:"max_requests"`
+		MaxLayer  string       `toml:"max_layer"`
+	} `toml:"fetch"`
+	Index struct {
 		Trust string `toml:"trust"`
 	} `toml:"index"`
 	Remote struct {
@@ -61,6 +71,7 @@ func defaults() config {
 		ReadDeadline: duration(5 * time.Minute),
 		PullDeadline: duration(time.Minute),
 	}
+	c.Fetch.Fill = fetch.All
 	c.Index.Trust = "repository"
 	c.Remote.ConfigPath = "/etc/containerd/certs.d"
 	c.Remote.Downloads = 4
@@ -89,6 +100,45 @@ func readConfig(path string, named bool) (config, error) {
 	return c, c.check(path)
 }
 
+// fetchOptions returns what the section fetch says.
+func (c *config) fetchOptions() (fetch.Options, error) {
+	o := fetch.Options{FillRequests: c.Fetch.Requests}
+	var err error
+	if o.Fill, err = fetch.ParsePolicy(string(c.Fetch.Fill)); err != nil {
+		return o, fmt.Errorf("fetch.%w", err)
+	}
+	if o.Bandwidth, err = size("bandwidth", c.Fetch.Bandwidth); err != nil {
+		return o, err
+	}
+	if o.MaxLayer, err = size("max_layer", c.Fetch.MaxLayer); err != nil {
+		return o, err
+	}
+	if c.Fetch.Requests < 0 {
+		return o, errors.New("fetch.max_requests must not be negative")
+	}
+	return o, nil
+}
+
+// size parses a number of bytes ("20MB", "4GiB"); "" is 0, no limit.
+func size(key, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := bytesize(text)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf(`fetch.%s = %q: write a number of bytes such as "20MB" or "4GiB"`, key, text)
+	}
+	return n, nil
+}
+
+// bytesize parses units of 1000 (MB) and of 1024 (MiB).
+func bytesize(text string) (int64, error) {
+	if strings.HasSuffix(strings.ToLower(text), "ib") {
+		return units.RAMInBytes(text)
+	}
+	return units.FromHumanSize(text)
+}
+
 func (c *config) check(path string) error {
 	switch c.Mode {
 	case "auto", "erofs", "fuse", "local":
@@ -99,6 +149,9 @@ func (c *config) check(path string) error {
 	case "repository", "local":
 	default:
 		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path, c.Index.Trust)
+	}
+	if _, err := c.fetchOptions(); err != nil {
+		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive durations", path)

@@ -99,6 +99,10 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ahead, err := c.fetchOptions()
+	if err != nil {
+		return err
+	}
 	d.client, err = remote.New(remote.Config{
 		ConfigPath:  c.Remote.ConfigPath,
 		Credentials: creds.NewDocker(creds.DockerOptions{Paths: c.Remote.DockerConfigs}).Credentials,
@@ -112,7 +116,7 @@ func (d *daemon) open(ctx context.Context) error {
 		Root: c.Root, Remote: d.client, Mode: mode,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Log: d.log,
-		Profiles: profile.NewDir(c.Root),
+		Profiles: profile.NewDir(c.Root), Fetch: ahead,
 	})
 	if err != nil {
 		return err
