@@ -4,12 +4,13 @@ import (
 	"context"
 	"runtime"
 	"sync/atomic"
+	"time"
 )
 
 // Defaults of NewBudget, bytes.
 const (
 	DefaultFetchBytes  = 24 << 20
-	DefaultDecodeBytes = 16 << 20
+	DefaultDecodeBytes = 24 << 20
 )
 
 // Priority says who waits for a fetch.
@@ -117,4 +118,23 @@ func (g *grant) done(n int64) {
 func (g *grant) close() {
 	g.arrived(g.flow)
 	g.budget.fetch.release(g.fetch.Swap(0))
+}
+
+// BudgetStats is where a Budget stands.
+type BudgetStats struct {
+	Fetching, Decoding int64         // bytes of memory in use
+	Windows            int64         // bytes left for windows sections
+	Window, Filling    int64         // bytes that Background may have under way, and has
+	RoundTrip          time.Duration // of the quickest answer lately
+	Waiting            int           // readers
+}
+
+// Stats returns the budget's numbers now.
+func (b *Budget) Stats() BudgetStats {
+	s := BudgetStats{Fetching: b.fetch.used(), Decoding: b.decode.used(), Windows: b.windows.Load()}
+	f := b.flow
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.Window, s.Filling, s.RoundTrip, s.Waiting = f.window, f.used, f.base, f.waiting
+	return s
 }

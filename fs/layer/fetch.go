@@ -21,7 +21,7 @@ const retryDelay = 100 * time.Millisecond
 // run fetches, decodes and stores the spans of a group.
 func (l *Layer) run(g *group) {
 	defer close(g.done)
-	defer g.cancel(nil)
+	defer l.finish(g)
 	todo, admitted, err := l.begin(g)
 	if err != nil {
 		l.giveUp(g, err)
@@ -64,6 +64,16 @@ func (l *Layer) run(g *group) {
 			return
 		}
 	}
+}
+
+// finish frees what a group that has ended holds.
+func (l *Layer) finish(g *group) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if g.expiry != nil {
+		g.expiry.Stop()
+	}
+	g.cancel(nil)
 }
 
 // begin waits until the group's request may be sent. Until then more urgent readers can take spans

@@ -59,6 +59,7 @@ type group struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	waiting int           // how many waiters its flights have in all; guarded by Layer.mu
+	expiry  *time.Timer   // of a group that was begun without a waiter; else nil. Guarded by Layer.mu
 	done    chan struct{} // closed when the goroutine ends
 	err     error         // why it gave up; valid once done is closed
 }
@@ -126,6 +127,9 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	stored, err := l.join(ctx, w, spans)
 	if err != nil {
 		return err
+	}
+	if want.p != nil && !want.bypass {
+		l.follow(ctx, want.off, want.end, true)
 	}
 	// While the rest is on its way, read what the store has.
 	for _, i := range stored {
@@ -304,18 +308,23 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 		if g.waiting--; g.waiting > 0 {
 			continue
 		}
-		for _, f := range g.flights {
-			if f != nil && !f.ended {
-				// Whoever comes next must not join a fetch that is ending.
-				f.ended = true
-				delete(l.flights, f.span)
-			}
-		}
-		g.cancel(why)
+		l.abandonLocked(g, why)
 		ended = append(ended, g)
 	}
 	w.pending = nil
 	return ended
+}
+
+// abandonLocked ends a group that nobody waits for.
+func (l *Layer) abandonLocked(g *group, why error) {
+	for _, f := range g.flights {
+		if f != nil && !f.ended {
+			// Whoever comes next must not join a fetch that is ending.
+			f.ended = true
+			delete(l.flights, f.span)
+		}
+	}
+	g.cancel(why)
 }
 
 // deliver gives the decoded bytes of a flight to all readers that wait for it, and to

@@ -13,7 +13,7 @@ import (
 // longer as the queue takes to drain.
 const (
 	flowFirst = 4 << 20 // bytes under way to begin with
-	flowLeast = 1 << 20
+	flowLeast = 2 << 20
 	flowMost  = 12 << 20
 	flowStep  = 256 << 10
 

@@ -70,6 +70,7 @@ type Layer struct {
 	counters   counters
 	expects    expectations
 	section    section
+	streams    streams
 	running    sync.WaitGroup // the groups' goroutines
 
 	mu      sync.Mutex // never held over network or disk access
@@ -135,6 +136,9 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if l.present(off, w.end) {
 		got, err := l.store.ReadAt(p, off)
 		if got == len(p) {
+			if !l.store.AllPresent() {
+				l.follow(ctx, off, w.end, false)
+			}
 			return nil
 		}
 		// The store has the bytes and cannot read them.

@@ -116,6 +116,12 @@ func (m *meter) release(n int64) {
 	m.grantLocked()
 }
 
+func (m *meter) used() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.size - m.free
+}
+
 func (m *meter) grantLocked() {
 	for prio := range priorities {
 		for len(m.queue[prio]) > 0 {

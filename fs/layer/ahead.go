@@ -1,0 +1,123 @@
+package layer
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// streamCount is how many readers of a layer can be followed at a time.
+	streamCount = 8
+	// streamSlack is how far from a stream's place a read may begin that counts as its next: files lie behind
+	// headers, and the kernel's requests overtake each other.
+	streamSlack = 256 << 10
+	// A stream that has read aheadAfter bytes on end gets as many bytes ahead of it as aheadFirst says, then
+	// twice as many each time, up to aheadMost; all in device bytes.
+	aheadAfter = 512 << 10
+	aheadFirst = 1 << 20
+	aheadMost  = 16 << 20
+	// aheadPatience is how long spans are fetched ahead for a reader that does not come.
+	aheadPatience = time.Minute
+)
+
+// streams notices readers that read on where they stopped.
+type streams struct {
+	mu   sync.Mutex
+	all  [streamCount]stream
+	tick uint64 // order of use
+	live bool   // there is a stream
+}
+
+// stream is one reader, as far as that can be told.
+type stream struct {
+	place  int64  // where its last read ended
+	run    int64  // bytes that it has read on end
+	window int64  // how far ahead of it is fetched
+	edge   int64  // up to where that was done
+	used   uint64 // tick of its last read
+}
+
+// read notes a read of [off, end), and returns what is to be fetched ahead of it. A read that waits for nothing continues
+// a stream, but begins none.
+func (s *streams) read(off, end int64, waits bool) (from, to int64) {
+	if !s.mu.TryLock() {
+		return 0, 0 // the next read tells as much
+	}
+	defer s.mu.Unlock()
+	if !s.live && !waits {
+		return 0, 0
+	}
+	s.tick++
+	oldest := &s.all[0]
+	for i := range s.all {
+		t := &s.all[i]
+		if t.used > 0 && off >= t.place-streamSlack && off <= t.place+streamSlack {
+			t.used = s.tick
+			return t.advance(end)
+		}
+		if t.used < oldest.used {
+			oldest = t
+		}
+	}
+	if waits {
+		*oldest = stream{place: end, run: end - off, used: s.tick}
+		s.live = true
+	}
+	return 0, 0
+}
+
+// advance moves the stream's place to end.
+func (t *stream) advance(end int64) (from, to int64) {
+	if end <= t.place {
+		return 0, 0
+	}
+	t.run += end - t.place
+	t.place = end
+	if t.run < aheadAfter || t.edge-t.place > t.window/2 {
+		return 0, 0
+	}
+	t.window = min(max(2*t.window, aheadFirst), aheadMost)
+	from, to = max(t.edge, t.place), t.place+t.window
+	t.edge = to
+	return from, to
+}
+
+// follow notes a read, and begins to fetch what its reader will want next if it reads on.
+func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
+	from, to := l.streams.read(off, end, waits)
+	if from >= to || from >= l.deviceSize {
+		return
+	}
+	spans, err := l.table()
+	if err != nil {
+		return // the read says so
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	var missing []int
+	first, last := l.cut(spans, from, to)
+	for i := first; i < last; i++ {
+		f := l.flights[i]
+		taken := f != nil && (f.group.begun || f.group.claim.priority() <= Ahead)
+		if !taken && !l.store.Present(i) && l.o.Budget.affordable(&spans[i]) == nil {
+			missing = append(missing, i)
+		}
+	}
+	for _, e := range plan(spans, missing, min(requestBytes(Ahead), l.o.Budget.fetch.size)) {
+		g := l.startLocked(ctx, e, Ahead)
+		g.expiry = time.AfterFunc(aheadPatience, func() { l.expire(g) })
+	}
+}
+
+// expire ends a group that nobody waits for.
+func (l *Layer) expire(g *group) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if g.waiting == 0 {
+		l.abandonLocked(g, errNobody)
+	}
+}
