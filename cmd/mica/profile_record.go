@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -132,8 +133,9 @@ func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *r
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	recorder := profile.NewRecorder(m.desc.Digest, nil)
+	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads that could be recorded.
 	table, err := fs.Open(ctx, fs.Options{
-		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read,
+		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read, Fetch: fetch.Options{Fill: fetch.None},
 		Log: slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
