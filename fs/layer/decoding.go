@@ -16,7 +16,7 @@ type decoding struct {
 	group    *group
 	spans    index.Spans
 	admitted *grant
-	windows  *windows // nil: none is needed
+	windows  *arriving // nil: none is needed
 
 	mu  sync.Mutex
 	bad []corruption
@@ -50,7 +50,6 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 			rest = rest[1:]
 		}
 		n, err := io.ReadFull(body, rest)
-		l.counters.fetched.Add(int64(n))
 		if err != nil {
 			blob.free()
 			return short(err)
@@ -136,7 +135,7 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 	l.retire(f, nil)
 	buf.free()
 	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) {
-		l.dropWindows()
+		l.section.drop(l.o.Budget)
 		if l.o.Complete != nil {
 			l.o.Complete()
 		}

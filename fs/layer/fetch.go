@@ -79,7 +79,7 @@ func (l *Layer) finish(g *group) {
 // begin waits until the group's request may be sent. Until then more urgent readers can take spans
 // out of it; it returns what is left.
 func (l *Layer) begin(g *group) ([]extent, *grant, error) {
-	if g.claim.priority() >= Replay {
+	if g.claim.priority() > Demand {
 		l.keepWindows(g.ctx)
 	}
 	admitted, err := l.admit(g, []extent{g.extent})
@@ -159,12 +159,12 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]cor
 	work, ctx := errgroup.WithContext(g.ctx)
 	d := decoding{layer: l, group: g, spans: spans, admitted: admitted}
 	if r := e.windowRange(spans); r.size() > 0 {
-		w, fetch := l.windowsOf(ctx, r, try)
+		w, lent, fetch := l.windowsOf(r, try)
+		defer lent.free()
 		d.windows = w
 		if fetch != nil {
-			work.Go(fetch)
+			work.Go(func() error { return fetch(ctx) })
 		}
-		defer w.close()
 	}
 	work.Go(func() error { return d.receive(ctx, work, e) })
 	if err := work.Wait(); err != nil {

@@ -113,7 +113,7 @@ func (l *Layer) Close() {
 		f.group.cancel(errClosed)
 	}
 	l.mu.Unlock()
-	l.dropWindows()
+	l.section.drop(l.o.Budget)
 	l.running.Wait()
 	l.o.Budget.spares.drop(l)
 }

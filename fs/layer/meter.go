@@ -89,6 +89,17 @@ func (m *meter) acquireFor(ctx context.Context, n int64, c *claim) error {
 	return context.Cause(ctx)
 }
 
+// try takes n units if they are to be had at once without the part that is kept for Demand.
+func (m *meter) try(n int64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.free-n < m.reserve {
+		return false
+	}
+	m.free -= n
+	return true
+}
+
 // moved puts the tickets of a claim where its priority belongs.
 func (m *meter) moved(c *claim) {
 	m.mu.Lock()

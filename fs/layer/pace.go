@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -13,28 +15,113 @@ type Ranger interface {
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
-// pace is how quickly requests have been answered lately.
-type pace struct{}
-
 // open begins to read a range of a source. One that cannot stream is read whole.
 func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
 	l.counters.requests.Add(1)
+	var body io.ReadCloser
 	if r, ok := src.(Ranger); ok {
-		return r.Range(ctx, off, n)
+		b, err := r.Range(ctx, off, n)
+		if err != nil {
+			return nil, err
+		}
+		body = b
+	} else {
+		p := make([]byte, n)
+		if err := src.ReadAt(ctx, p, off); err != nil {
+			return nil, err
+		}
+		body = io.NopCloser(bytes.NewReader(p))
 	}
-	p := make([]byte, n)
-	if err := src.ReadAt(ctx, p, off); err != nil {
-		return nil, err
-	}
-	return io.NopCloser(bytes.NewReader(p)), nil
+	return &counted{body, &l.counters}, nil
+}
+
+// counted counts the bytes of a body.
+type counted struct {
+	io.ReadCloser
+	counters *counters
+}
+
+// Read implements io.Reader.
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.counters.fetched.Add(int64(n))
+	return n, err
 }
 
 // openBlob begins to read a range of the blob.
 func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority) (io.ReadCloser, error) {
-	start := time.Now()
-	body, err := l.open(ctx, l.o.Blob, off, n)
-	if err == nil {
-		l.o.Budget.flow.answered(time.Since(start), prio)
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		start := time.Now()
+		body, err := l.open(ctx, l.o.Blob, off, n)
+		if err == nil {
+			l.o.Budget.flow.answered(time.Since(start), prio)
+		}
+		return body, err
 	}
-	return body, err
+	if prio == Demand && n <= maxHedged {
+		if r := l.race(ctx, byteRange{off, off + n}, open); r != nil {
+			return r, nil
+		}
+	}
+	return open(ctx, off, n)
+}
+
+const (
+	// paceSamples is how many requests are remembered, and paceLeast how many tell enough.
+	paceSamples = 64
+	paceLeast   = 16
+	// paceShare is the percentile behind which a request is slow.
+	paceShare = 95
+	// Each request allows for a part of a hedge, so that where all have become slower not all are sent twice.
+	hedgePart, hedgeParts = 1, 10 // a tenth
+	hedgeMost             = 4     // that may be saved up
+)
+
+// pace is how quickly the requests of readers have been answered lately, at this node.
+type pace struct {
+	mu    sync.Mutex
+	first []time.Duration // until the first byte
+	bytes []float64       // from there to the last, nanoseconds per byte
+	next  int             // which of them is replaced next
+	parts int             // of hedges, saved up
+}
+
+// observe notes how a request of n bytes went.
+func (p *pace) observe(first, all time.Duration, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	perByte := float64(all-first) / float64(n)
+	if len(p.first) < paceSamples {
+		p.first, p.bytes = append(p.first, first), append(p.bytes, perByte)
+	} else {
+		p.first[p.next], p.bytes[p.next] = first, perByte
+		p.next = (p.next + 1) % paceSamples
+	}
+	p.parts = min(p.parts+hedgePart, hedgeMost*hedgeParts)
+}
+
+// slow returns after how long a request of n bytes is among the slowest; ok is false where that is not known.
+func (p *pace) slow(n int64) (d time.Duration, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.first) < paceLeast {
+		return 0, false
+	}
+	return percentile(p.first) + time.Duration(percentile(p.bytes)*float64(n)), true
+}
+
+func percentile[T time.Duration | float64](samples []T) T {
+	s := slices.Sorted(slices.Values(samples))
+	return s[len(s)*paceShare/100]
+}
+
+// hedge says whether a second request may be sent now.
+func (p *pace) hedge() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.parts < hedgeParts {
+		return false
+	}
+	p.parts -= hedgeParts
+	return true
 }

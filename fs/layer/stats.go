@@ -21,6 +21,9 @@ type Stats struct {
 	WaitSum time.Duration // how long they waited, together
 	WaitMax time.Duration // and the longest of them
 
+	Hedged    int64 // requests that were sent a second time because they were slow
+	HedgesWon int64 // of these, those where the second was the quicker one
+
 	Corrupt    int64 // spans that were not what their digest says
 	Unwritten  int64 // spans that the store did not take
 	Unreadable int64 // reads that the store did not answer though it has the bytes
@@ -31,7 +34,7 @@ type Stats struct {
 
 // counters are the parts of Stats that a Layer counts itself.
 type counters struct {
-	requests, fetched, waits, waiting, waitSum, waitMax, corrupt, unwritten, unreadable atomic.Int64
+	requests, fetched, hedged, hedgesWon, waits, waiting, waitSum, waitMax, corrupt, unwritten, unreadable atomic.Int64
 
 	mu   sync.Mutex
 	last error
@@ -66,6 +69,8 @@ func (l *Layer) Stats() Stats {
 		Size:       l.deviceSize,
 		Requests:   c.requests.Load(),
 		Fetched:    c.fetched.Load(),
+		Hedged:     c.hedged.Load(),
+		HedgesWon:  c.hedgesWon.Load(),
 		Waits:      c.waits.Load(),
 		Waiting:    c.waiting.Load(),
 		WaitSum:    time.Duration(c.waitSum.Load()),
