@@ -37,6 +37,7 @@ type daemon struct {
 	config      config
 	log         *slog.Logger
 	client      *remote.Client
+	profiles    *profile.Dir
 	table       *fs.Table
 	snapshotter *snapshotter.Snapshotter
 	started     time.Time
@@ -112,11 +113,12 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Log: d.log,
-		Profiles: profile.NewDir(c.Root), Fetch: ahead,
+		Profiles: d.profiles, Fetch: ahead,
 	})
 	if err != nil {
 		return err
@@ -157,6 +159,9 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Status()) })
 	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.fallbacks()) })
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
+	profiles := newProfilesHandler(d.profiles, d.log)
+	mux.Handle(admin.PathProfiles, profiles)
+	mux.Handle(admin.PathProfiles+"/", profiles)
 	return mux
 }
 

@@ -66,10 +66,10 @@ func (x Index) Manifest(subject ocispec.Descriptor, created time.Time) ocispec.M
 		Subject:      &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
 		Annotations: map[string]string{
 			ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339Nano),
-			annotationTreesDigest:   x.Trees.Digest.String(),
-			annotationTreesSize:     strconv.FormatInt(x.Trees.Size, 10),
-			annotationWindowsDigest: x.Windows.Digest.String(),
-			annotationWindowsSize:   strconv.FormatInt(x.Windows.Size, 10),
+			annotationTreesDigest:     x.Trees.Digest.String(),
+			annotationTreesSize:       strconv.FormatInt(x.Trees.Size, 10),
+			annotationWindowsDigest:   x.Windows.Digest.String(),
+			annotationWindowsSize:     strconv.FormatInt(x.Windows.Size, 10),
 		},
 	}
 }
