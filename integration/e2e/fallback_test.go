@@ -12,7 +12,7 @@ import (
 // An image that was never indexed is downloaded once, whole, by micad, and runs.
 func TestUnindexed(t *testing.T) {
 	r, ref, size := debian(t, false)
-	n := fixture.Node(t, node.Options{})
+	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 	if got := r.Traffic().BlobBytes(); got < size || got > size+size/50 {
 		t.Errorf("%d bytes of blobs downloaded, want the image once: %d", got, size)
@@ -36,7 +36,7 @@ func TestNoCredentials(t *testing.T) {
 		t.Run(map[bool]string{true: "indexed", false: "whole"}[indexed], func(t *testing.T) {
 			r, ref, _ := debian(t, indexed)
 			r.RequireLogin("user", "secret")
-			n := fixture.Node(t, node.Options{})
+			n := fixture.Node(t, node.Options{DemandOnly: true})
 			fixture.Ctr(t, n, "images", "pull", "--plain-http", "--user", "user:secret", "--snapshotter", mica, ref)
 			out := fixture.Run(t, n, mica, ref, "program")
 			if !strings.HasSuffix(out, images.Ready+"\n") {
@@ -56,7 +56,7 @@ func TestCredentials(t *testing.T) {
 	r, ref, size := debian(t, true)
 	r.RequireLogin("user", "secret")
 	config := dockerConfig(t, r.Host(), "user", "secret")
-	n := fixture.Node(t, node.Options{MicadEnv: []string{"DOCKER_CONFIG=" + config}})
+	n := fixture.Node(t, node.Options{DemandOnly: true, MicadEnv: []string{"DOCKER_CONFIG=" + config}})
 	r.ResetTraffic()
 	fixture.Ctr(t, n, "images", "pull", "--plain-http", "--user", "user:secret", "--snapshotter", mica, ref)
 	lazy(t, r.Traffic(), size)

@@ -18,7 +18,7 @@ import (
 func TestManyContainers(t *testing.T) {
 	const count = 200
 	r, ref, _ := debian(t, true)
-	n := fixture.Node(t, node.Options{})
+	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 	start := func(ctx context.Context, i int) error {
 		id := fmt.Sprintf("c%d", i)

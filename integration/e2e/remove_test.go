@@ -17,7 +17,7 @@ func TestRemove(t *testing.T) {
 	}{{"indexed", true}, {"whole", false}} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, ref, size := debian(t, tt.indexed)
-			n := fixture.Node(t, node.Options{})
+			n := fixture.Node(t, node.Options{DemandOnly: true})
 			empty := fixture.DiskUsage(t, n)
 			fixture.Pull(t, n, mica, ref)
 			want := fixture.Run(t, n, mica, ref, "c1")

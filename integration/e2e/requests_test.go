@@ -30,7 +30,7 @@ func TestRequestsBeforeStart(t *testing.T) {
 			}
 			ref := fixture.Push(t, r, "debian", img)
 			fixture.Index(t, r, "debian")
-			n := fixture.Node(t, node.Options{})
+			n := fixture.Node(t, node.Options{DemandOnly: true})
 			r.ResetTraffic()
 			fixture.Pull(t, n, mica, ref)
 			requests, byTag, configs := 0, 0, 0

@@ -14,7 +14,7 @@ func TestRestartMicad(t *testing.T) {
 	for _, mode := range []string{"erofs", "fuse", "local"} {
 		t.Run(mode, func(t *testing.T) {
 			r, ref, _ := debian(t, true)
-			n := fixture.Node(t, node.Options{Mode: mode})
+			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true})
 			fixture.Pull(t, n, mica, ref)
 			want := fixture.Run(t, n, mica, ref, "before")
 			fixture.Ctr(t, n, "containers", "create", "--net-host", "--snapshotter", mica, ref, "created")
@@ -44,7 +44,7 @@ func TestRestartMicad(t *testing.T) {
 // Containers run on while containerd is away.
 func TestRestartContainerd(t *testing.T) {
 	_, ref, _ := debian(t, true)
-	n := fixture.Node(t, node.Options{})
+	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 	fixture.Ctr(t, n, "run", "-d", "--net-host", "--snapshotter", mica, ref, "c1", "sleep", "infinity")
 	mustf(t, n.RestartContainerd(fixture.Context(t)), "restart containerd")

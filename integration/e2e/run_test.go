@@ -30,12 +30,18 @@ func TestModes(t *testing.T) {
 		t.Fatalf("the program prints through overlayfs:\n%s", program)
 	}
 	all := fixture.Run(t, plain, "overlayfs", ref, "all", "sh", "-c", everything)
-	for _, mode := range []string{"erofs", "fuse", "local", ""} {
-		t.Run("mode="+mode, func(t *testing.T) {
-			n := fixture.Node(t, node.Options{Mode: mode})
+	for name, opts := range map[string]node.Options{
+		"erofs":   {Mode: "erofs", DemandOnly: true},
+		"fuse":    {Mode: "fuse", DemandOnly: true},
+		"local":   {Mode: "local", DemandOnly: true},
+		"auto":    {DemandOnly: true},
+		"filling": {}, // as installed
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := fixture.Node(t, opts)
 			r.ResetTraffic()
 			fixture.Pull(t, n, mica, ref)
-			if mode != "local" {
+			if opts.DemandOnly && opts.Mode != "local" {
 				lazy(t, r.Traffic(), size)
 			}
 			if got := fixture.Run(t, n, mica, ref, "program"); got != program {

@@ -38,7 +38,7 @@ func TestSharedLayers(t *testing.T) {
 	ref2 := fixture.Push(t, r, "second", second)
 	fixture.Index(t, r, "debian")
 	fixture.Index(t, r, "second")
-	n := fixture.Node(t, node.Options{})
+	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 	want := fixture.Run(t, n, mica, ref, "first")
 	mounts := fixture.LayerMounts(t, n)

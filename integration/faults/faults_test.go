@@ -68,7 +68,7 @@ func TestConcurrentReads(t *testing.T) {
 
 	for _, mode := range []string{"erofs", "fuse", "local"} {
 		t.Run(mode, func(t *testing.T) {
-			n := fixture.Node(t, node.Options{Mode: mode})
+			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true})
 			var struck atomic.Int64
 			var blobs atomic.Int64
 			r.SetRule(func(q *http.Request, _ int64) registry.Fault {

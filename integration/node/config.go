@@ -48,7 +48,11 @@ func (n *Node) micadConfig() string {
 	if n.opts.Mode != "" {
 		fmt.Fprintf(&b, "mode = %q\n", n.opts.Mode)
 	}
-	fmt.Fprintf(&b, "%s\n[remote]\nconfig_path = %q\n%s\n", n.opts.Micad, n.HostsDir(), n.opts.MicadRemote)
+	fmt.Fprintf(&b, "%s\n", n.opts.Micad)
+	if n.opts.DemandOnly {
+		b.WriteString("[fetch]\nfill = \"none\"\n")
+	}
+	fmt.Fprintf(&b, "[remote]\nconfig_path = %q\n%s\n", n.HostsDir(), n.opts.MicadRemote)
 	return b.String()
 }
 

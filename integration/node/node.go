@@ -24,6 +24,7 @@ import (
 // Options says what a node runs.
 type Options struct {
 	Mode        string // micad's mode: erofs, fuse, local; "": its own choice
+	DemandOnly  bool   // micad fetches what containers read, and nothing ahead of them
 	Micad       string // more of micad's configuration, TOML at the top level
 	MicadRemote string // more of its section remote
 	MicadEnv    []string
