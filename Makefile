@@ -9,7 +9,7 @@ MODULES  := . integration
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(PATH)
 
-.PHONY: all build install tools test unit race integration lint fmt fuzz bench demo clean
+.PHONY: all build install tools test unit race integration lint fmt fuzz bench microbench demo clean
 
 all: build
 
@@ -37,8 +37,11 @@ fmt:
 fuzz: ## each fuzz target for FUZZTIME
 	script/fuzz.sh $(FUZZTIME)
 
-bench: tools build ## all benchmarks, or those that match BENCH
-	script/test.sh bench '$(BENCH)'
+bench: tools build ## time to ready beside other snapshotters (docs/bench.md); for instance BENCHFLAGS=-quick
+	script/test.sh bench $(BENCHFLAGS)
+
+microbench: tools build ## the packages' benchmarks, or those that match BENCH
+	script/test.sh microbench '$(BENCH)'
 
 demo: tools build ## the same program by overlayfs and by Mica, behind a simulated network
 	script/test.sh demo

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | bench REGEXP | demo [FLAG...]
+#   script/test.sh unit race integration | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
 #
 # All runs in process and mount namespaces of its own, so that nothing is left
 # running or mounted afterwards, however it ends. The tests mount file systems
@@ -32,7 +32,8 @@ step() {
 	unit) go test -timeout 10m ./... ;;
 	race) CGO_ENABLED=1 go test -race -timeout 20m ./... ;;
 	integration) go -C integration test -timeout 25m ./... ;;
-	bench) go test -run '^$' -bench "$2" -benchmem ./... ;;
+	bench) go -C integration run ./cmd/bench -out "$PWD/build/bench" "${@:2}" ;;
+	microbench) go test -run '^$' -bench "$2" -benchmem ./... ;;
 	demo) go -C integration run ./cmd/demo "${@:2}" ;;
 	*) echo "test: no step $1" >&2; return 2 ;;
 	esac
@@ -45,7 +46,7 @@ inside() {
 	# shims put their sockets there; another containerd's stay out of the way
 	mkdir -p /run/containerd && mount -t tmpfs -o mode=711 tmpfs /run/containerd
 	case $1 in
-	bench | demo) step "$@" ;;
+	bench | microbench | demo) step "$@" ;;
 	*) for s; do step "$s"; done ;;
 	esac
 }

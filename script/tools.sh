@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Mica's tests, demo and linter need beyond Go and git.
 #
-#   script/tools.sh          Debian packages (root), containerd, shim, ctr, registry, fsck.erofs
+#   script/tools.sh          Debian packages (root), containerd, shim, ctr, registry, erofs-utils
 #   script/tools.sh lint     golangci-lint only (no root)
 #
 # Binaries go to a cache that all clones of a user share ($MICA_CACHE, default
@@ -19,6 +19,8 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 # ordinary system, but not in every minimal image.
 packages=(runc fuse3 mmdebstrap containernetworking-plugins iproute2 e2fsprogs util-linux
 	mount procps ca-certificates xz-utils zstd gcc libc6-dev)
+# of erofs-utils: what the tests judge by, and what containerd's EROFS snapshotter runs
+erofs=(fsck.erofs dump.erofs mkfs.erofs)
 
 say() { echo "tools: $*" >&2; }
 
@@ -50,14 +52,14 @@ build() {
 	mv -T "$tmp" "$dir"
 }
 
-# erofs_tools TMP DIR: links to the system's fsck.erofs and dump.erofs if they
-# know 512-byte blocks (1.7 or later; Debian 12 has 1.5), or else those of the
-# next release, unpacked with the libraries (libc too) that they were built for.
-# TMP is DIR while it is being made.
+# erofs_tools TMP DIR: links to the system's erofs tools if they know 512-byte
+# blocks (1.7 or later; Debian 12 has 1.5), or else those of the next release,
+# unpacked with the libraries (libc too) that they were built for. TMP is DIR
+# while it is being made.
 erofs_tools() {
 	local tmp=$1 dir=$2 suite keyring id mirror root tool loader libs
 	if installed erofs-utils && dpkg --compare-versions "$(dpkg-query -W -f='${Version}' erofs-utils)" ge 1.7; then
-		for tool in fsck.erofs dump.erofs; do ln -s "$(command -v $tool || echo /usr/bin/$tool)" "$tmp/$tool"; done
+		for tool in "${erofs[@]}"; do ln -s "$(command -v $tool || echo /usr/bin/$tool)" "$tmp/$tool"; done
 		return
 	fi
 	id=$(. /etc/os-release && echo "$ID")
@@ -89,7 +91,7 @@ erofs_tools() {
 	rm -rf "$root/apt" "$root/usr/share"
 	loader=$(cd "$root" && find . -name 'ld-linux*.so*' | head -1)
 	libs=$(cd "$root" && find . -name 'libc.so.6' -printf '%h\n' | head -1)
-	for tool in fsck.erofs dump.erofs; do
+	for tool in "${erofs[@]}"; do
 		printf '#!/bin/sh\nroot=%q\nexec "$root/%s" --library-path "$root/%s" "$root/%s" "$@"\n' \
 			"$dir/erofs" "$loader" "$libs" "$(cd "$root" && find . -name $tool | head -1)" >"$tmp/$tool"
 		chmod 755 "$tmp/$tool"

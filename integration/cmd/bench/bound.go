@@ -30,42 +30,41 @@ func bound(fixed float64, p shaper.Profile, profileBytes int64) float64 {
 	return fixed + 3*p.RTT.Seconds() + float64(profileBytes)/p.Rate
 }
 
-// profileSize returns how many compressed bytes hold what the profile beside an
-// image names: the blob ranges of all spans that the profile's ranges touch.
-func (l *lab) profileSize(ctx context.Context, ref string) (int64, error) {
+// profileSize returns how many bytes the profile beside an image names, and how
+// many compressed bytes hold them: the blob ranges of all spans that they touch.
+func (l *lab) profileSize(ctx context.Context, ref string) (read, compressed int64, err error) {
 	im, err := l.client.Image(ref)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	desc, err := im.Resolve(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	list, err := artifacts(ctx, im, desc.Digest)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	p, err := readProfile(ctx, im, list)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	bundle, err := readBundle(ctx, im, list)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	ranges := map[digest.Digest][]profile.Range{}
 	for _, r := range p.Ranges {
 		ranges[r.Layer] = append(ranges[r.Layer], r)
 	}
-	var total int64
 	for layer, rs := range ranges {
 		spans, err := spansOf(bundle, layer)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		total += touched(spans, rs)
+		compressed += touched(spans, rs)
 	}
-	return total, nil
+	return p.Bytes(), compressed, nil
 }
 
 // touched is the sum of the blob bytes of the spans that the ranges touch.

@@ -45,15 +45,15 @@ func (l *lab) close() error {
 
 // repository is where an image lies with what is published beside it. Each
 // such state has a repository of its own, since referrers belong to one.
-func repository(w workload, p published) string {
-	return "/bench/" + w.name + map[published]string{nothing: "", indexed: "-indexed", profiled: "-profiled"}[p] + ":1"
+func repository(w workload, p beside) string {
+	return "/bench/" + w.name + map[beside]string{nothing: "", indexed: "-indexed", profiled: "-profiled"}[p] + ":1"
 }
 
 // ref is the reference that nodes pull, through the network.
-func (l *lab) ref(w workload, p published) string { return l.registry.Host() + repository(w, p) }
+func (l *lab) ref(w workload, p beside) string { return l.registry.Host() + repository(w, p) }
 
 // direct is the same without the network.
-func (l *lab) direct(w workload, p published) string { return l.registry.Direct() + repository(w, p) }
+func (l *lab) direct(w workload, p beside) string { return l.registry.Direct() + repository(w, p) }
 
 // prepare builds a workload's image, and pushes it with all that the ways need.
 func (l *lab) prepare(ctx context.Context, w workload, ways []way) (imageInfo, error) {
@@ -68,9 +68,9 @@ func (l *lab) prepare(ctx context.Context, w workload, ways []way) (imageInfo, e
 	if info.Unpacked, err = images.Unpacked(img); err != nil {
 		return imageInfo{}, err
 	}
-	need := map[published]bool{}
+	need := map[beside]bool{}
 	for _, y := range ways {
-		need[y.published] = true
+		need[y.beside] = true
 	}
 	for p := range need {
 		if err := images.Push(ctx, l.direct(w, p), img); err != nil {
@@ -90,7 +90,7 @@ func (l *lab) prepare(ctx context.Context, w workload, ways []way) (imageInfo, e
 		if _, err := node.Command(ctx, "mica", "profile", "record", "--push", l.direct(w, p)); err != nil {
 			return imageInfo{}, err
 		}
-		if info.Profile, err = l.profileSize(ctx, l.direct(w, p)); err != nil {
+		if info.ProfileRead, info.Profile, err = l.profileSize(ctx, l.direct(w, p)); err != nil {
 			return imageInfo{}, fmt.Errorf("size of the profile: %w", err)
 		}
 	}

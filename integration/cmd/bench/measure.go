@@ -86,11 +86,11 @@ func (t *trial) open(ctx context.Context) error {
 
 // start measures one start in a container named id.
 func (t *trial) start(ctx context.Context, m *measured, id string) error {
-	ref := t.ref(t.w, t.y.published)
+	ref := t.ref(t.w, t.y.beside)
 	if err := dropCaches(); err != nil {
 		return err
 	}
-	if err := t.warm(ctx, t.direct(t.w, t.y.published)); err != nil {
+	if err := t.warm(ctx, t.direct(t.w, t.y.beside)); err != nil {
 		return fmt.Errorf("read the image at the registry: %w", err)
 	}
 	if err := quiet(ctx, t.opts.quiet); err != nil {
@@ -98,7 +98,7 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 	}
 	t.registry.SetProfile(t.net.profile)
 	t.registry.ResetTraffic()
-	foreign, err := watchStrangers(t.pids...)
+	foreign, err := watchStrangers()
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 	defer program.stop()
 
 	traffic := t.registry.Traffic()
-	m.Bytes, m.Requests, m.Connections = float64(traffic.Down), float64(len(t.registry.Sent())), float64(traffic.Conns)
+	m.Bytes, m.Requests, m.Connections = float64(traffic.Down), float64(t.registry.Sent()), float64(traffic.Conns)
 	if m.Strangers, err = foreign.share(); err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 		m.Local = at.Sub(begin).Seconds()
 		m.ContainerdWholeCPU, m.MicadWholeCPU = after[0]-before[0], after[1]-before[1]
 	}
-	m.waterfall = drawn(m.subject, begin, pulled, created, program.started, program.ready, at, t.registry.Timeline())
+	m.waterfall = newWaterfall(m.subject, moments{begin, pulled, created, program.started, program.ready, at}, t.registry.Timeline())
 	return t.memory(&m.metrics)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -28,27 +29,27 @@ type way struct {
 	name        string
 	about       string
 	snapshotter string // containerd's name
-	published   published
+	beside      beside
 	read        bool   // in place of the image's program, read every byte of the image
 	containerd  string // more of containerd's configuration, TOML
 }
 
-// published is what stands beside an image at the registry.
-type published int
+// beside is what stands beside an image at the registry.
+type beside int
 
 const (
-	nothing published = iota
+	nothing beside = iota
 	indexed
 	profiled // index and profile
 )
 
 // erofsDiffer makes containerd unpack layers into EROFS images (mkfs.erofs)
 // for its EROFS snapshotter, as containerd's documentation asks for.
-const erofsDiffer = `
+var erofsDiffer = `
 [plugins.'io.containerd.service.v1.diff-service']
 default = ['erofs', 'walking']
 [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-platform = 'linux'
+platform = 'linux/` + runtime.GOARCH + `'
 snapshotter = 'erofs'
 differ = 'erofs'
 `
@@ -65,10 +66,10 @@ const (
 var ways = []way{
 	{name: overlayfs, about: "containerd's overlayfs snapshotter", snapshotter: "overlayfs"},
 	{name: "erofs", about: "containerd's EROFS snapshotter", snapshotter: "erofs", containerd: erofsDiffer},
-	{name: "mica", about: "Mica, an index and no profile", snapshotter: node.Snapshotter, published: indexed},
-	{name: micaProfile, about: "Mica, an index and a profile", snapshotter: node.Snapshotter, published: profiled},
+	{name: "mica", about: "Mica, an index and no profile", snapshotter: node.Snapshotter, beside: indexed},
+	{name: micaProfile, about: "Mica, an index and a profile", snapshotter: node.Snapshotter, beside: profiled},
 	{name: overlayfsRead, about: "overlayfs, every byte of the image is read", snapshotter: "overlayfs", read: true},
-	{name: micaRead, about: "Mica without a profile, every byte of the image is read", snapshotter: node.Snapshotter, published: indexed, read: true},
+	{name: micaRead, about: "Mica without a profile, every byte of the image is read", snapshotter: node.Snapshotter, beside: indexed, read: true},
 }
 
 // readAll is the program of the ways that read everything. -xdev keeps it to the image.
@@ -85,17 +86,60 @@ func chosen[T any](all []T, name func(T) string, list string) ([]T, error) {
 	}
 	want := strings.Split(list, ",")
 	var found []T
-	var names []string
 	for _, v := range all {
-		names = append(names, name(v))
-		if slices.Contains(want, name(v)) {
+		if i := slices.Index(want, name(v)); i >= 0 {
 			found = append(found, v)
+			want = slices.Delete(want, i, i+1)
 		}
 	}
-	for _, w := range want {
-		if !slices.Contains(names, w) {
-			return nil, fmt.Errorf("there is no %q, only %s", w, strings.Join(names, ", "))
-		}
+	if len(want) > 0 {
+		return nil, fmt.Errorf("there is no %s, only %s", strings.Join(want, " and no "), names(all, name))
 	}
 	return found, nil
+}
+
+func names[T any](all []T, name func(T) string) string {
+	list := make([]string, len(all))
+	for i, v := range all {
+		list[i] = name(v)
+	}
+	return strings.Join(list, ", ")
+}
+
+func (w workload) id() string { return w.name }
+func (n network) id() string  { return n.name }
+func (y way) id() string      { return y.name }
+
+// plan is what is measured.
+type plan struct {
+	workloads []workload
+	networks  []network
+	ways      []way
+}
+
+func (f flags) plan() (p plan, err error) {
+	if f.runs < 0 {
+		return p, fmt.Errorf("%d runs", f.runs)
+	}
+	if p.workloads, err = chosen(workloads, workload.id, f.workloads); err != nil {
+		return p, err
+	}
+	if p.networks, err = chosen(networks, network.id, f.networks); err != nil {
+		return p, err
+	}
+	p.ways, err = chosen(ways, way.id, f.ways)
+	return p, err
+}
+
+// rows names what there are medians of: the ways, and the second start of the
+// image that overlayfs has pulled.
+func (p plan) rows() []string {
+	var names []string
+	for _, y := range p.ways {
+		names = append(names, y.name)
+		if y.name == overlayfs {
+			names = append(names, again)
+		}
+	}
+	return names
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,56 +119,60 @@ func machine() (busy, all time.Duration, err error) {
 	return all - idle, all, err
 }
 
-// strangers measures what share of the machine goes to processes that have
-// nothing to do with a measurement: those that were there before it and are
-// not in own. Kernel threads do its work too and do not count.
+// strangers measures what share of the machine goes to others. script/test.sh
+// gives this program and all that it starts a PID namespace of its own: whatever
+// the machine is busy with beyond the processes that are visible there was
+// caused by others, or by threads of the kernel.
 type strangers struct {
-	own    map[string]bool
-	before map[string]time.Duration
-	start  time.Time
+	machine, own time.Duration
+	start        time.Time
 }
 
-func watchStrangers(own ...int) (*strangers, error) {
-	s := &strangers{own: map[string]bool{strconv.Itoa(os.Getpid()): true}, start: time.Now()}
-	for _, pid := range own {
-		s.own[strconv.Itoa(pid)] = true
-	}
-	var err error
-	s.before, err = s.used()
+func watchStrangers() (s strangers, err error) {
+	s.start = time.Now()
+	s.machine, s.own, err = usage()
 	return s, err
 }
 
-// used returns the CPU time of every stranger.
-func (s *strangers) used() (map[string]time.Duration, error) {
+// usage returns the CPU time of the machine, without interrupts, and that of
+// all visible processes, with those of their children that have ended.
+func usage() (machine, visible time.Duration, err error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	fields := strings.Fields(string(b)) // cpu user nice system …
+	if len(fields) < 4 {
+		return 0, 0, errors.New("/proc/stat is empty")
+	}
+	if machine, err = ticks(fields[1:4]); err != nil {
+		return 0, 0, err
+	}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return nil, err
+		return 0, 0, err
 	}
-	used := map[string]time.Duration{}
 	for _, d := range dirs {
-		pid := filepath.Base(d)
-		fields, err := stat(pid)
-		if err != nil || s.own[pid] || pid == "2" || fields[1] == "2" { // gone; own; kthreadd and its children
-			continue
+		fields, err := stat(filepath.Base(d))
+		if err != nil {
+			continue // it has ended
 		}
-		if used[pid], err = ticks(fields[11:13]); err != nil {
-			return nil, err
+		used, err := ticks(fields[11:15])
+		if err != nil {
+			return 0, 0, err
 		}
+		visible += used
 	}
-	return used, nil
+	return machine, visible, nil
 }
 
-// share returns the strangers' part of the machine's CPU time since the start, 0 to 1.
-func (s *strangers) share() (float64, error) {
-	now, err := s.used()
+// share returns the strangers' part of the machine's CPU time since the start,
+// 0 to 1; 0 where all processes are visible, strangers too.
+func (s strangers) share() (float64, error) {
+	machine, own, err := usage()
 	if err != nil {
 		return 0, err
 	}
-	var sum time.Duration
-	for pid, before := range s.before {
-		if after, ok := now[pid]; ok {
-			sum += after - before
-		}
-	}
-	return sum.Seconds() / (time.Since(s.start).Seconds() * float64(runtime.NumCPU())), nil
+	others := (machine - s.machine) - (own - s.own)
+	return max(0, others.Seconds()/(time.Since(s.start).Seconds()*float64(runtime.NumCPU()))), nil
 }

@@ -44,8 +44,9 @@ type imageInfo struct {
 	Layers       int     `json:"layers"`
 	Compressed   int64   `json:"compressed_bytes"`
 	Unpacked     int64   `json:"unpacked_bytes"`
-	IndexSeconds float64 `json:"index_seconds"` // mica index create --push
-	Profile      int64   `json:"profile_bytes"` // compressed, of the spans that the profile names; 0: none was recorded
+	IndexSeconds float64 `json:"index_seconds"`      // mica index create --push
+	Profile      int64   `json:"profile_bytes"`      // compressed, of the spans that hold what the profile names; 0: none was recorded
+	ProfileRead  int64   `json:"profile_read_bytes"` // that the profile names, uncompressed
 }
 
 // metrics is what is measured of a start. Times are seconds; 0: not measured.

@@ -21,8 +21,8 @@ func install(name string, packages ...string) images.Step {
 	return images.Step{Name: name, Script: "apt-get install -y -q --no-install-recommends " + strings.Join(packages, " ")}
 }
 
-// program is the layer with /app/run, a shell script, and one file beside it.
-func program(script, file, content string) images.Step {
+// app is the layer with /app/run, a shell script, and one file beside it.
+func app(script, file, content string) images.Step {
 	return images.Step{Name: "program", Script: fmt.Sprintf("mkdir -p /app\ncat >/app/run <<'EOF'\n%s%s\nEOF\ncat >/app/%s <<'EOF'\n%sEOF\nchmod 755 /app/run",
 		run, script, file, content)}
 }
@@ -44,17 +44,17 @@ func recipe(steps ...images.Step) images.Recipe {
 // network.
 var workloads = []workload{
 	{"hello", "a shell prints a line", recipe(common,
-		program("echo hello\necho "+images.Ready, "hello.txt", "hello\n"))},
+		app("echo hello\necho "+images.Ready, "hello.txt", "hello\n"))},
 
 	{"python", "Python imports a few modules of its library", recipe(common, python,
-		program("exec python3 /app/main.py", "main.py", `import json, hashlib, re
+		app("exec python3 /app/main.py", "main.py", `import json, hashlib, re
 print(json.dumps({"sha256": hashlib.sha256(b"x").hexdigest(), "found": re.findall("a+", "baac")}))
 print("`+images.Ready+`", flush=True)
 `))},
 
 	{"pandas", "Python with numpy, scipy and pandas inverts a matrix", recipe(common, python,
 		install("libraries", "python3-numpy", "python3-scipy", "python3-pandas"),
-		program("exec python3 /app/main.py", "main.py", `import numpy as np
+		app("exec python3 /app/main.py", "main.py", `import numpy as np
 import pandas as pd
 import scipy.linalg
 
@@ -65,7 +65,7 @@ print("`+images.Ready+`", flush=True)
 `))},
 
 	{"node", "Node.js serves itself a page", recipe(common, install("node", "nodejs"),
-		program("exec node /app/main.js", "main.js", `const http = require("http"), crypto = require("crypto");
+		app("exec node /app/main.js", "main.js", `const http = require("http"), crypto = require("crypto");
 const server = http.createServer((_, res) => res.end(crypto.createHash("sha256").update("x").digest("hex")));
 server.listen(0, "127.0.0.1", () => http.get({port: server.address().port, host: "127.0.0.1"}, (res) => {
   res.setEncoding("utf8");
@@ -75,18 +75,18 @@ server.listen(0, "127.0.0.1", () => http.get({port: server.address().port, host:
 `))},
 
 	{"redis", "a Redis server answers a ping", recipe(common, install("redis", "redis-server"),
-		program(`redis-server /app/redis.conf >/dev/null &
+		app(`redis-server /app/redis.conf >/dev/null &
 until redis-cli -s /tmp/redis.sock ping 2>/dev/null | grep -q PONG; do sleep 0.02; done
 echo `+images.Ready+`
 wait`, "redis.conf", "port 0\nunixsocket /tmp/redis.sock\nsave \"\"\ndaemonize no\n"))},
 
 	{"gcc", "GCC compiles a program, which runs", recipe(common, compiler,
-		program("gcc -O2 -o /tmp/hello /app/hello.c && exec /tmp/hello", "hello.c", `#include <stdio.h>
+		app("gcc -O2 -o /tmp/hello /app/hello.c && exec /tmp/hello", "hello.c", `#include <stdio.h>
 int main(void) { puts("hello"); puts("`+images.Ready+`"); return 0; }
 `))},
 
 	// some 1.9 GB unpacked, in three layers of compilers
 	{"large", "one small tool out of an image with four compilers", recipe(common, compiler,
 		install("ghc", "ghc"), install("go", "golang-go"), install("rust", "rustc", "clang"),
-		program("gofmt /app/main.go && echo "+images.Ready, "main.go", "package   main\nfunc main( ) { println( 1 ) }\n"))},
+		app("gofmt /app/main.go && echo "+images.Ready, "main.go", "package   main\nfunc main( ) { println( 1 ) }\n"))},
 }
