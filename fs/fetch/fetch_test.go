@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -216,9 +217,10 @@ func TestPolicy(t *testing.T) {
 func TestOutage(t *testing.T) {
 	run(t, Options{}, func(t *testing.T, s *Scheduler, l *log) {
 		a, b := l.layer("a", 4), l.layer("b", 4)
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		a.fault = func(int64) error {
-			if down {
+			if down.Load() {
 				return errors.New("503")
 			}
 			return nil
@@ -236,7 +238,7 @@ func TestOutage(t *testing.T) {
 		if b.count() != 4 || s.Stats().Filling != 1 {
 			t.Errorf("the other layer has %d blocks", b.count())
 		}
-		down = false
+		down.Store(false)
 		<-r.Done()
 		time.Sleep(5 * time.Second)
 		if a.count() != 4 || s.Stats().Filling != 0 {

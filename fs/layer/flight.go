@@ -86,21 +86,20 @@ func (w *want) copySpan(s *index.Span, data []byte) {
 	}
 }
 
-// fetch is ReadAt, or Fill, for a range that the store does not have.
+// fetch is ReadAt, or Fetch, for a range that the store does not have.
 func (l *Layer) fetch(ctx context.Context, w want) error {
-	l.counters.waits.Add(1)
-	l.counters.waiting.Add(1)
 	if w.prio == Demand {
 		l.o.Budget.flow.hold()
 		defer l.o.Budget.flow.release()
+		l.counters.waits.Add(1)
+		l.counters.waiting.Add(1)
+		start := time.Now()
+		defer func() {
+			l.counters.waited(time.Since(start))
+			l.counters.waiting.Add(-1)
+		}()
 	}
-	start := time.Now()
-	defer func() {
-		l.counters.waited(time.Since(start))
-		l.counters.waiting.Add(-1)
-	}()
-	err := l.fetchWanted(ctx, w)
-	if err != nil {
+	if err := l.fetchWanted(ctx, w); err != nil {
 		return fmt.Errorf("read layer %s at %d: %w", l.name, w.off, err)
 	}
 	return nil

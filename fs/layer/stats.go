@@ -16,7 +16,7 @@ type Stats struct {
 	Requests int64 // sent to the sources
 	Fetched  int64 // bytes that they brought
 
-	Waits   int64         // reads and fills that could not be answered from the store
+	Waits   int64         // reads, and fetches that are as urgent, that could not be answered from the store
 	Waiting int64         // of these, those that still wait
 	WaitSum time.Duration // how long they waited, together
 	WaitMax time.Duration // and the longest of them

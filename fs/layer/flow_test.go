@@ -1,0 +1,178 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestFlow writes down which requests of 3 MiB are sent when.
+func TestFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlow()
+		f.window = 6 << 20
+		var sent []string
+		ask := func(name string) context.CancelFunc {
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				if err := f.acquire(ctx, 3<<20); err == nil {
+					sent = append(sent, name)
+				} else if !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			}()
+			synctest.Wait()
+			return cancel
+		}
+		expect := func(want ...string) {
+			t.Helper()
+			synctest.Wait()
+			if fmt.Sprint(sent) != fmt.Sprint(want) {
+				t.Errorf("sent %v, want %v", sent, want)
+			}
+			sent = nil
+		}
+		ask("a")
+		ask("b")
+		cancel := ask("given up")
+		ask("c")
+		expect("a", "b")
+		cancel()
+		expect()
+		f.arrived(3 << 20)
+		expect("c")
+		ask("d")
+		f.hold() // a reader comes
+		f.hold()
+		f.arrived(6 << 20)
+		expect()
+		f.release()
+		expect()
+		f.release() // and the last one goes
+		expect("d")
+		ask("e")
+		expect("e")
+		f.hold()
+		ask("f")
+		ask("g")
+		f.arrived(6 << 20)
+		time.Sleep(flowPatience - time.Millisecond)
+		expect()
+		time.Sleep(time.Millisecond) // it waits for long: one at a time
+		expect("f")
+		f.arrived(3 << 20)
+		expect("g")
+		f.arrived(3 << 20)
+		f.release()
+		if f.used != 0 || len(f.queue) != 0 {
+			t.Errorf("%d bytes are under way, %d wait", f.used, len(f.queue))
+		}
+	})
+}
+
+// TestFlowWindow: more is sent on an idle line, less on one with a queue.
+func TestFlowWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlow()
+		f.answered(50*time.Millisecond, Demand)
+		answers := func(d time.Duration, n int) int64 {
+			for range n {
+				f.answered(d, Background)
+			}
+			return f.window
+		}
+		if w := answers(55*time.Millisecond, 100); w != flowMost {
+			t.Errorf("idle line: %d", w)
+		}
+		if w := answers(65*time.Millisecond, 100); w != flowMost {
+			t.Errorf("short queue: %d", w)
+		}
+		if w := answers(75*time.Millisecond, 100); w != flowLeast {
+			t.Errorf("long queue: %d", w)
+		}
+		f.window = flowFirst
+		for range 20 {
+			answers(300*time.Millisecond, 3) // three servers that think for long
+			answers(50*time.Millisecond, 1)
+		}
+		if f.window <= flowFirst {
+			t.Errorf("some slow answers: %d", f.window)
+		}
+		// Another way to the registry, with a longer round trip.
+		time.Sleep(baseFor + time.Second)
+		answers(90*time.Millisecond, 100)
+		if f.window != flowMost {
+			t.Errorf("other route: %d", f.window)
+		}
+	})
+}
+
+func TestRaise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(10)
+		m.reserve = 0
+		var order []string
+		wait := func(name string, c *claim) {
+			go func() {
+				if m.acquireFor(t.Context(), 10, c) == nil {
+					order = append(order, name)
+				}
+			}()
+			synctest.Wait()
+		}
+		raised := newClaim(Background)
+		wait("first", newClaim(Demand))
+		wait("fill", newClaim(Background))
+		wait("raised", raised)
+		wait("replay", newClaim(Replay))
+		raised.raise(Demand, m)
+		raised.raise(Ahead, m) // less urgent than it is: nothing
+		for range 4 {
+			m.release(10)
+			synctest.Wait()
+		}
+		if got := fmt.Sprint(order); got != "[first raised replay fill]" {
+			t.Errorf("order is %s", got)
+		}
+		if m.free != 10 {
+			t.Errorf("%d units are free", m.free)
+		}
+		if m.reserve = 4; m.try(7) || !m.try(6) || m.free != 4 {
+			t.Errorf("%d units are free after a try", m.free)
+		}
+	})
+}
+
+// TestPace: a request is slow that takes longer than nearly all did, whatever its size.
+func TestPace(t *testing.T) {
+	var p pace
+	for i := range paceLeast {
+		if _, ok := p.slow(1000); ok {
+			t.Fatalf("a judgement after %d requests", i)
+		}
+		p.observe(10*time.Millisecond, 10*time.Millisecond+1000*time.Microsecond, 1000)
+	}
+	if d, ok := p.slow(5000); !ok || d != 15*time.Millisecond {
+		t.Errorf("slow after %s", d)
+	}
+	if !p.hedge() || p.hedge() {
+		t.Error("a tenth may be hedged")
+	}
+	for range 4 * paceSamples {
+		p.observe(time.Second, time.Second, 1000)
+	}
+	if d, _ := p.slow(5000); d != time.Second {
+		t.Errorf("slow after %s", d)
+	}
+	for range hedgeMost {
+		if !p.hedge() {
+			t.Error("nothing was saved up")
+		}
+	}
+	if p.hedge() {
+		t.Error("more is saved up than may be")
+	}
+}
