@@ -2,7 +2,6 @@ package fs
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -211,6 +210,3 @@ func (t *Table) clearMounts(d digest.Digest) error {
 	}
 	return errors.Join(errs...)
 }
-
-// shortHash is 8 hex digits that tell variants of one layer apart.
-func shortHash(sum []byte) string { return hex.EncodeToString(sum[:4]) }

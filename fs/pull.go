@@ -236,7 +236,7 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	if err != nil {
 		return err
 	}
-	defer in.Abort()
+	defer p.abort(in)
 	if err := b.Extract(l.Layer, in.Index()); err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (p *pull) download(d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	defer in.Abort()
+	defer p.abort(in)
 	x, err := p.scan(in, desc)
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", d, p.key.ref, err)
@@ -347,6 +347,13 @@ func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
 		Layer: h.Layer, DiffID: h.DiffID, LayerSize: h.LayerSize, DeviceSize: h.DeviceSize,
 		Spans: len(spans), State: state, Refs: []string{p.key.ref},
 	}, nil
+}
+
+// abort removes what a failed attempt left. After Commit there is nothing to remove.
+func (p *pull) abort(in *store.Incoming) {
+	if err := in.Abort(); err != nil {
+		p.t.log.Warn("unfinished layer is left over until the next start", "ref", p.key.ref, "err", err)
+	}
 }
 
 func (p *pull) commit(in *store.Incoming, rec store.Record) error {

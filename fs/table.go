@@ -161,7 +161,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
-	t.running.Go(func() { t.kernel() }) // so that the first Mount need not wait for it
+	t.running.Go(func() { _, _ = t.kernel() }) // so that the first Mount need not wait for it
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
 			t.log.Error("store stopped writing its presence maps: layers will be fetched again after a restart", "err", err)
@@ -277,11 +277,10 @@ type slot struct {
 }
 
 func (s *slot) close() error {
-	v, err := s.open()
-	if err != nil {
-		return nil // it never was there
+	if v, err := s.open(); err == nil {
+		return v.close()
 	}
-	return v.close()
+	return nil // it never was there
 }
 
 // layer returns the live layer, from the table, the store or the registry.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -148,12 +149,15 @@ func variant(attrs map[uint64]index.Attr) string {
 	if len(attrs) == 0 {
 		return ""
 	}
-	h := sha256.New()
+	var b []byte
 	for _, nid := range slices.SortedFunc(maps.Keys(attrs), cmp.Compare) {
 		a := attrs[nid]
-		binary.Write(h, binary.LittleEndian, []uint64{nid, uint64(a.Mode), uint64(a.UID), uint64(a.GID), uint64(a.Mtime.Unix()), uint64(a.Mtime.Nanosecond())})
+		for _, v := range []uint64{nid, uint64(a.Mode), uint64(a.UID), uint64(a.GID), uint64(a.Mtime.Unix()), uint64(a.Mtime.Nanosecond())} {
+			b = binary.LittleEndian.AppendUint64(b, v)
+		}
 	}
-	return "-" + shortHash(h.Sum(nil))
+	sum := sha256.Sum256(b)
+	return "-" + hex.EncodeToString(sum[:4])
 }
 
 // writeVariant writes the copy of the index with these attributes, unless it is there.

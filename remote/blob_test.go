@@ -83,7 +83,7 @@ func TestFaults(t *testing.T) {
 		{"reset before the answer", first(3, hangUp), 4, 100 * time.Millisecond, 2 * time.Second},
 		{"200 for a range", first(9, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(blob) }), 1, 0, 0},
 		{"200 for a range, chunked", first(9, func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(200)
+			w.WriteHeader(http.StatusOK)
 			for b := blob; len(b) > 0; b = b[1<<16:] {
 				_, _ = w.Write(b[:1<<16])
 				_ = http.NewResponseController(w).Flush()

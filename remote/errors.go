@@ -42,7 +42,7 @@ func (e *statusError) Error() string {
 	if e.detail != "" {
 		s += ": " + e.detail
 	}
-	if e.Unwrap() == ErrUnauthorized {
+	if errors.Is(e, ErrUnauthorized) {
 		s += "; " + ErrUnauthorized.Error()
 	}
 	return s

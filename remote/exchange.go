@@ -125,7 +125,7 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			s.refused()
 			return nil, refusal
 		}
-		if err := s.renew(ctx, g, leading, r.Header, x.stats); err == errRecent {
+		if err := s.renew(ctx, g, leading, r.Header, x.stats); errors.Is(err, errRecent) {
 			return nil, refusal
 		} else if err != nil {
 			return nil, fmt.Errorf("%s %s%s: status %d: %w", c.method, u.Host, u.Path, r.StatusCode, err)
@@ -236,7 +236,7 @@ func (x *exchanger) once(ctx context.Context, h *host, c *call, u *url.URL, auth
 		req.Header.Set("Authorization", authorization)
 	}
 	x.stats.request(false)
-	resp, err := h.client.Do(req)
+	resp, err := h.client.Do(req) //nolint:bodyclose // the reply closes it
 	w.pause()
 	if err != nil {
 		err = w.why(err)

@@ -72,13 +72,14 @@ func FuzzRangeResponse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("bytes from no answer: %v", err)
 		}
+		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
 		switch {
-		case resp.StatusCode == 206 && claim.MatchString(resp.Header.Get("Content-Range")):
+		case resp.StatusCode == http.StatusPartialContent && claim.MatchString(resp.Header.Get("Content-Range")):
 			if len(body) < n && asked == 1 || !bytes.HasPrefix(body, p[:min(n, len(body))]) {
 				t.Errorf("%q from %q", p, raw)
 			}
-		case resp.StatusCode == 200 && len(body) >= off+n:
+		case resp.StatusCode == http.StatusOK && len(body) >= off+n:
 			if !bytes.Equal(p, body[off:off+n]) {
 				t.Errorf("%q from %q", p, raw)
 			}

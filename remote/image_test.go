@@ -256,7 +256,7 @@ func TestPush(t *testing.T) {
 					w.WriteHeader(http.StatusBadGateway)
 					return
 				}
-				if api && r.Method == "PUT" && strings.Contains(r.URL.Path, "/manifests/") {
+				if api && r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
 					w.Header().Set("OCI-Subject", "yes")
 				}
 				inner.ServeHTTP(w, r)
@@ -345,7 +345,7 @@ func TestPushLocation(t *testing.T) {
 				var got []byte
 				put := func(w http.ResponseWriter, r *http.Request) {
 					want := url.Values{"state": {"x"}, "digest": {d.Digest.String()}}
-					if r.Method != "PUT" || r.URL.Query().Encode() != want.Encode() {
+					if r.Method != http.MethodPut || r.URL.Query().Encode() != want.Encode() {
 						t.Errorf("%s %s", r.Method, r.URL)
 					}
 					if r.Host != "reg.test" && r.Header.Get("Authorization") != "" {

@@ -196,7 +196,7 @@ func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
-		w.Write(b)
+		_, _ = w.Write(b)
 	default:
 		http.NotFound(w, r)
 	}

@@ -23,7 +23,6 @@ type stream struct {
 	host *host
 	cur  *reply // nil: none open
 	upTo int64  // offset where cur's bytes end
-	skip int64  // bytes of cur before off: a host without ranges sends them
 	got  int64  // bytes that cur has brought
 	err  error  // sticky
 }
@@ -85,7 +84,7 @@ func (s *stream) finish() {
 
 // broke ends a body that did not.
 func (s *stream) broke(err error) {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if s.got >= fluent {
@@ -165,7 +164,7 @@ func (s *stream) ask(h *host) (*reply, error) {
 }
 
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

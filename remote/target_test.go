@@ -127,9 +127,9 @@ func TestTargetFails(t *testing.T) {
 }
 
 func TestRedirectFromTLS(t *testing.T) {
-	r := &reply{Response: &http.Response{StatusCode: 302, Header: http.Header{"Location": {"http://elsewhere.test/x"}}, Body: http.NoBody}}
+	r := &reply{Response: &http.Response{StatusCode: http.StatusFound, Header: http.Header{"Location": {"http://elsewhere.test/x"}}, Body: http.NoBody}}
 	r.via, _ = url.Parse("https://reg.test/v2/")
-	r.Request = &http.Request{Method: "GET", URL: r.via}
+	r.Request = &http.Request{Method: http.MethodGet, URL: r.via}
 	r.watch = newWatch(t.Context(), time.Minute)
 	c, err := New(Config{})
 	if err != nil {

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -74,7 +75,7 @@ func (b watchedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Body.Read(p)
 	b.r.watch.pause()
 	b.r.stats.received(n)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.r.watch.why(err)
 	}
 	return n, err

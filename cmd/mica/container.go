@@ -108,7 +108,7 @@ func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, s
 		if e := cmd.Process.Kill(); e != nil && !errors.Is(e, os.ErrProcessDone) {
 			err = errors.Join(err, e)
 		}
-		_ = <-ended // by a signal
+		<-ended // by a signal
 		if err == nil {
 			err = context.Cause(ctx)
 		}

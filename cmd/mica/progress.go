@@ -91,5 +91,5 @@ func (p *progress) drawLocked(now bool) {
 			bytesText(b.read), bytesText(b.total))
 	}
 	p.drawn = len(p.bars)
-	io.WriteString(p.w, s.String())
+	_, _ = io.WriteString(p.w, s.String()) // a lost bar is no reason to stop
 }

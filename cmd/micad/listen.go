@@ -74,13 +74,19 @@ func (s *splitter) Run(ctx context.Context) error {
 
 func (s *splitter) route(c net.Conn) {
 	r := bufio.NewReaderSize(c, 16)
-	c.SetReadDeadline(time.Now().Add(firstByteTimeout))
+	if err := c.SetReadDeadline(time.Now().Add(firstByteTimeout)); err != nil {
+		c.Close()
+		return
+	}
 	first, err := r.Peek(2)
 	if err != nil {
 		c.Close()
 		return
 	}
-	c.SetReadDeadline(time.Time{})
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		c.Close()
+		return
+	}
 	to := s.http
 	if string(first) == "PR" {
 		to = s.grpc
