@@ -33,6 +33,7 @@ func (v *live) wasRead() {
 	if v.filling.started.Load() {
 		return
 	}
+	v.t.fetch.Started()
 	v.startFill()
 	ref := v.origins.latest()
 	for _, other := range v.t.opened() {

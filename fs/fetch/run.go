@@ -119,7 +119,11 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		}
 		expected = p.replay.meetLocked(p.entry)
 	} else if s.running.fill < s.o.FillRequests {
-		p = s.fillPlaceLocked(usable)
+		if p = s.fillPlaceLocked(usable); p != nil {
+			if hold := s.courtesy.hold(now); hold > 0 {
+				return nil, nil, min(wait, hold)
+			}
+		}
 	}
 	if p != nil {
 		p.entry.users.Add(1)

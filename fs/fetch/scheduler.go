@@ -89,6 +89,8 @@ type Scheduler struct {
 	replays []*Replay
 	running struct{ replay, fill int } // requests under way
 	stats   Stats
+
+	courtesy courtesy
 }
 
 // entry is a layer that the scheduler knows. Its fields are guarded by Scheduler.mu, digest and layer
