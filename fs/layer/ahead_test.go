@@ -164,6 +164,7 @@ func TestWindowsSection(t *testing.T) {
 	}
 	left := f.o.Budget.windows.Load()
 	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	f.wait()
 	if got := f.o.Budget.windows.Load() - left; got != int64(len(f.s.windows)) {
 		t.Errorf("%d bytes were given back", got)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,11 +15,15 @@ func TestFlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlow()
 		f.window = 6 << 20
+		var mu sync.Mutex
 		var sent []string
 		ask := func(name string) context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				if err := f.acquire(ctx, 3<<20); err == nil {
+				err := f.acquire(ctx, 3<<20)
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
 					sent = append(sent, name)
 				} else if !errors.Is(err, context.Canceled) {
 					t.Error(err)
@@ -30,6 +35,8 @@ func TestFlow(t *testing.T) {
 		expect := func(want ...string) {
 			t.Helper()
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if fmt.Sprint(sent) != fmt.Sprint(want) {
 				t.Errorf("sent %v, want %v", sent, want)
 			}
