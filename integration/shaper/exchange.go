@@ -29,7 +29,7 @@ func (e *exchanges) sent() {
 	}
 }
 
-// arrived notes n bytes that the client was given.
+// arrived notes n bytes that the client is given.
 func (e *exchanges) arrived(n int) {
 	e.s.down.Add(int64(n))
 	e.s.mu.Lock()

@@ -155,7 +155,7 @@ type piece struct {
 
 // forward copies src to dst. plan is told how many bytes stand ready; it says
 // how many of them leave now and when they arrive, and may block. arrived, which
-// may be nil, is told of bytes that dst has taken.
+// may be nil, is told of bytes as they arrive at dst.
 func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.Time, int), arrived func(n int)) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -185,13 +185,13 @@ func forward(ctx context.Context, dst, src *net.TCPConn, plan func(n int) (time.
 	})
 	for p := range line {
 		sleepUntil(p.at)
+		if arrived != nil {
+			arrived(len(p.data)) // before the client can tell
+		}
 		if _, err := dst.Write(p.data); err != nil {
 			src.Close() // ends the reader
 			cancel()
 			break
-		}
-		if arrived != nil {
-			arrived(len(p.data))
 		}
 	}
 	_ = dst.CloseWrite() // fails where the connection has gone

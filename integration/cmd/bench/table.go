@@ -17,7 +17,9 @@ func (r *results) table(out io.Writer, p plan) {
 	for _, n := range p.networks {
 		r.networkTable(out, n)
 	}
-	r.goals(out, p)
+	if len(r.Medians) > 0 {
+		r.goals(out, p)
+	}
 	r.fileTable(out)
 }
 
