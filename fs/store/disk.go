@@ -15,6 +15,8 @@ import (
 //
 // Calls may run in parallel.
 type disk interface {
+	// Open takes the flags of open(2). With O_DIRECT it fails with EINVAL or
+	// EOPNOTSUPP where the file system knows no such thing.
 	Open(name string, flag int) (file, error)
 	Rename(from, to string) error
 	Mkdir(name string) error // with its parents; existing ones are fine
@@ -31,6 +33,12 @@ type file interface {
 	Size() (int64, error)
 	// Sync makes the content, and the size, durable.
 	Sync() error
+	// DropCache drops the n bytes from off on from the page cache, as far as
+	// they are durable and nobody uses their pages.
+	DropCache(off, n int64) error
+	// DirectAlign returns, of a file opened with O_DIRECT, how reads must be
+	// aligned, in bytes: the buffer's address, and offset and length.
+	DirectAlign() (memory, unit int64)
 	Fd() uintptr
 	Close() error
 }
@@ -45,7 +53,14 @@ func (osDisk) Open(name string, flag int) (file, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osFile{f}, nil
+	if flag&unix.O_DIRECT == 0 {
+		return osFile{File: f}, nil
+	}
+	memory, unit, err := directAlign(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return osFile{f, memory, unit}, nil
 }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
@@ -61,7 +76,19 @@ func (osDisk) SyncDir(name string) error {
 }
 
 // osFile adds to *os.File what file asks for.
-type osFile struct{ *os.File }
+type osFile struct {
+	*os.File
+	memory, unit int64 // of DirectAlign
+}
+
+func (f osFile) DirectAlign() (memory, unit int64) { return f.memory, f.unit }
+
+func (f osFile) DropCache(off, n int64) error {
+	if err := unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED); err != nil {
+		return &fs.PathError{Op: "fadvise", Path: f.Name(), Err: err}
+	}
+	return nil
+}
 
 func (f osFile) Size() (int64, error) {
 	st, err := f.Stat()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -16,9 +17,13 @@ const (
 	flushBytes = 64 << 20
 )
 
-// Run makes durable what layers have present, in batches, until ctx ends. It
-// is called once; without it only Flush, Mark and Close do.
+// Run makes durable what layers have present, in batches, and drops from the page
+// cache what nobody needs there, until ctx ends. It is called once; without it
+// only Flush, Mark and Close do the former.
 func (s *Store) Run(ctx context.Context) error {
+	var dropping sync.WaitGroup
+	defer dropping.Wait()
+	dropping.Go(func() { s.dropPages(ctx) })
 	delay := time.NewTimer(0)
 	defer delay.Stop()
 	if !delay.Stop() {
@@ -93,6 +98,7 @@ func (s *Store) forget(l *Layer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.dirty, l)
+	delete(s.warm, l)
 }
 
 func (l *Layer) isDirty() bool {
@@ -130,10 +136,13 @@ func (l *Layer) flush() error {
 		l.setDirty()
 		return err
 	}
+	l.pages.beginSync()
 	if err := f.Sync(); err != nil {
 		l.revert()
 		return err
 	}
+	l.pages.endSync()
+	l.store.warmed(l, 0)
 	if rec.State > l.recorded {
 		if err := l.writeRecord(&rec); err != nil {
 			l.setDirty()
@@ -151,6 +160,9 @@ func (l *Layer) flush() error {
 	l.mu.Lock()
 	l.markDurable(bits, bytes)
 	l.mu.Unlock()
+	if err := l.dropHeld(false); err != nil {
+		l.log.Warn("pages stay in the page cache", "err", err) // the layer is saved all the same
+	}
 	return nil
 }
 

@@ -165,6 +165,7 @@ func (in *Incoming) finish(rec *Record) error {
 
 // arrived publishes a layer whose device came in whole.
 func (l *Layer) arrived(state State) {
+	l.pages.wrote(0, l.size)
 	l.mu.Lock()
 	l.present.fill()
 	l.bytes = l.size

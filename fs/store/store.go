@@ -81,11 +81,14 @@ type Store struct {
 	lock  *os.File
 	wake  chan struct{} // a token: something is dirty
 	hurry chan struct{} // a token: flushBytes are dirty
+	used  chan struct{} // a token: dropBytes can be dropped from the page cache
 
 	mu         sync.Mutex
 	open       map[digest.Digest]*entry
 	dirty      map[*Layer]struct{}
 	dirtyBytes int64
+	warm       map[*Layer]struct{} // which may have pages in the page cache
+	usedBytes  int64               // of these, what can be dropped
 }
 
 // entry is the one place where a digest's Layer is opened and closed.
@@ -114,8 +117,10 @@ func openDisk(dir string, d disk) (*Store, error) {
 		log:   slog.Default(),
 		wake:  make(chan struct{}, 1),
 		hurry: make(chan struct{}, 1),
+		used:  make(chan struct{}, 1),
 		open:  map[digest.Digest]*entry{},
 		dirty: map[*Layer]struct{}{},
+		warm:  map[*Layer]struct{}{},
 	}
 	if err := s.makeFolders(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
@@ -346,6 +351,8 @@ func (s *Store) detach(d digest.Digest, e *entry, trash string) error {
 		defer l.flushMu.Unlock()
 		l.device.mu.Lock()
 		defer l.device.mu.Unlock()
+		l.direct.mu.Lock()
+		defer l.direct.mu.Unlock()
 		l.windows.mu.Lock()
 		defer l.windows.mu.Unlock()
 	}
@@ -356,10 +363,12 @@ func (s *Store) detach(d digest.Digest, e *entry, trash string) error {
 	if l != nil {
 		l.gone = true
 		l.device.removedLocked()
+		l.direct.removedLocked()
 		l.windows.removedLocked()
 		e.dead = true
 		s.mu.Lock()
 		delete(s.dirty, l)
+		delete(s.warm, l)
 		delete(s.open, d)
 		s.mu.Unlock()
 	}

@@ -1,0 +1,315 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/erofs"
+	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
+	"github.com/mica-snapshotter/mica/fs/fuse"
+)
+
+// served is a layer as fs/fuse reads it.
+type served struct {
+	*Layer
+	read func(p []byte, off int64) (int, error)
+}
+
+func (d served) ReadAt(_ context.Context, p []byte, off int64) error {
+	n, err := d.read(p, off)
+	if n < len(p) {
+		return fmt.Errorf("%d bytes of %d: %w", n, len(p), err)
+	}
+	return nil
+}
+
+// How a served layer is read.
+var readers = []struct {
+	name string
+	read func(l *Layer) func(p []byte, off int64) (int, error)
+	// dropped makes all that is filled leave the page cache at the flush.
+	dropped bool
+}{
+	{name: "buffered", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.readBuffered }},
+	{name: "store", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.ReadAt }},
+	{name: "dropped-at-flush", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.ReadAt }, dropped: true},
+}
+
+// benchLayer is a layer in a store, filled span by span while Run flushes.
+type benchLayer struct {
+	*Layer
+	content *layertest.Layer
+	spans   int
+}
+
+const benchSpan = 1 << 20
+
+func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
+	b.Helper()
+	dir := b.TempDir()
+	lb := layertest.NewBuilder()
+	add(lb)
+	content, err := lb.Write(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	content.Data = nil
+	st, err := Open(filepath.Join(dir, "store"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	in, err := st.Create(content.Draft.Layer)
+	if err != nil {
+		b.Fatal(err)
+	}
+	index, err := os.ReadFile(content.Index)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := in.Index().Write(index); err != nil {
+		b.Fatal(err)
+	}
+	size := content.Draft.DeviceSize
+	spans := int((size + benchSpan - 1) / benchSpan)
+	l, err := in.Commit(Record{Layer: content.Draft.Layer, DiffID: content.Draft.DiffID, LayerSize: size, DeviceSize: size, Spans: spans})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(b.Context())
+	var run sync.WaitGroup
+	run.Go(func() { _ = st.Run(ctx) })
+	b.Cleanup(func() {
+		cancel()
+		run.Wait()
+		if err := l.Close(); err != nil {
+			b.Error(err)
+		}
+		if err := st.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return &benchLayer{l, content, spans}
+}
+
+// fill writes all spans, as a fill does.
+func (l *benchLayer) fill(b *testing.B) {
+	b.Helper()
+	f, err := os.Open(l.content.Device)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	l.present.restore(nil)
+	l.mu.Lock()
+	l.bytes = 0
+	l.mu.Unlock()
+	buf := make([]byte, benchSpan)
+	for i := range l.spans {
+		off := int64(i) * benchSpan
+		n, err := f.ReadAt(buf, off)
+		if err != nil && err != io.EOF {
+			b.Fatal(err)
+		}
+		if err := l.WriteSpan(i, off, buf[:n]); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		b.Fatal(err)
+	}
+	if err := l.store.Flush(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (l *benchLayer) forget(b *testing.B) {
+	b.Helper()
+	l.pages.takeOld()
+	l.pages.takeOld()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (l *benchLayer) mount(b *testing.B, read func(p []byte, off int64) (int, error)) string {
+	b.Helper()
+	m, err := fuse.MountDevice(b.Context(), b.TempDir(), served{l.Layer, read}, fuse.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = m.Unmount() })
+	dir := b.TempDir()
+	if _, err := erofs.Mount(l.content.Index, m.DevicePath(), dir, erofs.Options{}); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = erofs.Unmount(dir) })
+	return dir
+}
+
+// drain reads all files in another process.
+func drain(b *testing.B, dir string) {
+	b.Helper()
+	if out, err := exec.CommandContext(b.Context(), "sh", "-c", `find "$1" -type f -print0 | xargs -0 cat >/dev/null`, "sh", dir).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+}
+
+// pageCache returns the page cache's size in bytes.
+func pageCache(tb testing.TB) int64 {
+	tb.Helper()
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); f[0] == "Cached:" {
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				tb.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	tb.Fatal("no Cached: in /proc/meminfo")
+	return 0
+}
+
+// residentBytes returns how much of a file the page cache holds.
+func residentBytes(tb testing.TB, name string) int64 {
+	tb.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Cachestat_t
+	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0); err != nil {
+		tb.Fatal(err)
+	}
+	return int64(st.Cache) * int64(os.Getpagesize())
+}
+
+// BenchmarkErofs reads the files of an EROFS over FUSE over the store: one of 1 GiB, or
+// 5,000 of 4 KiB among 256 MiB of others. filled: right after the layer has come in. cache/B is by how
+// many bytes the page cache has grown since before the fill, or the read, for each byte read;
+// device/B is the part of that which the device's own pages make up.
+func BenchmarkErofs(b *testing.B) {
+	const small = 5_000
+	for _, c := range []struct {
+		name string
+		size int64
+		dir  string
+		add  func(*layertest.Builder)
+	}{
+		{"1GiB", 1 << 30, "", func(lb *layertest.Builder) { lb.File("big", 0o644, layertest.Random(1<<30, 1)) }},
+		{"small", small * 4096, "small", func(lb *layertest.Builder) {
+			for i := range small {
+				lb.File(fmt.Sprintf("small/%02d/%04d", i%100, i), 0o644, layertest.Random(4096, uint64(i)))
+				if i%100 == 0 {
+					lb.File(fmt.Sprintf("large/%04d", i), 0o644, layertest.Random(5<<20, uint64(i)))
+				}
+			}
+		}},
+	} {
+		l := newBenchLayer(b, c.add)
+		l.fill(b)
+		for _, state := range []string{"cold", "filled"} {
+			for _, r := range readers {
+				if state == "cold" && r.dropped {
+					continue
+				}
+				b.Run(c.name+"/"+state+"/"+r.name, func(b *testing.B) {
+					var grown, resident int64
+					b.SetBytes(c.size)
+					for range b.N {
+						b.StopTimer()
+						dir := l.mount(b, r.read(l.Layer))
+						l.forget(b)
+						before := pageCache(b)
+						if state == "filled" {
+							l.fill(b)
+							if r.dropped {
+								l.pages.read(0, l.size)
+								if err := l.store.drop(false); err != nil {
+									b.Fatal(err)
+								}
+							}
+						}
+						b.StartTimer()
+						drain(b, filepath.Join(dir, c.dir))
+						b.StopTimer()
+						grown += pageCache(b) - before
+						resident += residentBytes(b, l.DevicePath())
+						b.StartTimer()
+					}
+					b.ReportMetric(float64(grown)/float64(b.N)/float64(c.size), "cache/B")
+					b.ReportMetric(float64(resident)/float64(b.N)/float64(c.size), "device/B")
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkVerify computes the digest of a device of 1 GiB, from disk or right after the
+// fill.
+func BenchmarkVerify(b *testing.B) {
+	const size = 1 << 30
+	l := newBenchLayer(b, func(lb *layertest.Builder) { lb.File("big", 0o644, layertest.Random(size, 1)) })
+	serial := func(l *Layer, peek func(p []byte, off int64) error) error {
+		h := l.record.DiffID.Algorithm().Hash()
+		buf := make([]byte, verifyBuffer)
+		for off := int64(0); off < l.size; off += verifyBuffer {
+			p := buf[:min(verifyBuffer, l.size-off)]
+			if err := peek(p, off); err != nil {
+				return err
+			}
+			h.Write(p)
+		}
+		return nil
+	}
+	for _, state := range []string{"cold", "filled"} {
+		for _, how := range []struct {
+			name string
+			run  func() error
+		}{
+			{"whole", func() error { return l.VerifyWhole(b.Context()) }},
+			{"serial", func() error { return serial(l.Layer, l.peek) }},
+			{"buffered", func() error {
+				return serial(l.Layer, func(p []byte, off int64) error { _, err := l.readBuffered(p, off); return err })
+			}},
+		} {
+			b.Run(state+"/"+how.name, func(b *testing.B) {
+				b.SetBytes(size)
+				var resident int64
+				for range b.N {
+					b.StopTimer()
+					l.forget(b)
+					if state == "filled" || l.bytes == 0 {
+						l.fill(b)
+					}
+					if state == "cold" {
+						l.forget(b)
+					}
+					b.StartTimer()
+					if err := how.run(); err != nil {
+						b.Fatal(err)
+					}
+					b.StopTimer()
+					resident += residentBytes(b, l.DevicePath())
+					b.StartTimer()
+				}
+				b.ReportMetric(float64(resident)/float64(b.N)/size, "device/B")
+			})
+		}
+	}
+}

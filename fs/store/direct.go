@@ -1,0 +1,90 @@
+package store
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A device has readers that keep what they read: EROFS and FUSE have the bytes in
+// the page cache as their own files' pages, and the device's pages are a second
+// copy of them. So large reads go past the page cache (O_DIRECT), which is also
+// faster, where that is no detour: of bytes that are durable and that the page cache does not
+// hold. What it holds, having just been written, is read from there and dropped behind the
+// reader. Small reads go through the page cache, whose readahead they need.
+
+// directFrom is the smallest read that goes past the page cache, bytes. Measured: from
+// there on a read with O_DIRECT is faster than one through a cold page cache.
+const directFrom = 128 << 10
+
+// fallbackAlign is the alignment that is tried where the kernel does not tell:
+// the sector of nearly all disks.
+const fallbackAlign = 512
+
+// directFile is a device opened with O_DIRECT by its first use.
+type directFile struct {
+	lazyFile
+	refused atomic.Bool // the file system knows no O_DIRECT
+}
+
+// readDirect fills p from off on past the page cache, but for the ends that are
+// not aligned. False: it could not, and p is to be read the other way, which
+// also finds out what is wrong.
+func (l *Layer) readDirect(p []byte, off int64) bool {
+	if l.direct.refused.Load() || off < 0 || off > l.Size()-int64(len(p)) {
+		return false
+	}
+	f, err := l.direct.get()
+	if err != nil {
+		l.direct.learn(err)
+		return false
+	}
+	memory, unit := f.DirectAlign()
+	from := (off+unit-1)/unit*unit - off
+	to := (off+int64(len(p)))/unit*unit - off
+	if to-from < directFrom/2 || uintptr(unsafe.Pointer(&p[from]))%uintptr(memory) != 0 {
+		return false
+	}
+	n, err := f.ReadAt(p[from:to], off+from)
+	if n == 0 && err != nil {
+		l.direct.learn(err)
+	}
+	if int64(n) < to-from {
+		return false
+	}
+	return l.readEnd(p[:from], off) && l.readEnd(p[to:], off+to)
+}
+
+// readEnd fills p, which is less than a unit, through the page cache.
+func (l *Layer) readEnd(p []byte, off int64) bool {
+	if len(p) == 0 {
+		return true
+	}
+	n, _ := l.readBuffered(p, off)
+	return n == len(p)
+}
+
+// learn remembers an error that says that O_DIRECT does not work here.
+func (d *directFile) learn(err error) {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		d.refused.Store(true)
+	}
+}
+
+// directAlign returns how O_DIRECT wants reads of f to be aligned, in bytes: the
+// buffer's address, and the offset and length in the file.
+func directAlign(f *os.File) (memory, unit int64, err error) {
+	var st unix.Statx_t
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st) // Linux 6.1
+	if err != nil || st.Mask&unix.STATX_DIOALIGN == 0 {
+		return fallbackAlign, fallbackAlign, nil
+	}
+	if st.Dio_mem_align == 0 || st.Dio_offset_align == 0 {
+		return 0, 0, &fs.PathError{Op: "open with O_DIRECT", Path: f.Name(), Err: unix.EOPNOTSUPP}
+	}
+	return int64(st.Dio_mem_align), int64(st.Dio_offset_align), nil
+}
