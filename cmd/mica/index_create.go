@@ -284,18 +284,26 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 
 // writeFile writes the two blobs behind each other, and replaces path when they are whole.
 func (b *built) writeFile(path string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".mica-index-")
+	return replaceFile(path, func(w io.Writer) error {
+		for _, from := range []*os.File{b.trees, b.windows} {
+			if _, err := from.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			if _, err := io.Copy(w, from); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// replaceFile replaces the file at path by what write writes, when it is whole and on disk.
+func replaceFile(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".mica-")
 	if err != nil {
 		return err
 	}
-	for _, from := range []*os.File{b.trees, b.windows} {
-		if err == nil {
-			_, err = from.Seek(0, io.SeekStart)
-		}
-		if err == nil {
-			_, err = io.Copy(f, from)
-		}
-	}
+	err = write(f)
 	if err == nil {
 		err = f.Chmod(0o644)
 	}

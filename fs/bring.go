@@ -1,0 +1,228 @@
+package fs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	iofs "io/fs"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
+)
+
+// bring puts a layer into the store: its index, or the whole of it.
+func (p *pull) bring(d digest.Digest) error {
+	if l, err := p.t.store.Layer(d); err == nil {
+		return l.Close() // it came by another way
+	} else if !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, store.ErrDamaged) {
+		return err
+	}
+	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
+		f, err := p.found()
+		if err != nil {
+			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
+		}
+		if l, ok := f.index.find(d); ok {
+			err := p.install(f.index, l)
+			if err == nil || !errors.Is(err, index.ErrCorrupt) {
+				return err
+			}
+			p.t.log.Error("index from the registry is not usable: the layer is downloaded whole", "ref", p.key.ref, "layer", d, "err", err)
+		}
+	}
+	return p.download(d)
+}
+
+// install puts a layer's index from the image's bundle into the store.
+func (p *pull) install(b *bundle, l index.BundleLayer) error {
+	// More at a time than there are cores take memory, 8 MiB each, and no less time.
+	select {
+	case p.t.cores <- struct{}{}:
+		defer func() { <-p.t.cores }()
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+	in, err := p.t.store.Create(l.Layer)
+	if err != nil {
+		return err
+	}
+	defer p.abort(in)
+	if err := b.Extract(l.Layer, in.Index()); err != nil {
+		return err
+	}
+	r, size, err := in.IndexReader()
+	if err != nil {
+		return err
+	}
+	x, err := index.Open(r, size)
+	if err != nil {
+		return err
+	}
+	if err := x.Verify(p.ctx); err != nil {
+		return err
+	}
+	if err := index.Check(p.ctx, x); err != nil {
+		return err
+	}
+	rec, err := p.record(x, store.Lazy)
+	if err != nil {
+		return err
+	}
+	if x.Header() != l.Header {
+		return fmt.Errorf("%w: it describes layer %s", index.ErrCorrupt, x.Header().Layer)
+	}
+	if rec.Windows, err = b.windowsOf(l); err != nil {
+		return err
+	}
+	return p.commit(in, rec)
+}
+
+// download brings a layer whole, and makes its index on the way.
+func (p *pull) download(d digest.Digest) error {
+	select {
+	case p.t.sem <- struct{}{}:
+		defer func() { <-p.t.sem }()
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+	layers, err := p.manifest()
+	if err != nil {
+		return err
+	}
+	desc, ok := layers[d]
+	if !ok {
+		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.key.ref, d)
+	}
+	in, err := p.t.store.Create(d)
+	if err != nil {
+		return err
+	}
+	defer p.abort(in)
+	x, err := p.scan(in, desc)
+	if err != nil {
+		return fmt.Errorf("download layer %s of %s: %w", d, p.key.ref, err)
+	}
+	rec, err := p.record(x, store.Verified)
+	if err != nil {
+		return err
+	}
+	rec.MediaType = desc.MediaType
+	return p.commit(in, rec)
+}
+
+// scan reads the layer's blob into in and returns the index that it made of it.
+func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, error) {
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	body, err := p.image.Open(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	r := watch(body, p.t.o.PullDeadline, func() {
+		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
+	})
+	defer r.stop()
+	draft, err := targz.Scan(ctx, r, targz.Options{Device: in.Device(), Windows: in.Windows()})
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
+			return nil, cause
+		}
+		return nil, err
+	}
+	if draft.Layer != desc.Digest {
+		return nil, fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else", draft.Layer)
+	}
+	if _, err := index.Write(in.Index(), draft); err != nil {
+		return nil, err
+	}
+	if _, err := index.WriteDigests(in.Windows(), draft); err != nil {
+		return nil, err
+	}
+	at, size, err := in.IndexReader()
+	if err != nil {
+		return nil, err
+	}
+	return index.Open(at, size)
+}
+
+// record returns what the store keeps about a layer of this image.
+func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
+	spans, err := x.Spans()
+	if err != nil {
+		return store.Record{}, err
+	}
+	h := x.Header()
+	return store.Record{
+		Layer: h.Layer, DiffID: h.DiffID, LayerSize: h.LayerSize, DeviceSize: h.DeviceSize,
+		Spans: len(spans), State: state, Refs: []string{p.key.ref},
+	}, nil
+}
+
+// abort removes what a failed attempt left. After Commit there is nothing to remove.
+func (p *pull) abort(in *store.Incoming) {
+	if err := in.Abort(); err != nil {
+		p.t.log.Warn("unfinished layer is left over until the next start", "ref", p.key.ref, "err", err)
+	}
+}
+
+func (p *pull) commit(in *store.Incoming, rec store.Record) error {
+	l, err := in.Commit(rec)
+	if errors.Is(err, iofs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// fetchManifest returns the image's layers by digest.
+func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+	defer cancel()
+	b, err := p.image.Manifest(ctx, ocispec.Descriptor{Digest: p.key.manifest})
+	if err != nil {
+		return nil, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("manifest %s of %s: %w", p.key.manifest, p.key.ref, err)
+	}
+	layers := make(map[digest.Digest]ocispec.Descriptor, len(m.Layers))
+	for _, l := range m.Layers {
+		if l.Digest.Validate() != nil || l.Size < 0 {
+			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.key.ref, l.Digest, l.Size)
+		}
+		layers[l.Digest] = l
+	}
+	return layers, nil
+}
+
+// watched is a reader that tells when nothing has come for a while.
+type watched struct {
+	r     io.Reader
+	limit time.Duration
+	timer *time.Timer
+}
+
+func watch(r io.Reader, limit time.Duration, stalled func()) *watched {
+	return &watched{r: r, limit: limit, timer: time.AfterFunc(limit, stalled)}
+}
+
+// Read implements io.Reader. Time between two calls, when nobody wants bytes, does not count.
+func (w *watched) Read(p []byte) (int, error) {
+	w.timer.Reset(w.limit)
+	n, err := w.r.Read(p)
+	w.timer.Stop()
+	return n, err
+}
+
+func (w *watched) stop() { w.timer.Stop() }
