@@ -31,7 +31,7 @@ step() {
 	case $1 in
 	unit) go test -timeout 10m ./... ;;
 	race) CGO_ENABLED=1 go test -race -timeout 20m ./... ;;
-	integration) go -C integration test -timeout 25m ./... ;;
+	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	bench) go -C integration run ./cmd/bench -out "$PWD/build/bench" "${@:2}" ;;
 	microbench) go test -run '^$' -bench "$2" -benchmem ./... ;;
 	demo) go -C integration run ./cmd/demo "${@:2}" ;;

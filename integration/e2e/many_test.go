@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,7 +28,7 @@ func TestManyContainers(t *testing.T) {
 		return err
 	}
 	mustf(t, start(fixture.Context(t), 0), "first container")
-	fixture.Ctr(t, n, "tasks", "exec", "--exec-id", "warm", "c0", "cat", "/srv/mine")
+	wrote(t, n, "c0")
 	mounts := fixture.LayerMounts(t, n)
 	if len(mounts) == 0 {
 		t.Fatal("micad has mounted no layers")
@@ -51,9 +52,20 @@ func TestManyContainers(t *testing.T) {
 		t.Errorf("%d requests for %d more containers, the first %+v", len(requests), count-1, requests[0])
 	}
 	for _, i := range []int{1, count / 2, count - 1} {
-		id := fmt.Sprintf("c%d", i)
-		if out := fixture.Ctr(t, n, "tasks", "exec", "--exec-id", "look", id, "cat", "/srv/mine"); out != id+"\n" {
-			t.Errorf("container %s reads %q in its own layer", id, out)
-		}
+		wrote(t, n, fmt.Sprintf("c%d", i))
 	}
+}
+
+// wrote waits until a container has written its name into its own layer.
+func wrote(t *testing.T, n *node.Node, id string) {
+	t.Helper()
+	tries := 0
+	fixture.Eventually(t, 10*time.Second, func() string {
+		tries++
+		out, err := n.Ctr(fixture.Context(t), "tasks", "exec", "--exec-id", fmt.Sprint("look", tries), id, "cat", "/srv/mine")
+		if err != nil || out != id+"\n" {
+			return fmt.Sprintf("container %s reads %q in its own layer: %v", id, out, err)
+		}
+		return ""
+	})
 }

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// Process is a daemon in a process group of its own. It is killed when the
-// thread that started it ends, so that nothing outlives a crashed test.
+// Process is a daemon in a process group of its own. It is killed when this
+// process ends, however that happens.
 type Process struct {
 	Name string
 	Log  string // path of the file with stdout and stderr, appended to
@@ -37,14 +38,22 @@ func StartProcess(ctx context.Context, name, logPath string, env, argv []string,
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	p := &Process{Name: name, Log: logPath, cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	go func() { // ends with the process, which Stop waits for
+		// Pdeathsig is sent when this thread ends: it must be nobody else's to end.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &Process{Name: name, Log: logPath, cmd: cmd, done: make(chan struct{})}
-	go func() { // ends with the process, which Stop waits for
-		p.err = cmd.Wait()
-		close(p.done)
-	}()
 	if err := p.await(ctx, ready); err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("start %s: %w; its log ends:\n%s", name, err, p.Tail(2000))
@@ -88,9 +97,14 @@ func (p *Process) Stop() error {
 	case <-p.done:
 		return nil
 	case <-time.After(20 * time.Second):
-		p.Kill()
-		return fmt.Errorf("%s ignored SIGTERM; its log ends:\n%s", p.Name, p.Tail(2000))
 	}
+	_ = p.cmd.Process.Signal(syscall.SIGQUIT) // a Go program writes down where it hangs
+	select {
+	case <-p.done:
+	case <-time.After(2 * time.Second):
+	}
+	p.Kill()
+	return fmt.Errorf("%s ignored SIGTERM; its log ends:\n%s", p.Name, p.Tail(30_000))
 }
 
 // Kill ends the process and its group at once and waits for it.
