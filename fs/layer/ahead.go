@@ -107,7 +107,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 			missing = append(missing, i)
 		}
 	}
-	for _, e := range plan(spans, missing, min(requestBytes(Ahead), l.o.Budget.fetch.size)) {
+	for _, e := range plan(spans, missing, l.o.Budget.request(Ahead)) {
 		g := l.startLocked(ctx, e, Ahead)
 		g.expiry = time.AfterFunc(aheadPatience, func() { l.expire(g) })
 	}

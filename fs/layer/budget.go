@@ -104,9 +104,10 @@ func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
 
 // arrived gives back the part of the line that n bytes took.
 func (g *grant) arrived(n int64) {
-	n = min(n, g.flow)
-	g.flow -= n
-	g.budget.flow.arrived(n)
+	if n = min(n, g.flow); n > 0 {
+		g.flow -= n
+		g.budget.flow.arrived(n)
+	}
 }
 
 // done gives back the memory of n bytes.
@@ -116,7 +117,8 @@ func (g *grant) done(n int64) {
 }
 
 func (g *grant) close() {
-	g.arrived(g.flow)
+	g.budget.flow.dropped(g.flow)
+	g.flow = 0
 	g.budget.fetch.release(g.fetch.Swap(0))
 }
 
@@ -125,7 +127,7 @@ type BudgetStats struct {
 	Fetching, Decoding int64         // bytes of memory in use
 	Windows            int64         // bytes left for windows sections
 	Window, Filling    int64         // bytes that Background may have under way, and has
-	RoundTrip          time.Duration // of the quickest answer lately
+	RoundTrip          time.Duration // until the quickest answer began, lately
 	Waiting            int           // readers
 }
 

@@ -6,42 +6,54 @@ import (
 	"sync"
 )
 
-// Buffers come in powers of two between these; larger ones are not kept.
+// Buffers come in four sizes between a power of two and the next, so that at most a fifth of one is
+// in vain; larger ones are not kept.
 const (
-	minClass = 12 // 4 KiB
-	maxClass = 24 // 16 MiB
+	minBuffer  = 4 << 10
+	maxBuffer  = 16 << 20
+	maxClasses = 4*12 + 1 // 16 MiB is 4 KiB doubled 12 times
 )
 
 // pool lends buffers. It does not bound them: see meter.
 type pool struct {
-	classes [maxClass - minClass + 1]sync.Pool // of *buffer
+	classes [maxClasses]sync.Pool // of *buffer
 }
 
 // buffer is a lent buffer.
 type buffer struct {
-	b    []byte // of the length that was asked for
-	pool *pool
+	b     []byte // of the length that was asked for
+	class int
+	pool  *pool // nil: it is not kept
+}
+
+// class returns which class has n bytes, and how many it has.
+func class(n int64) (class int, size int64) {
+	if n <= minBuffer {
+		return 0, minBuffer
+	}
+	doubled := bits.Len64(uint64(n-1)) - 1 // 2^doubled < n ≤ 2^(doubled+1)
+	step := int64(1) << (doubled - 2)
+	steps := (n - 1<<doubled + step - 1) / step // 1 to 4
+	return 4*(doubled-12) + int(steps), 1<<doubled + steps*step
 }
 
 func (p *pool) get(n int64) *buffer {
-	class := max(bits.Len64(uint64(max(n, 1)-1)), minClass)
-	if class > maxClass {
+	if n > maxBuffer {
 		return &buffer{b: make([]byte, n)}
 	}
-	if b, ok := p.classes[class-minClass].Get().(*buffer); ok {
+	c, size := class(n)
+	if b, ok := p.classes[c].Get().(*buffer); ok {
 		b.b = b.b[:n]
 		return b
 	}
-	return &buffer{b: make([]byte, 1<<class)[:n], pool: p}
+	return &buffer{b: make([]byte, size)[:n], class: c, pool: p}
 }
 
 // free gives the buffer back; a nil buffer is fine.
 func (b *buffer) free() {
-	if b == nil || b.pool == nil {
-		return
+	if b != nil && b.pool != nil {
+		b.pool.classes[b.class].Put(b)
 	}
-	class := bits.Len(uint(cap(b.b))) - 1
-	b.pool.classes[class-minClass].Put(b)
 }
 
 // spares are spans that could not be written, or not be read back: the last

@@ -189,7 +189,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 	if w.p != nil {
 		l.missed(missing)
 	}
-	for _, e := range plan(spans, missing, min(requestBytes(w.prio), l.o.Budget.fetch.size)) {
+	for _, e := range plan(spans, missing, l.o.Budget.request(w.prio)) {
 		g := l.startLocked(ctx, e, w.prio)
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])

@@ -68,7 +68,7 @@ func TestFlow(t *testing.T) {
 		f.arrived(6 << 20)
 		time.Sleep(flowPatience - time.Millisecond)
 		expect()
-		time.Sleep(time.Millisecond) // it waits for long: one at a time
+		time.Sleep(time.Millisecond) // it waits for long: half of the window
 		expect("f")
 		f.arrived(3 << 20)
 		expect("g")
@@ -80,39 +80,52 @@ func TestFlow(t *testing.T) {
 	})
 }
 
-// TestFlowWindow: more is sent on an idle line, less on one with a queue.
+// TestFlowWindow: what is under way is the rate times a round trip and the queue that is aimed at.
 func TestFlowWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlow()
-		f.answered(50*time.Millisecond, Demand)
-		answers := func(d time.Duration, n int) int64 {
-			for range n {
-				f.answered(d, Background)
+		// come has bytes under way for d, in which they come in at rate, without a reader that waits.
+		come := func(rate float64, d time.Duration) {
+			const piece = 64 << 10
+			for end := time.Now().Add(d); time.Now().Before(end); {
+				must(t, f.acquire(t.Context(), 2*piece))
+				time.Sleep(time.Duration(piece / rate * 1e9))
+				f.arrived(piece)
+				f.dropped(piece)
 			}
-			return f.window
 		}
-		if w := answers(55*time.Millisecond, 100); w != flowMost {
-			t.Errorf("idle line: %d", w)
+		near := func(want int64) {
+			t.Helper()
+			if f.window < want*9/10 || f.window > want*11/10 {
+				t.Errorf("window is %d, want %d", f.window, want)
+			}
 		}
-		if w := answers(65*time.Millisecond, 100); w != flowMost {
-			t.Errorf("short queue: %d", w)
-		}
-		if w := answers(75*time.Millisecond, 100); w != flowLeast {
-			t.Errorf("long queue: %d", w)
-		}
-		f.window = flowFirst
-		for range 20 {
-			answers(300*time.Millisecond, 3) // three servers that think for long
-			answers(50*time.Millisecond, 1)
-		}
-		if f.window <= flowFirst {
-			t.Errorf("some slow answers: %d", f.window)
-		}
-		// Another way to the registry, with a longer round trip.
-		time.Sleep(baseFor + time.Second)
-		answers(90*time.Millisecond, 100)
-		if f.window != flowMost {
-			t.Errorf("other route: %d", f.window)
+		come(100e6, time.Second)
+		near(flowFirst) // nothing is known about the round trip
+		f.answered(50 * time.Millisecond)
+		f.answered(500 * time.Millisecond)
+		come(100e6, time.Second)
+		near(6_000_000)
+		// A pause says nothing about the rate.
+		time.Sleep(time.Hour)
+		come(100e6, time.Second)
+		near(6_000_000)
+		come(50e6, rateInterval*5)
+		near(6_000_000)
+		come(50e6, time.Second)
+		near(3_000_000)
+		come(1e6, 3*time.Second)
+		near(flowLeast)
+		come(1e9, time.Second)
+		near(flowMost)
+		// Another route, with a longer round trip.
+		come(50e6, time.Second)
+		time.Sleep(baseFor)
+		f.answered(90 * time.Millisecond)
+		come(50e6, time.Second)
+		near(5_000_000)
+		if n := f.request(); n < 5_000_000/5 || n > 5_000_000/3 {
+			t.Errorf("requests of %d bytes", n)
 		}
 	})
 }

@@ -54,7 +54,7 @@ func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority) (io.R
 		start := time.Now()
 		body, err := l.open(ctx, l.o.Blob, off, n)
 		if err == nil {
-			l.o.Budget.flow.answered(time.Since(start), prio)
+			l.o.Budget.flow.answered(time.Since(start))
 		}
 		return body, err
 	}

@@ -15,13 +15,21 @@ const (
 	maxGap = 64 << 10
 )
 
-// requestBytes is the largest request of a priority. What nobody waits for comes in pieces that are small enough
-// to come over several connections at once, each of which begins slowly, and to be decoded on several cores.
-func requestBytes(prio Priority) int64 {
-	if prio == Demand {
-		return maxRequest
+// aheadRequest is the largest request for what nobody waits for yet, bytes: small enough to come over several
+// connections at once, each of which begins slowly, and to be decoded on several cores.
+const aheadRequest = 1 << 20
+
+// request is how many bytes of the blob one request of a priority brings at most, where it is more than
+// one span.
+func (b *Budget) request(prio Priority) int64 {
+	n := int64(aheadRequest)
+	switch prio {
+	case Demand:
+		n = maxRequest
+	case Background:
+		n = b.flow.request()
 	}
-	return 1 << 20
+	return min(n, b.fetch.size)
 }
 
 // extent is a run of neighbouring spans that one request brings.
