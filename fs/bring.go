@@ -25,12 +25,12 @@ func (p *pull) bring(d digest.Digest) error {
 		return err
 	}
 	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
-		f, err := p.found()
+		b, err := p.bundle()
 		if err != nil {
 			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
 		}
-		if l, ok := f.index.find(d); ok {
-			err := p.install(f.index, l)
+		if l, ok := b.find(d); ok {
+			err := p.install(b, l)
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err
 			}

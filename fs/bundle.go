@@ -12,7 +12,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/fs/store"
@@ -49,15 +48,10 @@ func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
 }
 
-// found is what lies beside an image at its registry.
-type found struct {
-	index  *bundle       // nil: none
-	replay *fetch.Replay // of its profile; nil: none
-}
-
-// find looks for an index and a profile among what refers to the image's manifest. One that is not
-// usable counts as none: the image is then brought as one that was never indexed.
-func (p *pull) find() (*found, error) {
+// find looks for an index and a profile among what refers to the image's manifest, and starts to replay
+// the profile. An index that is not usable counts as none: the image is then brought as one that was never
+// indexed.
+func (p *pull) find() (*bundle, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
 	// Not by type: index and profile are to come in one answer.
@@ -67,22 +61,21 @@ func (p *pull) find() (*found, error) {
 		return nil, err
 	}
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
-	f := &found{}
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
-		f.replay = p.t.replay(best)
+		p.t.replay(p.key.ref, best)
 	}
 	for _, d := range artifact.Indexes(refs) {
-		f.index, err = p.openBundle(ctx, d)
+		b, err := p.openBundle(ctx, d)
 		if err == nil {
 			p.t.log.DebugContext(ctx, "index found", "ref", p.key.ref, "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
-			return f, nil
+			return b, nil
 		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
 		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", err)
 	}
-	return f, nil
+	return nil, nil
 }
 
 // readProfile returns the published profile, nil if there is none that is usable: a start is slower without, and no more.

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -58,14 +59,61 @@ func (t *Table) opened() []*live {
 	return all
 }
 
-// replay starts to fetch what a profile names. Layers that are not open yet follow when they are.
-func (t *Table) replay(p *profile.Profile) *fetch.Replay {
+// maxReplays bounds the replays that are remembered for Replays.
+const maxReplays = 100
+
+// replay starts to fetch what a profile of an image names. Layers that are not open yet follow when they are.
+func (t *Table) replay(ref string, p *profile.Profile) {
 	ranges := make([]fetch.Range, len(p.Ranges))
 	for i, r := range p.Ranges {
 		ranges[i] = fetch.Range{Layer: r.Layer, Off: r.Off, Size: r.Size}
 	}
-	return t.fetch.Replay(ranges)
+	r := replayed{ref: ref, manifest: p.Manifest, began: time.Now(), replay: t.fetch.Replay(ranges)}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.replays = append(t.replays, r)
+	t.replays = slices.Delete(t.replays, 0, max(len(t.replays)-maxReplays, 0))
 }
+
+// replayed is a replay that was begun for an image.
+type replayed struct {
+	ref      string
+	manifest digest.Digest
+	began    time.Time
+	replay   *fetch.Replay
+}
+
+// ReplayStatus says how the replay of an image's profile went. Bytes are uncompressed. A profile that fits has
+// nearly all of Brought in Read, and few Missed.
+type ReplayStatus struct {
+	Ref      string        `json:"reference"`
+	Manifest digest.Digest `json:"manifest"`
+	Began    time.Time     `json:"began"`
+	Ranges   int           `json:"ranges"`        // in the profile
+	Brought  int64         `json:"brought_bytes"` // that came because of it
+	Read     int64         `json:"read_bytes"`    // of these, in spans that were read
+	Missed   int64         `json:"missed_reads"`  // that waited for something else in the first minute
+	Finished bool          `json:"finished"`
+}
+
+// Replays returns the latest replays, the last first.
+func (t *Table) Replays() []ReplayStatus {
+	t.mu.Lock()
+	all := slices.Clone(t.replays)
+	t.mu.Unlock()
+	list := make([]ReplayStatus, 0, len(all))
+	for _, r := range slices.Backward(all) {
+		s := r.replay.Stats()
+		list = append(list, ReplayStatus{
+			Ref: r.ref, Manifest: r.manifest, Began: r.began,
+			Ranges: s.Ranges, Brought: s.Brought, Read: s.Read, Missed: s.Missed, Finished: s.Finished,
+		})
+	}
+	return list
+}
+
+// FetchStats returns what was fetched that no reader had asked for.
+func (t *Table) FetchStats() fetch.Stats { return t.fetch.Stats() }
 
 // choose returns the profile to replay: what this node has seen of the image and what was published of it.
 func (t *Table) choose(manifest digest.Digest, published *profile.Profile) *profile.Profile {

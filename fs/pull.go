@@ -30,7 +30,7 @@ type pull struct {
 	ctx   context.Context
 	stop  context.CancelFunc
 
-	found    func() (*found, error)                               // what lies beside the image
+	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
 	// Guarded by Table.mu:
@@ -86,7 +86,7 @@ func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
 	if fresh = p == nil; fresh {
 		p = &pull{t: t, key: key, image: image}
 		p.ctx, p.stop = context.WithCancel(t.ctx)
-		p.found = sync.OnceValues(p.find)
+		p.bundle = sync.OnceValues(p.find)
 		p.manifest = sync.OnceValues(p.fetchManifest)
 		t.pulls[key] = p
 	}

@@ -83,6 +83,7 @@ type Table struct {
 	claims claims
 
 	recordings recordings
+	replays    []replayed
 }
 
 // Layer is one layer of an image, as containerd names it.

@@ -4,6 +4,7 @@
 //
 //	GET /v1/info       Info
 //	GET /v1/layers     []fs.Status
+//	GET /v1/replays    []fs.ReplayStatus
 //	GET /v1/fallbacks  []Fallback
 //	GET /v1/profiles   []Profile
 //	GET /metrics       Prometheus' text format
@@ -39,6 +40,7 @@ const maxReason = 500
 const (
 	PathInfo      = "/v1/info"
 	PathLayers    = "/v1/layers"
+	PathReplays   = "/v1/replays"
 	PathFallbacks = "/v1/fallbacks"
 	PathProfiles  = "/v1/profiles"
 	PathMetrics   = "/metrics"

@@ -32,13 +32,17 @@ func psCommand() *cobra.Command {
 
 // psOutput is what `mica ps --json` prints.
 type psOutput struct {
-	Layers    []fs.Status      `json:"layers"`
-	Fallbacks []admin.Fallback `json:"fallbacks"`
+	Layers    []fs.Status       `json:"layers"`
+	Replays   []fs.ReplayStatus `json:"replays"`
+	Fallbacks []admin.Fallback  `json:"fallbacks"`
 }
 
 func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 	var out psOutput
 	if err := c.Get(ctx, admin.PathLayers, &out.Layers); err != nil {
+		return err
+	}
+	if err := c.Get(ctx, admin.PathReplays, &out.Replays); err != nil {
 		return err
 	}
 	if err := c.Get(ctx, admin.PathFallbacks, &out.Fallbacks); err != nil {
@@ -61,6 +65,13 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if len(out.Replays) > 0 {
+		fmt.Fprintln(w, "\nProfiles that were fetched ahead of starts:")
+	}
+	for _, r := range out.Replays {
+		fmt.Fprintf(w, "  %s, %s ago: %s brought, of which %.0f%% was read; %d reads waited for something else\n",
+			r.Ref, time.Since(r.Began).Round(time.Second), bytesText(r.Brought), 100*float64(r.Read)/float64(max(r.Brought, 1)), r.Missed)
 	}
 	if len(out.Fallbacks) > 0 {
 		fmt.Fprintln(w, "\nNot lazy: containerd pulled these by itself, because micad could not serve them.")

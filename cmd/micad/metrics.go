@@ -20,6 +20,13 @@ func help() map[string]string {
 		"layer_bytes":                 "Bytes of the mounted layers, uncompressed.",
 		"layer_present_bytes":         "Bytes of the mounted layers that are on this node.",
 		"waiting_reads":               "Reads of containers that wait for a registry now.",
+		"replay_requests_total":       "Requests of replays of profiles.",
+		"replay_bytes_total":          "Compressed bytes that replays of profiles fetched.",
+		"replay_brought_bytes":        "Uncompressed bytes that the latest replays brought.",
+		"replay_read_bytes":           "Of these, bytes in spans that containers read.",
+		"replay_missed_reads":         "Reads of starting containers that waited for something that no replay was going to bring.",
+		"fill_requests_total":         "Requests of fills.",
+		"fill_bytes_total":            "Compressed bytes that fills fetched.",
 		"remote_requests_total":       "Requests sent to registries.",
 		"remote_token_requests_total": "Of these, requests for tokens.",
 		"remote_received_bytes_total": "Bytes of blobs and manifests received from registries.",
@@ -73,6 +80,20 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("layer_bytes", total)
 	gauge("layer_present_bytes", present)
 	gauge("waiting_reads", waiting)
+	var brought, read, missed int64
+	for _, r := range c.d.table.Replays() {
+		brought += r.Brought
+		read += r.Read
+		missed += r.Missed
+	}
+	gauge("replay_brought_bytes", brought)
+	gauge("replay_read_bytes", read)
+	gauge("replay_missed_reads", missed)
+	f := c.d.table.FetchStats()
+	counter("replay_requests_total", f.ReplayRequests)
+	counter("replay_bytes_total", f.ReplayBytes)
+	counter("fill_requests_total", f.FillRequests)
+	counter("fill_bytes_total", f.FillBytes)
 	r := c.d.client.Stats()
 	counter("remote_requests_total", int64(r.Requests))
 	counter("remote_token_requests_total", int64(r.TokenRequests))

@@ -157,6 +157,7 @@ func (d *daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+admin.PathInfo, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.info()) })
 	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Status()) })
+	mux.HandleFunc("GET "+admin.PathReplays, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Replays()) })
 	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.fallbacks()) })
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
 	profiles := newProfilesHandler(d.profiles, d.log)
