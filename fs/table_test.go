@@ -34,6 +34,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -270,10 +272,16 @@ func (w *world) layer(i int) Layer {
 	return Layer{Ref: w.ref, Manifest: w.manifest, Digest: w.layers[i], DiffID: w.diffIDs[i], Image: w.layers[i:]}
 }
 
-// open opens a table; it is closed, and its mounts taken away, when the test ends.
+// open opens a table that fetches nothing by itself; it is closed, and its mounts taken away, when the test ends.
 func (w *world) open(root string, mode Mode) *Table {
 	w.t.Helper()
-	t, err := Open(w.t.Context(), Options{Root: root, Remote: w.client(), Mode: mode, ReadDeadline: 30 * time.Second, PullDeadline: 5 * time.Second})
+	return w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.None}})
+}
+
+func (w *world) openWith(o Options) *Table {
+	w.t.Helper()
+	o.Remote, o.ReadDeadline, o.PullDeadline = w.client(), 30*time.Second, 5*time.Second
+	t, err := Open(w.t.Context(), o)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -361,17 +369,62 @@ func TestCompleteLayerGoesLocal(t *testing.T) {
 	table := w.open(testDir(t), Auto)
 	dirs := w.mountAll(table)
 	before := readTree(t, dirs[0])
-	deadline := time.Now().Add(20 * time.Second)
-	for table.Status()[0].Mode != Local || table.Status()[1].Mode != Local {
-		if time.Now().After(deadline) {
-			t.Fatalf("layers were read whole and are not local: %+v", table.Status())
-		}
-		readTree(t, dirs[1])
-		time.Sleep(20 * time.Millisecond)
-	}
+	readTree(t, dirs[1])
+	eventually(t, "layers that were read whole are local", func() bool {
+		return table.Status()[0].Mode == Local && table.Status()[1].Mode == Local
+	})
 	w.broken.Store(true)
 	if after := readTree(t, dirs[0]); after != before {
 		t.Errorf("the layer changed when it became local:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+// A fill makes layers whole that nobody reads; a recorded start is what the next pull replays.
+func TestFillAndReplay(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	profiles := profile.NewDir(testDir(t))
+	filled := w.openWith(Options{Root: testDir(t), Mode: Auto, Profiles: profiles, RecordTime: time.Second})
+	dirs := w.mountAll(filled)
+	eventually(t, "layers are whole and local", func() bool {
+		all := filled.Status()
+		return all[0].Mode == Local && all[1].Mode == Local
+	})
+	if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
+		t.Errorf("wrong content after the fill:\n%s", got)
+	}
+
+	first := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles, RecordTime: time.Second, Fetch: fetch.Options{Fill: fetch.None}})
+	readTree(t, w.mountAll(first)[0])
+	eventually(t, "the start was recorded", func() bool {
+		p, err := profiles.Load(w.manifest)
+		return err == nil && len(p.Ranges) > 0
+	})
+
+	w.fetched.Store(0)
+	second := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles, Fetch: fetch.Options{Fill: fetch.Profile}})
+	dirs = w.mountAll(second)
+	eventually(t, "the profile was replayed before anything was read", func() bool {
+		all := second.Replays()
+		return len(all) == 1 && all[0].Finished && all[0].Brought > 0
+	})
+	before := w.fetched.Load()
+	readTree(t, dirs[0])
+	if after := w.fetched.Load(); after != before {
+		t.Errorf("%d bytes were fetched for reads that the profile has", after-before)
+	}
+	if r := second.Replays()[0]; r.Read != r.Brought || r.Missed != 0 {
+		t.Errorf("replay brought %d bytes, %d of them were read, %d reads missed", r.Brought, r.Read, r.Missed)
+	}
+}
+
+// eventually waits until ok holds.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in 30 s: %s", what)
+		}
 	}
 }
 
@@ -488,14 +541,8 @@ func TestSweep(t *testing.T) {
 	if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for len(table.Status()) < 2 {
-		if time.Now().After(deadline) {
-			t.Fatal("the second layer was not brought in advance")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	for { // the job may still be at the mount
+	eventually(t, "the second layer is brought in advance", func() bool { return len(table.Status()) == 2 })
+	eventually(t, "the second layer is swept", func() bool { // the job may still be at the mount
 		if err := table.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -503,14 +550,8 @@ func TestSweep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if slices.Equal(left, w.layers[:1]) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("left in the store: %v, want %v", left, w.layers[:1])
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return slices.Equal(left, w.layers[:1])
+	})
 	w.mountAll(table) // what was swept comes again
 }
 
