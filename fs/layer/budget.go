@@ -82,6 +82,7 @@ func (b *Budget) keep(n int64) bool {
 type grant struct {
 	budget *Budget
 	flow   int64 // of the line
+	filled bool  // it is as full as it may be
 	fetch  atomic.Int64
 }
 
@@ -89,10 +90,11 @@ type grant struct {
 func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
 	g := &grant{budget: b}
 	if c.priority() == Background {
-		if err := b.flow.acquire(ctx, n); err != nil {
+		filled, err := b.flow.acquire(ctx, n)
+		if err != nil {
 			return nil, err
 		}
-		g.flow = n
+		g.flow, g.filled = n, filled
 	}
 	if err := b.fetch.acquireFor(ctx, n, c); err != nil {
 		g.close()
@@ -117,8 +119,7 @@ func (g *grant) done(n int64) {
 }
 
 func (g *grant) close() {
-	g.budget.flow.dropped(g.flow)
-	g.flow = 0
+	g.arrived(g.flow)
 	g.budget.fetch.release(g.fetch.Swap(0))
 }
 

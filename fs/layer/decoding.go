@@ -26,7 +26,7 @@ type decoding struct {
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
 	l := d.layer
 	at := e.blobRange(d.spans)
-	body, err := l.openBlob(ctx, at.from, at.size(), d.group.claim.priority())
+	body, err := l.openBlob(ctx, at.from, at.size(), d.group.claim.priority(), d.admitted.filled)
 	if err != nil {
 		return err
 	}

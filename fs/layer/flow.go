@@ -8,19 +8,22 @@ import (
 )
 
 // The requests of Background share the network with those that somebody waits for, whose bytes queue up behind
-// all that is already under way. So what Background has under way is limited to what fills the line and little more:
-// the rate at which bytes come in, times a round trip and flowQueue. The rate is the best of the last
-// intervals, the round trip how long the quickest answer took to begin. While less is under way than the line
-// can take, bytes come in at window per round trip, and the window grows.
+// all that is already under way. So what Background has under way is limited to what fills the line and little more.
+// How much that is shows in how long its answers take to begin when it has all of that under way: on a line with
+// room a round trip, else as much longer as the queue is.
 const (
 	flowFirst = 1 << 20 // bytes under way to begin with
 	flowLeast = 1 << 20
 	flowMost  = 12 << 20
-	flowQueue = 10 * time.Millisecond
 
-	// A rate is measured while bytes are under way, over such an interval, and the best of so many counts.
-	rateInterval = 100 * time.Millisecond
-	rateCount    = 8
+	// Below shortQueue more is sent, above longQueue less.
+	shortQueue = 5 * time.Millisecond
+	longQueue  = 10 * time.Millisecond
+	// flowSamples is after how many answers the bytes under way are adapted. The quickest of them counts, as
+	// connections that had to be made, and servers that had to think, delay only some.
+	flowSamples = 4
+	// The bytes under way become so many times as many, or what is left of them at the least.
+	flowGrowth, flowShrinkage = 1.15, 0.6
 	// baseFor is how long the quickest answer counts as the line's round trip: routes change.
 	baseFor = time.Minute
 
@@ -49,11 +52,7 @@ type flow struct {
 
 	base   time.Duration // until the quickest answer began; 0: none yet
 	baseAt time.Time
-
-	busyAt   time.Time     // bytes have been under way since then, if used > 0, or since it was counted last
-	busy     time.Duration // counted since the last sample
-	received int64         // bytes, since the last sample
-	rates    []float64     // bytes per second, the last samples
+	recent []time.Duration // until answers began, those of requests that filled the window
 }
 
 func newFlow() *flow { return &flow{window: flowFirst, patience: flowPatience, since: time.Now()} }
@@ -62,7 +61,6 @@ func newFlow() *flow { return &flow{window: flowFirst, patience: flowPatience, s
 func (f *flow) hold() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.measureLocked()
 	if f.waiting++; f.waiting == 1 {
 		now := time.Now()
 		f.patience = min(f.patience+now.Sub(f.since), flowPatience)
@@ -74,7 +72,6 @@ func (f *flow) hold() {
 func (f *flow) release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.measureLocked()
 	if f.waiting--; f.waiting == 0 {
 		now := time.Now()
 		f.patience = max(f.patience-now.Sub(f.since), 0)
@@ -84,8 +81,8 @@ func (f *flow) release() {
 	}
 }
 
-// acquire waits until n more bytes may be asked for.
-func (f *flow) acquire(ctx context.Context, n int64) error {
+// acquire waits until n more bytes may be asked for. filled says that these fill the window.
+func (f *flow) acquire(ctx context.Context, n int64) (filled bool, err error) {
 	t := &ticket{n: n, granted: make(chan struct{})}
 	f.mu.Lock()
 	f.queue = append(f.queue, t)
@@ -93,20 +90,19 @@ func (f *flow) acquire(ctx context.Context, n int64) error {
 	f.mu.Unlock()
 	select {
 	case <-t.granted:
-		return nil
+		return t.filled, nil
 	case <-ctx.Done():
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	select {
 	case <-t.granted:
-		f.measureLocked()
 		f.used -= n
 	default:
 		f.queue = slices.DeleteFunc(f.queue, func(o *ticket) bool { return o == t })
 	}
 	f.grantLocked()
-	return context.Cause(ctx)
+	return false, context.Cause(ctx)
 }
 
 // request is how large the requests should be, bytes.
@@ -116,48 +112,15 @@ func (f *flow) request() int64 {
 	return min(max(f.window/flowRequests, leastRequest), mostRequest)
 }
 
-// arrived notes that n bytes that were asked for are here.
+// arrived notes that n bytes that were asked for are here, or will not come.
 func (f *flow) arrived(n int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.waiting == 0 {
-		f.received += n
-	}
-	f.measureLocked()
-	f.used -= n
-	f.grantLocked()
-}
-
-// dropped notes that n bytes that were asked for will not come.
-func (f *flow) dropped(n int64) {
 	if n == 0 {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.measureLocked()
 	f.used -= n
 	f.grantLocked()
-}
-
-// measureLocked counts the time since it was called last, and takes a sample where that is due. It is called before used
-// or waiting changes. While a reader waits the rate is not the line's.
-func (f *flow) measureLocked() {
-	now := time.Now()
-	if f.used > 0 && f.waiting == 0 {
-		f.busy += now.Sub(f.busyAt)
-	}
-	f.busyAt = now
-	if f.busy < rateInterval || f.base == 0 {
-		return
-	}
-	if len(f.rates) == rateCount {
-		f.rates = slices.Delete(f.rates, 0, 1)
-	}
-	f.rates = append(f.rates, float64(f.received)/f.busy.Seconds())
-	f.busy, f.received = 0, 0
-	window := slices.Max(f.rates) * (f.base + flowQueue).Seconds()
-	f.window = min(max(int64(window), flowLeast), flowMost)
 }
 
 func (f *flow) grant() {
@@ -179,18 +142,37 @@ func (f *flow) grantLocked() {
 		if f.used > 0 && f.used+t.n > window {
 			return
 		}
-		f.measureLocked()
 		f.used += t.n
+		t.filled = f.waiting == 0 && f.used+t.n > window
 		f.queue = f.queue[1:]
 		close(t.granted)
 	}
 }
 
-// answered notes how long a request, of whatever priority, took until its answer began.
-func (f *flow) answered(d time.Duration) {
+// answered notes how long a request, of whatever priority, took until its answer began; filled says that it was one of
+// Background's that filled the window.
+func (f *flow) answered(d time.Duration, filled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now := time.Now(); f.base == 0 || d <= f.base || now.Sub(f.baseAt) > baseFor {
 		f.base, f.baseAt = d, now
 	}
+	if !filled {
+		return
+	}
+	if f.recent = append(f.recent, d); len(f.recent) < flowSamples {
+		return
+	}
+	quickest := slices.Min(f.recent)
+	f.recent = f.recent[:0]
+	window := float64(f.window)
+	switch queue := quickest - f.base; {
+	case queue < shortQueue:
+		window *= flowGrowth
+	case queue > longQueue:
+		// What is under way comes in within quickest.
+		window *= max(float64(f.base+shortQueue)/float64(quickest), flowShrinkage)
+	}
+	f.window = min(max(int64(window), flowLeast), flowMost)
+	f.grantLocked()
 }

@@ -20,7 +20,7 @@ func TestFlow(t *testing.T) {
 		ask := func(name string) context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				err := f.acquire(ctx, 3<<20)
+				_, err := f.acquire(ctx, 3<<20)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
@@ -80,53 +80,50 @@ func TestFlow(t *testing.T) {
 	})
 }
 
-// TestFlowWindow: what is under way is the rate times a round trip and the queue that is aimed at.
+// TestFlowWindow: more is sent on a line with room, less on one with a queue.
 func TestFlowWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlow()
-		// come has bytes under way for d, in which they come in at rate, without a reader that waits.
-		come := func(rate float64, d time.Duration) {
-			const piece = 64 << 10
-			for end := time.Now().Add(d); time.Now().Before(end); {
-				must(t, f.acquire(t.Context(), 2*piece))
-				time.Sleep(time.Duration(piece / rate * 1e9))
-				f.arrived(piece)
-				f.dropped(piece)
+		answers := func(d time.Duration, n int) {
+			for range n {
+				f.answered(d, true)
 			}
 		}
-		near := func(want int64) {
+		expect := func(want int64) {
 			t.Helper()
-			if f.window < want*9/10 || f.window > want*11/10 {
+			if f.window != want {
 				t.Errorf("window is %d, want %d", f.window, want)
 			}
 		}
-		come(100e6, time.Second)
-		near(flowFirst) // nothing is known about the round trip
-		f.answered(50 * time.Millisecond)
-		f.answered(500 * time.Millisecond)
-		come(100e6, time.Second)
-		near(6_000_000)
-		// A pause says nothing about the rate.
-		time.Sleep(time.Hour)
-		come(100e6, time.Second)
-		near(6_000_000)
-		come(50e6, rateInterval*5)
-		near(6_000_000)
-		come(50e6, time.Second)
-		near(3_000_000)
-		come(1e6, 3*time.Second)
-		near(flowLeast)
-		come(1e9, time.Second)
-		near(flowMost)
-		// Another route, with a longer round trip.
-		come(50e6, time.Second)
-		time.Sleep(baseFor)
-		f.answered(90 * time.Millisecond)
-		come(50e6, time.Second)
-		near(5_000_000)
-		if n := f.request(); n < 5_000_000/5 || n > 5_000_000/3 {
+		f.answered(50*time.Millisecond, false)
+		for range 100 {
+			f.answered(51*time.Millisecond, false) // little is under way, that says nothing
+		}
+		expect(flowFirst)
+		answers(54*time.Millisecond, 100)
+		expect(flowMost)
+		answers(60*time.Millisecond, 100) // neither short nor long
+		expect(flowMost)
+		answers(65*time.Millisecond, 100)
+		expect(flowLeast)
+		f.window = flowFirst
+		for range 30 {
+			answers(300*time.Millisecond, 3) // three that think for long
+			answers(50*time.Millisecond, 1)
+		}
+		expect(flowMost)
+		if n := f.request(); n != mostRequest {
 			t.Errorf("requests of %d bytes", n)
 		}
+		answers(time.Second, 100)
+		expect(flowLeast)
+		if n := f.request(); n != leastRequest {
+			t.Errorf("requests of %d bytes", n)
+		}
+		// Another route, with a longer round trip.
+		time.Sleep(baseFor + time.Second)
+		answers(90*time.Millisecond, 100)
+		expect(flowMost)
 	})
 }
 

@@ -49,6 +49,7 @@ type meter struct {
 type ticket struct {
 	n       int64
 	claim   *claim
+	filled  bool          // with it a flow's window is full; valid once granted
 	granted chan struct{} // closed when the units are the ticket's
 }
 

@@ -48,13 +48,13 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// openBlob begins to read a range of the blob.
-func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority) (io.ReadCloser, error) {
+// openBlob begins to read a range of the blob. For filled see flow.answered.
+func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority, filled bool) (io.ReadCloser, error) {
 	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		start := time.Now()
 		body, err := l.open(ctx, l.o.Blob, off, n)
 		if err == nil {
-			l.o.Budget.flow.answered(time.Since(start))
+			l.o.Budget.flow.answered(time.Since(start), filled)
 		}
 		return body, err
 	}
