@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	fslayer "github.com/mica-snapshotter/mica/fs/layer"
 )
 
 // served is a layer as fs/fuse reads it.
@@ -52,7 +52,7 @@ type benchLayer struct {
 	spans   int
 }
 
-const benchSpan = 1 << 20
+const benchSpan = 4 << 20 // layertest's
 
 func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 	b.Helper()
@@ -63,7 +63,6 @@ func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	content.Data = nil
 	st, err := Open(filepath.Join(dir, "store"))
 	if err != nil {
 		b.Fatal(err)
@@ -80,7 +79,7 @@ func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 		b.Fatal(err)
 	}
 	size := content.Draft.DeviceSize
-	spans := int((size + benchSpan - 1) / benchSpan)
+	spans := len(content.Draft.Spans)
 	l, err := in.Commit(Record{Layer: content.Draft.Layer, DiffID: content.Draft.DiffID, LayerSize: size, DeviceSize: size, Spans: spans})
 	if err != nil {
 		b.Fatal(err)
@@ -141,19 +140,20 @@ func (l *benchLayer) forget(b *testing.B) {
 	}
 }
 
-func (l *benchLayer) mount(b *testing.B, read func(p []byte, off int64) (int, error)) string {
+// mount returns the mount point, and FUSE's device under it.
+func (l *benchLayer) mount(b *testing.B, read func(p []byte, off int64) (int, error)) (dir, device string) {
 	b.Helper()
 	m, err := fuse.MountDevice(b.Context(), b.TempDir(), served{l.Layer, read}, fuse.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = m.Unmount() })
-	dir := b.TempDir()
+	dir = b.TempDir()
 	if _, err := erofs.Mount(l.content.Index, m.DevicePath(), dir, erofs.Options{}); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = erofs.Unmount(dir) })
-	return dir
+	return dir, m.DevicePath()
 }
 
 // drain reads all files in another process.
@@ -164,45 +164,26 @@ func drain(b *testing.B, dir string) {
 	}
 }
 
-// pageCache returns the page cache's size in bytes.
-func pageCache(tb testing.TB) int64 {
+// residentBytes returns how much of the files at and below paths the page cache holds.
+func residentBytes(tb testing.TB, paths ...string) int64 {
 	tb.Helper()
-	text, err := os.ReadFile("/proc/meminfo")
+	cmd := exec.CommandContext(tb.Context(), os.Args[0], paths...)
+	cmd.Env = append(os.Environ(), residentEnv+"=1")
+	out, err := cmd.Output()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); f[0] == "Cached:" {
-			kib, err := strconv.ParseInt(f[1], 10, 64)
-			if err != nil {
-				tb.Fatal(err)
-			}
-			return kib << 10
-		}
-	}
-	tb.Fatal("no Cached: in /proc/meminfo")
-	return 0
-}
-
-// residentBytes returns how much of a file the page cache holds.
-func residentBytes(tb testing.TB, name string) int64 {
-	tb.Helper()
-	f, err := os.Open(name)
+	n, err := strconv.ParseInt(string(out), 10, 64)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer f.Close()
-	var st unix.Cachestat_t
-	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0); err != nil {
-		tb.Fatal(err)
-	}
-	return int64(st.Cache) * int64(os.Getpagesize())
+	return n
 }
 
 // BenchmarkErofs reads the files of an EROFS over FUSE over the store: one of 1 GiB, or
-// 5,000 of 4 KiB among 256 MiB of others. filled: right after the layer has come in. cache/B is by how
-// many bytes the page cache has grown since before the fill, or the read, for each byte read;
-// device/B is the part of that which the device's own pages make up.
+// 5,000 of 4 KiB among 256 MiB of others. filled: right after the layer has come in. cache/B is the
+// bytes in the page cache of the files, FUSE's device and the store's, for each byte read;
+// device/B is the part of the last.
 func BenchmarkErofs(b *testing.B) {
 	const small = 5_000
 	for _, c := range []struct {
@@ -229,13 +210,12 @@ func BenchmarkErofs(b *testing.B) {
 					continue
 				}
 				b.Run(c.name+"/"+state+"/"+r.name, func(b *testing.B) {
-					var grown, resident int64
+					var cached, own int64
 					b.SetBytes(c.size)
 					for range b.N {
 						b.StopTimer()
-						dir := l.mount(b, r.read(l.Layer))
+						dir, device := l.mount(b, r.read(l.Layer))
 						l.forget(b)
-						before := pageCache(b)
 						if state == "filled" {
 							l.fill(b)
 							if r.dropped {
@@ -248,15 +228,62 @@ func BenchmarkErofs(b *testing.B) {
 						b.StartTimer()
 						drain(b, filepath.Join(dir, c.dir))
 						b.StopTimer()
-						grown += pageCache(b) - before
-						resident += residentBytes(b, l.DevicePath())
+						cached += residentBytes(b, filepath.Join(dir, c.dir), device, l.DevicePath())
+						own += residentBytes(b, l.DevicePath())
 						b.StartTimer()
 					}
-					b.ReportMetric(float64(grown)/float64(b.N)/float64(c.size), "cache/B")
-					b.ReportMetric(float64(resident)/float64(b.N)/float64(c.size), "device/B")
+					b.ReportMetric(float64(cached)/float64(b.N)/float64(c.size), "cache/B")
+					b.ReportMetric(float64(own)/float64(b.N)/float64(c.size), "device/B")
 				})
 			}
 		}
+	}
+}
+
+// memorySource is a registry that has a layer's blob in memory.
+type memorySource []byte
+
+func (s memorySource) Size() int64 { return int64(len(s)) }
+
+func (s memorySource) ReadAt(_ context.Context, p []byte, off int64) error {
+	copy(p, s[off:])
+	return nil
+}
+
+// BenchmarkErofsLazy is BenchmarkErofs for a file of 1 GiB that is fetched when it is
+// read. told: fs/layer says what it has served from memory.
+func BenchmarkErofsLazy(b *testing.B) {
+	const size = 1 << 30
+	for _, told := range []bool{false, true} {
+		b.Run(fmt.Sprintf("told=%v", told), func(b *testing.B) {
+			b.SetBytes(size)
+			var cached, own int64
+			for range b.N {
+				b.StopTimer()
+				l := newBenchLayer(b, func(lb *layertest.Builder) { lb.File("big", 0o644, layertest.Random(size, 1)) })
+				lazy := fslayer.New(l.content.Open(b), l.Layer, fslayer.Options{Blob: memorySource(l.content.Data)})
+				b.Cleanup(lazy.Close)
+				dir, device := l.mount(b, func(p []byte, off int64) (int, error) {
+					err := lazy.ReadAt(b.Context(), p, off)
+					if err != nil {
+						return 0, err
+					}
+					if told {
+						l.Served(off, int64(len(p)))
+					}
+					return len(p), nil
+				})
+				l.forget(b)
+				b.StartTimer()
+				drain(b, dir)
+				b.StopTimer()
+				cached += residentBytes(b, dir, device, l.DevicePath())
+				own += residentBytes(b, l.DevicePath())
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(cached)/float64(b.N)/size, "cache/B")
+			b.ReportMetric(float64(own)/float64(b.N)/size, "device/B")
+		})
 	}
 }
 
@@ -290,7 +317,7 @@ func BenchmarkVerify(b *testing.B) {
 		} {
 			b.Run(state+"/"+how.name, func(b *testing.B) {
 				b.SetBytes(size)
-				var resident int64
+				var own int64
 				for range b.N {
 					b.StopTimer()
 					l.forget(b)
@@ -305,10 +332,10 @@ func BenchmarkVerify(b *testing.B) {
 						b.Fatal(err)
 					}
 					b.StopTimer()
-					resident += residentBytes(b, l.DevicePath())
+					own += residentBytes(b, l.DevicePath())
 					b.StartTimer()
 				}
-				b.ReportMetric(float64(resident)/float64(b.N)/size, "device/B")
+				b.ReportMetric(float64(own)/float64(b.N)/size, "device/B")
 			})
 		}
 	}

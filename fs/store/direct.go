@@ -79,8 +79,8 @@ func (d *directFile) learn(err error) {
 // buffer's address, and the offset and length in the file.
 func directAlign(f *os.File) (memory, unit int64, err error) {
 	var st unix.Statx_t
-	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st) // Linux 6.1
-	if err != nil || st.Mask&unix.STATX_DIOALIGN == 0 {
+	told := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st) == nil // Linux 6.1
+	if !told || st.Mask&unix.STATX_DIOALIGN == 0 {
 		return fallbackAlign, fallbackAlign, nil
 	}
 	if st.Dio_mem_align == 0 || st.Dio_offset_align == 0 {

@@ -14,9 +14,46 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// residentEnv makes the test binary print how much of the files that it is
+// given the page cache holds: a mount is never touched by the process that serves it.
+const residentEnv = "MICA_TEST_RESIDENT"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(residentEnv) == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	n, err := resident(os.Args[1:])
+	fmt.Print(n)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// resident returns how many bytes of the regular files at and below paths the page cache holds.
+func resident(paths []string) (total int64, err error) {
+	for _, p := range paths {
+		err = errors.Join(err, filepath.WalkDir(p, func(name string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			f, err := os.Open(name)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			var st unix.Cachestat_t
+			err = unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &st, 0)
+			total += int64(st.Cache) * int64(os.Getpagesize())
+			return err
+		}))
+	}
+	return total, err
+}
 
 // sample is a layer's bytes, cut into spans that are not aligned to anything.
 type sample struct {
