@@ -12,16 +12,19 @@ import (
 // How much that is shows in how long its answers take to begin when it has all of that under way: on a line with
 // room a round trip, else as much longer as the queue is.
 const (
-	flowFirst = 1 << 20 // bytes under way to begin with
-	flowLeast = 1 << 20
+	flowFirst = 3 << 19 // bytes under way to begin with
+	flowLeast = 3 << 19
 	flowMost  = 12 << 20
 
-	// Below shortQueue more is sent, above longQueue less.
+	// Below shortQueue more is sent, above longQueue less. Where no reader has waited for quietAfter, it is so many
+	// times as long: busy processors make answers late as well, and then less under way costs time and gains nothing.
 	shortQueue = 5 * time.Millisecond
 	longQueue  = 10 * time.Millisecond
+	quietAfter = 2 * time.Second
+	quietTimes = 3
 	// flowSamples is after how many answers the bytes under way are adapted. The quickest of them counts, as
 	// connections that had to be made, and servers that had to think, delay only some.
-	flowSamples = 4
+	flowSamples = 5
 	// The bytes under way become so many times as many, or what is left of them at the least.
 	flowGrowth, flowShrinkage = 1.15, 0.6
 	// baseFor is how long the quickest answer counts as the line's round trip: routes change.
@@ -29,7 +32,7 @@ const (
 
 	// That many requests share the bytes, each of so many at the least and at the most.
 	flowRequests = 4
-	leastRequest = 256 << 10
+	leastRequest = 512 << 10
 	mostRequest  = 2 << 20
 )
 
@@ -166,12 +169,16 @@ func (f *flow) answered(d time.Duration, filled bool) {
 	quickest := slices.Min(f.recent)
 	f.recent = f.recent[:0]
 	window := float64(f.window)
+	times := time.Duration(1)
+	if f.waiting == 0 && time.Since(f.since) > quietAfter {
+		times = quietTimes
+	}
 	switch queue := quickest - f.base; {
-	case queue < shortQueue:
+	case queue < times*shortQueue:
 		window *= flowGrowth
-	case queue > longQueue:
+	case queue > times*longQueue:
 		// What is under way comes in within quickest.
-		window *= max(float64(f.base+shortQueue)/float64(quickest), flowShrinkage)
+		window *= max(float64(f.base+times*shortQueue)/float64(quickest), flowShrinkage)
 	}
 	f.window = min(max(int64(window), flowLeast), flowMost)
 	f.grantLocked()

@@ -106,9 +106,14 @@ func TestFlowWindow(t *testing.T) {
 		expect(flowMost)
 		answers(65*time.Millisecond, 100)
 		expect(flowLeast)
+		time.Sleep(quietAfter + time.Second)
+		answers(64*time.Millisecond, 100) // now that is little
+		expect(flowMost)
+		answers(85*time.Millisecond, 100)
+		expect(flowLeast)
 		f.window = flowFirst
 		for range 30 {
-			answers(300*time.Millisecond, 3) // three that think for long
+			answers(300*time.Millisecond, 4) // four that think for long
 			answers(50*time.Millisecond, 1)
 		}
 		expect(flowMost)
