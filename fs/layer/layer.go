@@ -12,6 +12,12 @@
 // come at the same moment, from the store where it has them. Spans are decoded
 // in parallel, and readers copy from the decoded buffer, so that they wait for
 // no disk, and are served even where the disk is full.
+// The body of a request is cut into spans as it arrives: who reads the first does not wait for the last.
+//
+// What is fetched has a priority: Demand, Ahead (of readers that read on where they stopped), Replay, Background. Bytes in flight,
+// decoded bytes and decoders go to the more urgent first, and a reader takes over what waits with less
+// urgency. From the first fetch that is not Demand on, a layer's windows are here, all of them by one request.
+// Requests of readers that are slower than nearly all before them are sent a second time.
 //
 // # Concurrency
 //
