@@ -108,7 +108,7 @@ func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, s
 		if e := cmd.Process.Kill(); e != nil && !errors.Is(e, os.ErrProcessDone) {
 			err = errors.Join(err, e)
 		}
-		<-ended // by a signal
+		<-ended //nolint:errcheck // by a signal, as was asked for
 		if err == nil {
 			err = context.Cause(ctx)
 		}

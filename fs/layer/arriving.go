@@ -27,11 +27,12 @@ func newArriving(at byteRange, buf *buffer) *arriving {
 	return &arriving{at: at, buf: buf, upTo: at.from, more: make(chan struct{})}
 }
 
-// state returns how far the bytes are here, why no more will come, and a channel that is closed when either changes.
-func (a *arriving) state() (upTo int64, err error, more <-chan struct{}) { //nolint:revive // err is a state here
+// state returns how far the bytes are here, a channel that is closed when that changes, and why no more will
+// come, if so.
+func (a *arriving) state() (upTo int64, more <-chan struct{}, end error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.upTo, a.err, a.more
+	return a.upTo, a.more, a.err
 }
 
 // advance notes that n more bytes are here, and whether, and why, no more will come.
@@ -49,7 +50,7 @@ func (a *arriving) advance(n int64, err error) {
 // get waits for the bytes of r.
 func (a *arriving) get(ctx context.Context, r index.Range) ([]byte, error) {
 	for {
-		upTo, err, more := a.state()
+		upTo, more, err := a.state()
 		switch {
 		case upTo >= r.Off+r.Size:
 			return a.buf.b[r.Off-a.at.from:][:r.Size:r.Size], nil

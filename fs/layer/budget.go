@@ -16,6 +16,7 @@ const (
 // Priority says who waits for a fetch.
 type Priority uint8
 
+// The priorities, the most urgent first.
 const (
 	Demand     Priority = iota // a reader waits
 	Ahead                      // a reader is on its way to it

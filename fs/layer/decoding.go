@@ -68,7 +68,7 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 
 // short is the error of a body that ended early.
 func short(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

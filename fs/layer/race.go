@@ -70,7 +70,7 @@ func (r *race) Read(p []byte) (int, error) {
 		var changed [2]<-chan struct{}
 		var failed error
 		for i, a := range r.runners {
-			upTo, err, more := a.state()
+			upTo, more, err := a.state()
 			if upTo > r.pos {
 				n := copy(p, a.buf.b[r.pos-r.at.from:upTo-r.at.from])
 				r.pos += int64(n)

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -60,7 +61,7 @@ func (s *section) kept() *arriving {
 	if s.w == nil {
 		return nil
 	}
-	if _, err, _ := s.w.state(); err != nil && err != io.EOF {
+	if _, _, err := s.w.state(); err != nil && !errors.Is(err, io.EOF) {
 		return nil
 	}
 	return s.w
