@@ -39,9 +39,11 @@ type Panel struct {
 type Bar struct {
 	Series int       // index in Figure.Series
 	Parts  []float64 // seconds, one for each of Figure.Phases
+	Total  float64   // written above; medians of parts need not add up to it
 }
 
-func (b Bar) sum() float64 {
+// height is what the bar needs of the scale.
+func (b Bar) height() float64 {
 	var s float64
 	for _, p := range b.Parts {
 		s += p
@@ -125,7 +127,7 @@ func (f Figure) row(c *canvas, y float64, r Row) {
 func (f Figure) panel(c *canvas, x, y, wide float64, p Panel) {
 	top := p.Mark
 	for _, b := range p.Bars {
-		top = math.Max(top, b.sum())
+		top = math.Max(top, b.height())
 	}
 	const left = 30.0
 	plot := wide - left - 8
@@ -150,7 +152,7 @@ func (f Figure) panel(c *canvas, x, y, wide float64, p Panel) {
 			at -= v * scale
 			c.rect(bx, at, bw, v*scale, colour(b.Series), opacity(j), fmt.Sprintf("%s: %s %.2f s", f.Series[b.Series], f.Phases[j], v))
 		}
-		c.text(bx+bw/2, at-3, "small", "middle", number(b.sum()))
+		c.text(bx+bw/2, at-3, "small", "middle", number(b.Total))
 	}
 	if p.Mark > 0 {
 		c.line(x+left, bottom-p.Mark*scale, x+left+plot, bottom-p.Mark*scale, "mark")

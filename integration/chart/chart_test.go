@@ -13,7 +13,7 @@ func figure() Figure {
 	return Figure{
 		Title: "a < b & c", Notes: []string{"note"}, Series: []string{"one", "two"}, Phases: []string{"pull", "ready"}, Mark: "B",
 		Rows: []Row{{Title: "network", Panels: []Panel{
-			{Title: "hello", Mark: 0.5, Bars: []Bar{{0, []float64{1, 2}}, {1, []float64{0.25, 0.125}}}},
+			{Title: "hello", Mark: 0.5, Bars: []Bar{{0, []float64{1, 2}, 3}, {1, []float64{0.25, 0.125}, 0.38}}},
 			{Title: "empty"},
 		}}},
 		Waterfall: &Waterfall{Title: "requests", Marks: []Mark{{"ready", 2}}, Requests: []Request{
@@ -71,7 +71,7 @@ func TestFigure(t *testing.T) {
 // Nothing is drawn with a coordinate that is no number, whatever the values.
 func TestCoordinates(t *testing.T) {
 	f := figure()
-	f.Rows[0].Panels[0] = Panel{Title: "zero", Bars: []Bar{{0, []float64{0, 0}}}}
+	f.Rows[0].Panels[0] = Panel{Title: "zero", Bars: []Bar{{0, []float64{0, 0}, 0}}}
 	f.Waterfall.Requests = f.Waterfall.Requests[:1]
 	f.Waterfall.Requests[0] = Request{}
 	f.Waterfall.Marks = nil

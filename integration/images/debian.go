@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
 	_ "embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +18,6 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/archive"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
@@ -40,11 +36,8 @@ const (
 //go:embed main.py
 var program string
 
-// A step is a layer above the one before: what script changes in the system.
-type step struct{ name, script string }
-
 // steps of the Debian image, above mmdebstrap's minimal system.
-var steps = []step{
+var steps = []Step{
 	{"common", "apt-get install -y -q --no-install-recommends ca-certificates netbase tzdata procps"},
 	{"python", "apt-get install -y -q --no-install-recommends python3"},
 	{"libraries", "apt-get install -y -q --no-install-recommends python3-yaml python3-cryptography libcap2-bin"},
@@ -63,33 +56,9 @@ printf '#!/bin/sh\necho ` + Started + `\nexec python3 /app/main.py\n' >/app/run 
 var Layers = len(steps) + 1
 
 // Debian returns the image of a Debian system (or Ubuntu, as this machine's)
-// with Python in 6 layers. It is built once, which needs root and the
-// distribution's mirror, and then kept in Cache.
+// with Python in 6 layers, built as Recipe.Build says.
 func Debian(ctx context.Context) (v1.Image, error) {
-	cache, err := Cache()
-	if err != nil {
-		return nil, err
-	}
-	sys, err := release()
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(fmt.Append(nil, "2", sys, steps))
-	dir := filepath.Join(cache, "images", hex.EncodeToString(sum[:8]))
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return nil, err
-	}
-	unlock, err := lock(filepath.Join(cache, "images", "lock"))
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		if err := buildDebian(ctx, sys, dir); err != nil {
-			return nil, fmt.Errorf("build the Debian image: %w", err)
-		}
-	}
-	return load(dir)
+	return Recipe{Steps: steps, Cmd: []string{"/app/run"}}.Build(ctx)
 }
 
 // Cache is the directory in which built things are kept between runs:
@@ -117,55 +86,6 @@ func lock(path string) (func(), error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return func() { f.Close() }, nil
-}
-
-func load(dir string) (v1.Image, error) {
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, err
-	}
-	m, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	if len(m.Manifests) != 1 {
-		return nil, fmt.Errorf("%s holds %d images, want 1", dir, len(m.Manifests))
-	}
-	return index.Image(m.Manifests[0].Digest)
-}
-
-// buildDebian makes the image's OCI layout at dir, which appears as a whole.
-func buildDebian(ctx context.Context, sys string, dir string) (err error) {
-	work, err := os.MkdirTemp("", "debian") // not in the cache: it may be on any file system
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &builder{dir: work}
-	if err := b.base(ctx, sys); err != nil {
-		return err
-	}
-	for _, s := range steps {
-		if err := b.step(ctx, s); err != nil {
-			return fmt.Errorf("layer %s: %w", s.name, err)
-		}
-	}
-	img, err := assemble([]string{"/app/run"}, b.layers)
-	if err != nil {
-		return err
-	}
-	tmp := dir + ".new"
-	if err := os.RemoveAll(tmp); err != nil {
-		return err
-	}
-	path, err := layout.Write(tmp, empty.Index)
-	if err != nil {
-		return err
-	}
-	if err := path.AppendImage(img); err != nil {
-		return err
-	}
-	return os.Rename(tmp, dir)
 }
 
 // release is the name of this machine's release, e.g. bookworm.
@@ -216,8 +136,8 @@ func (b *builder) base(ctx context.Context, sys string) error {
 }
 
 // step makes the next layer: the changes of a script, by containerd's differ.
-func (b *builder) step(ctx context.Context, s step) (err error) {
-	base := filepath.Join(b.dir, s.name)
+func (b *builder) step(ctx context.Context, s Step) (err error) {
+	base := filepath.Join(b.dir, s.Name)
 	upper, work, root, below := base+"/upper", base+"/work", base+"/root", base+"/below"
 	for _, d := range []string{upper, work, root, below, b.dir + "/archives/partial", b.dir + "/lists/partial"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -247,8 +167,8 @@ func (b *builder) step(ctx context.Context, s step) (err error) {
 	if err := errors.Join(m.err, inner.err); err != nil {
 		return errors.Join(err, inner.undo())
 	}
-	script := "unset TMPDIR\nexport DEBIAN_FRONTEND=noninteractive LC_ALL=C HOME=/root\n" + s.script
-	if strings.Contains(s.script, "apt-get") {
+	script := "unset TMPDIR\nexport DEBIAN_FRONTEND=noninteractive LC_ALL=C HOME=/root\n" + s.Script
+	if strings.Contains(s.Script, "apt-get") {
 		script = "apt-get update -q\n" + script + "\nrm -f /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache"
 	}
 	err = run(ctx, "chroot", root, "/bin/sh", "-ec", script)
@@ -256,7 +176,7 @@ func (b *builder) step(ctx context.Context, s step) (err error) {
 		return err
 	}
 	b.uppers = append(b.uppers, upper)
-	return b.compress(s.name, func(w io.Writer) error {
+	return b.compress(s.Name, func(w io.Writer) error {
 		return archive.WriteDiff(ctx, w, below, root)
 	})
 }

@@ -100,7 +100,7 @@ func (r Recipe) build(ctx context.Context, sys string, paths []string) (err erro
 		case i == 0:
 			err = b.base(ctx, sys)
 		default:
-			err = b.step(ctx, step{name, r.Steps[i-1].Script})
+			err = b.step(ctx, r.Steps[i-1])
 		}
 		if err == nil && l == nil {
 			err = storeLayer(path, b.layers[len(b.layers)-1])

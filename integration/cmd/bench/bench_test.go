@@ -170,7 +170,7 @@ func TestWhenLocal(t *testing.T) {
 	calls := 0 // requests come one after the other
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		calls++
-		list := []fs.Status{{Mode: fs.EROFS, Present: int64(calls)}, {Mode: fs.Local}}
+		list := []fs.Status{{Mode: fs.EROFS, Present: int64(calls), Total: 3}, {Mode: fs.Local}}
 		if calls == 3 {
 			list[0].Mode = fs.Local
 		}

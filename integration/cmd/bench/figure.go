@@ -102,7 +102,7 @@ func (r *results) panel(ways []way, n network, w workload) chart.Panel {
 		if m.Runs == 0 {
 			continue
 		}
-		panel.Bars = append(panel.Bars, chart.Bar{Series: i, Parts: []float64{m.Pull, m.Create + m.Start, m.Ready}})
+		panel.Bars = append(panel.Bars, chart.Bar{Series: i, Parts: []float64{m.Pull, m.Create + m.Start, m.Ready}, Total: m.Total})
 		if m.B > 0 {
 			panel.Mark = m.B
 		}

@@ -13,8 +13,8 @@ import (
 const (
 	// localPoll is how often micad is asked, and so how late the answer may be.
 	localPoll = 50 * time.Millisecond
-	// localPatience is how long nothing may arrive before layers that are not
-	// complete are believed to stay so (a configuration without fill).
+	// localPatience is how long nothing may arrive before layers that lack
+	// something are believed to stay so (a configuration without fill).
 	localPatience = 5 * time.Second
 )
 
@@ -55,7 +55,7 @@ func (l *localWatch) stop() {
 }
 
 // whenLocal returns the time at which micad shows as many layers as an image
-// has, all of them local; zero once nothing has happened for localPatience.
+// has, all of them local; zero once nothing has arrived for localPatience.
 func whenLocal(ctx context.Context, c *admin.Client, layers int) (time.Time, error) {
 	var present int64
 	changed := time.Now()
@@ -65,17 +65,19 @@ func whenLocal(ctx context.Context, c *admin.Client, layers int) (time.Time, err
 			return time.Time{}, fmt.Errorf("layers of micad: %w", err)
 		}
 		now := time.Now()
-		local, n := 0, int64(0)
+		var local int
+		var n, missing int64
 		for _, l := range list {
 			if l.Mode == fs.Local {
 				local++
 			}
 			n += l.Present
+			missing += l.Total - l.Present
 		}
 		if local == layers {
 			return now, nil
 		}
-		if n != present {
+		if n != present || missing == 0 { // of what is all there, the digests are being checked
 			present, changed = n, now
 		} else if now.Sub(changed) > localPatience {
 			return time.Time{}, nil

@@ -85,7 +85,7 @@ wait`, "redis.conf", "port 0\nunixsocket /tmp/redis.sock\nsave \"\"\ndaemonize n
 int main(void) { puts("hello"); puts("`+images.Ready+`"); return 0; }
 `))},
 
-	// some 1.9 GB unpacked, in three layers of compilers
+	// some 2.2 GB unpacked, in three layers of compilers
 	{"large", "one small tool out of an image with four compilers", recipe(common, compiler,
 		install("ghc", "ghc"), install("go", "golang-go"), install("rust", "rustc", "clang"),
 		app("gofmt /app/main.go && echo "+images.Ready, "main.go", "package   main\nfunc main( ) { println( 1 ) }\n"))},
