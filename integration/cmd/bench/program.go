@@ -17,7 +17,8 @@ type program struct {
 	started, ready time.Time // of its first and last line; set before isReady is closed
 
 	cancel  context.CancelFunc
-	ended   chan error // receives what ctr tasks start returned
+	ended   chan struct{} // closed when ctr tasks start has returned
+	err     error         // what it returned; valid after ended
 	isReady chan struct{}
 
 	mu   sync.Mutex
@@ -28,16 +29,15 @@ type program struct {
 // that serves goes on until stop.
 func (t *trial) run(ctx context.Context, id string) (*program, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	p := &program{cancel: cancel, ended: make(chan error, 1), isReady: make(chan struct{})}
+	p := &program{cancel: cancel, ended: make(chan struct{}), isReady: make(chan struct{})}
 	go func() { // stop waits for it
-		p.ended <- node.CommandTo(ctx, p, "ctr", "--address", t.node.Address(), "--namespace", t.node.Namespace(), "tasks", "start", id)
+		defer close(p.ended)
+		p.err = node.CommandTo(ctx, p, "ctr", "--address", t.node.Address(), "--namespace", t.node.Namespace(), "tasks", "start", id)
 	}()
-	var err error
 	select {
 	case <-p.isReady:
 		return p, nil
-	case err = <-p.ended:
-		p.ended <- err // for stop
+	case <-p.ended:
 		select {
 		case <-p.isReady: // its last line was what it ended with
 			return p, nil
@@ -45,13 +45,13 @@ func (t *trial) run(ctx context.Context, id string) (*program, error) {
 		}
 	}
 	p.stop()
-	return nil, fmt.Errorf("the program was not ready, it printed %q: %w", p.output(), err)
+	return nil, fmt.Errorf("the program was not ready, it printed %q: %w", p.output(), p.err)
 }
 
 // stop ends ctr and waits for it. The container itself ends with its node.
 func (p *program) stop() {
 	p.cancel()
-	_ = <-p.ended // that it was killed, as a rule
+	<-p.ended
 }
 
 // output is what the program has printed.
