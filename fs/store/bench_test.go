@@ -219,7 +219,7 @@ func BenchmarkErofs(b *testing.B) {
 						if state == "filled" {
 							l.fill(b)
 							if r.dropped {
-								l.pages.read(0, l.size)
+								l.pages.served(0, l.size)
 								if err := l.store.drop(false); err != nil {
 									b.Fatal(err)
 								}

@@ -252,6 +252,7 @@ func TestDirectOnlyWhereItPays(t *testing.T) {
 	read("dropped behind the reader", 1<<20, 1<<20, true)
 	// Somebody else has brought the reader what is being written.
 	l.Served(1<<20, 1<<20)
+	must(t, st.drop(false))
 	must(t, l.WriteSpan(1, s.starts[1], s.span(1)))
 	l.setDirty()
 	must(t, l.flush())
@@ -484,6 +485,7 @@ func TestPagesBounds(t *testing.T) {
 		for _, x := range []extent{{-1, 5}, {0, 0}, {0, -1}, {size, 10}, {1 << 62, 1 << 62}, {0, 1 << 62}} {
 			p.wrote(x.off, x.n)
 			p.read(x.off, x.n)
+			p.served(x.off, x.n)
 		}
 		if len(p.chunks) > 0 && p.cold(0, 1) {
 			t.Error("what was written is cold")

@@ -70,13 +70,13 @@ func (s *Store) warmed(l *Layer, n int64) {
 
 // Served notes that a reader, who keeps what it reads, has got the n bytes from
 // off on from elsewhere: from the buffer that a span was decoded into, say. What the
-// page cache holds of them because the span was written too is dropped soon
-// after it is durable. ReadAt notes that by itself.
+// page cache holds of them because the span was written too, before the call or
+// after it, is dropped soon after it is durable. ReadAt notes that by itself.
 func (l *Layer) Served(off, n int64) {
 	if n < directFrom {
 		return
 	}
-	if fresh := l.pages.read(off, n); fresh > 0 {
+	if fresh := l.pages.served(off, n); fresh > 0 {
 		l.store.warmed(l, fresh)
 	}
 }

@@ -82,17 +82,27 @@ func (p *pages) cold(off, n int64) bool {
 	return all
 }
 
-// read notes that the range was read through the page cache by somebody who
-// keeps it. It returns how many bytes can be dropped now and could not before.
-func (p *pages) read(off, n int64) int64 {
+// read notes that the range was read through the page cache.
+func (p *pages) read(off, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.eachLocked(off, n, func(c chunk) chunk {
+		if c&temperature == cold {
+			c = c&used | warm
+		}
+		return c
+	})
+}
+
+// served notes that somebody has got the range who keeps it; it may be cold, and
+// about to be written. It returns how many bytes can be dropped now that could not
+// before.
+func (p *pages) served(off, n int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var fresh int64
 	p.eachLocked(off, n, func(c chunk) chunk {
-		if c&temperature == cold {
-			c = warm
-		}
-		if c&used == 0 && c&temperature <= warm {
+		if t := c & temperature; c&used == 0 && (t == warm || t == tepid) {
 			fresh++
 		}
 		return c | used
