@@ -31,6 +31,7 @@ func (v *live) startFill() {
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
 func (v *live) wasRead() {
+	v.t.fetch.Reading()
 	if v.filling.started.Load() {
 		return
 	}

@@ -147,9 +147,11 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	budget := layer.NewBudget(0, 0)
+	o.Fetch.Unwaited = func() time.Duration { return budget.Stats().Unwaited }
 	t := &Table{
 		o: o, log: o.Log, store: s,
-		budget: layer.NewBudget(0, 0),
+		budget: budget,
 		memory: fuse.NewMemory(0),
 		fetch:  fetch.New(o.Fetch),
 		sem:    make(chan struct{}, o.Downloads),

@@ -5,40 +5,52 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// While a container starts, fills take only cores that nobody else wants: decoding a layer on the cores that the
-// container starts on makes it ready later, for bytes that it may never read.
+// While a container starts and finds all that it reads at hand, fills take only cores that nobody else
+// wants: decoding a layer on the cores that the container starts on makes it ready later, for bytes that it may
+// never read. Where its reads wait for the network, the cores are idle, and what a fill brings helps.
 const (
-	startTime = 15 * time.Second       // how long a start is thought to take
+	startTime = 5 * time.Second        // how long a start is thought to take at the most
+	calm      = 400 * time.Millisecond // it is over when nothing was read for that long
+	unwaited  = 200 * time.Millisecond // reads that waited lately mean that the network is what it waits for
 	busyShare = 0.25                   // of all cores: with more in use by others, fills wait
 	lookAgain = 25 * time.Millisecond  // how long they wait before they look again
 	trickle   = 250 * time.Millisecond // what they do in any case: one request in that time
 )
 
-// courtesy decides whether a fill may begin a request. Guarded by Scheduler.mu.
+// courtesy decides whether a fill may begin a request. Guarded by Scheduler.mu, but for read.
 type courtesy struct {
-	until time.Time // starts are under way until then
-	last  time.Time // when a request was let through last
+	until time.Time    // starts are under way until then
+	read  atomic.Int64 // when something was read last, in nanoseconds since 1970
+	last  time.Time    // when a request was let through last
 	load  load
 }
 
-// Started tells that a container begins to read: for some seconds fills leave the cores to it.
+// Started tells that a container begins to read: for some seconds fills leave the cores to it, as long as Reading is
+// called.
 func (s *Scheduler) Started() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.courtesy.until = time.Now().Add(startTime)
 }
 
-// hold returns how long a fill has to wait before it asks again; 0: it may go on.
-func (c *courtesy) hold(now time.Time) time.Duration {
-	if now.After(c.until) {
+// Reading tells that a container reads. It takes next to no time.
+func (s *Scheduler) Reading() { s.courtesy.read.Store(time.Now().UnixNano()) }
+
+// hold returns how long a fill has to wait before it asks again; 0: it may go on. quiet is for how long no read has
+// waited for the network.
+func (c *courtesy) hold(now time.Time, quiet time.Duration) time.Duration {
+	starting := now.Before(c.until) && now.UnixNano()-c.read.Load() < int64(calm)
+	if !starting || quiet < unwaited || now.Sub(c.last) >= trickle {
+		c.last = now
 		return 0
 	}
-	if c.load.others(now) > busyShare*float64(runtime.NumCPU()) && now.Sub(c.last) < trickle {
+	if c.load.others(now) > busyShare*float64(runtime.NumCPU()) {
 		return lookAgain
 	}
 	c.last = now

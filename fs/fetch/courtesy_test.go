@@ -10,17 +10,26 @@ func TestCourtesy(t *testing.T) {
 	now := time.Now()
 	busy := load{at: now.Add(time.Hour), cores: float64(runtime.NumCPU())} // not measured again
 	idle := load{at: now.Add(time.Hour)}
+	start, reading := now.Add(time.Second), now.UnixNano()
 	for name, tc := range map[string]struct {
-		c    courtesy
-		want time.Duration
+		until time.Time
+		read  int64
+		last  time.Time
+		load  load
+		quiet time.Duration
+		want  time.Duration
 	}{
-		"no start":                {courtesy{load: busy}, 0},
-		"start, idle machine":     {courtesy{until: now.Add(time.Second), last: now, load: idle}, 0},
-		"start, busy machine":     {courtesy{until: now.Add(time.Second), last: now, load: busy}, lookAgain},
-		"busy, and long held":     {courtesy{until: now.Add(time.Second), last: now.Add(-trickle), load: busy}, 0},
-		"start that is long over": {courtesy{until: now.Add(-time.Second), last: now, load: busy}, 0},
+		"no start":                  {load: busy, read: reading, last: now, quiet: forever},
+		"start, idle machine":       {until: start, read: reading, last: now, load: idle, quiet: forever},
+		"start, busy machine":       {until: start, read: reading, last: now, load: busy, quiet: forever, want: lookAgain},
+		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: forever},
+		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
+		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: forever},
+		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: forever},
 	} {
-		if got := tc.c.hold(now); got != tc.want {
+		c := courtesy{until: tc.until, last: tc.last, load: tc.load}
+		c.read.Store(tc.read)
+		if got := c.hold(now, tc.quiet); got != tc.want {
 			t.Errorf("%s: held for %v, want %v", name, got, tc.want)
 		}
 	}

@@ -120,7 +120,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		expected = p.replay.meetLocked(p.entry)
 	} else if s.running.fill < s.o.FillRequests {
 		if p = s.fillPlaceLocked(usable); p != nil {
-			if hold := s.courtesy.hold(now); hold > 0 {
+			if hold := s.courtesy.hold(now, s.o.Unwaited()); hold > 0 {
 				return nil, nil, min(wait, hold)
 			}
 		}

@@ -62,8 +62,10 @@ type Options struct {
 	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the defaults. How many bytes a
 	// fill has in flight is the Budget's to say.
 	ReplayRequests, FillRequests int
-	MaxLayer                     int64        // layers whose device is larger, in bytes, are not filled; 0: no limit
-	Log                          *slog.Logger // nil: slog.Default()
+	// Unwaited tells for how long no read has waited for the network; nil: for ever.
+	Unwaited func() time.Duration
+	MaxLayer int64        // layers whose device is larger, in bytes, are not filled; 0: no limit
+	Log      *slog.Logger // nil: slog.Default()
 }
 
 // Stats is what a Scheduler has done, and has still to do.
@@ -120,6 +122,9 @@ func New(o Options) *Scheduler {
 	}
 	if o.FillRequests == 0 {
 		o.FillRequests = DefaultFillRequests
+	}
+	if o.Unwaited == nil {
+		o.Unwaited = func() time.Duration { return forever }
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

@@ -131,6 +131,7 @@ type BudgetStats struct {
 	Window, Filling    int64         // bytes that Background may have under way, and has
 	RoundTrip          time.Duration // until the quickest answer began, lately
 	Waiting            int           // readers
+	Unwaited           time.Duration // for how long none has waited; 0: one does
 }
 
 // Stats returns the budget's numbers now.
@@ -140,5 +141,8 @@ func (b *Budget) Stats() BudgetStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.Window, s.Filling, s.RoundTrip, s.Waiting = f.window, f.used, f.base, f.waiting
+	if f.waiting == 0 {
+		s.Unwaited = time.Since(f.since)
+	}
 	return s
 }
