@@ -24,7 +24,7 @@ func TestManyContainers(t *testing.T) {
 	start := func(ctx context.Context, i int) error {
 		id := fmt.Sprintf("c%d", i)
 		_, err := n.Ctr(ctx, "run", "-d", "--net-host", "--snapshotter", mica, ref, id,
-			"sh", "-c", "echo "+id+" >/srv/mine && exec sleep infinity")
+			"sh", "-c", "sleep 0 && echo "+id+" >/srv/mine && exec sleep infinity") // sleep is read before the file is there
 		return err
 	}
 	mustf(t, start(fixture.Context(t), 0), "first container")
