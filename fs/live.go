@@ -149,6 +149,9 @@ func (v *live) close() error {
 		v.filling.timer.Stop()
 	}
 	v.t.fetch.Forget(v.digest)
+	// First what mounts read from: whoever waits for the network there gets an error, and no unmount waits for
+	// it.
+	v.data.Close()
 	var errs []error
 	for _, p := range v.points {
 		errs = append(errs, p.close())
@@ -156,7 +159,6 @@ func (v *live) close() error {
 	if v.device != nil {
 		errs = append(errs, v.device.Unmount(), v.device.Close())
 	}
-	v.data.Close() // after all that reads it
 	errs = append(errs, v.file.Close(), v.store.Close())
 	return errors.Join(errs...)
 }

@@ -74,6 +74,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		g.Go(func() error { <-ctx.Done(); return metrics.Close() })
 	}
 	g.Go(func() error { d.restore(ctx); return nil })
+	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
 		// Calls that wait for the network end with their layers.

@@ -46,7 +46,7 @@ func TestManyFiles(t *testing.T) {
 			r := fixture.Registry(t)
 			ref := fixture.Push(t, r, "many", img)
 			fixture.Index(t, r, "many")
-			n := fixture.Node(t, node.Options{Mode: mode})
+			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true})
 			fixture.Pull(t, n, "mica", ref)
 			mounted := resident(t, n.MicadPID())
 			view := fixture.Mount(t, n, "mica", ref)
