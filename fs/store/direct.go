@@ -10,13 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A device has readers that keep what they read: EROFS and FUSE have the bytes in
-// the page cache as their own files' pages, and the device's pages are a second
-// copy of them. So large reads go past the page cache (O_DIRECT), which is also
-// faster, where that is no detour: of bytes that are durable and that the page cache does not
-// hold. What it holds, having just been written, is read from there and dropped behind the
-// reader. Small reads go through the page cache, whose readahead they need.
-
 // directFrom is the smallest read that goes past the page cache, bytes. Measured: from
 // there on a read with O_DIRECT is faster than one through a cold page cache.
 const directFrom = 128 << 10

@@ -81,6 +81,14 @@ func (l *Layer) Served(off, n int64) {
 	}
 }
 
+// passed is Served for bytes that were read through the page cache.
+func (l *Layer) passed(off, n int64) {
+	if n >= directFrom {
+		l.pages.read(off, n)
+		l.Served(off, n)
+	}
+}
+
 // drop drops what is not needed of the layer.
 func (l *Layer) drop(old bool) error {
 	l.flushMu.Lock()

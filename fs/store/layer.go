@@ -245,8 +245,7 @@ func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
 		return len(p), nil
 	}
 	n, err := l.readBuffered(p, off)
-	l.pages.read(off, int64(n))
-	l.Served(off, int64(n))
+	l.passed(off, int64(n))
 	return n, err
 }
 

@@ -88,7 +88,7 @@ func (p *pages) read(off, n int64) {
 	defer p.mu.Unlock()
 	p.eachLocked(off, n, func(c chunk) chunk {
 		if c&temperature == cold {
-			c = c&used | warm
+			c = warm
 		}
 		return c
 	})

@@ -43,6 +43,16 @@
 // slot stays usable because bits are only added; whoever takes spans away
 // (eviction) has to write both slots before it punches the hole.
 //
+// # Page cache
+//
+// The readers of a device keep what they read: EROFS and FUSE have the bytes in
+// the page cache as their own files' pages, and the device's pages are a second
+// copy. So large reads go past the page cache (O_DIRECT), where that is no
+// detour: of bytes that are durable and that the page cache does not hold. What
+// it holds, having just been written, is read from there, and dropped once a
+// reader has it, or after a minute at most. Small reads go through the page
+// cache, whose readahead they need.
+//
 // # Concurrency
 //
 // All methods of Store and Layer may run in parallel. Presence is read without

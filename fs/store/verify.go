@@ -95,8 +95,7 @@ func (l *Layer) peek(p []byte, off int64) error {
 	}
 	n, err := l.readBuffered(p, off)
 	if absent {
-		l.pages.read(off, int64(n))
-		l.Served(off, int64(n))
+		l.passed(off, int64(n))
 	}
 	if n == len(p) {
 		return nil
