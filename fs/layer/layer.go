@@ -151,7 +151,13 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 		l.unreadable(off, err)
 		w.bypass = true
 	}
-	return l.fetch(ctx, w)
+	if err := l.fetch(ctx, w); err != nil {
+		return err
+	}
+	if s, ok := l.store.(Server); ok {
+		s.Served(off, n)
+	}
+	return nil
 }
 
 // Fill waits until ReadAt of the n bytes from off on need not wait: until they

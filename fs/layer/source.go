@@ -46,6 +46,12 @@ type Store interface {
 	Fd() (uintptr, error)
 }
 
+// Server is what a Store may be as well: it is told that a reader got the n bytes from off on by another way
+// than its ReadAt, so that it need not keep them at hand.
+type Server interface {
+	Served(off, n int64)
+}
+
 var _ Index = (*index.Layer)(nil)
 
 var (
