@@ -33,7 +33,7 @@ func (n *Node) containerdConfig() string {
 	for _, name := range []string{"overlayfs", Snapshotter} {
 		p("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/%s'\nsnapshotter = %q", runtime.GOARCH, name)
 	}
-	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q", Snapshotter, n.MicadAddress())
+	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Snapshotter, n.MicadAddress())
 	p("[proxy_plugins.%s.exports]\nenable_remote_snapshot_annotations = 'true'\nroot = %q", Snapshotter, n.MicadRoot())
 	if c := n.opts.CRI; c != nil {
 		p("%s", c.config(n))
