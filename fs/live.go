@@ -167,21 +167,27 @@ func (v *live) close() error {
 // points: containers that start from now on do without the daemon.
 func (v *live) complete(ctx context.Context) {
 	log := v.t.log.With("layer", v.digest)
-	if err := v.store.Mark(store.Complete); err != nil {
+	// An opening of its own: the layer may be closed or removed meanwhile.
+	s, err := v.t.store.Layer(v.digest)
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	if err := s.Mark(store.Complete); err != nil {
 		log.Error("complete layer is not recorded as such", "err", err)
 		return
 	}
-	if err := v.store.VerifyWhole(ctx); err != nil {
+	if err := s.VerifyWhole(ctx); err != nil {
 		if ctx.Err() == nil {
 			log.Error("complete layer stays served by micad", "err", err)
 		}
 		return
 	}
-	if err := v.store.Mark(store.Verified); err != nil {
+	if err := s.Mark(store.Verified); err != nil {
 		log.Error("verified layer is not recorded as such", "err", err)
 		return
 	}
-	log.Info("layer complete", "bytes", v.store.Size())
+	log.Info("layer complete", "bytes", s.Size())
 	k, err := v.t.kernel()
 	if err != nil || k.complete != Local {
 		return

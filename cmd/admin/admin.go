@@ -30,6 +30,9 @@ import (
 	"time"
 )
 
+// DefaultAddress is micad's socket where nothing else is configured.
+const DefaultAddress = "/run/micad/micad.sock"
+
 // maxAnswer bounds what Client reads: 10,000 layers of a kilobyte.
 const maxAnswer = 16 << 20
 

@@ -53,7 +53,7 @@ func doctorCommand() *cobra.Command {
 			return f.print(cmd.OutOrStdout(), asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", defaultAddress, "micad's socket")
+	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
 	cmd.Flags().StringVar(&config, "containerd-config", "/etc/containerd/config.toml", "containerd's configuration file")
 	cmd.Flags().StringVar(&scratch, "scratch", "/var/lib/micad", "folder to try mounts in, on the filesystem that micad's root is on")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -17,9 +17,6 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// defaultAddress is micad's socket.
-const defaultAddress = "/run/micad/micad.sock"
-
 func main() {
 	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
 		exit(err)

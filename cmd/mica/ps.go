@@ -25,7 +25,7 @@ func psCommand() *cobra.Command {
 			return ps(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", defaultAddress, "micad's socket")
+	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -13,14 +13,14 @@ import (
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
 // Where micad keeps its things unless told otherwise.
 const (
-	defaultConfig  = "/etc/micad/config.toml"
-	defaultRoot    = "/var/lib/micad"
-	defaultAddress = "/run/micad/micad.sock"
+	defaultConfig = "/etc/micad/config.toml"
+	defaultRoot   = "/var/lib/micad"
 )
 
 // config is micad's configuration file. docs/config.md describes the keys.
@@ -65,7 +65,7 @@ func (d *duration) UnmarshalText(text []byte) error {
 func defaults() config {
 	c := config{
 		Root:         defaultRoot,
-		Address:      defaultAddress,
+		Address:      admin.DefaultAddress,
 		Mode:         "auto",
 		RemapIDs:     true,
 		ReadDeadline: duration(5 * time.Minute),
