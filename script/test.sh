@@ -64,6 +64,7 @@ fi
 [ "$(id -u)" = 0 ] || { echo "test: needs root" >&2; exit 1; }
 TMPDIR=$(choose_dir)
 export TMPDIR
+chmod 711 "$TMPDIR" # containers in user namespaces are someone else, and pass through it
 trap 'rm -rf --one-file-system "$TMPDIR"' EXIT
 trap 'kill -KILL $child; wait; exit 130' INT TERM HUP
 unshare --pid --fork --kill-child --mount --propagation slave --mount-proc script/test.sh --inside "$@" </dev/null &
