@@ -30,6 +30,8 @@ var verbs = map[string]func(args []string) error{
 	"walk":   childWalk,
 	"xattr":  childXattr,
 	"names":  childNames,
+	"serve":  childServe,
+	"hammer": childHammer,
 }
 
 const childEnv = "MICA_TEST_CHILD"

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,6 +42,7 @@ type conn struct {
 	// life ends with the connection, and with it all reads.
 	life context.Context
 	end  context.CancelFunc
+	left atomic.Bool // somebody else serves from now on: no reply is sent any more
 
 	loops sync.WaitGroup
 	idle  atomic.Int32 // goroutines of loop that wait for a request
@@ -71,54 +73,107 @@ type file interface {
 // maxIdle is how many goroutines of a connection are kept to wait for requests.
 const maxIdle = 2
 
-// newConn takes over fd, a /dev/fuse that is mounted and whose INIT request has
-// not been read yet, and answers that request.
-func newConn(life context.Context, fd int, fs filesystem, mem *Memory, log *slog.Logger, o *gofuse.MountOptions) (*conn, error) {
-	// Only now, when the descriptor is mounted, can it go into the poller:
-	// before, the kernel has no queue to wait on and the poller would never
-	// hear of a request.
-	file := os.NewFile(uintptr(fd), "/dev/fuse")
-	raw, err := file.SyscallConn()
+// newConn takes over file, a /dev/fuse that is mounted and whose INIT request has not been read yet, and answers that
+// request. What the kernel and the connection have agreed upon is returned for those who take it over later.
+func newConn(life context.Context, file *os.File, fs filesystem, o connOptions) (*conn, agreement, error) {
+	c, err := openConn(life, file, fs, o)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("use /dev/fuse: %w", err), file.Close())
+		return nil, agreement{}, err
 	}
-	c := &conn{file: file, raw: raw, fs: fs, mem: mem, log: log, reads: make(map[uint64]*call)}
-	c.life, c.end = context.WithCancel(life)
-	opts := *o
-	opts.PanicHandler = c.panicked
-	opts.Logger = slog.NewLogLogger(log.Handler(), slog.LevelDebug)
-	c.proto = gofuse.NewProtocolServer(fs, &opts)
-	if err := c.init(); err != nil {
+	a, err := c.init()
+	if err != nil {
+		c.end()
+		return nil, agreement{}, errors.Join(err, file.Close())
+	}
+	return c, a, nil
+}
+
+// adoptConn takes over file, a /dev/fuse that another process has served before by agreement a. Requests that it
+// had read and not answered come once more. The kernel hears of the change in no other way.
+func adoptConn(life context.Context, file *os.File, fs filesystem, a agreement, o connOptions) (*conn, error) {
+	c, err := openConn(life, file, fs, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.adopt(a); err != nil {
 		c.end()
 		return nil, errors.Join(err, file.Close())
 	}
 	return c, nil
 }
 
+// connOptions are what a connection shares with others, and go-fuse's options.
+type connOptions struct {
+	mem   *Memory
+	log   *slog.Logger
+	proto *gofuse.MountOptions
+}
+
+// agreement is what passed between the kernel and the first who served a connection.
+type agreement struct {
+	init  []byte // the kernel's INIT request
+	reply []byte // and the answer to it
+}
+
+// openConn makes a connection that neither reads nor sends yet. file is closed after an error.
+func openConn(life context.Context, file *os.File, fs filesystem, o connOptions) (*conn, error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("use /dev/fuse: %w", err), file.Close())
+	}
+	c := &conn{file: file, raw: raw, fs: fs, mem: o.mem, log: o.log, reads: make(map[uint64]*call)}
+	c.life, c.end = context.WithCancel(life)
+	opts := *o.proto
+	opts.PanicHandler = c.panicked
+	opts.Logger = slog.NewLogLogger(o.log.Handler(), slog.LevelDebug)
+	c.proto = gofuse.NewProtocolServer(fs, &opts)
+	return c, nil
+}
+
 // init answers the kernel's INIT.
-func (c *conn) init() error {
+func (c *conn) init() (agreement, error) {
 	buf := make([]byte, requestSize)
 	n, _, err := c.next(buf)
 	if err != nil {
-		return fmt.Errorf("read INIT: %w", err)
-	}
-	h, err := header(buf[:n])
-	if err != nil {
-		return err
-	}
-	if h.Opcode != opInit {
-		return fmt.Errorf("read INIT: opcode %d came first", h.Opcode)
+		return agreement{}, fmt.Errorf("read INIT: %w", err)
 	}
 	c.stats.request(opInit)
+	reply, err := c.answerInit(buf[:n])
+	if err != nil {
+		return agreement{}, err
+	}
+	return agreement{init: bytes.Clone(buf[:n]), reply: reply}, c.send(reply, nil)
+}
+
+// adopt makes go-fuse believe that it has just answered INIT, and asks the kernel for what the former server left
+// unanswered.
+func (c *conn) adopt(a agreement) error {
+	reply, err := c.answerInit(bytes.Clone(a.init))
+	if err != nil {
+		return fmt.Errorf("saved %w", err)
+	}
+	if !bytes.Equal(reply, a.reply) {
+		c.log.Warn("a FUSE connection was begun otherwise than this version would", "told", fmt.Sprintf("%x", a.reply), "would", fmt.Sprintf("%x", reply))
+	}
+	// Before the first read: what is read before it would come twice.
+	return c.send(asBytes(&gofuse.OutHeader{Length: uint32(outHeaderSize), Status: notifyResend}), nil)
+}
+
+// answerInit has go-fuse answer an INIT request.
+func (c *conn) answerInit(req []byte) ([]byte, error) {
+	h, err := header(req)
+	if err != nil {
+		return nil, fmt.Errorf("INIT: %w", err)
+	}
+	if h.Opcode != opInit {
+		return nil, fmt.Errorf("INIT: opcode %d came first", h.Opcode)
+	}
 	out := make([]byte, replySize)
-	k, status := c.proto.HandleRequest([][]byte{buf[:n]}, [][]byte{out})
+	k, status := c.proto.HandleRequest([][]byte{req}, [][]byte{out})
 	if !status.Ok() {
-		return fmt.Errorf("answer INIT: %w", syscall.Errno(status))
+		return nil, fmt.Errorf("INIT: %w", syscall.Errno(status))
 	}
-	if err := patchInit(out[:k]); err != nil {
-		return err
-	}
-	return c.send(out[:k], nil)
+	return out[:k], patchInit(out[:k])
 }
 
 // serve starts answering requests. The connection ends when the kernel says so
@@ -141,6 +196,13 @@ func (c *conn) serve(done func()) {
 func (c *conn) close() error {
 	c.end()
 	return c.file.Close()
+}
+
+// leave ends our part in the connection, for somebody else who holds the descriptor: requests under way
+// are cancelled and stay unanswered.
+func (c *conn) leave() error {
+	c.left.Store(true)
+	return c.close()
 }
 
 func (c *conn) loop() {
@@ -241,6 +303,15 @@ func (c *conn) handle(req []byte) {
 		return
 	}
 	c.stats.request(h.Opcode)
+	defer func() {
+		// go-fuse catches what its handlers drop; this is for itself and us.
+		if v := recover(); v != nil {
+			c.panicked(v)
+			if err := c.fail(h.Unique, gofuse.EIO); err != nil {
+				c.log.Error("answer FUSE request", "opcode", h.Opcode, "err", err)
+			}
+		}
+	}()
 	size := replySize
 	if n := payload(req, h.Opcode); n > replySize-1024 {
 		size = min(n, maxRead) + 1024
@@ -281,6 +352,9 @@ func (c *conn) reply(unique uint64, s gofuse.Status, data []byte) error {
 // if there is nobody left to tell: the connection is gone, or the kernel no longer
 // waits for this reply.
 func (c *conn) send(head, data []byte) error {
+	if c.left.Load() {
+		return nil
+	}
 	var err error
 	closed := c.raw.Control(func(fd uintptr) { err = write(int(fd), head, data) })
 	if closed != nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {

@@ -23,11 +23,11 @@ const (
 // zeros to the next multiple of 512 bytes. EROFS mounts it with
 // device=DevicePath.
 func MountDevice(ctx context.Context, dir string, dev Device, o Options) (*Mount, error) {
-	d := &deviceFS{readOnly: readOnly{gofuse.NewDefaultRawFileSystem()}, dev: newSectors(dev)}
 	// Only the kernel opens the device. ASYNC_DIO: EROFS with directio has
 	// several requests under way for one reader; nobody else does
 	// direct I/O here (see MountTree).
-	return mount(ctx, dir, d, kind{
+	return mount(ctx, dir, newDeviceFS(dev), kind{
+		name:  KindDevice,
 		flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC,
 		with:  gofuse.CAP_ASYNC_DIO,
 		// Open is answered; see there.
@@ -45,6 +45,10 @@ type deviceFS struct {
 }
 
 var _ filesystem = (*deviceFS)(nil)
+
+func newDeviceFS(dev Device) *deviceFS {
+	return &deviceFS{readOnly: readOnly{gofuse.NewDefaultRawFileSystem()}, dev: newSectors(dev)}
+}
 
 func (d *deviceFS) attr(node uint64, a *gofuse.Attr) gofuse.Status {
 	switch node {

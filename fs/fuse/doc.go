@@ -7,7 +7,8 @@
 // Memory → Device.ReadAt → reply. Nothing is written, nothing changes: node IDs
 // are those of the index (a node is the same in every daemon that ever
 // serves it), names, attributes and contents are valid for ever, and
-// the kernel is told so. There is no state by node and none by open file.
+// the kernel is told so. There is no state by node and none by open file. So a
+// mount can outlive its server: see Saved.
 //
 // Requests are answered in parallel. A read ends when its caller does
 // (INTERRUPT), when the mount does, or with the Device's answer, whole or an

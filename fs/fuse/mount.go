@@ -62,21 +62,22 @@ const (
 
 // Mount is a mounted file system that this process serves.
 type Mount struct {
-	dir  string
-	id   int // of the mount, in the mount table
-	conn *conn
-	done chan struct{}
+	dir   string
+	id    int // of the mount, in the mount table
+	conn  *conn
+	done  chan struct{}
+	saved Saved
 }
 
 // kind is in what the two kinds of mounts differ.
 type kind struct {
+	name          Kind
 	flags         uintptr // of mount(2), beside MS_RDONLY
 	with, without uint64  // FUSE capabilities
 }
 
-// mount mounts fs at dir and serves it. The mount outlives ctx, which is only
-// for its values.
-func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*Mount, error) {
+// defaults fills in what is not set.
+func (o *Options) defaults() {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
@@ -89,6 +90,27 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 	if o.MaxBackground == 0 {
 		o.MaxBackground = DefaultMaxBackground
 	}
+}
+
+// conn returns the options of the connection of a mount.
+func (o *Options) conn(s *Saved) connOptions {
+	return connOptions{mem: o.Memory, log: o.Log.With("dir", s.Dir), proto: &gofuse.MountOptions{
+		MaxWrite: maxRead, MaxBackground: s.MaxBackground,
+		// No more of the kernel's congestion control than the bound itself.
+		CongestionThreshold: s.MaxBackground,
+		// Contents never change under a node ID.
+		ExplicitDataCacheControl: true, EnableSymlinkCaching: true,
+		IDMappedMount:        true,
+		Options:              []string{"default_permissions"},
+		DisabledCapabilities: s.Without,
+		ExtraCapabilities:    s.With,
+	}}
+}
+
+// mount mounts fs at dir and serves it. The mount outlives ctx, which is only
+// for its values.
+func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*Mount, error) {
+	o.defaults()
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
@@ -97,35 +119,35 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	c, err := newConn(context.WithoutCancel(ctx), fd, fs, o.Memory, o.Log.With("dir", dir), &gofuse.MountOptions{
-		MaxWrite: maxRead, MaxBackground: o.MaxBackground,
-		// No more of the kernel's congestion control than the bound itself.
-		CongestionThreshold: o.MaxBackground,
-		// Contents never change under a node ID.
-		ExplicitDataCacheControl: true, EnableSymlinkCaching: true,
-		IDMappedMount: true,
-		Options:       []string{"default_permissions"},
+	// Only now, when the descriptor is mounted, can it go into the poller:
+	// before, the kernel has no queue to wait on and the poller would never
+	// hear of a request.
+	file := os.NewFile(uintptr(fd), "/dev/fuse")
+	m := &Mount{dir: dir, done: make(chan struct{}), saved: Saved{
+		Kind: k.name, Dir: dir, MaxBackground: o.MaxBackground,
+		With: gofuse.CAP_NO_OPENDIR_SUPPORT | gofuse.CAP_READDIRPLUS_AUTO | k.with,
 		// An unused PASSTHROUGH counts as a level of stacking, and breaks
 		// overlay mounts inside of a container.
-		DisabledCapabilities: gofuse.CAP_PASSTHROUGH | k.without,
-		ExtraCapabilities:    gofuse.CAP_NO_OPENDIR_SUPPORT | gofuse.CAP_READDIRPLUS_AUTO | k.with,
-	})
+		Without: gofuse.CAP_PASSTHROUGH | k.without,
+	}}
+	var told agreement
+	m.conn, told, err = newConn(context.WithoutCancel(ctx), file, fs, o.conn(&m.saved))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH))
 	}
-	m := &Mount{dir: dir, conn: c, done: make(chan struct{})}
-	c.serve(func() { close(m.done) })
+	m.conn.serve(func() { close(m.done) })
 	// The mount's numbers, without asking the mount itself.
 	at, ok, err := mountinfo.Top(dir)
 	if err == nil && (!ok || at.Type != Type) {
 		err = fmt.Errorf("not in the mount table: %w", os.ErrNotExist)
 	}
 	if err != nil {
-		err = errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH), c.close())
+		err = errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH), m.conn.close())
 		m.Wait()
 		return nil, err
 	}
 	m.id = at.ID
+	m.saved.ID, m.saved.Device, m.saved.Init, m.saved.Reply = at.ID, at.Device, told.init, told.reply
 	if err := readAhead(at.Device, o.ReadAhead); err != nil {
 		// Slower, and nothing else: a container's /sys may be read-only.
 		o.Log.Warn("set the mount's readahead", "dir", dir, "err", err)
@@ -134,8 +156,8 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 }
 
 // open mounts a new FUSE connection at dir and returns its descriptor. We call
-// mount(2) ourselves, as does the keeper that will hold connections over
-// the daemon's death: no helper, no option that go-fuse would choose.
+// mount(2) ourselves: no helper, no option that go-fuse would choose, and a
+// descriptor that can be kept over the daemon's death.
 func open(dir string, flags uintptr) (fd int, err error) {
 	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {

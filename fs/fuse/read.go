@@ -79,6 +79,10 @@ func (c *conn) fetch(r *call) (buf *buffer, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.panicked(v)
+			if buf != nil {
+				// Something of what fell over may still write to it.
+				buf.data = make([]byte, len(buf.data))
+			}
 			err = fmt.Errorf("read node %d at %d: panic: %v", r.node, r.off, v)
 		}
 	}()

@@ -20,19 +20,13 @@ import (
 // an unpacked image. (Overlayfs looks at its own mount's flags only, not
 // at those of its layers.)
 func MountTree(ctx context.Context, dir string, layer *index.Layer, dev Device, o Options) (*Mount, error) {
-	t := &treeFS{
-		readOnly: readOnly{gofuse.NewDefaultRawFileSystem()},
-		tree:     layer.Tree(), dev: newSectors(dev), length: layer.Header().DeviceSize,
-	}
-	if t.tree.Root() != gofuse.FUSE_ROOT_ID {
-		return nil, fmt.Errorf("mount %s: root inode is %d, FUSE's is %d", dir, t.tree.Root(), gofuse.FUSE_ROOT_ID)
-	}
-	if dev.Size() != t.length {
-		return nil, fmt.Errorf("mount %s: device has %d bytes, the index says %d", dir, dev.Size(), t.length)
+	t, err := newTreeFS(layer, dev)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
 	// No ASYNC_DIO: the kernel waits for an asynchronous direct read without
 	// taking signals, and a killed reader would hang for as long as we fetch.
-	return mount(ctx, dir, t, kind{}, o)
+	return mount(ctx, dir, t, kind{name: KindTree}, o)
 }
 
 // treeFS is the file system of a tree mount: a node ID is a nid of the tree.
@@ -47,6 +41,20 @@ type treeFS struct {
 }
 
 var _ filesystem = (*treeFS)(nil)
+
+func newTreeFS(layer *index.Layer, dev Device) (*treeFS, error) {
+	t := &treeFS{
+		readOnly: readOnly{gofuse.NewDefaultRawFileSystem()},
+		tree:     layer.Tree(), dev: newSectors(dev), length: layer.Header().DeviceSize,
+	}
+	if t.tree.Root() != gofuse.FUSE_ROOT_ID {
+		return nil, fmt.Errorf("root inode is %d, FUSE's is %d", t.tree.Root(), gofuse.FUSE_ROOT_ID)
+	}
+	if dev.Size() != t.length {
+		return nil, fmt.Errorf("device has %d bytes, the index says %d", dev.Size(), t.length)
+	}
+	return t, nil
+}
 
 func setAttr(ino *index.Inode, a *gofuse.Attr) {
 	sec, nsec := uint64(ino.Mtime.Unix()), uint32(ino.Mtime.Nanosecond())
