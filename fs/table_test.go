@@ -47,7 +47,7 @@ import (
 const readEnv = "MICA_FS_TEST_READ"
 
 func TestMain(m *testing.M) {
-	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
 		if err != nil {
 			log.Fatal(err)
 		}

@@ -19,7 +19,7 @@ import (
 var version = "dev"
 
 func main() {
-	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
 		exit(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -28,7 +28,7 @@ var verbs = map[string]func(args []string) error{
 const childEnv = "MICA_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	if ran, err := erofs.RunChild(os.Args[1:], os.Stdout); ran {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
 		exit(err)
 	}
 	if verb := os.Getenv(childEnv); verb != "" {

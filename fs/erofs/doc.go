@@ -6,6 +6,7 @@
 //
 // The kernel takes both as files where it can (Linux 6.12 on, for backing files
 // whose file system is not itself stacked), and through loop devices
-// where it cannot. No data pass through here. All functions may be called
+// where it cannot. A device that this very process serves is mounted by a child
+// process, a Mounter's. No data pass through here. All functions may be called
 // in parallel, for different mount points.
 package erofs

@@ -84,6 +84,7 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
 	p := probe{dir: tmp, content: bytes.Repeat([]byte("mica "), 2000)}
+	defer p.mounter.Close()
 	if err := p.writeLayer(); err != nil {
 		return s, errors.Join(fmt.Errorf("probe %s: %w", dir, err), os.RemoveAll(tmp))
 	}
@@ -106,6 +107,7 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 type probe struct {
 	dir     string
 	content []byte // of the layer's one file
+	mounter Mounter
 }
 
 // probeFile is its name.
@@ -152,15 +154,13 @@ func (p *probe) check(ctx context.Context, c Check) (err error) {
 	if c.Mode == ModeFuse {
 		lower = p.path("fuse")
 	} else {
-		if _, err := Mount(p.path("index"), device, lower, Options{Backing: c.Backing}); err != nil {
+		if _, err := p.mounter.Mount(p.path("index"), device, lower, Options{Backing: c.Backing}); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, Unmount(lower)) }()
 	}
 	merged := p.path("merged")
-	err = newMount("overlay", []param{
-		{"source", "mica-probe"}, {"lowerdir", escapeOverlay(lower)}, {"upperdir", escapeOverlay(p.path("upper"))}, {"workdir", escapeOverlay(p.path("work"))},
-	}, 0, merged, nil)
+	err = p.mounter.overlay(lower, p.path("upper"), p.path("work"), merged)
 	if err != nil {
 		return fmt.Errorf("overlay on top: %w", err)
 	}
