@@ -33,6 +33,11 @@ type file interface {
 	Size() (int64, error)
 	// Sync makes the content, and the size, durable.
 	Sync() error
+	// PunchHole frees the n bytes from off on, which read as zeros from then on. The size stays.
+	PunchHole(off, n int64) error
+	// Seal marks the file, and Sealed says whether it is: see Layer.seal.
+	Seal() error
+	Sealed() (bool, error)
 	// DropCache drops the n bytes from off on from the page cache, as far as
 	// they are durable and nobody uses their pages.
 	DropCache(off, n int64) error
@@ -88,6 +93,26 @@ func (f osFile) DropCache(off, n int64) error {
 		return &fs.PathError{Op: "fadvise", Path: f.Name(), Err: err}
 	}
 	return nil
+}
+
+func (f osFile) PunchHole(off, n int64) error {
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
+		return &fs.PathError{Op: "punch hole", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// sealedMode is a sealed file's mode: the sticky bit means nothing to the kernel on a file that is no folder.
+const sealedMode = fs.ModeSticky | 0o600
+
+func (f osFile) Seal() error { return f.Chmod(sealedMode) }
+
+func (f osFile) Sealed() (bool, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	return st.Mode()&fs.ModeSticky != 0, nil
 }
 
 func (f osFile) Size() (int64, error) {

@@ -115,6 +115,12 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if rec.State == Verified {
+		// Somebody may mount it before the record on disk says that it is whole.
+		if err := l.seal(); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
 	if rec.State > Lazy {
 		l.arrived(rec.State)
 	}
@@ -166,6 +172,7 @@ func (in *Incoming) finish(rec *Record) error {
 // arrived publishes a layer whose device came in whole.
 func (l *Layer) arrived(state State) {
 	l.pages.wrote(0, l.size)
+	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
 	l.present.fill()
 	l.bytes = l.size

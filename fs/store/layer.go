@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -47,6 +48,12 @@ type Layer struct {
 	direct  directFile // the device once more
 	windows lazyFile
 
+	// writing is held shared while a span is written and published, and alone where bytes of the device go. It is taken
+	// after flushMu and before mu.
+	writing   sync.RWMutex
+	evictions atomic.Uint64
+	reads     reads
+
 	// flushMu serialises what writes to the folder: the map, the record.
 	// It is held over disk writes, so readers and WriteSpan never take it.
 	flushMu    sync.Mutex
@@ -56,6 +63,7 @@ type Layer struct {
 
 	mu       sync.Mutex // never held over disk access
 	record   Record
+	sealed   bool     // the kernel may read the device by itself: no span of it goes
 	bytes    int64    // of present spans
 	dirty    bool     // something is present that the disk does not say
 	epoch    uint64   // counts the failed syncs of the device
@@ -101,13 +109,15 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 	if err := l.loadPresence(); err != nil {
 		return nil, err
 	}
+	l.reads.load(l)
 	return l, nil
 }
 
 // loadPresence finds out what is present: everything in a layer that the
 // record calls complete, else what the map says, else nothing.
 func (l *Layer) loadPresence() error {
-	size, err := l.deviceLength()
+	size, sealed, err := l.deviceLength()
+	l.sealed = sealed
 	if err != nil {
 		return err
 	}
@@ -130,6 +140,10 @@ func (l *Layer) loadPresence() error {
 		}
 	}
 	if p == nil {
+		if l.sealed {
+			// It came whole and was not recorded in time. The kernel may still read it; what comes goes elsewhere.
+			return l.renew()
+		}
 		return nil
 	}
 	l.present.restore(p.bits)
@@ -139,39 +153,28 @@ func (l *Layer) loadPresence() error {
 	return nil
 }
 
-// deviceLength returns the length of the device file, -1 if there is none.
-func (l *Layer) deviceLength() (int64, error) {
+// deviceLength returns the length of the device file, -1 if there is none, and whether it is sealed.
+func (l *Layer) deviceLength() (n int64, sealed bool, err error) {
 	f, err := l.store.disk.Open(l.dir+"/"+deviceName, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return -1, nil
+		return -1, false, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	n, err := f.Size()
-	return n, errors.Join(err, f.Close())
+	n, err = f.Size()
+	if err == nil {
+		sealed, err = f.Sealed()
+	}
+	return n, sealed, errors.Join(err, f.Close())
 }
 
 // reset starts the layer anew because its device is not what the rest of the
-// folder says. The order matters: nothing on disk may call a span present when
-// the device gets its length back, for from then on missing bytes read as zeros.
+// folder says.
 func (l *Layer) reset(why error) error {
 	l.log.Warn("layer is fetched again", "err", why)
-	d := l.store.disk
-	if l.record.State != Lazy {
-		l.record.State = Lazy
-		if err := l.writeRecord(&l.record); err != nil {
-			return err
-		}
-		l.recorded = Lazy
-	}
-	if err := d.RemoveAll(l.dir + "/" + presentName); err != nil {
-		return err
-	}
-	if err := d.SyncDir(l.dir); err != nil {
-		return err
-	}
-	return makeDevice(d, l.dir+"/"+deviceName, l.Size())
+	l.record.State = Lazy
+	return l.renew()
 }
 
 // makeDevice makes a device file without content, size bytes long.
@@ -258,6 +261,9 @@ func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
 	return f.ReadAt(p, off)
 }
 
+// ErrCut is wrapped by errors about a device file that is shorter than the layer: see Length.
+var ErrCut = errors.New("the device has lost its end")
+
 // Fd returns the device's file descriptor for splicing. It is valid until the
 // last Close of the layer.
 func (l *Layer) Fd() (uintptr, error) {
@@ -282,6 +288,8 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 		return fmt.Errorf("write span %d of layer %s: [%d, +%d) is outside %d bytes in %d spans",
 			i, l.digest, off, len(data), l.size, l.present.n)
 	}
+	l.writing.RLock()
+	defer l.writing.RUnlock()
 	f, err := l.device.get()
 	if err != nil {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
@@ -289,6 +297,10 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	l.mu.Lock()
 	epoch := l.epoch
 	l.mu.Unlock()
+	// The spans that a file has lost must not come back as zeros because it is made long again.
+	if length, err := f.Size(); err != nil || length < l.Size() {
+		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, cmp.Or(err, ErrCut))
+	}
 	if _, err := f.WriteAt(data, off); err != nil {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
@@ -300,6 +312,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 		l.mu.Unlock()
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, unix.EIO)
 	}
+	l.reads.touch(i, i+1)
 	fresh := l.present.add(i)
 	if fresh {
 		l.bytes += int64(len(data))
@@ -335,9 +348,15 @@ func (l *Layer) AddRef(ref string) error {
 // the record says so. All spans must be present; whoever marks a layer Verified
 // has had VerifyWhole succeed, or computed the diffID on the way in.
 func (l *Layer) Mark(state State) error {
+	if state == Verified && l.AllPresent() {
+		// Before anybody can take it for what may be mounted.
+		if err := l.seal(); err != nil {
+			return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
+		}
+	}
 	l.mu.Lock()
 	if !l.present.full() {
-		l.mu.Unlock()
+		defer l.mu.Unlock()
 		return fmt.Errorf("mark layer %s %s: %d of %d spans are present",
 			l.digest, state, l.present.count.Load(), l.present.n)
 	}
@@ -354,16 +373,43 @@ func (l *Layer) Mark(state State) error {
 
 // DiskUsage returns the bytes that the layer's files take on disk, holes left
 // out.
-func (l *Layer) DiskUsage() (int64, error) {
+func (l *Layer) DiskUsage() (int64, error) { return diskUsage(l.dir) }
+
+// DiskUsage returns the bytes that all layers take on disk, holes left out.
+func (s *Store) DiskUsage() (int64, error) {
+	all, err := s.Layers()
+	if err != nil {
+		return 0, err
+	}
 	var total int64
-	for _, name := range []string{indexName, windowsName, deviceName, presentName, recordName} {
+	for _, d := range all {
+		n, err := diskUsage(s.layerDir(d))
+		if err != nil {
+			return 0, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+// diskUsage adds up what the files in a folder take; a folder that is gone takes nothing.
+func diskUsage(dir string) (int64, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	var total int64
+	for _, e := range entries {
 		var st unix.Stat_t
-		err := unix.Lstat(l.dir+"/"+name, &st)
+		err := unix.Lstat(dir+"/"+e.Name(), &st)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return 0, &fs.PathError{Op: "lstat", Path: l.dir + "/" + name, Err: err}
+			return 0, &fs.PathError{Op: "lstat", Path: dir + "/" + e.Name(), Err: err}
 		}
 		total += st.Blocks * 512 // st_blocks counts 512 bytes whatever the file system's block
 	}
@@ -380,6 +426,7 @@ func (l *Layer) shut() error {
 	if err != nil {
 		err = fmt.Errorf("close layer %s: %w", l.digest, err)
 	}
+	l.SaveReads()
 	l.flushMu.Lock()
 	l.gone = true
 	l.flushMu.Unlock()

@@ -50,6 +50,13 @@ func newPages(size int64) *pages {
 	return p
 }
 
+// reset notes that the file is a new one, of which nothing was written yet.
+func (p *pages) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.chunks)
+}
+
 // eachLocked replaces the chunks that hold any of the n bytes from off on, as far as
 // there are any.
 func (p *pages) eachLocked(off, n int64, f func(chunk) chunk) {

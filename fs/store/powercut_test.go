@@ -143,6 +143,16 @@ func (f *recordedFile) Truncate(n int64) error {
 	return f.file.Truncate(n)
 }
 
+// PunchHole is, for whoever reads, a write of zeros.
+func (f *recordedFile) PunchHole(off, n int64) error {
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	f.r.note(op{kind: opWrite, file: f.id, off: off, data: make([]byte, min(n, size-off))})
+	return f.file.PunchHole(off, n)
+}
+
 // Sync need not wait for the real disk.
 func (f *recordedFile) Sync() error {
 	if f.r.drop == nil || !f.r.drop(f.path) {
@@ -364,6 +374,62 @@ func script(rec *recorder, a, b *sample) error {
 			if l, err = st.Layer(a.name); err != nil {
 				return err
 			}
+		}
+	}
+	// Spans go, and some come back; of those that go nothing is promised.
+	promise("a", nil)
+	for n := range 6 {
+		gone := done[n*5 : n*5+5]
+		if _, err := l.Evict(gone, a.at); err != nil {
+			return err
+		}
+		for _, i := range gone[:2] {
+			if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+				return err
+			}
+		}
+		if n%2 == 0 {
+			if err := st.Flush(); err != nil {
+				return err
+			}
+			promise("a", has(a, gone[:2], Lazy))
+			promise("a", nil)
+		}
+	}
+	// A complete layer is lazy again when spans of it go.
+	for _, i := range done {
+		if !l.Present(i) {
+			if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.Mark(Complete); err != nil {
+		return err
+	}
+	promise("a", has(a, done, Complete))
+	promise("a", nil)
+	if _, err := l.Evict(done[:7], a.at); err != nil {
+		return err
+	}
+	promise("a", has(a, done[7:], Lazy))
+	for _, i := range done[:7] {
+		if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+			return err
+		}
+	}
+	if err := l.Mark(Verified); err != nil {
+		return err
+	}
+	promise("a", has(a, done, Verified))
+	// It goes as a whole, and comes back.
+	promise("a", nil)
+	if err := l.Empty(); err != nil {
+		return err
+	}
+	for _, i := range done {
+		if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+			return err
 		}
 	}
 	if err := l.Mark(Verified); err != nil {

@@ -39,6 +39,19 @@ func (s *set) add(i int) bool {
 	return true
 }
 
+// remove takes span i out and says whether it was there.
+func (s *set) remove(i int) bool {
+	if uint(i) >= uint(s.n) {
+		return false
+	}
+	bit := uint64(1) << (i & 63)
+	if s.words[i>>6].And(^bit)&bit == 0 {
+		return false
+	}
+	s.count.Add(-1)
+	return true
+}
+
 // snapshot copies the bits.
 func (s *set) snapshot() []uint64 {
 	w := make([]uint64, len(s.words))

@@ -9,6 +9,7 @@
 //	    device                  the uncompressed tar, sparse, its length rounded up to 512
 //	    present                 the presence map: which spans of the device are there
 //	    layer.json              Record, with a version
+//	    reads                   when spans were read last: a hint for eviction
 //	tmp/                        folders on their way in (in-*) and out (rm-*); emptied by Open
 //
 // A layer appears by the rename of a whole folder out of tmp and goes by the
@@ -40,8 +41,17 @@
 //	            …  zeros up to a multiple of 4096
 //
 // A map that is short, damaged or of another layer counts as empty. The older
-// slot stays usable because bits are only added; whoever takes spans away
-// (eviction) has to write both slots before it punches the hole.
+// slot stays usable because bits are only added; Evict, which takes spans away,
+// writes both slots before it frees the first byte.
+//
+// # Going
+//
+// A span that is evicted becomes a hole, and a hole reads as zeros. So it is first not present in memory, then in
+// both slots on disk, and then a hole; and a reader that has looked before and read after notices by Evictions. A reader
+// that does not ask, the kernel, may have the device of a Verified layer mounted, for as long as a container runs,
+// whatever becomes of micad. So before a layer is Verified its device is sealed, by a mode bit of the file, and of a sealed
+// device nothing is ever taken away. Such a layer goes as a whole: it gets another device file, and the old one is the
+// kernel's until the last mount of it ends (Empty).
 //
 // # Page cache
 //

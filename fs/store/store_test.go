@@ -91,6 +91,9 @@ func (s *sample) record(state State) Record {
 
 func (s *sample) index() []byte { return []byte("index of " + s.name) }
 
+// at is the Place of the sample's spans.
+func (s *sample) at(i int) (off, size int64) { return s.starts[i], int64(len(s.span(i))) }
+
 // create puts the sample into the store, in the state that is asked for.
 func (s *sample) create(st *Store, state State) (*Layer, error) {
 	in, err := st.Create(s.name)
@@ -130,7 +133,7 @@ func (s *sample) write(t *testing.T, l *Layer, spans ...int) {
 
 // check compares what the layer calls present with the sample.
 func (s *sample) check(l *Layer) error {
-	if size, err := l.deviceLength(); err != nil {
+	if size, _, err := l.deviceLength(); err != nil {
 		return err
 	} else if size != l.Size() {
 		return fmt.Errorf("device of %d bytes, want %d", size, l.Size())

@@ -1,0 +1,308 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// punchAlign is the unit in which file systems give space back: a block, of nearly all.
+const punchAlign = 4096
+
+// ErrSealed is wrapped by errors about spans that cannot go one by one, because the kernel may read the device without
+// asking the store, and would read zeros: the layer is Verified, or has been. See Empty.
+var ErrSealed = errors.New("the kernel may read the device by itself")
+
+// Place says where span i lies in the device: the store knows spans by their number alone.
+type Place func(i int) (off, size int64)
+
+// Evictions counts how often spans were taken away. A read returned a layer's bytes if its spans were Present after one call of
+// Evictions, and another one after the read returns the same; else it may have read a hole, and is done again.
+func (l *Layer) Evictions() uint64 { return l.evictions.Load() }
+
+// Evict takes spans away, for good when it returns: they are not present, in memory and on disk, before the first byte of
+// them goes. It returns how many bytes that were. Spans that are not present are left out; one that somebody writes
+// anew meanwhile stays. The error wraps ErrSealed where spans cannot go one by one.
+func (l *Layer) Evict(spans []int, at Place) (int64, error) {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	if l.gone {
+		return 0, nil
+	}
+	taken, bytes, err := l.take(spans, at)
+	if err == nil && len(taken) > 0 {
+		if err = l.unrecord(taken, at); err == nil {
+			err = l.punch(taken, at)
+		} else {
+			l.giveBack(taken, at)
+			bytes = 0
+		}
+	}
+	if err != nil {
+		return bytes, fmt.Errorf("evict spans of layer %s: %w", l.digest, err)
+	}
+	return bytes, nil
+}
+
+// take makes spans absent in memory, and returns those that were present.
+func (l *Layer) take(spans []int, at Place) (taken []int, bytes int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sealed || l.record.State == Verified {
+		return nil, 0, ErrSealed
+	}
+	for _, i := range spans {
+		off, size := at(i)
+		if off < 0 || size <= 0 || off > l.size || size > l.size-off {
+			return taken, bytes, fmt.Errorf("span %d: [%d, +%d) is outside %d bytes", i, off, size, l.size)
+		}
+		if l.present.remove(i) {
+			taken = append(taken, i)
+			bytes += size
+			l.bytes -= size
+		}
+	}
+	if len(taken) > 0 {
+		l.record.State = Lazy
+		// After the bits: who sees the new number sees that the spans are gone.
+		l.evictions.Add(1)
+	}
+	return taken, bytes, nil
+}
+
+// giveBack makes spans present again whose bytes are all there.
+func (l *Layer) giveBack(taken []int, at Place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, i := range taken {
+		if l.present.add(i) {
+			_, size := at(i)
+			l.bytes += size
+		}
+	}
+	l.dirty = true
+}
+
+// unrecord makes the disk forget the spans: in both slots of the map, since a torn write brings back the
+// older one. A layer that was recorded as complete is recorded as lazy after that.
+func (l *Layer) unrecord(taken []int, at Place) error {
+	bits := make([]uint64, words(l.present.n))
+	copy(bits, l.durable)
+	bytes, known := l.durableN, false
+	for _, i := range taken {
+		if bit := uint64(1) << (i & 63); bits[i>>6]&bit != 0 {
+			bits[i>>6] &^= bit
+			_, size := at(i)
+			bytes -= size
+			known = true
+		}
+	}
+	if !known {
+		return nil
+	}
+	m := l.record.mapping()
+	for range 2 {
+		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
+		if err := storePresence(l.store.disk, l.dir, m, p); err != nil {
+			return err
+		}
+		l.generation = p.generation
+		l.mu.Lock()
+		l.markDurable(bits, bytes)
+		l.mu.Unlock()
+	}
+	if l.recorded == Lazy {
+		return nil
+	}
+	rec := l.Record()
+	rec.State = Lazy
+	if err := l.writeRecord(&rec); err != nil {
+		return err
+	}
+	l.recorded = Lazy
+	return nil
+}
+
+// punch frees the space of spans that are not present.
+func (l *Layer) punch(taken []int, at Place) error {
+	f, err := l.device.get()
+	if err != nil {
+		return err
+	}
+	// Nobody writes meanwhile: what has been written anew stays, and what lies beside the spans in their first
+	// and last block is either present or nothing.
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	for k := 0; k < len(taken); {
+		if l.present.has(taken[k]) {
+			k++
+			continue
+		}
+		first := taken[k]
+		last := first
+		for k++; k < len(taken) && taken[k] == last+1 && !l.present.has(taken[k]); k++ {
+			last++
+		}
+		from, to := l.absent(first, last, at)
+		if err := f.PunchHole(from, to-from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// absent returns the range of spans first to last with as much of its first and last block as is not
+// present either.
+func (l *Layer) absent(first, last int, at Place) (from, to int64) {
+	from, _ = at(first)
+	off, size := at(last)
+	to = off + size
+	low, high := from/punchAlign*punchAlign, (to+punchAlign-1)/punchAlign*punchAlign
+	for i := first - 1; i >= 0 && from > low && !l.present.has(i); i-- {
+		off, _ := at(i)
+		from = max(off, low)
+	}
+	for i := last + 1; i < l.present.n && to < high && !l.present.has(i); i++ {
+		off, size := at(i)
+		to = min(off+size, high)
+	}
+	if to == l.size {
+		to = l.Size()
+	}
+	return from, to
+}
+
+// Empty takes all spans away at once, those of a sealed layer too: the layer gets a new device without content. Who
+// has the old one mounted keeps it whole; its space is free when the last of them has gone. From the call on nothing
+// that was mounted over DevicePath shows this layer's device any more.
+func (l *Layer) Empty() error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	if l.gone {
+		return nil
+	}
+	// What is written from now on goes to the new device.
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	l.present.restore(nil)
+	l.bytes, l.dirty = 0, false
+	l.record.State = Lazy
+	l.markDurable(nil, 0)
+	l.evictions.Add(1)
+	l.mu.Unlock()
+	if err := l.renew(); err != nil {
+		return fmt.Errorf("empty layer %s: %w", l.digest, err)
+	}
+	l.pages.reset()
+	return nil
+}
+
+// renew replaces the device by a new one without content. The order matters: nothing on disk may call a span
+// present when the device has its length, for from then on missing bytes read as zeros. The old file is never
+// touched: the kernel may have it mounted.
+func (l *Layer) renew() error {
+	d := l.store.disk
+	if l.recorded != Lazy {
+		rec := l.Record()
+		rec.State = Lazy
+		if err := l.writeRecord(&rec); err != nil {
+			return err
+		}
+		l.recorded = Lazy
+	}
+	if err := d.RemoveAll(l.dir + "/" + presentName); err != nil {
+		return err
+	}
+	if err := d.SyncDir(l.dir); err != nil {
+		return err
+	}
+	tmp := l.dir + "/" + deviceName + ".tmp"
+	if err := makeDevice(d, tmp, l.Size()); err != nil {
+		return err
+	}
+	if err := d.Rename(tmp, l.dir+"/"+deviceName); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.sealed = false
+	l.mu.Unlock()
+	// Reads that have begun end; later ones open the new file.
+	return errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
+}
+
+// Length returns how long the device file is now. It is Size, unless somebody cut it: then reads behind its end
+// fail, and WriteSpan refuses to write there, until the spans that it lost are evicted.
+func (l *Layer) Length() (int64, error) {
+	f, err := l.device.get()
+	if err != nil {
+		return 0, err
+	}
+	return f.Size()
+}
+
+// Restore gives a device that was cut its length back. All spans that reach behind its end have been evicted.
+func (l *Layer) Restore() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	f, err := l.device.get()
+	if err != nil {
+		return err
+	}
+	if n, err := f.Size(); err != nil || n >= l.Size() {
+		return err
+	}
+	return f.Truncate(l.Size())
+}
+
+// Repair writes verified bytes over wrong ones that are present, where the layer's spans cannot be evicted because it is sealed, and
+// makes them durable. What is mounted over the device is right again from then on, but for what the kernel has in its page
+// cache. It never makes the device longer than Size, nor leaves a hole behind its old end.
+func (l *Layer) Repair(off int64, data []byte) error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if l.gone {
+		return fmt.Errorf("repair layer %s: %w", l.digest, os.ErrClosed)
+	}
+	f, err := l.device.get()
+	if err != nil {
+		return fmt.Errorf("repair layer %s: %w", l.digest, err)
+	}
+	length, err := f.Size()
+	if err == nil && (off < 0 || off > length || int64(len(data)) > l.size-off) {
+		err = fmt.Errorf("[%d, +%d) is outside of %d bytes", off, len(data), min(length, l.size))
+	}
+	if err == nil {
+		_, err = f.WriteAt(data, off)
+	}
+	if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
+		err = f.Truncate(l.Size()) // the zeros behind the tar
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("repair layer %s: %w", l.digest, err)
+	}
+	return nil
+}
+
+// seal marks the device as one that the kernel may read by itself: not one span of it is ever taken away. The mark is
+// on the file, so that it holds for whoever opens the layer next while the kernel still reads it; it need not survive
+// a power cut, which no mount does.
+func (l *Layer) seal() error {
+	l.mu.Lock()
+	sealed := l.sealed
+	l.sealed = true
+	l.mu.Unlock()
+	if sealed {
+		return nil
+	}
+	f, err := l.device.get()
+	if err == nil {
+		err = f.Seal()
+	}
+	return err
+}
