@@ -1,22 +1,27 @@
 package registry
 
 import (
+	"bytes"
 	"net/http"
+	"slices"
 	"time"
 )
 
-// Fault is what happens to one request. The zero Fault leaves it alone; Delay
-// goes with any other, of the others one is done.
+// Fault is what happens to one request. The zero Fault leaves it alone; Hold and
+// Delay go with any other, of the others one is done.
 type Fault struct {
-	Delay      time.Duration // before anything else
-	Status     int           // answered in place of the registry, 429 for instance
-	RetryAfter string        // header that goes with Status
-	Page       bool          // 200 with an HTML page, as a proxy's log-in form
-	Whole      bool          // 200 with the whole blob, though a range was asked for
-	WrongRange bool          // 206 with a Content-Range and bytes that nobody asked for
-	Reset      bool          // TCP reset after Cut bytes of the body
-	Truncate   bool          // connection closed in order after Cut bytes, short of Content-Length
+	Hold       <-chan struct{} // waited for before anything else; then the rule is asked again
+	Delay      time.Duration   // before the rest
+	Status     int             // answered in place of the registry, 429 for instance
+	RetryAfter string          // header that goes with Status
+	Page       bool            // 200 with an HTML page, as a proxy's log-in form
+	Whole      bool            // 200 with the whole blob, though a range was asked for
+	WrongRange bool            // 206 with a Content-Range and bytes that nobody asked for
+	Reset      bool            // TCP reset after Cut bytes of the body
+	Truncate   bool            // connection closed in order after Cut bytes, short of Content-Length
 	Cut        int64
+	Flip       bool  // right in all but the bytes: some bits of the body are others
+	Rate       int64 // bytes of the body per second
 }
 
 // Rule chooses the fault for a request. n counts the requests since the rule
@@ -51,9 +56,47 @@ func inject(w http.ResponseWriter, r *http.Request, f Fault, next http.Handler) 
 		next.ServeHTTP(w, r)
 	case f.Reset || f.Truncate:
 		next.ServeHTTP(&cutter{ResponseWriter: w, left: f.Cut, reset: f.Reset}, r)
+	case f.Flip:
+		next.ServeHTTP(&changer{ResponseWriter: w, change: flip}, r)
+	case f.Rate > 0:
+		next.ServeHTTP(&changer{ResponseWriter: w, change: func(p []byte) []byte {
+			time.Sleep(time.Duration(len(p)) * time.Second / time.Duration(f.Rate))
+			return p
+		}}, r)
 	default:
 		next.ServeHTTP(w, r)
 	}
+}
+
+// changer passes the body on in small pieces, each as change returns it.
+type changer struct {
+	http.ResponseWriter
+	change func([]byte) []byte
+}
+
+func (c *changer) Write(p []byte) (int, error) {
+	var n int
+	for piece := range slices.Chunk(p, 4<<10) {
+		m, err := c.ResponseWriter.Write(c.change(piece))
+		n += m
+		if err == nil {
+			err = c.FlushError()
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// FlushError is what a reverse proxy calls after writing.
+func (c *changer) FlushError() error { return http.NewResponseController(c.ResponseWriter).Flush() }
+
+// flip returns a copy of p with one bit changed.
+func flip(p []byte) []byte {
+	p = bytes.Clone(p)
+	p[len(p)/2] ^= 1
+	return p
 }
 
 // cutter ends the connection when left bytes of the body have been written.

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -36,9 +37,42 @@ type proxy struct {
 	rule Rule
 	n    int64 // requests since rule was set
 	auth *basicAuth
+	// token is what requests must bring, by the token flow; "": none. generation counts the tokens.
+	token      string
+	generation int
 }
 
 type basicAuth struct{ user, password string }
+
+// tokenPath is where clients get tokens.
+const tokenPath = "/token"
+
+// expireTokens makes a token necessary that no client has yet.
+func (p *proxy) expireTokens() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.generation++
+	p.token = fmt.Sprintf("token-%d", p.generation)
+}
+
+// challenge answers requests for tokens and those without the right one, and
+// tells whether it did.
+func challenge(w http.ResponseWriter, r *http.Request, token string) bool {
+	switch {
+	case token == "":
+		return false
+	case r.URL.Path == tokenPath:
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"token": %q, "expires_in": 3600}`, token)
+		return true
+	case r.Header.Get("Authorization") == "Bearer "+token:
+		return false
+	}
+	repository, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+	w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s%s",service="registry",scope="repository:%s:pull"`, r.Host, tokenPath, repository))
+	http.Error(w, "unauthorized", http.StatusUnauthorized)
+	return true
+}
 
 // newProxy forwards to target, host:port.
 func newProxy(target string) *proxy {
@@ -66,7 +100,7 @@ func (p *proxy) addr() string { return p.server.Listener.Addr().String() }
 // ServeHTTP implements http.Handler.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
-	rule, n, auth := p.rule, p.n, p.auth
+	rule, n, auth, token := p.rule, p.n, p.auth, p.token
 	p.n++
 	p.mu.Unlock()
 	rec := &recorder{ResponseWriter: w, req: Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"), conn: r.RemoteAddr}}
@@ -84,7 +118,32 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rule != nil {
 		f = rule(r, n)
 	}
+	if f.Hold != nil {
+		if f = p.held(r, f); r.Context().Err() != nil {
+			return
+		}
+	}
+	if challenge(rec, r, token) {
+		return
+	}
 	inject(rec, r, f, p.next)
+}
+
+// held waits until a request is let go and returns what happens to it then.
+func (p *proxy) held(r *http.Request, f Fault) Fault {
+	select {
+	case <-f.Hold:
+	case <-r.Context().Done():
+	}
+	p.mu.Lock()
+	rule, n := p.rule, p.n
+	p.mu.Unlock()
+	if rule == nil {
+		return Fault{}
+	}
+	f = rule(r, n)
+	f.Hold = nil
+	return f
 }
 
 // recorder notes status and size of an answer.

@@ -102,6 +102,16 @@ func front(direct string) (*Registry, error) {
 	return r, nil
 }
 
+// Front makes another way to the same registry, with a host, a network, faults
+// and log-ins of its own. Closing it leaves the registry alone.
+func (r *Registry) Front() (*Registry, error) { return front(r.direct) }
+
+// Down cuts all connections and closes the port, until Up.
+func (r *Registry) Down() error { return r.shaper.Close() }
+
+// Up opens the port again after Down.
+func (r *Registry) Up() error { return r.shaper.Reopen() }
+
 // Close ends the registry and all connections to it.
 func (r *Registry) Close() error {
 	err := r.shaper.Close()
@@ -109,7 +119,9 @@ func (r *Registry) Close() error {
 	if r.process != nil {
 		return errors.Join(err, r.process.Stop())
 	}
-	r.server.Close()
+	if r.server != nil {
+		r.server.Close()
+	}
 	return err
 }
 
@@ -137,6 +149,10 @@ func (r *Registry) RequireLogin(user, password string) {
 	defer r.proxy.mu.Unlock()
 	r.proxy.auth = &basicAuth{user, password}
 }
+
+// ExpireTokens makes every request need a token from now on, one that is given
+// to whoever asks but that nobody has yet.
+func (r *Registry) ExpireTokens() { r.proxy.expireTokens() }
 
 // Traffic is what has passed since the last ResetTraffic.
 type Traffic struct {

@@ -103,6 +103,12 @@ func TestFaults(t *testing.T) {
 			{"truncate", registry.Fault{Truncate: true, Cut: 10}, func(a answer) bool {
 				return a.status == 206 && errors.Is(a.err, io.ErrUnexpectedEOF) && bytes.Equal(a.body, blob[100:110])
 			}},
+			{"flip", registry.Fault{Flip: true}, func(a answer) bool {
+				return a.status == 206 && a.err == nil && len(a.body) == 1000 && !bytes.Equal(a.body, blob[100:1100])
+			}},
+			{"rate", registry.Fault{Rate: 10_000}, func(a answer) bool {
+				return a.status == 206 && a.took >= 100*time.Millisecond && bytes.Equal(a.body, blob[100:1100])
+			}},
 			{"reset", registry.Fault{Reset: true, Cut: 10}, func(a answer) bool {
 				return errors.Is(a.err, syscall.ECONNRESET) || errors.Is(a.err, io.ErrUnexpectedEOF)
 			}},
@@ -122,5 +128,84 @@ func TestFaults(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// A front has faults of its own; its port can be closed and opened again.
+func TestFront(t *testing.T) {
+	r := fixture.Referrers(t)
+	f, err := r.Front()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	status := func(r *registry.Registry) int { return get(t, "http://"+r.Host()+"/v2/", "").status }
+	f.SetRule(func(*http.Request, int64) registry.Fault { return registry.Fault{Status: 500} })
+	if a, b := status(r), status(f); a != 200 || b != 500 {
+		t.Errorf("status %d and %d", a, b)
+	}
+	f.SetRule(nil)
+	if err := f.Down(); err != nil {
+		t.Fatal(err)
+	}
+	if a := get(t, "http://"+f.Host()+"/v2/", ""); !errors.Is(a.err, syscall.ECONNREFUSED) {
+		t.Errorf("while it is down: %+v", a)
+	}
+	if err := f.Up(); err != nil {
+		t.Fatal(err)
+	}
+	if a := status(f); a != 200 {
+		t.Errorf("up again: status %d", a)
+	}
+}
+
+// A held request meets the fault of the time when it is let go.
+func TestHold(t *testing.T) {
+	r := fixture.Referrers(t)
+	hold, met := make(chan struct{}), make(chan struct{}, 1)
+	r.SetRule(func(*http.Request, int64) registry.Fault {
+		met <- struct{}{}
+		return registry.Fault{Hold: hold}
+	})
+	go func() {
+		<-met
+		r.SetRule(func(*http.Request, int64) registry.Fault { return registry.Fault{Status: 418} })
+		close(hold)
+	}()
+	if a := get(t, "http://"+r.Host()+"/v2/", ""); a.status != 418 {
+		t.Errorf("%+v", a)
+	}
+}
+
+// A token is good until tokens expire.
+func TestTokens(t *testing.T) {
+	r := fixture.Referrers(t)
+	r.ExpireTokens()
+	ask := func(token string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(fixture.Context(t), http.MethodGet, "http://"+r.Host()+"/v2/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode, resp.Header.Get("WWW-Authenticate")
+	}
+	if status, challenge := ask("none"); status != 401 || !strings.HasPrefix(challenge, `Bearer realm="http://`+r.Host()+`/token"`) {
+		t.Errorf("%d %s", status, challenge)
+	}
+	if a := get(t, "http://"+r.Host()+"/token", ""); a.status != 200 || !bytes.Contains(a.body, []byte(`"token-1"`)) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if status, _ := ask("token-1"); status != 200 {
+		t.Errorf("with a token: %d", status)
+	}
+	r.ExpireTokens()
+	if status, _ := ask("token-1"); status != 401 {
+		t.Errorf("with an expired token: %d", status)
 	}
 }

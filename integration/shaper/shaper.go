@@ -18,6 +18,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -38,16 +39,18 @@ type Stats struct {
 	Conns int64 // connections accepted
 }
 
-// Shaper is a running proxy. All methods may be called in parallel.
+// Shaper is a running proxy. All methods may be called in parallel, but for
+// Close and Reopen.
 type Shaper struct {
-	target   string
-	listener net.Listener
-	cancel   context.CancelFunc
-	wg       sync.WaitGroup
+	target string
+	addr   string
+	wg     sync.WaitGroup
 
 	down, up, conns atomic.Int64
 
 	mu        sync.Mutex
+	listener  net.Listener
+	cancel    context.CancelFunc
 	profile   Profile
 	free      time.Time   // when the shared link has sent all that was booked
 	exchanges []*Exchange // since the last Reset
@@ -55,18 +58,43 @@ type Shaper struct {
 
 // Open listens on a free port of 127.0.0.1 and forwards to target until Close.
 func Open(target string, p Profile) (*Shaper, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	s := &Shaper{target: target, addr: "127.0.0.1:0", profile: p}
+	if err := s.listen(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(context.Background()) // ended by Close
-	s := &Shaper{target: target, listener: l, cancel: cancel, profile: p}
-	s.wg.Go(func() { s.accept(ctx) })
 	return s, nil
 }
 
+func (s *Shaper) listen() error {
+	l, err := net.Listen("tcp", s.addr)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background()) // ended by Close
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		s.addr = l.Addr().String() // later ones are the same
+	}
+	s.listener, s.cancel = l, cancel
+	s.wg.Go(func() { s.accept(ctx, l) })
+	return nil
+}
+
+// Reopen listens again, at the same address, after Close.
+func (s *Shaper) Reopen() error {
+	var err error
+	for range 100 { // somebody's outgoing connection may have the port for a while
+		if err = s.listen(); !errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return err
+}
+
 // Addr is the address clients connect to, host:port.
-func (s *Shaper) Addr() string { return s.listener.Addr().String() }
+func (s *Shaper) Addr() string { return s.addr }
 
 // SetProfile changes the path for bytes that are sent from now on.
 func (s *Shaper) SetProfile(p Profile) {
@@ -90,11 +118,14 @@ func (s *Shaper) Reset() {
 	s.conns.Store(0)
 }
 
-// Close cuts all connections and waits until nothing runs any more. It may be
-// called again.
+// Close cuts all connections and waits until nothing runs any more: clients
+// find the port closed. It may be called again.
 func (s *Shaper) Close() error {
-	s.cancel()
-	err := s.listener.Close()
+	s.mu.Lock()
+	listener, cancel := s.listener, s.cancel
+	s.mu.Unlock()
+	cancel()
+	err := listener.Close()
 	s.wg.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -102,9 +133,9 @@ func (s *Shaper) Close() error {
 	return err
 }
 
-func (s *Shaper) accept(ctx context.Context) {
+func (s *Shaper) accept(ctx context.Context, l net.Listener) {
 	for {
-		client, err := s.listener.Accept()
+		client, err := l.Accept()
 		if err != nil {
 			return // closed
 		}

@@ -5,6 +5,8 @@
 //	probe tree DIR                    lists the tree (tartreetest.Listing, as gob)
 //	probe read DIR SEED COUNT         reads COUNT random ranges of the files below DIR,
 //	                                  prints a digest of all that was read
+//	probe load TREE DIR READERS STEP  reads files of a known.Tree below DIR, and checks them
+//	                                  (load.go)
 //	probe pause                       waits for SIGTERM or SIGINT
 //	probe echo WORD...                prints the words
 package main
@@ -59,6 +61,8 @@ func run(args []string) error {
 			return err
 		}
 		return read(args[0], seed, count)
+	case cmd == "load":
+		return load(args)
 	case cmd == "pause":
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, syscall.SIGTERM, syscall.SIGINT)
