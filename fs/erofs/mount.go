@@ -3,7 +3,9 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,6 +38,10 @@ type Options struct {
 
 	// ReadAhead is what the kernel reads ahead, in bytes; 0: DefaultReadAhead.
 	ReadAhead int
+
+	// Standalone says that the mount works without any process: its device is a file of its own. The mount table
+	// shows it by "noatime", which means nothing else here: see Standalone.
+	Standalone bool
 }
 
 // DefaultReadAhead makes a sequential reader ask for 1 MiB at once, where the
@@ -136,7 +142,11 @@ func newErofs(params []param, dir string, o Options) error {
 	if err != nil {
 		return err
 	}
-	return newMount(Type, append([]param{{"ro", ""}}, params...), unix.MOUNT_ATTR_RDONLY, dir, func() error {
+	attr := unix.MOUNT_ATTR_RDONLY
+	if o.Standalone {
+		attr |= unix.MOUNT_ATTR_NOATIME
+	}
+	return newMount(Type, append([]param{{"ro", ""}}, params...), attr, dir, func() error {
 		return setReadAhead(before, o.ReadAhead)
 	})
 }
@@ -197,6 +207,24 @@ func complaint(ctx int) string {
 		return ""
 	}
 	return " (" + strings.Join(all, "; ") + ")"
+}
+
+// Standalone says whether a mount was made with Options.Standalone.
+func Standalone(m mountinfo.Mount) bool {
+	return m.Type == Type && slices.Contains(strings.Split(m.Options, ","), "noatime")
+}
+
+// Shows says whether a mount is an EROFS of the image in the file index, an absolute path: as far as the
+// mount table tells, which knows names only.
+func Shows(m mountinfo.Mount, index string) bool {
+	if m.Type != Type {
+		return false
+	}
+	if name, ok := strings.CutPrefix(m.Source, "/dev/loop"); ok {
+		b, err := os.ReadFile("/sys/block/loop" + filepath.Base(name) + "/loop/backing_file")
+		return err == nil && strings.TrimSuffix(string(b), "\n") == index
+	}
+	return m.Source == index
 }
 
 // Unmount takes all EROFS mounts that lie uppermost at dir out of the file

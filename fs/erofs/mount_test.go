@@ -46,7 +46,9 @@ func TestMount(t *testing.T) {
 		{"auto", erofs.Options{}, erofs.File},
 		{"file", erofs.Options{Backing: erofs.File}, erofs.File},
 		{"buffered", erofs.Options{Buffered: true}, erofs.File},
+		{"standalone", erofs.Options{Standalone: true}, erofs.File},
 		{"loop", erofs.Options{Backing: erofs.Loop}, erofs.Loop},
+		{"standalone loop", erofs.Options{Backing: erofs.Loop, Standalone: true}, erofs.Loop},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "x,y:z")
@@ -61,6 +63,12 @@ func TestMount(t *testing.T) {
 			m, ok, err := mountinfo.Top(dir)
 			if err != nil || !ok || m.Type != erofs.Type || !strings.HasPrefix(m.Options, "ro,") || got == erofs.File && m.Source != l.Index {
 				t.Errorf("mount table: %+v, %v, %v", m, ok, err)
+			}
+			if got := erofs.Standalone(m); got != tt.o.Standalone {
+				t.Errorf("standalone: %v, in %s", got, m.Options)
+			}
+			if !erofs.Shows(m, l.Index) || erofs.Shows(m, l.Index+"x") {
+				t.Errorf("it is not known what %+v shows", m)
 			}
 			if direct := strings.Contains(m.Super, "directio"); direct != (got == erofs.File && !tt.o.Buffered) {
 				t.Errorf("directio: %v, in %s", direct, m.Super)
