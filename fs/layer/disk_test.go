@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -104,33 +105,148 @@ func TestDiskFull(t *testing.T) {
 
 func (f *fixture) spares() *spares { return &f.o.Budget.spares }
 
-// TestUnreadable: what the store has and cannot read comes from the source, and
-// does not go to the store again.
+// TestUnreadable: what the store has and cannot read is given up, comes from the source, and is stored anew. Where that does not
+// help it is served from memory.
 func TestUnreadable(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(f.span(4))
 	f.wait()
+	var bad atomic.Bool
+	bad.Store(true)
 	f.store.read = func(off int64) error {
-		if f.s.spans.Find(off) == 4 {
+		if bad.Load() && f.s.spans.Find(off) == 4 {
 			return unix.EIO
 		}
 		return nil
 	}
+	var written atomic.Int64
 	f.store.write = func(i int) error {
 		if i == 4 {
-			t.Error("a span that cannot be read was written again")
+			written.Add(1)
 		}
 		return nil
 	}
 	off, n := f.span(4)
-	f.mustRead(off, n)       // all of it present
-	f.mustRead(off-10, n+20) // between two that are missing
+	f.mustRead(off, n) // all of it present
 	f.wait()
+	if written.Load() != 1 || !f.store.Present(4) {
+		t.Errorf("written %d times, present: %v", written.Load(), f.store.Present(4))
+	}
+	calls := f.blob.calls.Load()
+	bad.Store(false)
+	f.mustRead(off, n)
+	if f.blob.calls.Load() != calls {
+		t.Error("what was stored anew was fetched again")
+	}
+	bad.Store(true)
+	f.mustRead(off, n)
+	f.mustRead(off-10, n+20) // between two that are missing
+	f.mustRead(off, n)
+	f.wait()
+	if written.Load() != 1 {
+		t.Error("a span that cannot be read was written again and again")
+	}
 	if st := f.Stats(); st.Unreadable == 0 || !errors.Is(st.LastError, unix.EIO) {
 		t.Errorf("stats are %+v", st)
 	}
-	if got := f.blob.calls.Load(); got > 4 {
+	if got := f.blob.calls.Load() - calls; got > 3 {
 		t.Errorf("%d requests", got)
+	}
+}
+
+// TestUnreadableForAWhile: an error that says nothing about the bytes costs none.
+func TestUnreadableForAWhile(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(f.span(4))
+	f.wait()
+	f.store.read = func(int64) error { return unix.EMFILE }
+	f.mustRead(f.span(4))
+	f.wait()
+	if !f.store.Present(4) {
+		t.Error("a span was given up because there were too many files open")
+	}
+}
+
+// TestCutDevice: what a file loses is fetched again, and the rest is not.
+func TestCutDevice(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	off, n := f.span(7)
+	must(t, os.Truncate(f.store.DevicePath(), off+n/2))
+	calls := f.blob.calls.Load()
+	f.mustRead(f.span(6))
+	if f.blob.calls.Load() != calls {
+		t.Error("what was not lost was fetched again")
+	}
+	last, m := f.span(len(f.s.spans) - 1)
+	f.mustRead(last, m)
+	f.mustRead(0, f.Size())
+	f.wait()
+	if !f.store.AllPresent() || f.completed.Load() != 2 {
+		t.Errorf("all present: %v, complete %d times", f.store.AllPresent(), f.completed.Load())
+	}
+	got := make([]byte, len(f.s.device))
+	if _, err := f.store.ReadAt(got, 0); err != nil || !bytes.Equal(got, f.s.device) {
+		t.Errorf("the store has something else: %v", err)
+	}
+}
+
+// TestRemovedDevice: a device that was removed before it was opened is made anew.
+func TestRemovedDevice(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(f.span(3))
+	f.wait()
+	must(t, os.Remove(f.store.DevicePath()))
+	must(t, f.Empty())
+	f.mustRead(f.span(3))
+	f.wait()
+	if !f.store.Present(3) || f.store.Present(4) {
+		t.Error("the layer is not what was read")
+	}
+}
+
+// TestReadsWhileSpansGo: no reader sees a hole.
+func TestReadsWhileSpansGo(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	var stop atomic.Bool
+	var readers sync.WaitGroup
+	for k := range 4 {
+		readers.Go(func() {
+			for i := int64(k); !stop.Load(); i += 7919 {
+				n := 1 + i*31%200_000
+				off := i * 4099 % (f.Size() - n)
+				f.mustRead(off, n)
+			}
+		})
+	}
+	end := time.Now().Add(2 * time.Second)
+	for n := 0; time.Now().Before(end); n++ {
+		if n%10 == 9 {
+			must(t, f.Empty())
+		} else if _, err := f.Evict([]int{n % len(f.s.spans), n * 3 % len(f.s.spans), n * 5 % len(f.s.spans)}); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	stop.Store(true)
+	readers.Wait()
+	f.wait()
+}
+
+// TestFresh: bytes that the store has come from the source.
+func TestFresh(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(f.span(3))
+	f.wait()
+	calls := f.blob.calls.Load()
+	off, n := f.span(3)
+	p := make([]byte, n)
+	must(t, f.Fresh(t.Context(), p, off))
+	if !bytes.Equal(p, f.s.device[off:off+n]) || f.blob.calls.Load() == calls {
+		t.Error("they did not")
 	}
 }
 

@@ -123,6 +123,7 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 		return nil
 	}
 	w := &waiter{want: want, pending: map[*flight]struct{}{}, done: make(chan struct{})}
+	gone := l.evictions()
 	stored, err := l.join(ctx, w, spans)
 	if err != nil {
 		return err
@@ -132,7 +133,7 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	}
 	// While the rest is on its way, read what the store has.
 	for _, i := range stored {
-		if err := l.readStored(ctx, w.within(&spans[i])); err != nil {
+		if err := l.readStored(ctx, w.within(&spans[i]), gone); err != nil {
 			l.leave(w, errNobody)
 			return err
 		}
@@ -140,14 +141,18 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	return l.await(ctx, w)
 }
 
-// readStored reads what the store has; where it cannot, that is fetched.
-func (l *Layer) readStored(ctx context.Context, w want) error {
+// readStored reads a span that the store had when there had been gone evictions; where it cannot, or has it no
+// more, the span is fetched.
+func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
 	n, err := l.store.ReadAt(w.p, w.off)
+	if l.evictions() != gone {
+		return l.fetchWanted(ctx, w) // it may have read a hole
+	}
 	if n == len(w.p) {
 		return nil
 	}
 	l.unreadable(w.off, err)
-	w.bypass = true
+	w.bypass = !l.lose(w.off, err)
 	return l.fetchWanted(ctx, w)
 }
 

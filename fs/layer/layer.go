@@ -67,6 +67,8 @@ type Options struct {
 type Layer struct {
 	index      Index
 	store      Store
+	evicting   Evicting // the store, where it is one
+	given      given
 	o          Options
 	log        *slog.Logger
 	name       string // the layer's digest
@@ -106,6 +108,7 @@ func New(ix Index, st Store, o Options) *Layer {
 		deviceSize: h.DeviceSize,
 		flights:    map[int]*flight{},
 	}
+	l.evicting, _ = st.(Evicting)
 	l.completed.Store(st.AllPresent())
 	return l
 }
@@ -139,17 +142,15 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
-	if l.present(off, w.end) {
-		got, err := l.store.ReadAt(p, off)
-		if got == len(p) {
+	if gone := l.evictions(); l.present(off, w.end) {
+		got, _ := l.store.ReadAt(p, off)
+		if got == len(p) && l.evictions() == gone {
 			if !l.store.AllPresent() {
 				l.follow(ctx, off, w.end, false)
 			}
 			return nil
 		}
-		// The store has the bytes and cannot read them.
-		l.unreadable(off, err)
-		w.bypass = true
+		// The store cannot read what it has, or spans went while it did. fetch looks at each of them.
 	}
 	if err := l.fetch(ctx, w); err != nil {
 		return err
@@ -176,16 +177,6 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64, prio Priority) error {
 		return nil
 	}
 	return l.fetch(ctx, want{off: off, end: off + n, prio: prio})
-}
-
-// File returns the device's file descriptor if the store has all n bytes from
-// off on, at the same offset. It is valid until the store's layer is closed.
-func (l *Layer) File(off, n int64) (fd uintptr, ok bool) {
-	if l.check(off, n) != nil || !l.present(off, off+n) {
-		return 0, false
-	}
-	fd, err := l.store.Fd()
-	return fd, err == nil
 }
 
 func (l *Layer) check(off, n int64) error {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -351,35 +350,6 @@ func TestFill(t *testing.T) {
 	}
 }
 
-func TestFile(t *testing.T) {
-	f := setup(t, newSample(t), nil)
-	off, n := f.span(1)
-	if _, ok := f.File(off, n); ok {
-		t.Error("a file of what is missing")
-	}
-	f.mustRead(off, n)
-	f.wait()
-	for _, c := range []struct {
-		off, n int64
-		want   bool
-	}{{off, n, true}, {off + 5, 10, true}, {off - 1, 2, false}, {off, n + 1, false}, {f.Size(), 0, true}, {f.Size(), 1, false}, {-1, 1, false}} {
-		fd, ok := f.File(c.off, c.n)
-		if ok != c.want {
-			t.Errorf("File(%d, %d) says %v", c.off, c.n, ok)
-		}
-		if !ok || c.n == 0 {
-			continue
-		}
-		p := make([]byte, c.n)
-		file, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
-		must(t, err)
-		if _, err := file.ReadAt(p, c.off); err != nil || !bytes.Equal(p, f.s.device[c.off:c.off+c.n]) {
-			t.Errorf("file holds something else: %v", err)
-		}
-		must(t, file.Close())
-	}
-}
-
 // wait waits until nothing is under way: a reader is served before its span is
 // in the store.
 func (f *fixture) wait() { f.running.Wait() }
@@ -397,7 +367,7 @@ func TestWarmReadsCostNothing(t *testing.T) {
 		if err := f.ReadAt(t.Context(), p, off+100); err != nil {
 			t.Error(err)
 		}
-		if _, ok := f.File(off, n); !ok {
+		if !f.present(off, off+n) {
 			t.Error("not present")
 		}
 	}); allocs > 0 {

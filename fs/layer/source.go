@@ -42,8 +42,6 @@ type Store interface {
 	WriteSpan(i int, off int64, data []byte) error
 	// Windows is the windows section where it is kept, else fs.ErrNotExist.
 	Windows() (io.ReaderAt, error)
-	// Fd is the device's file descriptor.
-	Fd() (uintptr, error)
 }
 
 // Server is what a Store may be as well: it is told that a reader got the n bytes from off on by another way

@@ -82,15 +82,21 @@ func (l *Layer) Uses() Uses {
 
 func (x *expectation) has(i int) bool { return x.all[i>>6].Load()&(1<<(i&63)) != 0 }
 
-// touched notes that a reader asks for device bytes [off, end). It costs next to nothing where nothing is expected
-// that was not read yet.
+// touched notes that a reader asks for device bytes [off, end), for eviction and for Uses.
 func (l *Layer) touched(off, end int64) {
+	t := l.spans.Load()
+	if t == nil {
+		return
+	}
+	spans := *t
+	first, last := l.cut(spans, off, end)
+	if l.evicting != nil {
+		l.evicting.Touched(first, last)
+	}
 	x := l.expects.now.Load()
 	if x == nil || x.left.Load() == 0 {
 		return
 	}
-	spans := *l.spans.Load()
-	first, last := l.cut(spans, off, end)
 	for i := first; i < last; i++ {
 		bit := uint64(1) << (i & 63)
 		if x.unread[i>>6].Load()&bit != 0 && x.unread[i>>6].And(^bit)&bit != 0 {

@@ -14,7 +14,7 @@ const punchAlign = 4096
 var ErrSealed = errors.New("the kernel may read the device by itself")
 
 // Place says where span i lies in the device: the store knows spans by their number alone.
-type Place func(i int) (off, size int64)
+type Place = func(i int) (off, size int64)
 
 // Evictions counts how often spans were taken away. A read returned a layer's bytes if its spans were Present after one call of
 // Evictions, and another one after the read returns the same; else it may have read a hole, and is done again.

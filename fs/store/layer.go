@@ -264,16 +264,6 @@ func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
 // ErrCut is wrapped by errors about a device file that is shorter than the layer: see Length.
 var ErrCut = errors.New("the device has lost its end")
 
-// Fd returns the device's file descriptor for splicing. It is valid until the
-// last Close of the layer.
-func (l *Layer) Fd() (uintptr, error) {
-	f, err := l.device.get()
-	if err != nil {
-		return 0, err
-	}
-	return f.Fd(), nil
-}
-
 // Windows returns the layer's windows section where the layer has it on disk,
 // else an error that wraps fs.ErrNotExist. It is valid until the last Close.
 func (l *Layer) Windows() (io.ReaderAt, error) { return l.windows.get() }

@@ -1,0 +1,133 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"io"
+	iofs "io/fs"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Evicting is what a Store may be as well: one that spans can be taken out of. at says where span i lies in the device.
+type Evicting interface {
+	// Evictions changes when spans are taken away: a read is of the layer's bytes if the spans were Present after one
+	// call, and the next call after the read returns the same.
+	Evictions() uint64
+	// Evict takes spans away. An error says that they are still there.
+	Evict(spans []int, at func(i int) (off, size int64)) (bytes int64, err error)
+	// Touched notes that a reader asks for spans [first, last).
+	Touched(first, last int)
+	// Length is how long the device's file is. Restore makes it as long as it was, with a hole at the end.
+	Length() (int64, error)
+	Restore() error
+	// Empty starts with a new device, without a span.
+	Empty() error
+}
+
+// given is the spans that were given up because the store could not read them. What happens to one twice is not the
+// fault of the sector that it lay on: then it is served from memory.
+type given struct {
+	mu    sync.Mutex
+	spans map[int]bool
+}
+
+// again notes that a span is given up, and says whether it was before.
+func (g *given) again(i int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.spans == nil {
+		g.spans = map[int]bool{}
+	}
+	was := g.spans[i]
+	g.spans[i] = true
+	return was
+}
+
+// evictions is Evictions of a store that evicts.
+func (l *Layer) evictions() uint64 {
+	if l.evicting == nil {
+		return 0
+	}
+	return l.evicting.Evictions()
+}
+
+// Evict takes spans out of the store, and returns how many bytes of the device that was. They are fetched again when somebody
+// reads them, and Options.Complete is called again when the last one that is missing has come.
+func (l *Layer) Evict(spans []int) (int64, error) {
+	t, err := l.table()
+	if err != nil {
+		return 0, err
+	}
+	if l.evicting == nil {
+		return 0, errors.ErrUnsupported
+	}
+	l.completed.Store(false)
+	return l.evicting.Evict(spans, func(i int) (off, size int64) { return t[i].Device, t[i].Size })
+}
+
+// Empty takes all spans out of the store at once, by a new device.
+func (l *Layer) Empty() error {
+	if l.evicting == nil {
+		return errors.ErrUnsupported
+	}
+	l.completed.Store(false)
+	return l.evicting.Empty()
+}
+
+// Fresh is ReadAt for bytes that the store has, and that are to come from the source all the same.
+func (l *Layer) Fresh(ctx context.Context, p []byte, off int64) error {
+	n := int64(len(p))
+	if err := l.check(off, n); err != nil {
+		return err
+	}
+	return l.fetch(ctx, want{p: p, off: off, end: off + n, bypass: true})
+}
+
+// lose takes a span out of the store that could not be read, so that it is fetched and stored anew, and with it
+// those that have been lost with it: where a file was cut, all behind its end. False: it is still in the store, and has to be
+// read past it.
+func (l *Layer) lose(off int64, err error) bool {
+	t, terr := l.table()
+	if terr != nil || l.evicting == nil {
+		return false
+	}
+	i := t.Find(off)
+	if i < 0 || l.given.again(i) {
+		return false
+	}
+	lost := []int{i}
+	length := l.deviceSize
+	switch {
+	case errors.Is(err, iofs.ErrNotExist):
+		// Somebody removed the file. What was removed by the store's owner is not ours to bring back, and Empty knows.
+		if err := l.Empty(); err != nil {
+			l.counters.failed(err)
+		}
+		return !l.store.Present(i)
+	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		if length, err = l.evicting.Length(); err != nil {
+			return false
+		}
+		for k := range t {
+			if t[k].Device+t[k].Size > length && l.store.Present(k) && k != i {
+				lost = append(lost, k)
+			}
+		}
+		slices.Sort(lost)
+	case errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG):
+	default:
+		return false // it says nothing about the bytes
+	}
+	_, err = l.Evict(lost)
+	if err == nil && length < l.deviceSize {
+		err = l.evicting.Restore()
+	}
+	if err != nil {
+		l.counters.failed(err)
+		return false
+	}
+	return !l.store.Present(i)
+}
