@@ -11,7 +11,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
@@ -31,8 +30,9 @@ type live struct {
 
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
-	device *fuse.Mount       // erofs mode: the FUSE mount of the device
+	device *served           // erofs mode: the FUSE mount of the device
 	points map[string]*point // by variant
+	strays []*served         // which lie nowhere any more, but are in use
 }
 
 // openLive opens a layer that the store has; the error wraps os.ErrNotExist otherwise.
@@ -154,12 +154,39 @@ func (v *live) close() error {
 	v.data.Close()
 	var errs []error
 	for _, p := range v.points {
-		errs = append(errs, p.close())
+		errs = append(errs, p.close(v.t))
 	}
-	if v.device != nil {
-		errs = append(errs, v.device.Unmount(), v.device.Close())
+	for _, s := range append(v.strays, v.device) {
+		if s != nil {
+			errs = append(errs, v.t.end(v.t.ctx, s))
+		}
 	}
 	errs = append(errs, v.file.Close(), v.store.Close())
+	return errors.Join(errs...)
+}
+
+// leave hands the mounts that the keeper has over to the next process: from now on nobody answers them here. close
+// comes after it.
+func (v *live) leave() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var errs []error
+	handOver := func(s **served) {
+		if *s != nil && (*s).name != "" {
+			errs = append(errs, (*s).Leave())
+			*s = nil
+		}
+	}
+	for _, p := range v.points {
+		handOver(&p.tree)
+		if p.mode == EROFS && v.device != nil && v.device.name != "" {
+			p.mode = Local // nothing to be undone
+		}
+	}
+	handOver(&v.device)
+	for i := range v.strays {
+		handOver(&v.strays[i])
+	}
 	return errors.Join(errs...)
 }
 

@@ -6,9 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/mountinfo"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -16,47 +21,80 @@ import (
 // point is a mount point of a layer. There is one for each variant of the tree.
 type point struct {
 	dir   string
-	index string // path of the index file that is mounted
-	mode  Mode
-	tree  *fuse.Mount // fuse mode
+	index string  // path of the index file that is mounted
+	mode  Mode    // how dir shows the layer; "": not known
+	tree  *served // fuse mode; what is mounted over it, when the layer is complete, does not end it
 }
 
-// mount returns the directory that shows the layer over the layers below it, mounted.
+// deviceDir is where the layer's device is mounted in erofs mode.
+func (v *live) deviceDir() string { return filepath.Join(v.t.o.Root, devicesName, v.key) }
+
+// pointDir is where a variant of the layer is mounted.
+func (v *live) pointDir(variant string) string {
+	return filepath.Join(v.t.o.Root, mountsName, v.key+variant)
+}
+
+// mount returns the directory that shows the layer over the layers below it. What an earlier run has mounted there stays
+// if it is what it should be; all else that lies there goes.
 func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 	attrs, err := v.inherit(below)
 	if err != nil {
 		return "", err
 	}
-	k, err := v.t.kernel()
-	if err != nil {
-		return "", err
-	}
+	v.t.placing.RLock()
+	defer v.t.placing.RUnlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
 		return "", errors.New("layer was removed")
 	}
 	name := variant(attrs)
-	if p := v.points[name]; p != nil {
-		return p.dir, nil
+	p := v.points[name]
+	if p == nil {
+		p = &point{dir: v.pointDir(name), index: v.store.IndexPath() + name}
+		if err := v.writeVariant(p.index, attrs); err != nil {
+			return "", err
+		}
 	}
-	p := &point{dir: filepath.Join(v.t.o.Root, mountsName, v.key+name), index: v.store.IndexPath() + name}
-	if err := v.writeVariant(p.index, attrs); err != nil {
+	if p.mode, err = v.look(p); err != nil {
 		return "", err
 	}
-	if err := v.t.clean(p.dir); err != nil {
-		return "", err
-	}
-	if v.store.Record().State == store.Verified && k.complete == Local {
-		err = p.mountLocal(v, k)
-	} else {
-		err = p.mountLazy(ctx, v, k)
-	}
-	if err != nil {
+	if err := v.show(ctx, p); err != nil {
 		return "", err
 	}
 	v.points[name] = p
 	return p.dir, nil
+}
+
+// show mounts what is missing at a point whose mode is what lies there.
+func (v *live) show(ctx context.Context, p *point) error {
+	whole := v.store.Record().State == store.Verified
+	if p.mode != "" && (p.mode == Local || !whole) {
+		return nil
+	}
+	k, err := v.t.kernel()
+	if err != nil {
+		return err
+	}
+	if p.mode != "" {
+		if k.complete != Local {
+			return nil
+		}
+		if err := p.mountLocal(v, k); err != nil {
+			v.t.log.WarnContext(ctx, "complete layer stays served by micad", "layer", v.digest, "dir", p.dir, "err", err)
+		}
+		return nil
+	}
+	if p.tree != nil {
+		v.strays, p.tree = append(v.strays, p.tree), nil
+	}
+	if err := v.t.clean(p.dir); err != nil {
+		return err
+	}
+	if whole && k.complete == Local {
+		return p.mountLocal(v, k)
+	}
+	return p.mountLazy(ctx, v, k)
 }
 
 // clean makes dir an empty directory on which nothing is mounted: an earlier run may have left
@@ -82,7 +120,7 @@ const localReadAhead = 2 << 20
 // mountLocal mounts EROFS over the store's own file. On a lazy mount point it goes over what
 // is there, which those who use it keep.
 func (p *point) mountLocal(v *live, k kernel) error {
-	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{Backing: k.localBy, ReadAhead: localReadAhead}); err != nil {
+	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{Backing: k.localBy, ReadAhead: localReadAhead, Standalone: true}); err != nil {
 		return err
 	}
 	p.mode = Local
@@ -91,41 +129,73 @@ func (p *point) mountLocal(v *live, k kernel) error {
 
 // mountLazy mounts a layer whose bytes come through the daemon.
 func (p *point) mountLazy(ctx context.Context, v *live, k kernel) error {
-	o := fuse.Options{Log: v.t.log, Memory: v.t.memory}
 	if k.lazy == FUSE {
-		x := v.index
-		if p.index != v.store.IndexPath() {
-			f, err := os.Open(p.index)
-			if err != nil {
-				return err
-			}
-			// The mount keeps the file for as long as it lives.
-			if x, err = openVariant(f); err != nil {
-				return errors.Join(err, f.Close())
-			}
-		}
-		m, err := fuse.MountTree(ctx, p.dir, x, v.bytes(), o)
-		if err != nil {
-			return err
-		}
-		p.tree, p.mode = m, FUSE
-		return nil
+		return p.mountTree(ctx, v)
+	}
+	if v.device != nil && !v.device.alive() {
+		v.device = nil
 	}
 	if v.device == nil {
-		dir := filepath.Join(v.t.o.Root, devicesName, v.key)
-		if err := v.t.clean(dir); err != nil {
+		if err := v.mountDevice(ctx); err != nil {
 			return err
 		}
-		m, err := fuse.MountDevice(ctx, dir, v.bytes(), o)
-		if err != nil {
-			return err
-		}
-		v.device = m
 	}
-	if _, err := erofs.Mount(p.index, v.device.DevicePath(), p.dir, erofs.Options{Backing: k.lazyBy}); err != nil {
+	if _, err := v.t.mounter.Mount(p.index, v.device.DevicePath(), p.dir, erofs.Options{Backing: k.lazyBy}); err != nil {
 		return fmt.Errorf("mount EROFS over FUSE: %w", err)
 	}
 	p.mode = EROFS
+	return nil
+}
+
+// mountTree mounts the tree by FUSE.
+func (p *point) mountTree(ctx context.Context, v *live) error {
+	f, err := os.Open(p.index)
+	if err != nil {
+		return err
+	}
+	// The mount keeps the file for as long as it lives.
+	st := heldState{Layer: v.digest, DiffID: v.index.Header().DiffID, Variant: strings.TrimPrefix(p.index, v.store.IndexPath())}
+	x, err := openVariant(f)
+	if err == nil {
+		st.Index, err = headSum(f)
+	}
+	var m *fuse.Mount
+	if err == nil {
+		m, err = fuse.MountTree(ctx, p.dir, x, v.bytes(), fuse.Options{Log: v.t.log, Memory: v.t.memory})
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	p.tree, p.mode = v.t.keep(ctx, m, st), FUSE
+	return nil
+}
+
+// mountDevice mounts the device by FUSE. EROFS mounts over a former one, which nobody serves any more, go before: so
+// whatever EROFS lies at a point of the layer, without being standalone, is over this one.
+func (v *live) mountDevice(ctx context.Context) error {
+	dirs, err := filepath.Glob(v.pointDir("*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		m, ok, err := mountinfo.Top(dir)
+		if err != nil {
+			return err
+		}
+		if ok && m.Type == erofs.Type && !erofs.Standalone(m) {
+			if err := unmount(dir); err != nil {
+				return err
+			}
+		}
+	}
+	if err := v.t.clean(v.deviceDir()); err != nil {
+		return err
+	}
+	m, err := fuse.MountDevice(ctx, v.deviceDir(), v.bytes(), fuse.Options{Log: v.t.log, Memory: v.t.memory})
+	if err != nil {
+		return err
+	}
+	v.device = v.t.keep(ctx, m, heldState{Layer: v.digest, DiffID: v.index.Header().DiffID})
 	return nil
 }
 
@@ -137,13 +207,70 @@ func openVariant(f *os.File) (*index.Layer, error) {
 	return index.Open(f, st.Size())
 }
 
-// close takes a lazy mount away. Who still uses it gets errors: the daemon ends.
-func (p *point) close() error {
-	switch p.mode {
-	case FUSE:
-		return errors.Join(p.tree.Unmount(), p.tree.Close())
-	case EROFS:
-		return erofs.Unmount(p.dir)
+// look says how a point's directory shows the layer now, "" if it does not: nothing is there, or not what it should be,
+// or nobody serves it. It asks the mount table and EROFS, which answers from the index file; never FUSE, which
+// would ask us.
+func (v *live) look(p *point) (Mode, error) {
+	top, ok, err := mountinfo.Top(p.dir)
+	if err != nil || !ok {
+		return "", err
 	}
-	return nil
+	mode := EROFS
+	switch {
+	case top.Type == fuse.Type:
+		if p.tree != nil && p.tree.alive() && p.tree.device == top.Device {
+			return FUSE, nil
+		}
+		return "", nil
+	case !erofs.Shows(top, p.index):
+		return "", nil
+	case erofs.Standalone(top):
+		if v.store.Record().State != store.Verified {
+			return "", nil
+		}
+		mode = Local
+	case v.device == nil || !v.device.alive():
+		return "", nil
+	}
+	same, err := v.rootIs(p)
+	if err != nil || !same {
+		return "", err
+	}
+	return mode, nil
+}
+
+// rootIs says whether the root of the EROFS at a point is the root of its index.
+func (v *live) rootIs(p *point) (bool, error) {
+	f, err := os.Open(p.index)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	x, err := openVariant(f)
+	if err != nil {
+		return false, err
+	}
+	root, err := x.Tree().Inode(x.Tree().Root())
+	if err != nil {
+		return false, err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(p.dir, &st); err != nil {
+		v.t.log.Warn("a mount does not answer and is replaced", "dir", p.dir, "err", err)
+		return false, nil
+	}
+	return st.Ino == root.Nid && st.Mode == root.Mode && st.Uid == root.UID && st.Gid == root.GID &&
+		time.Unix(st.Mtim.Unix()).Equal(root.Mtime), nil
+}
+
+// close takes a lazy mount away. Who still uses it gets errors: the daemon ends.
+func (p *point) close(t *Table) error {
+	var errs []error
+	if p.mode == EROFS {
+		errs = append(errs, erofs.Unmount(p.dir))
+	}
+	if p.tree != nil {
+		errs = append(errs, t.end(t.ctx, p.tree))
+	}
+	return errors.Join(errs...)
 }

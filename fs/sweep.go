@@ -42,7 +42,7 @@ func (t *Table) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("sweep layers: %w", err)
 	}
-	return t.sweep(ctx, all)
+	return errors.Join(t.sweep(ctx, all), t.sweepMounts(ctx))
 }
 
 // sweep removes those of the layers that nobody has asked for and that no pull is bringing.

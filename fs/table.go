@@ -31,9 +31,12 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
@@ -57,6 +60,10 @@ type Options struct {
 	// Record is told of every read of a lazy layer, in device offsets, when it comes from
 	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
 	Record func(layer digest.Digest, off, n int64)
+	// Keeper keeps the mounts of lazy layers alive over the end of this process, and Held is what it kept of the
+	// last one's: Open closes it. nil: lazy mounts end with the process.
+	Keeper Keeper
+	Held   []keeper.Held
 	Log    *slog.Logger // nil: slog.Default()
 }
 
@@ -71,6 +78,7 @@ type Table struct {
 	kernel  func() (kernel, error) // what the kernel can do; tried once
 	sem     chan struct{}          // one token a download
 	cores   chan struct{}          // one token an index that is decompressed and checked
+	mounter erofs.Mounter          // of what this process serves
 	ctx     context.Context        // of what runs in the background; ended by Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -81,6 +89,9 @@ type Table struct {
 	pulls  map[pullKey]*pull
 	jobs   map[digest.Digest]*job
 	claims claims
+	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
+
+	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
 	recordings recordings
 	replays    []replayed
@@ -143,7 +154,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 			return nil, fmt.Errorf("open layers: %w", err)
 		}
 	}
-	s, err := store.Open(o.Root)
+	s, err := openStore(ctx, o.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -160,10 +171,12 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		pulls:  map[pullKey]*pull{},
 		jobs:   map[digest.Digest]*job{},
 		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
+		held:   map[digest.Digest][]*heldMount{},
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
+	t.adoptAll(t.ctx, o.Held)                  // before all else: readers wait
 	t.running.Go(func() { _, _ = t.kernel() }) // so that the first Mount need not wait for it
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
@@ -173,8 +186,22 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	return t, nil
 }
 
-// Close ends pulls and mounts of lazy layers, whose readers get errors from then on, and
-// closes the store. Mounts of complete layers stay: they need no daemon.
+// storePatience is how long Open waits for the store: a process that was killed lets go of it when the
+// kernel has done away with it.
+const storePatience = 2 * time.Second
+
+func openStore(ctx context.Context, root string) (*store.Store, error) {
+	for end := time.Now().Add(storePatience); ; time.Sleep(10 * time.Millisecond) {
+		s, err := store.Open(root)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
+			return s, err
+		}
+	}
+}
+
+// Close ends pulls and closes the store. Mounts of lazy layers that a keeper has are left to the next process: who
+// reads them waits for it. Without a keeper they end, and their readers get errors. Mounts of complete layers stay: they
+// need no daemon.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	if t.closed {
@@ -189,10 +216,20 @@ func (t *Table) Close() error {
 	t.mu.Unlock()
 	t.stop()
 	var errs []error
+	if t.keeps() {
+		// What takes long is done while reads are still answered.
+		t.running.Wait()
+		errs = append(errs, t.store.Flush())
+		for _, s := range slots {
+			errs = append(errs, s.leave())
+		}
+	}
 	for _, s := range slots {
 		errs = append(errs, s.close())
 	}
 	t.running.Wait()
+	t.mounter.Close()
+	errs = append(errs, t.dropLeft(context.WithoutCancel(t.ctx), true))
 	return errors.Join(append(errs, t.store.Close())...)
 }
 
@@ -286,6 +323,13 @@ func (s *slot) close() error {
 	return nil // it never was there
 }
 
+func (s *slot) leave() error {
+	if v, err := s.open(); err == nil {
+		return v.leave()
+	}
+	return nil
+}
+
 // layer returns the live layer, from the table, the store or the registry.
 func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error) {
 	for {
@@ -293,6 +337,7 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 		if !errors.Is(err, os.ErrNotExist) {
 			return v, err
 		}
+		t.mounter.Warm()
 		if err := t.bring(ctx, l, below); err != nil {
 			return nil, err
 		}
@@ -311,7 +356,11 @@ func (t *Table) stored(l Layer) (*live, error) {
 		s = &slot{}
 		s.open = sync.OnceValues(func() (*live, error) {
 			defer s.ready.Store(true)
-			return t.openLive(l.Digest)
+			v, err := t.openLive(l.Digest)
+			if err == nil {
+				v.adoptHeld(t.ctx)
+			}
+			return v, err
 		})
 		t.live[l.Digest] = s
 	}
@@ -325,7 +374,8 @@ func (t *Table) stored(l Layer) (*live, error) {
 		t.mu.Unlock()
 		if errors.Is(err, store.ErrDamaged) {
 			t.log.Warn("layer on disk is damaged: fetched again", "layer", l.Digest, "err", err)
-			return nil, errors.Join(os.ErrNotExist, t.store.Remove(l.Digest))
+			// The kernel may have mounted the damage; who uses that keeps it.
+			return nil, errors.Join(os.ErrNotExist, t.clearMounts(l.Digest), t.store.Remove(l.Digest))
 		}
 		return nil, err
 	}

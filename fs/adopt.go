@@ -1,0 +1,229 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/keeper"
+	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/mountinfo"
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// adoptParallel bounds the layers that are opened at once at the start.
+const adoptParallel = 16
+
+// adoptAll serves the mounts that a former process has left, without the network. Those of a layer that the store cannot open
+// are kept aside: who reads them waits until Mount has brought the layer anew, and from the read deadline on gets
+// EIO until then.
+func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
+	layers := map[digest.Digest]bool{}
+	for _, h := range all {
+		m, err := readHeld(h)
+		if err != nil {
+			if !errors.Is(err, errUnused) {
+				t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more", "name", h.Name, "err", err)
+			}
+			if err := closeHeld(h); err != nil {
+				t.log.WarnContext(ctx, "close what the keeper has handed out", "name", h.Name, "err", err)
+			}
+			t.dropHeld(ctx, h.Name)
+			continue
+		}
+		layers[m.state.Layer] = true
+		t.held[m.state.Layer] = append(t.held[m.state.Layer], m)
+	}
+	var group errgroup.Group
+	group.SetLimit(adoptParallel)
+	for d := range layers {
+		group.Go(func() error {
+			if _, err := t.stored(Layer{Digest: d}); err != nil {
+				t.log.ErrorContext(ctx, "a layer in use cannot be opened: its readers wait for it", "layer", d, "err", err)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+	t.goes(t.loseHeld)
+}
+
+// loseHeld answers the readers of layers that are not back when the read deadline is over.
+func (t *Table) loseHeld(ctx context.Context) {
+	deadline := t.o.ReadDeadline
+	if deadline == 0 {
+		deadline = layer.DefaultDeadline
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(deadline):
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, list := range t.held {
+		for _, m := range list {
+			if err := m.lose(ctx, t); err != nil {
+				t.log.ErrorContext(ctx, "readers of a lost layer hang", "layer", m.state.Layer, "err", err)
+			}
+		}
+	}
+}
+
+// lose has all requests of the mount fail from now on. The caller holds Table.mu.
+func (m *heldMount) lose(ctx context.Context, t *Table) error {
+	if m.lost != nil {
+		return nil
+	}
+	f, err := fuse.Duplicate(m.held.Files[0])
+	if err != nil {
+		return err
+	}
+	m.lost, err = fuse.AdoptLost(ctx, f, m.state.Mount, fuse.Options{Log: t.log, Memory: t.memory})
+	return err
+}
+
+// takeHeld returns the mounts of a layer that wait for it, which are the caller's from now on.
+func (t *Table) takeHeld(d digest.Digest) []*heldMount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := t.held[d]
+	delete(t.held, d)
+	return list
+}
+
+// dropLeft gives up the held mounts of layers that nobody has asked for, or of all.
+func (t *Table) dropLeft(ctx context.Context, all bool) error {
+	t.mu.Lock()
+	var left []*heldMount
+	for d, list := range t.held {
+		if all || !t.claims.wanted[d] {
+			left = append(left, list...)
+			delete(t.held, d)
+		}
+	}
+	t.mu.Unlock()
+	var errs []error
+	for _, m := range left {
+		if m.lost != nil {
+			errs = append(errs, m.lost.Leave())
+		}
+		errs = append(errs, m.close())
+		if !all {
+			t.log.WarnContext(ctx, "a mount of a layer that is not known any more ends", "layer", m.state.Layer)
+			t.dropHeld(ctx, m.held.Name)
+			errs = append(errs, fuse.Detach(m.state.Mount.Dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// adoptHeld serves the layer's held mounts. Nobody else has the layer yet.
+func (v *live) adoptHeld(ctx context.Context) {
+	for _, m := range v.t.takeHeld(v.digest) {
+		if m.lost != nil {
+			if err := m.lost.Leave(); err != nil {
+				v.t.log.WarnContext(ctx, "a lost layer is back", "layer", v.digest, "err", err)
+			}
+		}
+		s, err := v.adopt(ctx, m)
+		if err != nil {
+			v.t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more", "layer", v.digest, "dir", m.state.Mount.Dir, "err", err)
+			v.t.dropHeld(ctx, m.held.Name)
+		} else {
+			v.t.watch(s)
+			v.place(ctx, s, &m.state)
+		}
+		if err := m.close(); err != nil {
+			v.t.log.WarnContext(ctx, "close what the keeper has handed out", "name", m.held.Name, "err", err)
+		}
+	}
+}
+
+// adopt serves one held mount.
+func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
+	st := &m.state
+	f, err := fuse.Duplicate(m.held.Files[0])
+	if err != nil {
+		return nil, err
+	}
+	s := &served{name: m.held.Name, device: st.Mount.Device}
+	o := fuse.Options{Log: v.t.log, Memory: v.t.memory}
+	x, err := v.sameAs(st)
+	switch {
+	case err != nil:
+		v.t.log.ErrorContext(ctx, "a layer is not what its readers have seen so far: they get errors", "layer", v.digest, "err", err)
+		s.Mount, err = fuse.AdoptLost(ctx, f, st.Mount, o)
+	case st.Mount.Kind == fuse.KindTree:
+		s.Mount, err = fuse.AdoptTree(ctx, f, st.Mount, x, v.bytes(), o)
+	default:
+		s.Mount, err = fuse.AdoptDevice(ctx, f, st.Mount, v.bytes(), o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// sameAs returns the index that the mount shows, after a check that the layer is the one that it was made of: for a device,
+// its tar; for a tree, the very same index, whose positions the kernel knows as inodes.
+func (v *live) sameAs(st *heldState) (*index.Layer, error) {
+	if got := v.index.Header().DiffID; got != st.DiffID {
+		return nil, fmt.Errorf("its tar is %s instead of %s", got, st.DiffID)
+	}
+	if st.Mount.Kind != fuse.KindTree {
+		return v.index, nil
+	}
+	if filepath.Base(st.Variant) != st.Variant && st.Variant != "" {
+		return nil, fmt.Errorf("variant %q", st.Variant)
+	}
+	f, err := os.Open(v.store.IndexPath() + st.Variant)
+	if err != nil {
+		return nil, err
+	}
+	// The mount keeps the file for as long as it lives.
+	sum, err := headSum(f)
+	if err == nil && sum != st.Index {
+		err = errors.New("it has another index now")
+	}
+	var x *index.Layer
+	if err == nil {
+		x, err = openVariant(f)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return x, nil
+}
+
+// place makes an adopted mount the layer's own where it lies at the layer's place. One that lies elsewhere, out of
+// the file tree mostly, is served for those who use it still.
+func (v *live) place(ctx context.Context, s *served, st *heldState) {
+	dir := v.deviceDir()
+	if st.Mount.Kind == fuse.KindTree {
+		dir = v.pointDir(st.Variant)
+	}
+	there := false
+	mounts, err := mountinfo.At(dir)
+	if err != nil {
+		v.t.log.WarnContext(ctx, "a mount of a former micad is not found", "dir", dir, "err", err)
+	}
+	for _, m := range mounts {
+		there = there || m.Type == fuse.Type && m.Device == s.device
+	}
+	switch {
+	case there && st.Mount.Kind == fuse.KindTree && v.points[st.Variant] == nil:
+		v.points[st.Variant] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE, tree: s}
+	case there && st.Mount.Kind == fuse.KindDevice && v.device == nil:
+		v.device = s
+	default:
+		v.strays = append(v.strays, s)
+	}
+}

@@ -1,0 +1,57 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// sweepMounts takes away what former processes have mounted and left with the keeper, and that belongs to no layer of the
+// table. Like Sweep it comes when all layers in use have been asked for.
+func (t *Table) sweepMounts(ctx context.Context) error {
+	errs := []error{t.dropLeft(ctx, false)}
+	t.placing.Lock() // nobody mounts meanwhile
+	defer t.placing.Unlock()
+	known := t.knownKeys()
+	for _, name := range []string{mountsName, devicesName} {
+		entries, err := os.ReadDir(filepath.Join(t.o.Root, name))
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		for _, e := range entries {
+			key, _, _ := strings.Cut(e.Name(), "-")
+			if known[key] {
+				continue
+			}
+			dir := filepath.Join(t.o.Root, name, e.Name())
+			t.log.InfoContext(ctx, "mount point of no layer is removed", "dir", dir)
+			errs = append(errs, unmount(dir), os.Remove(dir))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// knownKeys returns the mount keys of all layers that have a place in the table.
+func (t *Table) knownKeys() map[string]bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known := map[string]bool{}
+	add := func(d digest.Digest) { known[mountKey(d)] = true }
+	for d := range t.live {
+		add(d)
+	}
+	for d := range t.jobs {
+		add(d)
+	}
+	for d := range t.claims.wanted {
+		add(d)
+	}
+	for d := range t.claims.removing {
+		add(d)
+	}
+	return known
+}
