@@ -49,7 +49,7 @@ func (t *tree) setACL(n *index.Node, key, value string) error {
 		return unix.EACCES
 	}
 	if acl == "" || key == xattrAccessACL && !extended {
-		dropXattr(n, key)
+		t.dropXattr(n, key)
 		return nil
 	}
 	return t.storeXattr(n, key, acl)

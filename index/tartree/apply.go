@@ -112,7 +112,7 @@ func (s *scanner) whiteout(hdr *tar.Header, dir *index.Node, name string, mtime 
 	if err != nil {
 		return fmt.Errorf("make a whiteout: %w", err)
 	}
-	chown(n, hdr.Uid, hdr.Gid)
+	s.tree.chown(n, hdr.Uid, hdr.Gid)
 	n.Mtime = mtime
 	return nil
 }
@@ -206,7 +206,7 @@ func (s *scanner) linkTarget(target string) (*index.Node, error) {
 // attributes sets what every kind of inode has. A hard link's entry sets them
 // for all its names.
 func (s *scanner) attributes(hdr *tar.Header, n *index.Node, mtime time.Time) error {
-	chown(n, hdr.Uid, hdr.Gid)
+	s.tree.chown(n, hdr.Uid, hdr.Gid)
 	for key, value := range hdr.PAXRecords {
 		key, ok := strings.CutPrefix(key, paxXattr)
 		if !ok {

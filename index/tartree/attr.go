@@ -20,13 +20,17 @@ const (
 	maxXattrName  = 255
 	maxXattrValue = 1<<16 - 1
 
+	// xattrSize is what an xattr counts for in Limits.NameBytes beside its value, and beside its name,
+	// which is kept once for all inodes: its place in the inode's map.
+	xattrSize = 48
+
 	permBits = 0o7777
 )
 
 // chown sets the owner. As in the system call, ids are 32 bits wide, one with all
 // bits set leaves the owner as it is, and what is not a directory loses its
 // capabilities. (The setuid bits, which it loses as well, are set again afterwards.)
-func chown(n *index.Node, uid, gid int) {
+func (t *tree) chown(n *index.Node, uid, gid int) {
 	const unchanged = 1<<32 - 1
 	if id := uint32(uid); id != unchanged {
 		n.UID = id
@@ -35,14 +39,37 @@ func chown(n *index.Node, uid, gid int) {
 		n.GID = id
 	}
 	if !isDir(n) {
-		dropXattr(n, xattrCapability)
+		t.dropXattr(n, xattrCapability)
 	}
 }
 
-func dropXattr(n *index.Node, key string) {
+func (t *tree) dropXattr(n *index.Node, key string) {
+	value, ok := n.Xattrs[key]
+	if !ok {
+		return
+	}
+	t.xattrs(n).bytes -= int64(len(key) + len(value))
 	if delete(n.Xattrs, key); len(n.Xattrs) == 0 {
 		n.Xattrs = nil
 	}
+}
+
+// measured is an inode with the bytes of its xattrs. The last one is kept, or setting n of them would
+// take n² steps.
+type measured struct {
+	node  *index.Node
+	bytes int64
+}
+
+// xattrs returns how much n has; whoever changes that keeps it true.
+func (t *tree) xattrs(n *index.Node) *measured {
+	if t.last.node != n {
+		t.last = measured{node: n}
+		for k, v := range n.Xattrs {
+			t.last.bytes += int64(len(k) + len(v))
+		}
+	}
+	return &t.last
 }
 
 // chmod sets the permission bits, and with them the access ACL's. Symbolic links
@@ -88,14 +115,16 @@ func (t *tree) setxattr(n *index.Node, key, value string) error {
 
 // storeXattr keeps a copy of an attribute, within the limits.
 func (t *tree) storeXattr(n *index.Node, key, value string) error {
-	size := int64(len(key) + len(value))
-	for k, v := range n.Xattrs {
-		if k != key {
-			size += int64(len(k) + len(v))
-		}
+	m := t.xattrs(n)
+	size := m.bytes + int64(len(key)+len(value))
+	if old, ok := n.Xattrs[key]; ok {
+		size -= int64(len(key) + len(old))
 	}
 	if limit := t.meter.lim.XattrBytes; size > limit {
 		return over("XattrBytes", limit)
+	}
+	if err := t.meter.names(xattrSize); err != nil {
+		return err
 	}
 	value, err := t.keep(value)
 	if err != nil {
@@ -112,6 +141,7 @@ func (t *tree) storeXattr(n *index.Node, key, value string) error {
 		n.Xattrs = map[string]string{}
 	}
 	n.Xattrs[known] = value
+	m.bytes = size
 	return nil
 }
 

@@ -18,7 +18,8 @@ type Limits struct {
 	Entries int
 
 	// NameBytes is the sum of all names, link targets and xattrs that are kept,
-	// and of the names of directory entries; default 256 MiB.
+	// of the names of directory entries, and of 48 bytes for each xattr of an inode;
+	// default 256 MiB.
 	NameBytes int64
 
 	// XattrBytes is the sum of the xattrs of one inode, names and values;

@@ -188,3 +188,53 @@ func TestGiantPAXRecord(t *testing.T) {
 	}
 	runtime.KeepAlive(s)
 }
+
+// TestManyXattrs scans inodes with as many xattrs as fit: their sum is not counted again for each, and
+// xattrs without a value are no way around the limits.
+func TestManyXattrs(t *testing.T) {
+	const perFile = 12_000
+	var records []string
+	for i := range perFile {
+		records = append(records, fmt.Sprintf("SCHILY.xattr.user.%04x", i), "")
+	}
+	var entries []nastytar.Entry
+	for i := range 10 {
+		entries = append(entries, nastytar.PAX(records...), nastytar.Raw{Name: fmt.Sprint("f", i), Type: '0', Magic: "ustar\x0000"}.Entry)
+	}
+	data := nastytar.Of(entries...)
+	start := time.Now()
+	s := scan(t, data)
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("%d xattrs took %v", perFile*len(entries)/2, d)
+	}
+	if n := len(s.root.Children["f9"].Xattrs); n != perFile {
+		t.Errorf("%d xattrs, want %d", n, perFile)
+	}
+	const names = 5 * perFile * 48
+	if _, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{NameBytes: names}); !errors.Is(err, tartree.ErrLimit) {
+		t.Errorf("%d xattrs with room for %d bytes: error %v", 10*perFile, names, err)
+	}
+}
+
+// TestDeepPaths scans entries whose paths are as deep as paths can be, each in directories of its own.
+func TestDeepPaths(t *testing.T) {
+	var entries []nastytar.Entry
+	for i := range 50 {
+		entries = append(entries, nastytar.File(fmt.Sprintf("%d/%s", i, strings.Repeat("d/", 2000)+"f"), "x"))
+	}
+	data := nastytar.Of(entries...)
+	start := time.Now()
+	if _, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("took %v", d)
+	}
+	if _, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{Entries: 50 * 2000}); !errors.Is(err, tartree.ErrLimit) {
+		t.Errorf("implied directories are not counted: %v", err)
+	}
+	tooDeep := nastytar.Of(nastytar.File(strings.Repeat("d/", 2048)+"f", "x"))
+	if _, err := tartree.Scan(bytes.NewReader(tooDeep), tartree.Limits{}); !errors.Is(err, unix.ENAMETOOLONG) {
+		t.Errorf("a path longer than paths can be: %v", err)
+	}
+}

@@ -27,6 +27,7 @@ type tree struct {
 	extents []index.Extent
 	names   strings.Builder
 	keys    map[string]string // names of xattrs
+	last    measured          // the inode whose xattrs were changed last
 }
 
 func newTree(m *meter) *tree {
