@@ -1,11 +1,13 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,37 +17,42 @@ import (
 )
 
 var (
-	_ layer.Source = (*source)(nil)
-	_ layer.Ranger = (*source)(nil)
+	_ layer.Source    = (*source)(nil)
+	_ layer.Ranger    = (*source)(nil)
+	_ layer.Suspecter = (*source)(nil)
 )
 
 // origins are the images that brought a layer: where its blob can be read. The latest is asked
 // first, because its registry and credentials are the likeliest to work.
 type origins struct {
-	client *remote.Client
+	client   *remote.Client
+	patience time.Duration // how long registries are asked that refuse; 0: layer.DefaultDeadline
 
 	mu   sync.Mutex
 	refs []string // the latest last
 }
 
-// list returns the images, the latest first.
-func (o *origins) list() ([]*remote.Image, error) {
+// blob returns a blob of the images, which is read from the latest first.
+func (o *origins) blob(d ocispec.Descriptor) (*remote.Blob, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var images []*remote.Image
+	var blob *remote.Blob
 	var errs []error
 	for i := len(o.refs) - 1; i >= 0; i-- {
 		image, err := o.client.Image(o.refs[i])
-		if err != nil {
+		switch {
+		case err != nil:
 			errs = append(errs, err)
-			continue
+		case blob == nil:
+			blob = image.Blob(d)
+		default:
+			blob = blob.Or(image.Blob(d))
 		}
-		images = append(images, image)
 	}
-	if len(images) == 0 {
+	if blob == nil {
 		return nil, errors.Join(append(errs, errors.New("no image is known that has this layer"))...)
 	}
-	return images, nil
+	return blob.Patient(cmp.Or(o.patience, layer.DefaultDeadline)), nil
 }
 
 // latest returns the image that brought the layer last.
@@ -75,7 +82,7 @@ func (o *origins) add(ref string) bool {
 	return true
 }
 
-// source reads a range of a blob from whichever image of its origins has it. It is a layer.Source, and
+// source reads a range of a blob from whichever images of its origins have it. It is a layer.Source, and
 // streams.
 type source struct {
 	origins *origins
@@ -91,8 +98,8 @@ func newSource(o *origins, d digest.Digest, blobSize, off, size int64) *source {
 // Size returns the number of bytes.
 func (s *source) Size() int64 { return s.size }
 
-// ReadAt fills p from off on, or fails. It waits for a registry that does not answer until ctx
-// ends; one that refuses is left for the next.
+// ReadAt fills p from off on, or fails. It waits for registries that do not answer until ctx
+// ends, and for those that refuse as long as the origins have patience.
 func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
 	body, err := s.Range(ctx, off, int64(len(p)))
 	if err != nil {
@@ -103,25 +110,21 @@ func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return err
 }
 
-// Range returns n bytes from off on as they come. What ReadAt says of registries holds until the first byte.
+// Range returns n bytes from off on as they come, as ReadAt does: where one registry breaks off, another goes on.
 func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || n > s.size-off {
 		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
 	}
-	images, err := s.origins.list()
+	blob, err := s.origins.blob(s.desc)
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	for _, image := range images {
-		body, err := image.Blob(s.desc).Range(ctx, s.off+off, n)
-		if err == nil {
-			return body, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
+	return blob.Range(ctx, s.off+off, n)
+}
+
+// Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while.
+func (s *source) Suspect(off, n int64) {
+	if blob, err := s.origins.blob(s.desc); err == nil { // else nobody sent them
+		blob.Suspect(s.off+off, n)
 	}
-	return nil, errors.Join(errs...)
 }

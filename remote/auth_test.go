@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
 // tokenServer gives out tokens that end, to anybody or to one user.
@@ -74,30 +76,30 @@ func newTokenServer(life time.Duration, say bool) *tokenServer {
 
 // TestFirstRequests checks that ten reads at once cost one challenge and one token, however the server is asked.
 func TestFirstRequests(t *testing.T) {
-	type creds struct{ user, secret string }
+	type cred = creds.Credential
 	for _, tc := range []struct {
 		name  string
-		have  creds
-		want  creds
+		have  []cred
+		want  cred
 		get   bool
 		asked []string // prefixes
 	}{
-		{"anonymous", creds{}, creds{}, false, []string{"GET scope=repository%3Aa%2Fb%3Apull&service=reg.test"}},
-		{"user, POST", creds{"u", "p"}, creds{"u", "p"}, false, []string{"POST client_id=mica&grant_type=password&password=p&scope=repository%3Aa%2Fb%3Apull"}},
-		{"user, only GET", creds{"u", "p"}, creds{"u", "p"}, true, []string{"POST ", "GET "}},
-		{"identity token", creds{"", "long"}, creds{"", "long"}, false, []string{"POST client_id=mica&grant_type=refresh_token&refresh_token=long"}},
+		{"anonymous", nil, cred{}, false, []string{"GET scope=repository%3Aa%2Fb%3Apull&service=reg.test"}},
+		{"user, POST", []cred{{User: "u", Secret: "p"}}, cred{User: "u", Secret: "p"}, false, []string{"POST client_id=mica&grant_type=password&password=p&scope=repository%3Aa%2Fb%3Apull"}},
+		{"user, only GET", []cred{{User: "u", Secret: "p"}}, cred{User: "u", Secret: "p"}, true, []string{"POST ", "GET "}},
+		{"identity token", []cred{{Secret: "long"}}, cred{Secret: "long"}, false, []string{"POST client_id=mica&grant_type=refresh_token&refresh_token=long"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newNetwork(t)
 				g, s := newRegistry("reg.test"), newTokenServer(time.Hour, true)
-				s.user, s.password, s.get = tc.want.user, tc.want.secret, tc.get
+				s.user, s.password, s.get = tc.want.User, tc.want.Secret, tc.get
 				blobs := [][]byte{randomBytes(10_000), randomBytes(20_000)}
 				g.auth = s.check
 				defer net.serve("reg.test", g)()
 				defer net.serve("auth.test", s)()
-				c := net.client(Config{Credentials: func(context.Context, string) (string, string, error) {
-					return tc.have.user, tc.have.secret, nil
+				c := net.client(Config{Credentials: func(context.Context, string, string) ([]creds.Credential, error) {
+					return tc.have, nil
 				}})
 				defer c.Close()
 				var wg sync.WaitGroup
@@ -187,7 +189,9 @@ func TestRefused(t *testing.T) {
 		defer net.serve("reg.test", g)()
 		defer net.serve("auth.test", s)()
 		password := "wrong"
-		c := net.client(Config{Credentials: func(context.Context, string) (string, string, error) { return "u", password, nil }})
+		c := net.client(Config{Credentials: func(context.Context, string, string) ([]creds.Credential, error) {
+			return []creds.Credential{{User: "u", Secret: password}}, nil
+		}})
 		defer c.Close()
 		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
 		for range 20 {
@@ -195,11 +199,11 @@ func TestRefused(t *testing.T) {
 				t.Fatalf("error %v", err)
 			}
 		}
-		if n := c.Stats().Requests; n > 3 { // one to the registry, POST and GET to the token server
+		if n := c.Stats().Requests; n > 4 { // one to the registry, POST and GET to the token server, and one anonymous
 			t.Errorf("%d requests for 20 refused reads", n)
 		}
 		password = "right"
-		time.Sleep(11 * time.Second)
+		time.Sleep(lookEvery)
 		if err := b.ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
 			t.Error(err)
 		}
@@ -294,11 +298,11 @@ func TestBasic(t *testing.T) {
 			return "", 0
 		}
 		defer net.serve("reg.test", g)()
-		c := net.client(Config{Credentials: func(_ context.Context, host string) (string, string, error) {
-			if host != "reg.test" {
-				t.Errorf("credentials asked for %q", host)
+		c := net.client(Config{Credentials: func(_ context.Context, host, repository string) ([]creds.Credential, error) {
+			if host != "reg.test" || repository != "reg.test/a/b" {
+				t.Errorf("credentials asked for %q at %q", repository, host)
 			}
-			return "u", password, nil
+			return []creds.Credential{{User: "u", Secret: password}}, nil
 		}})
 		defer c.Close()
 		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)

@@ -2,10 +2,10 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -13,43 +13,54 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Blob is one blob of an image. Its size is the descriptor's: a host that has another is wrong.
+// Blob is one blob of an image, or of several images that have it. Its size is the descriptor's: a host that has another is
+// wrong.
 type Blob struct {
+	desc     ocispec.Descriptor
+	places   []place       // at least one; the first is asked first
+	patience time.Duration // see Patient
+}
+
+// place is a repository that has, or may have, a blob.
+type place struct {
 	image *Image
-	desc  ocispec.Descriptor
 	state *blobState
-}
-
-// blobState is what is known of a blob, shared by the images of a repository.
-type blobState struct {
-	target target
-
-	mu     sync.Mutex
-	absent map[*host]time.Time // hosts that did not have it, or refused it, come last until then
-}
-
-// absentFor is how long a host that did not have a blob comes last. A mirror that caches may have it then.
-const absentFor = 5 * time.Minute
-
-func (s *blobState) lacks(h *host, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return now.Before(s.absent[h])
-}
-
-func (s *blobState) setAbsent(h *host, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.absent, func(_ *host, until time.Time) bool { return !now.Before(until) })
-	if s.absent == nil {
-		s.absent = map[*host]time.Time{}
-	}
-	s.absent[h] = now.Add(absentFor)
 }
 
 // Blob returns the blob that d describes. No I/O.
 func (i *Image) Blob(d ocispec.Descriptor) *Blob {
-	return &Blob{image: i, desc: d, state: i.repo.blob(d.Digest)}
+	return &Blob{desc: d, places: []place{{i, i.repo.blob(d.Digest)}}}
+}
+
+// Or returns the same blob, which is read from other's image as well: by reads that b's own fails, in the middle too. Images
+// of a repository that b has already add nothing.
+func (b *Blob) Or(other *Blob) *Blob {
+	out := *b
+	out.places = slices.Clone(b.places)
+	for _, p := range other.places {
+		if !slices.ContainsFunc(out.places, func(q place) bool { return q.image.repo == p.image.repo }) {
+			out.places = append(out.places, p)
+		}
+	}
+	return &out
+}
+
+// Patient returns the same blob, of which reads go on where every host refuses it (404, 401, 403): it is for readers who
+// would rather wait until credentials are renewed or a registry is whole again. When it has been refused for d, without a read in
+// between that succeeded, a read whose attempts are all refused fails.
+func (b *Blob) Patient(d time.Duration) *Blob {
+	out := *b
+	out.patience = d
+	return &out
+}
+
+// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent them is asked after all others,
+// past its caches and not where it redirected to.
+func (b *Blob) Suspect(off, n int64) {
+	now := time.Now()
+	for _, p := range b.places {
+		p.state.suspect(off, n, now)
+	}
 }
 
 // Size returns the blob's size in bytes.
@@ -78,7 +89,8 @@ func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 }
 
 func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
-	what := fmt.Sprintf("read %s of %s", b.desc.Digest, b.image.ref)
+	image := b.places[0].image
+	what := fmt.Sprintf("read %s of %s", b.desc.Digest, image.ref)
 	if off < 0 || n < 0 || off > b.desc.Size || n > b.desc.Size-off {
 		return nil, fmt.Errorf("%s: bytes %d+%d are outside its %d", what, off, n, b.desc.Size)
 	}
@@ -89,18 +101,44 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 	if err := b.desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	set, err := b.image.client.hostsOf(ctx, b.image.repo.registry)
+	hosts, err := b.hosts(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	hosts := set.with(docker.HostCapabilityPull)
-	if len(hosts) == 0 {
-		return nil, fmt.Errorf("%s: no host of %s may be pulled from", what, b.image.repo.registry)
+	s.rot = newRotation(image.client, &image.stats, what, nil)
+	s.rot.hosts = hosts
+	s.rot.penalty = func(e *entrant, now time.Time) int { return e.place.state.penalty(e.host, now) }
+	s.rot.reload = func(ctx context.Context) ([]entrant, bool) {
+		hosts, err := b.hosts(ctx)
+		return hosts, err == nil
 	}
-	s.rot = newRotation(b.image.client, &b.image.stats, what, hosts)
-	s.rot.lacks = b.state.lacks
+	if b.patience > 0 {
+		s.rot.resigns = func(now time.Time) bool {
+			return b.places[0].state.refusedFor(2*b.patience, now) >= b.patience
+		}
+	}
 	if err := s.connect(); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// hosts returns who may have the blob, those of the first place first.
+func (b *Blob) hosts(ctx context.Context) ([]entrant, error) {
+	var out []entrant
+	var errs []error
+	for _, p := range b.places {
+		set, err := p.image.client.hostsOf(ctx, p.image.repo.registry)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, h := range set.with(docker.HostCapabilityPull) {
+			out = append(out, entrant{host: h, place: p})
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.Join(append(errs, fmt.Errorf("no host of %s may be pulled from", b.places[0].image.repo.registry))...)
+	}
+	return out, nil
 }

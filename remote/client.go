@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
 // Config says how a Client reaches registries. The zero value works.
@@ -22,18 +24,20 @@ type Config struct {
 	// PlainHTTP names registries, besides those on loopback addresses and those that hosts.toml reaches by http://, that
 	// speak HTTP without TLS. nil: none.
 	PlainHTTP func(host string) bool
-	// Credentials returns what a host asks for: user and password, or no user and an identity token; both empty for
-	// anonymous access. host is host[:port] as in the URL (registry-1.docker.io for Docker Hub). nil: anonymous.
-	Credentials func(ctx context.Context, host string) (user, secret string, err error)
+	// Credentials returns what a host may be shown, in the order in which to try it; none for anonymous access. host is
+	// host[:port] as in the URL (registry-1.docker.io for Docker Hub), repository as in image references
+	// ("docker.io/library/debian"). nil: anonymous.
+	Credentials func(ctx context.Context, host, repository string) ([]creds.Credential, error)
 	// UserAgent is sent with each request. Empty: "mica".
 	UserAgent string
 
-	// StallTimeout gives up an attempt during which the server sends nothing; the read resumes elsewhere. 0: 15 s.
+	// StallTimeout gives up an attempt during which the server sends nothing, or a few bytes only; the read resumes
+	// elsewhere. 0: 15 s.
 	StallTimeout time.Duration
 	// DialTimeout bounds the making of a TCP connection where hosts.toml does not. 0: 8 s.
 	DialTimeout time.Duration
 	// MinBackoff and MaxBackoff bound the pause after every host has failed: it doubles from one to the other, and the
-	// half of it is random. 0: 100 ms, 5 s.
+	// half of it is random. Whoever pauses is woken when a host answers somebody else. 0: 100 ms, 2 s.
 	MinBackoff, MaxBackoff time.Duration
 	// MaxRetryAfter caps what a server may ask for by Retry-After. 0: 60 s.
 	MaxRetryAfter time.Duration
@@ -51,6 +55,8 @@ type Client struct {
 	cfg   Config
 	log   *slog.Logger
 	stats counters
+
+	dialer *dialer
 
 	mu     sync.Mutex
 	hosts  map[string]*hostSet // by registry name
@@ -77,11 +83,11 @@ func New(cfg Config) (*Client, error) {
 	cfg.StallTimeout = or(cfg.StallTimeout, 15*time.Second)
 	cfg.DialTimeout = or(cfg.DialTimeout, 8*time.Second)
 	cfg.MinBackoff = or(cfg.MinBackoff, 100*time.Millisecond)
-	cfg.MaxBackoff = max(or(cfg.MaxBackoff, 5*time.Second), cfg.MinBackoff)
+	cfg.MaxBackoff = max(or(cfg.MaxBackoff, 2*time.Second), cfg.MinBackoff)
 	cfg.MaxRetryAfter = or(cfg.MaxRetryAfter, time.Minute)
 	cfg.MaxIdlePerHost = or(cfg.MaxIdlePerHost, 64)
 	c := &Client{
-		cfg: cfg, log: or(cfg.Logger, slog.Default()),
+		cfg: cfg, log: or(cfg.Logger, slog.Default()), dialer: newDialer(cfg.DialTimeout),
 		hosts: map[string]*hostSet{}, repos: map[string]*repository{}, images: map[string]*Image{},
 	}
 	return c, nil
@@ -97,6 +103,7 @@ func or[T comparable](v, otherwise T) T {
 
 // Close closes connections that are idle. Reads under way go on.
 func (c *Client) Close() {
+	c.dialer.close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.hosts {

@@ -8,10 +8,14 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
-// maxHops bounds the redirects of one request.
-const maxHops = 6
+const (
+	maxHops        = 6 // redirects of one request
+	maxCredentials = 8 // that one request is tried with
+)
 
 // call is one request to a repository, at whichever host.
 type call struct {
@@ -22,6 +26,7 @@ type call struct {
 	url    *url.URL   // instead of rest and query: an address that the host gave
 	target *target    // where a blob's redirect target is kept; nil: not kept
 	push   bool       // needs the scope to push
+	eager  bool       // does not wait for another's answer to learn whether the host asks for credentials
 	body   *uploading // nil: none
 	stall  time.Duration
 }
@@ -95,7 +100,7 @@ func staleTarget(err error) bool {
 // authorized sends a call to the host itself. The answer has any status but 401 and 403.
 func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, error) {
 	s := h.session(x.client, x.repo, c.push)
-	g, leading, err := s.begin(ctx, x.stats)
+	g, leading, err := s.begin(ctx, x.stats, c.eager)
 	if err != nil {
 		return nil, err
 	}
@@ -106,6 +111,8 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 	if u == nil {
 		u = h.url(x.repo, c.rest, c.query)
 	}
+	var tried []creds.Credential
+	var first *grant // that was new and refused
 	for try := 0; ; try++ {
 		header := ""
 		if g != nil {
@@ -118,20 +125,31 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 		if r.StatusCode != http.StatusUnauthorized && r.StatusCode != http.StatusForbidden {
 			return r, nil
 		}
-		refusal := x.refusal(r, false)
+		no := x.refusal(r, false)
 		// A token may have expired unseen (some hosts say 403 then); one fetched for this call has not.
-		silent := r.StatusCode == http.StatusForbidden && g == nil && r.Header.Get("WWW-Authenticate") == ""
-		if try > 0 || silent {
-			s.refused()
-			return nil, refusal
+		if r.StatusCode == http.StatusForbidden && g == nil && r.Header.Get("WWW-Authenticate") == "" {
+			s.refused(nil, nil)
+			return nil, no
 		}
-		if err := s.renew(ctx, g, leading, r.Header, x.stats); errors.Is(err, errRecent) {
-			return nil, refusal
-		} else if err != nil {
+		if try > 0 && g != nil {
+			tried = append(tried, g.by)
+			first = or(first, g)
+		}
+		if try > maxCredentials {
+			s.refused(first, tried)
+			return nil, no
+		}
+		switch err := s.renew(ctx, refusal{g, r.Header, &tried}, leading, x.stats); {
+		case errors.Is(err, errNoOther), first != nil && errors.Is(err, ErrUnauthorized):
+			s.refused(first, tried)
+			return nil, no
+		case errors.Is(err, errRecent):
+			return nil, no
+		case err != nil:
 			return nil, fmt.Errorf("%s %s%s: status %d: %w", c.method, u.Host, u.Path, r.StatusCode, err)
 		}
 		if c.body != nil { // it is spent, so the caller starts again
-			return nil, &retryError{refusal}
+			return nil, &retryError{no}
 		}
 		s.mu.Lock()
 		g = s.grant
@@ -237,7 +255,7 @@ func (x *exchanger) once(ctx context.Context, h *host, c *call, u *url.URL, auth
 	}
 	x.stats.request(false)
 	resp, err := h.client.Do(req) //nolint:bodyclose // the reply closes it
-	w.pause()
+	w.timer.Stop()
 	if err != nil {
 		err = w.why(err)
 		w.stop()

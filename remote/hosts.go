@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -64,6 +63,7 @@ type host struct {
 	client       *http.Client // follows no redirects
 	tokens       *http.Client // for token servers; follows redirects
 	scheme, name string       // name is host[:port]
+	registry     string       // for which it answers, as in image references
 	root         string       // path of the API, "/v2" as a rule
 	caps         docker.HostCapabilities
 	header       http.Header // from hosts.toml; for this host only
@@ -75,8 +75,10 @@ type host struct {
 	notBefore   time.Time // asked for by Retry-After: not asked until then
 	noRanges    time.Time // has ignored a Range; comes after the others until then
 	noReferrers time.Time // has no referrers API; not asked for it until then
-	direct      bool      // has served a blob without a redirect
+	referrers   bool      // has the referrers API
+	blobs       placing   // where it keeps its blobs
 	sessions    map[string]*session
+	waiting     map[chan<- struct{}]struct{} // told when it answers
 }
 
 // url is the address of a path below the repository, with the namespace where the host is a mirror.
@@ -107,6 +109,29 @@ func (h *host) worked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failures, h.badUntil, h.notBefore = 0, time.Time{}, time.Time{}
+	for ch := range h.waiting {
+		select {
+		case ch <- struct{}{}:
+		default: // it has been told
+		}
+	}
+	clear(h.waiting)
+}
+
+// await has ch, which has room for one, told when the host next answers somebody. Pair it with leave.
+func (h *host) await(ch chan<- struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiting == nil {
+		h.waiting = map[chan<- struct{}]struct{}{}
+	}
+	h.waiting[ch] = struct{}{}
+}
+
+func (h *host) leave(ch chan<- struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.waiting, ch)
 }
 
 // standing is how the host compares with others: 0 is good, more is worse; and the time before which it must not be asked.
@@ -114,10 +139,10 @@ func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if now.Before(h.badUntil) {
-		penalty += 2
+		penalty += penaltyFails
 	}
 	if now.Before(h.noRanges) {
-		penalty++
+		penalty += penaltyNoRanges
 	}
 	return penalty, h.notBefore
 }
@@ -131,10 +156,38 @@ func (h *host) lacksReferrers(now time.Time) bool {
 func (h *host) setReferrers(has bool, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.noReferrers = time.Time{}
+	h.noReferrers, h.referrers = time.Time{}, has
 	if !has {
 		h.noReferrers = now.Add(noReferrersFor)
 	}
+}
+
+// knownReferrers tells whether the host is known to have the API.
+func (h *host) knownReferrers() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.referrers
+}
+
+// placing is where a host keeps its blobs, as far as it has shown.
+type placing uint8
+
+const (
+	unknown placing = iota
+	direct          // it serves them by itself
+	away            // it redirects
+)
+
+func (h *host) placing() placing {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.blobs
+}
+
+func (h *host) setPlacing(p placing) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.blobs = p
 }
 
 func (h *host) ignoredRange(now time.Time) {
@@ -231,7 +284,7 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 	}
 	for _, f := range found {
 		h := &host{
-			tokens: f.Client, scheme: f.Scheme, name: f.Host, root: f.Path, caps: f.Capabilities, header: f.Header,
+			tokens: f.Client, scheme: f.Scheme, name: f.Host, registry: registry, root: f.Path, caps: f.Capabilities, header: f.Header,
 			sessions: map[string]*session{},
 		}
 		if local {
@@ -262,7 +315,7 @@ func (c *Client) tuner(s *hostSet) config.UpdateClientFunc {
 			return fmt.Errorf("transport is a %T", client.Transport)
 		}
 		if len(s.transports) == 0 {
-			t.DialContext = (&net.Dialer{Timeout: c.cfg.DialTimeout, KeepAlive: 30 * time.Second}).DialContext
+			t.DialContext = c.dialer.DialContext
 		}
 		if !slices.Contains(s.transports, t) {
 			s.transports = append(s.transports, t)

@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -232,6 +233,15 @@ type document struct {
 	use func(h *host, header http.Header, body []byte) error
 }
 
+// suspect makes the attempts that follow ask the registry itself: not where it was found, nor caches on the way.
+func (d *document) suspect() {
+	if t := d.call.target; t != nil {
+		t.forget()
+	}
+	d.call.header = d.call.header.Clone()
+	d.call.header.Set("Cache-Control", "no-cache")
+}
+
 // get fetches a document from the first host that has it.
 func (i *Image) get(ctx context.Context, d document) error {
 	hosts := d.only
@@ -247,19 +257,22 @@ func (i *Image) get(ctx context.Context, d document) error {
 	}
 	rot := newRotation(i.client, &i.stats, d.what, hosts)
 	for {
-		h, err := rot.pick(ctx)
+		e, err := rot.pick(ctx)
 		if err != nil {
 			return err
 		}
-		header, body, err := i.getFrom(ctx, h, &d)
+		header, body, err := i.getFrom(ctx, e.host, &d)
 		if err == nil {
-			err = d.use(h, header, body)
+			err = d.use(e.host, header, body)
 		}
 		if err == nil {
-			h.worked()
+			e.worked()
 			return nil
 		}
-		rot.failed(ctx, h, err)
+		if errors.Is(err, ErrCorrupt) {
+			d.suspect()
+		}
+		rot.failed(ctx, e, err)
 	}
 }
 

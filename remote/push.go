@@ -155,7 +155,7 @@ func (i *Image) extendFallback(ctx context.Context, subject digest.Digest, d oci
 		return err
 	}
 	for try := 0; try < tagTries; try++ {
-		index, _, err := i.fallback(ctx, subject, hosts[:1])
+		index, _, err := i.fallback(ctx, subject, hosts[:1], false)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
@@ -199,19 +199,19 @@ func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host
 	x := &exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
 	rot := newRotation(i.client, &i.stats, what, hosts[:1])
 	for try := 0; ; try++ {
-		h, err := rot.pick(ctx)
+		e, err := rot.pick(ctx)
 		if err != nil {
 			return err
 		}
-		if err = do(x, h); err == nil {
-			h.worked()
+		if err = do(x, e.host); err == nil {
+			e.worked()
 			return nil
 		}
 		var local *localError
 		if try+1 == pushTries || errors.As(err, &local) {
 			return fmt.Errorf("%s: %w", what, err)
 		}
-		rot.failed(ctx, h, err)
+		rot.failed(ctx, e, err)
 	}
 }
 
@@ -240,7 +240,7 @@ func (u *uploading) wait() {
 
 // Read implements io.Reader, and takes each call as a sign that the server is alive.
 func (u *uploading) Read(p []byte) (int, error) {
-	u.watch.start()
+	u.watch.kick()
 	n, err := u.from.Read(p)
 	u.stats.sent(n)
 	if err != nil && err != io.EOF {

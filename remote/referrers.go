@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,12 +46,18 @@ func (i *Image) Referrers(ctx context.Context, subject digest.Digest, artifactTy
 			asked = append(asked, h)
 		}
 	}
+	// One after the other they take two round trips where there is no API, and one of each goes together.
+	var tag *early
+	if !slices.ContainsFunc(asked, (*host).knownReferrers) {
+		tag = i.askEarly(ctx, subject)
+		defer tag.close()
+	}
 	answered := false
 	if len(asked) > 0 {
 		var found []ocispec.Descriptor
 		rot := newRotation(i.client, &i.stats, what, asked)
 		for {
-			h, err := rot.pick(ctx)
+			e, err := rot.pick(ctx)
 			if err != nil {
 				// All are out: without the API, with none to show, or refusing.
 				if ctx.Err() == nil && (answered || errors.Is(err, errNoReferrersAPI) || errors.Is(err, ErrNotFound)) {
@@ -58,21 +65,26 @@ func (i *Image) Referrers(ctx context.Context, subject digest.Digest, artifactTy
 				}
 				return nil, err
 			}
-			if found, err = i.referrersFrom(ctx, h, subject, artifactType); err == nil {
+			if found, err = i.referrersFrom(ctx, e.host, subject, artifactType); err == nil {
 				answered = true
 				// A mirror that caches may have the image without what refers to it.
-				if len(found) > 0 || h.namespace == "" {
+				if len(found) > 0 || e.namespace == "" {
 					return found, nil
 				}
-				err = fmt.Errorf("%s: %w: %w", h.name, errNoReferrers, ErrNotFound)
+				err = fmt.Errorf("%s: %w: %w", e.name, errNoReferrers, ErrNotFound)
 			}
-			rot.failed(ctx, h, err)
+			rot.failed(ctx, e, err)
 		}
 	}
 	if answered {
 		return nil, nil
 	}
-	all, _, err := i.fallback(ctx, subject, nil)
+	if tag == nil {
+		tag = i.askEarly(ctx, subject)
+		defer tag.close()
+	}
+	<-tag.done
+	all, err := tag.index, tag.err
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
@@ -81,6 +93,30 @@ func (i *Image) Referrers(ctx context.Context, subject digest.Digest, artifactTy
 	}
 	i.complete(ctx, all.Manifests)
 	return ofType(all.Manifests, artifactType), nil
+}
+
+// early is the index at the fallback tag, asked for before it is known to be needed.
+type early struct {
+	stop  context.CancelFunc
+	done  chan struct{}
+	index ocispec.Index
+	err   error
+}
+
+// askEarly asks for the index at the fallback tag. Pair it with close.
+func (i *Image) askEarly(ctx context.Context, subject digest.Digest) *early {
+	e := &early{done: make(chan struct{})}
+	ctx, e.stop = context.WithCancel(ctx)
+	go func() {
+		defer close(e.done)
+		e.index, _, e.err = i.fallback(ctx, subject, nil, true)
+	}()
+	return e
+}
+
+func (e *early) close() {
+	e.stop()
+	<-e.done
 }
 
 // complete fills in types and annotations where the list lacks them. Older registries (and go-containerregistry's) take the type from
@@ -244,7 +280,7 @@ func fallbackTag(subject digest.Digest) string {
 }
 
 // fallback fetches the index at the fallback tag, from hosts (nil: all that may resolve tags).
-func (i *Image) fallback(ctx context.Context, subject digest.Digest, hosts []*host) (ocispec.Index, []byte, error) {
+func (i *Image) fallback(ctx context.Context, subject digest.Digest, hosts []*host, eager bool) (ocispec.Index, []byte, error) {
 	var index ocispec.Index
 	var raw []byte
 	tag := fallbackTag(subject)
@@ -252,7 +288,7 @@ func (i *Image) fallback(ctx context.Context, subject digest.Digest, hosts []*ho
 		what: fmt.Sprintf("referrers at tag %s of %s", tag, i.ref), max: MaxManifest,
 		caps: docker.HostCapabilityPull | docker.HostCapabilityResolve, only: hosts,
 		call: call{
-			method: http.MethodGet, rest: "manifests/" + tag, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+			method: http.MethodGet, rest: "manifests/" + tag, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, eager: eager,
 		},
 		use: func(_ *host, _ http.Header, b []byte) (err error) {
 			if index, err = parseReferrers(b); err != nil {

@@ -8,26 +8,40 @@ import (
 	"time"
 )
 
-// rotation leads one operation over the hosts of a registry: each once, the good ones first, then a pause, and again, until the
-// operation succeeds, no host is left, or the context ends.
+// rotation leads one operation over the hosts that may answer it: each once, the good ones first, then a pause, and again, until
+// the operation succeeds, no host is left, or the context ends.
 type rotation struct {
 	client *Client
 	stats  *counters
 	what   string // for errors: "read sha256:… of docker.io/library/x"
 	hosts  []entrant
-	lacks  func(h *host, now time.Time) bool // whether h is known not to have it; may be nil
-	fails  int                               // attempts in a row that brought nothing
-	tries  int                               // attempts at all
+	fails  int // attempts in a row that brought nothing
+	tries  int // attempts at all
 	prev   *host
 	last   error // of the latest attempt
 	final  error // the most telling of those that took a host out
+
+	// Each may be nil.
+	penalty func(e *entrant, now time.Time) int         // what speaks against a host besides how it does in general
+	reload  func(ctx context.Context) ([]entrant, bool) // the hosts as they are configured now; asked after each pause
+	resigns func(now time.Time) bool                    // whether it is over when no host is left; nil: it is
 }
 
+// entrant is a host in a rotation.
 type entrant struct {
 	*host
+	place      place // of a blob; zero for other things
 	tried, out bool
 	wrong      int // answers that were not what was asked for
 }
+
+// What speaks against a host, the least first: each counts more than all before it together.
+const (
+	penaltyNoRanges = 1 << iota // ignores ranges
+	penaltyFails                // has failed just now
+	penaltyLacks                // did not have the blob, or refused it
+	penaltySuspect              // has sent wrong bytes of the blob; times how often
+)
 
 // maxWrong is how often a host may send content with a wrong digest before an operation gives it up.
 const maxWrong = 3
@@ -40,35 +54,13 @@ func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotati
 	return r
 }
 
-// pick returns the host to ask next, after a pause where one is due.
-func (r *rotation) pick(ctx context.Context) (*host, error) {
+// pick returns the host to ask next, after a pause where one is due. It is valid until the next pick.
+func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 	for {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
 		}
-		now := time.Now()
-		var best *entrant
-		var bestPenalty int
-		left, wait := 0, r.client.cfg.MaxRetryAfter
-		for i := range r.hosts {
-			e := &r.hosts[i]
-			if e.out {
-				continue
-			}
-			left++
-			penalty, notBefore := e.standing(now)
-			if r.lacks != nil && r.lacks(e.host, now) {
-				penalty += 4
-			}
-			d := min(notBefore.Sub(now), r.client.cfg.MaxRetryAfter)
-			wait = min(wait, d)
-			if !e.tried && d <= 0 && (best == nil || penalty < bestPenalty) {
-				best, bestPenalty = e, penalty
-			}
-		}
-		if left == 0 {
-			return nil, fmt.Errorf("%s: %w", r.what, r.final)
-		}
+		best, left, wait := r.best(time.Now())
 		if best != nil {
 			best.tried = true
 			if r.tries > 0 {
@@ -76,13 +68,65 @@ func (r *rotation) pick(ctx context.Context) (*host, error) {
 			}
 			r.tries++
 			r.prev = best.host
-			return best.host, nil
+			return best, nil
 		}
-		for i := range r.hosts {
-			r.hosts[i].tried = false
+		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
+			return nil, fmt.Errorf("%s: %w", r.what, r.final)
 		}
-		if err := sleep(ctx, max(jitter(wait), r.backoff())); err != nil {
+		if err := r.pause(ctx, max(jitter(wait), r.backoff())); err != nil {
 			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
+		}
+		r.again(ctx, left == 0)
+	}
+}
+
+// best returns the best host that this round has not tried yet, nil if there is none; how many are left at all, and how
+// long to wait for one of these at least.
+func (r *rotation) best(now time.Time) (best *entrant, left int, wait time.Duration) {
+	limit := r.client.cfg.MaxRetryAfter
+	wait = limit
+	least := 0
+	for i := range r.hosts {
+		e := &r.hosts[i]
+		if e.out {
+			continue
+		}
+		left++
+		penalty, notBefore := e.standing(now)
+		if r.penalty != nil {
+			penalty += r.penalty(e, now)
+		}
+		d := min(notBefore.Sub(now), limit)
+		wait = min(wait, d)
+		if !e.tried && d <= 0 && (best == nil || penalty < least) {
+			best, least = e, penalty
+		}
+	}
+	if left == 0 {
+		wait = 0
+	}
+	return best, left, wait
+}
+
+// again begins a round. back takes those in again that are out.
+func (r *rotation) again(ctx context.Context, back bool) {
+	if r.reload != nil {
+		if hosts, ok := r.reload(ctx); ok {
+			for i := range hosts {
+				for _, old := range r.hosts {
+					if hosts[i].host == old.host && hosts[i].place == old.place {
+						hosts[i] = old
+					}
+				}
+			}
+			r.hosts = hosts
+		}
+	}
+	for i := range r.hosts {
+		e := &r.hosts[i]
+		e.tried = false
+		if back {
+			e.out, e.wrong = false, 0
 		}
 	}
 }
@@ -108,27 +152,19 @@ func jitter(d time.Duration) time.Duration {
 	return d + rand.N(d/10+1)
 }
 
-// failed notes that the attempt at h failed.
-func (r *rotation) failed(ctx context.Context, h *host, err error) {
+// failed notes that the attempt at e failed.
+func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	if ctx.Err() != nil {
 		return // the caller's will, not the host's fault
 	}
 	r.last = err
 	r.fails++
 	r.stats.failed(fmt.Errorf("%s: %w", r.what, err))
-	out := isPermanent(err)
-	for i := range r.hosts {
-		e := &r.hosts[i]
-		if e.host != h {
-			continue
-		}
-		if errors.Is(err, ErrCorrupt) {
-			e.wrong++
-			out = out || e.wrong >= maxWrong
-		}
-		e.out = e.out || out
+	if errors.Is(err, ErrCorrupt) {
+		e.wrong++
 	}
-	if out {
+	if isPermanent(err) || e.wrong >= maxWrong {
+		e.out = true
 		// "No access" says more than "not here", and a mirror that has nothing says least.
 		if r.final == nil || !errors.Is(err, ErrNotFound) {
 			r.final = err
@@ -140,25 +176,44 @@ func (r *rotation) failed(ctx context.Context, h *host, err error) {
 	if errors.As(err, &s) {
 		after = min(s.retryAfter, r.client.cfg.MaxRetryAfter)
 	}
-	h.failed(time.Now(), after)
+	e.host.failed(time.Now(), after)
 }
 
-// progress notes that n bytes came from h since it was picked: when it fails now, that is a new failure.
+// progress notes that bytes came from h since it was picked: when it fails now, that is a new failure.
 func (r *rotation) progress(h *host) {
 	h.worked()
 	r.fails = -1
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+// pause waits for d, less if one of the hosts answers somebody else meanwhile.
+func (r *rotation) pause(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
 	}
+	began := time.Now()
+	woken := make(chan struct{}, 1)
+	wake := woken
+	for _, e := range r.hosts {
+		e.await(woken)
+	}
+	defer func() {
+		for _, e := range r.hosts {
+			e.leave(woken)
+		}
+	}()
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case <-t.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-wake:
+			// Not all at once, and not more often than MinBackoff says where every second answer is a failure.
+			soon := r.client.cfg.MinBackoff/2 + rand.N(r.client.cfg.MinBackoff/2+1)
+			t.Reset(min(soon, max(0, d-time.Since(began))))
+			wake = nil
+		}
 	}
 }

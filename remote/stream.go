@@ -20,11 +20,11 @@ type stream struct {
 	off  int64 // of the next byte
 	left int64 // bytes to bring
 
-	host *host
-	cur  *reply // nil: none open
-	upTo int64  // offset where cur's bytes end
-	got  int64  // bytes that cur has brought
-	err  error  // sticky
+	from *entrant // who sends cur
+	cur  *reply   // nil: none open
+	upTo int64    // offset where cur's bytes end
+	got  int64    // bytes that cur has brought
+	err  error    // sticky
 }
 
 // fluent is how many bytes a body must have brought for its end to be followed by the next attempt without a pause.
@@ -74,7 +74,7 @@ func (s *stream) Read(p []byte) (int, error) {
 
 // finish ends a body that brought what it promised.
 func (s *stream) finish() {
-	s.rot.progress(s.host)
+	s.rot.progress(s.from.host)
 	s.cur.close()
 	s.cur = nil
 	for i := range s.rot.hosts {
@@ -88,14 +88,14 @@ func (s *stream) broke(err error) {
 		err = io.ErrUnexpectedEOF
 	}
 	if s.got >= fluent {
-		s.rot.progress(s.host)
-	} else if s.got > 0 {
+		s.rot.progress(s.from.host)
+	} else if s.got >= minProgress {
 		s.rot.fails = 0
 	}
-	s.blob.state.target.drop(s.cur.via)
+	s.from.place.state.target.drop(s.cur.via)
 	s.cur.abandon()
 	s.cur = nil
-	s.rot.failed(s.ctx, s.host, fmt.Errorf("%s: body broke off at byte %d: %w", s.host.name, s.off, err))
+	s.rot.failed(s.ctx, s.from, fmt.Errorf("%s: body broke off at byte %d: %w", s.from.name, s.off, err))
 }
 
 // Close implements io.Closer.
@@ -113,34 +113,42 @@ func (s *stream) Close() error {
 // connect finds a host that sends the rest.
 func (s *stream) connect() error {
 	for {
-		h, err := s.rot.pick(s.ctx)
+		e, err := s.rot.pick(s.ctx)
 		if err != nil {
 			return err
 		}
-		r, err := s.ask(h)
+		r, err := s.ask(e)
 		if err == nil {
-			s.host, s.cur, s.got = h, r, 0
+			s.from, s.cur, s.got = e, r, 0
+			e.place.state.serves(e.host, s.off, s.upTo)
+			if e.place != s.blob.places[0] {
+				s.blob.places[0].state.granted()
+			}
 			return nil
 		}
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnauthorized) {
-			s.blob.state.setAbsent(h, time.Now())
+			e.place.state.setAbsent(e.host, time.Now())
 		}
-		s.rot.failed(s.ctx, h, err)
+		s.rot.failed(s.ctx, e, err)
 	}
 }
 
 // ask sends the request and leaves the answer's body at the wanted byte.
-func (s *stream) ask(h *host) (*reply, error) {
-	b := s.blob
-	x := exchanger{client: b.image.client, repo: b.image.repo.name, stats: &b.image.stats}
+func (s *stream) ask(e *entrant) (*reply, error) {
+	b, h := s.blob, e.host
+	image, state := e.place.image, e.place.state
+	x := exchanger{client: image.client, repo: image.repo.name, stats: &image.stats}
 	c := call{
-		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(), target: &b.state.target,
+		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(), target: &state.target,
 		// Without this the transport may ask for gzip, and what it unpacks has other offsets.
 		header: http.Header{"Accept-Encoding": {"identity"}},
 	}
 	// The whole blob is asked for without a range: such answers come from more caches.
 	if s.off > 0 || s.left < b.desc.Size {
 		c.header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.off+s.left-1))
+	}
+	if state.suspected(h, time.Now()) {
+		c.header.Set("Cache-Control", "no-cache")
 	}
 	r, err := x.send(s.ctx, h, &c)
 	if err != nil {
@@ -155,7 +163,7 @@ func (s *stream) ask(h *host) (*reply, error) {
 		}
 	}
 	if err != nil {
-		b.state.target.drop(r.via)
+		state.target.drop(r.via)
 		r.abandon()
 		return nil, fmt.Errorf("%s %s%s: %w", c.method, r.via.Host, r.via.Path, err)
 	}

@@ -15,7 +15,7 @@ const (
 )
 
 // target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes. While one request asks the
-// host, the others for the same blob wait for its answer, unless the host is known to serve blobs by itself.
+// host, the others for the same blob wait for its answer where the host is known to redirect. What is not known is not waited for: a pull's first requests go out together.
 type target struct {
 	mu      sync.Mutex
 	host    *host
@@ -28,17 +28,15 @@ type target struct {
 
 // begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when it has its answer.
 func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), err error) {
-	h.mu.Lock()
-	direct := h.direct
-	h.mu.Unlock()
 	for {
+		waits := h.placing() == away
 		t.mu.Lock()
 		if t.url != nil && t.host == h && (t.expires.IsZero() || time.Now().Before(t.expires)) {
 			u := t.url
 			t.mu.Unlock()
 			return u, nil, nil
 		}
-		if direct || time.Now().Before(t.free) {
+		if !waits || time.Now().Before(t.free) {
 			t.mu.Unlock()
 			return nil, nil, nil
 		}
@@ -55,9 +53,6 @@ func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), e
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
 		}
-		h.mu.Lock()
-		direct = h.direct
-		h.mu.Unlock()
 	}
 }
 
@@ -74,15 +69,17 @@ func (t *target) answered(ch chan struct{}) {
 
 // found notes where the blob was found. expires is zero where the target does not say: then it is used until it is refused.
 func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
-	away := u.Scheme != origin.Scheme || u.Host != origin.Host
-	h.mu.Lock()
-	h.direct = !away
-	h.mu.Unlock()
+	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
+	if elsewhere {
+		h.setPlacing(away)
+	} else {
+		h.setPlacing(direct)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.told = true
 	t.host, t.url, t.expires = nil, nil, time.Time{}
-	if away {
+	if elsewhere {
 		if !expires.IsZero() {
 			expires = expires.Add(-targetMargin)
 		}
@@ -97,6 +94,13 @@ func (t *target) drop(u *url.URL) {
 	if t.url == u {
 		t.host, t.url = nil, nil
 	}
+}
+
+// forget forgets the target, whichever it is.
+func (t *target) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.host, t.url = nil, nil
 }
 
 // expiry reads from a signed URL when it ends, zero if it does not say. It knows the schemes of S3 and its like

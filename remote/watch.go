@@ -9,24 +9,49 @@ import (
 	"time"
 )
 
-// watch is the context of one HTTP exchange, ended when the server sends nothing for too long. The time runs while somebody waits
-// for the server, not while a reader is busy with what came.
+// minProgress is how many bytes of a body have to come within the watch's limit. Who sends less is as good as silent: on a line that
+// slow, nothing would be gained by holding on to one connection.
+const minProgress = 4 << 10
+
+// watch is the context of one HTTP exchange, ended when the server sends nothing, or next to nothing, for too long. The time
+// runs while somebody waits for the server, not while a reader is busy with what came.
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 	limit  time.Duration
+
+	// Of a body, between start and pause.
+	began time.Time
+	left  time.Duration // until minProgress bytes have to be here
+	got   int           // bytes towards these
 }
 
 func newWatch(ctx context.Context, limit time.Duration) *watch {
-	w := &watch{limit: limit}
+	w := &watch{limit: limit, left: limit}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.timer = time.AfterFunc(limit, func() { w.cancel(errStalled) })
 	return w
 }
 
-func (w *watch) start() { w.timer.Reset(w.limit) }
-func (w *watch) pause() { w.timer.Stop() }
+// kick begins the time anew, for a request whose body is being sent.
+func (w *watch) kick() { w.timer.Reset(w.limit) }
+
+// start begins to wait for more of a body.
+func (w *watch) start() {
+	w.began = time.Now()
+	w.timer.Reset(w.left)
+}
+
+// pause stops the time. n is how many bytes came since start.
+func (w *watch) pause(n int) {
+	w.timer.Stop()
+	if w.got += n; w.got >= minProgress {
+		w.got, w.left = 0, w.limit
+		return
+	}
+	w.left = max(w.left-time.Since(w.began), 0)
+}
 
 // stop releases the exchange. Its context must not be needed any more.
 func (w *watch) stop() {
@@ -73,7 +98,7 @@ type watchedBody struct{ r *reply }
 func (b watchedBody) Read(p []byte) (int, error) {
 	b.r.watch.start()
 	n, err := b.r.Body.Read(p)
-	b.r.watch.pause()
+	b.r.watch.pause(n)
 	b.r.stats.received(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = b.r.watch.why(err)

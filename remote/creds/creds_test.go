@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,10 @@ esac
 		{"port", `{"auths":{"reg.test":{"auth":"x"},"reg.test:5000":{"username":"u","password":"p"}}}`, "reg.test:5000", "u", "p", ""},
 		{"another port", `{"auths":{"reg.test:5001":{"username":"u","password":"p"}}}`, "reg.test:5000", "", "", ""},
 		{"key with scheme and version", `{"auths":{"https://reg.test/v2/":{"username":"u","password":"p"}}}`, "reg.test", "u", "p", ""},
-		{"key with path", `{"auths":{"reg.test/team":{"username":"u","password":"p"}}}`, "reg.test", "", "", ""},
+		{"key with the repository's path", `{"auths":{"reg.test":{"username":"x","password":"y"},"reg.test/team":{"username":"u","password":"p"}}}`, "reg.test", "u", "p", ""},
+		{"key with another path", `{"auths":{"reg.test/tea":{"username":"u","password":"p"},"reg.test/team/app/x":{"username":"u","password":"p"}}}`, "reg.test", "", "", ""},
+		{"key with wildcards", `{"auths":{"*.dkr.*.test":{"username":"u","password":"p"}}}`, "1.dkr.west.test", "u", "p", ""},
+		{"wildcard for another depth", `{"auths":{"*.test":{"username":"u","password":"p"}}}`, "a.b.test", "", "", ""},
 		{"Docker Hub", `{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"}}}`, "registry-1.docker.io", "u", "p", ""},
 		{"Docker Hub, podman's key", `{"auths":{"docker.io":{"username":"u","password":"p"}}}`, "registry-1.docker.io", "u", "p", ""},
 		{"identity token", `{"auths":{"reg.test":{"auth":"` + basic("u:") + `","identitytoken":"long"}}}`, "reg.test", "", "long", ""},
@@ -75,9 +79,9 @@ esac
 			dir := t.TempDir()
 			write(t, filepath.Join(dir, "config.json"), tc.config, 0o600)
 			for _, path := range []string{dir, filepath.Join(dir, "config.json")} {
-				user, secret, err := NewDocker(DockerOptions{Paths: []string{path}}).Credentials(t.Context(), tc.host)
-				if user != tc.user || secret != tc.secret {
-					t.Errorf("%q, %q, want %q, %q", user, secret, tc.user, tc.secret)
+				found, err := NewDocker(DockerOptions{Paths: []string{path}}).Credentials(t.Context(), tc.host, "reg.test/team/app")
+				if got := first(found); got != (Credential{tc.user, tc.secret}) {
+					t.Errorf("%q, want %q, %q", got, tc.user, tc.secret)
 				}
 				if (err != nil) != (tc.says != "") || (err != nil && !strings.Contains(err.Error(), tc.says)) {
 					t.Errorf("error %v, want %q", err, tc.says)
@@ -106,8 +110,8 @@ func TestChange(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, secret, err := d.Credentials(t.Context(), "reg.test"); secret != want || err != nil {
-			t.Errorf("step %d: %q, %v, want %q", k, secret, err, want)
+		if found, err := d.Credentials(t.Context(), "reg.test", "reg.test/a"); first(found).Secret != want || err != nil {
+			t.Errorf("step %d: %q, %v, want %q", k, found, err, want)
 		}
 	}
 }
@@ -118,7 +122,7 @@ func TestHelperTime(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "config.json"), `{"credsStore":"slow"}`, 0o600)
 	start := time.Now()
-	_, _, err := NewDocker(DockerOptions{Paths: []string{dir}, HelperTimeout: 200 * time.Millisecond}).Credentials(t.Context(), "reg.test")
+	_, err := NewDocker(DockerOptions{Paths: []string{dir}, HelperTimeout: 200 * time.Millisecond}).Credentials(t.Context(), "reg.test", "reg.test/a")
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
@@ -131,49 +135,54 @@ func TestHelperOutput(t *testing.T) {
 	helper(t, "loud", "yes | head -c 3000000\n")
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "config.json"), `{"credsStore":"loud"}`, 0o600)
-	_, _, err := NewDocker(DockerOptions{Paths: []string{dir}}).Credentials(t.Context(), "reg.test")
+	_, err := NewDocker(DockerOptions{Paths: []string{dir}}).Credentials(t.Context(), "reg.test", "reg.test/a")
 	if err == nil || len(err.Error()) > 1000 {
 		t.Errorf("error of %d bytes", len(fmt.Sprint(err)))
 	}
 }
 
+func first(found []Credential) Credential {
+	if len(found) == 0 {
+		return Credential{}
+	}
+	return found[0]
+}
+
 func TestChain(t *testing.T) {
-	fixed := func(user, secret string, err error) Keychain {
-		return Func(func(context.Context, string) (string, string, error) { return user, secret, err })
+	fixed := func(err error, found ...Credential) Keychain {
+		return Func(func(context.Context, string, string) ([]Credential, error) { return found, err })
 	}
 	broken := errors.New("broken")
+	a, b := Credential{"a", "1"}, Credential{"", "2"}
 	for _, tc := range []struct {
-		name         string
-		chain        []Keychain
-		user, secret string
-		err          error
+		name  string
+		chain []Keychain
+		want  []Credential
+		err   error
 	}{
-		{"empty", nil, "", "", nil},
-		{"first", []Keychain{fixed("a", "1", nil), fixed("b", "2", nil)}, "a", "1", nil},
-		{"second", []Keychain{fixed("", "", nil), fixed("", "2", nil)}, "", "2", nil},
-		{"after an error", []Keychain{fixed("", "", broken), fixed("b", "2", nil)}, "b", "2", nil},
-		{"none, with an error", []Keychain{fixed("", "", broken), fixed("", "", nil)}, "", "", broken},
+		{"empty", nil, nil, nil},
+		{"all", []Keychain{fixed(nil, a), fixed(nil, b, a)}, []Credential{a, b}, nil},
+		{"second", []Keychain{fixed(nil, Credential{}), fixed(nil, b)}, []Credential{b}, nil},
+		{"after an error", []Keychain{fixed(broken), fixed(nil, b)}, []Credential{b}, nil},
+		{"none, with an error", []Keychain{fixed(broken), fixed(nil)}, nil, broken},
 	} {
-		if user, secret, err := Chain(tc.chain...).Credentials(t.Context(), "h"); user != tc.user || secret != tc.secret || !errors.Is(err, tc.err) {
-			t.Errorf("%s: %q, %q, %v", tc.name, user, secret, err)
+		if got, err := Chain(tc.chain...).Credentials(t.Context(), "h", "h/a"); !slices.Equal(got, tc.want) || !errors.Is(err, tc.err) {
+			t.Errorf("%s: %q, %v", tc.name, got, err)
 		}
 	}
 }
 
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"auths":{"https://reg.test/v1/":{"auth":"dTpw"}},"credHelpers":{"x":"y"},"credsStore":""}`), "reg.test")
-	f.Add([]byte(`{"auths":{"docker.io":{"identitytoken":"x"}}}`), "registry-1.docker.io")
+	f.Add([]byte(`{"auths":{"docker.io":{"identitytoken":"x"},"*.io/a":{"username":"x"}}}`), "registry-1.docker.io")
 	f.Fuzz(func(t *testing.T, b []byte, host string) {
 		c, err := parseConfig(b)
 		if err != nil {
 			return
 		}
 		c.CredHelpers, c.CredsStore = nil, "" // no programs are run here
-		user, secret, err := c.lookup(t.Context(), host, time.Second)
-		if err != nil && (user != "" || secret != "") {
-			t.Errorf("both an error and credentials: %v", err)
-		}
-		if _, ok := find(c.Auths, host); !ok && secret != "" {
+		found, _ := c.lookup(t.Context(), host, host+"/a/b", time.Second)
+		if len(found) > len(matching(c.Auths, at(host, host+"/a/b"))) {
 			t.Error("credentials from nowhere")
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -94,23 +95,26 @@ func defaultDir() string {
 	return filepath.Join(home, ".docker")
 }
 
-// Credentials implements Keychain. In each file, a helper for the very host comes first, then the file's own entries, then
-// the helper for all (Docker leaves an empty entry for a host that the helper knows).
-func (d *Docker) Credentials(ctx context.Context, host string) (user, secret string, err error) {
-	var first error
+// Credentials implements Keychain. In each file, a helper for the very host comes first, then the file's own entries, those
+// for the repository before those for all of the host, then the helper for all (Docker leaves an empty entry for a host that the
+// helper knows).
+func (d *Docker) Credentials(ctx context.Context, host, repository string) ([]Credential, error) {
+	var out []Credential
+	var errs []error
 	for _, f := range d.read() {
-		user, secret, err := f.conf.lookup(ctx, host, d.timeout)
+		found, err := f.conf.lookup(ctx, host, repository, d.timeout)
 		if f.err != nil {
 			err = f.err
 		}
-		if err == nil && (user != "" || secret != "") {
-			return user, secret, nil
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.path, err))
 		}
-		if err != nil && first == nil {
-			first = fmt.Errorf("%s: %w", f.path, err)
-		}
+		out = append(out, found...)
 	}
-	return "", "", first
+	if len(out) > 0 {
+		return out, nil
+	}
+	return nil, errors.Join(errs...)
 }
 
 // read returns the files, read again where they have changed. Helpers run without the lock.
@@ -177,75 +181,59 @@ func parseConfig(b []byte) (config, error) {
 	return c, nil
 }
 
-func (c *config) lookup(ctx context.Context, host string, timeout time.Duration) (user, secret string, err error) {
-	if name, ok := find(c.CredHelpers, host); ok && name != "" {
-		return ask(ctx, name, host, timeout)
+func (c *config) lookup(ctx context.Context, host, repository string, timeout time.Duration) (out []Credential, err error) {
+	place := at(host, repository)
+	add := func(found Credential, failed error) {
+		if found != (Credential{}) {
+			out = append(out, found)
+		}
+		err = errors.Join(err, failed)
 	}
-	if e, ok := find(c.Auths, host); ok {
-		user, secret, err = e.credentials()
-		if err != nil || user != "" || secret != "" {
-			return user, secret, err
+	for _, k := range matching(c.CredHelpers, place) {
+		if name := c.CredHelpers[k]; name != "" {
+			add(ask(ctx, name, host, timeout))
 		}
 	}
-	if c.CredsStore != "" {
-		return ask(ctx, c.CredsStore, host, timeout)
+	for _, k := range matching(c.Auths, place) {
+		add(c.Auths[k].credentials())
 	}
-	return "", "", nil
+	if c.CredsStore != "" && len(out) == 0 {
+		add(ask(ctx, c.CredsStore, host, timeout))
+	}
+	return out, err
 }
 
-func (e entry) credentials() (user, secret string, err error) {
-	user, secret = e.Username, e.Password
+// matching returns the keys that cover a place, the most specific first.
+func matching[T any](m map[string]T, place string) (keys []string) {
+	for k := range m {
+		if matches(k, place) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, specific)
+	return keys
+}
+
+func (e entry) credentials() (Credential, error) {
+	user, secret := e.Username, e.Password
 	if e.Auth != "" {
 		b, err := base64.StdEncoding.DecodeString(e.Auth)
 		if err != nil {
 			b, err = base64.RawStdEncoding.DecodeString(e.Auth)
 		}
 		if err != nil {
-			return "", "", errors.New(`"auth" is not base64`)
+			return Credential{}, errors.New(`"auth" is not base64`)
 		}
 		var ok bool
 		if user, secret, ok = strings.Cut(string(b), ":"); !ok {
-			return "", "", errors.New(`"auth" is not user:password`)
+			return Credential{}, errors.New(`"auth" is not user:password`)
 		}
 		secret = strings.TrimRight(secret, "\x00")
 	}
 	if e.IdentityToken != "" {
-		return "", e.IdentityToken, nil
+		return Credential{"", e.IdentityToken}, nil
 	}
-	return user, secret, nil
-}
-
-// find returns the entry for a host: by its exact key, or else by one whose host is the same. Keys with a path below the host (as
-// podman and Kubernetes allow for single repositories) are not for the whole host and do not count.
-func find[T any](m map[string]T, host string) (T, bool) {
-	host = canonical(host)
-	for _, k := range []string{host, "https://" + host, "http://" + host} {
-		if v, ok := m[k]; ok {
-			return v, true
-		}
-	}
-	for k, v := range m {
-		if canonical(k) == host {
-			return v, true
-		}
-	}
-	var none T
-	return none, false
-}
-
-// canonical strips scheme and API version from a key, and knows the names of Docker Hub.
-func canonical(key string) string {
-	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
-	key = strings.TrimSuffix(key, "/")
-	for _, v := range []string{"/v1", "/v2"} {
-		key = strings.TrimSuffix(key, v)
-	}
-	key = strings.ToLower(strings.TrimSuffix(key, "/"))
-	switch key {
-	case "docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
-		return "docker.io"
-	}
-	return key
+	return Credential{user, secret}, nil
 }
 
 var _ Keychain = (*Docker)(nil)

@@ -17,9 +17,9 @@ import (
 const maxHelperOutput = 1 << 20
 
 // ask runs docker-credential-NAME for a host, bounded in time: a helper may want to talk to a key store, a cloud, or a person.
-func ask(ctx context.Context, name, host string, timeout time.Duration) (user, secret string, err error) {
+func ask(ctx context.Context, name, host string, timeout time.Duration) (Credential, error) {
 	if strings.ContainsAny(name, "/\\") {
-		return "", "", fmt.Errorf("credential helper %q: a name, not a path, is wanted", name)
+		return Credential{}, fmt.Errorf("credential helper %q: a name, not a path, is wanted", name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -34,15 +34,15 @@ func ask(ctx context.Context, name, host string, timeout time.Duration) (user, s
 	}, server)
 	switch {
 	case ctx.Err() != nil:
-		return "", "", fmt.Errorf("credential helper %s: %w", name, context.Cause(ctx))
+		return Credential{}, fmt.Errorf("credential helper %s: %w", name, context.Cause(ctx))
 	case err != nil && credentials.IsErrCredentialsNotFound(err):
-		return "", "", nil
+		return Credential{}, nil
 	case err != nil:
-		return "", "", fmt.Errorf("credential helper %s: %w", name, err)
+		return Credential{}, fmt.Errorf("credential helper %s: %w", name, err)
 	case c.Username == "<token>": // Docker's mark for an identity token
-		return "", c.Secret, nil
+		return Credential{"", c.Secret}, nil
 	}
-	return c.Username, c.Secret, nil
+	return Credential{c.Username, c.Secret}, nil
 }
 
 // program runs a helper under a context, which the helpers' own client does not.

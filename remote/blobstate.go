@@ -1,0 +1,127 @@
+package remote
+
+import (
+	"maps"
+	"sync"
+	"time"
+)
+
+const (
+	// absentFor is how long a host that did not have a blob comes last. A mirror that caches may have it then.
+	absentFor = 5 * time.Minute
+	// suspectFor is how long a host that sent wrong bytes of a blob comes last, and is asked past its caches.
+	suspectFor = 10 * time.Minute
+	// maxServed is how many of the latest answers of a blob are remembered with where they came from.
+	maxServed = 32
+	// maxBlame bounds how much worse than others a host can get.
+	maxBlame = 16
+)
+
+// blobState is what is known of a blob in a repository, shared by the images of the repository.
+type blobState struct {
+	target target
+
+	mu       sync.Mutex
+	absent   map[*host]time.Time // hosts that did not have it, or refused it, come last until then
+	suspects map[*host]suspicion
+	served   []serving // the latest last
+	refused  time.Time // since then no host has had anything but refusals; zero: not so
+	asked    time.Time // when that was last found
+}
+
+// suspicion is what a host that sent wrong bytes is under.
+type suspicion struct {
+	times int
+	until time.Time
+}
+
+// serving is an answer: bytes off to end of the blob came from host.
+type serving struct {
+	host     *host
+	off, end int64
+}
+
+// penalty is what speaks against asking h for the blob.
+func (s *blobState) penalty(h *host, now time.Time) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	if now.Before(s.absent[h]) {
+		n += penaltyLacks
+	}
+	if x := s.suspects[h]; now.Before(x.until) {
+		n += penaltySuspect * min(x.times, maxBlame)
+	}
+	return n
+}
+
+// suspected tells whether h has sent wrong bytes of the blob.
+func (s *blobState) suspected(h *host, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Before(s.suspects[h].until)
+}
+
+func (s *blobState) setAbsent(h *host, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.absent, func(_ *host, until time.Time) bool { return !now.Before(until) })
+	if s.absent == nil {
+		s.absent = map[*host]time.Time{}
+	}
+	s.absent[h] = now.Add(absentFor)
+}
+
+// serves notes that h has begun to send bytes off to end, and that the blob is not refused any more.
+func (s *blobState) serves(h *host, off, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = time.Time{}
+	if n := len(s.served); n == maxServed {
+		copy(s.served, s.served[1:])
+		s.served = s.served[:n-1]
+	}
+	s.served = append(s.served, serving{h, off, end})
+}
+
+// suspect blames those who sent any of the n bytes from off on: they come last, are asked past their caches, and where
+// they redirected to is forgotten.
+func (s *blobState) suspect(off, n int64, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.suspects, func(_ *host, x suspicion) bool { return !now.Before(x.until) })
+	blamed := map[*host]bool{}
+	for _, v := range s.served {
+		if v.off < off+n && off < v.end {
+			blamed[v.host] = true
+		}
+	}
+	for h := range blamed {
+		if s.suspects == nil {
+			s.suspects = map[*host]suspicion{}
+		}
+		s.suspects[h] = suspicion{s.suspects[h].times + 1, now.Add(suspectFor)}
+	}
+	if len(blamed) > 0 {
+		s.target.forget()
+	}
+}
+
+// granted notes that the blob is not refused any more.
+func (s *blobState) granted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = time.Time{}
+}
+
+// refusedFor notes that every host refuses the blob, and returns for how long that has been so. What was found more than
+// memory ago does not count.
+func (s *blobState) refusedFor(memory time.Duration, now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refused.IsZero() || now.Sub(s.asked) > memory {
+		s.refused = now
+	}
+	s.asked = now
+	return now.Sub(s.refused)
+}
