@@ -19,20 +19,18 @@ import (
 // Close ends the node and removes all its traces. A daemon that did not live
 // until now, or did not stop when told to, is an error.
 func (n *Node) Close() error {
-	var errs []error
-	n.mu.Lock()
-	if n.client != nil {
-		errs = append(errs, n.client.Close())
-	}
-	n.mu.Unlock()
-	errs = append(errs, n.killShims())
+	errs := []error{n.closeClient(), n.killShims()}
 	if n.containerd != nil {
 		errs = append(errs, n.StopContainerd())
 	}
 	if n.micad != nil {
 		errs = append(errs, n.StopMicad())
 	}
-	errs = append(errs, unmountBelow(n.Dir), n.removeCgroups(), os.RemoveAll(n.Dir))
+	errs = append(errs, unmountBelow(n.Dir))
+	if n.disk != nil {
+		errs = append(errs, n.disk.Close())
+	}
+	errs = append(errs, n.removeCgroups(), os.RemoveAll(n.Dir))
 	return errors.Join(errs...)
 }
 
@@ -95,15 +93,22 @@ func pidsWith(name, arg string) ([]int, error) {
 	return pids, nil
 }
 
+// children are the processes that any thread of a process has started.
 func children(pid int) []int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil {
-		return nil // it has ended
+		return nil
 	}
 	var pids []int
-	for _, f := range strings.Fields(string(b)) {
-		if child, err := strconv.Atoi(f); err == nil {
-			pids = append(pids, child)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, f := range strings.Fields(string(b)) {
+			if child, err := strconv.Atoi(f); err == nil {
+				pids = append(pids, child)
+			}
 		}
 	}
 	return pids

@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -31,6 +32,9 @@ type Options struct {
 	Containerd  string // more of containerd's configuration, TOML
 	CRI         *CRI   // nil: containerd runs without its CRI plugin
 	NoMicad     bool   // only containerd's own snapshotters
+	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again
+	MicadBinary string // path of micad; "": that of Path
+	Disk        int64  // bytes of a disk of micad's own that holds its root; 0: it is a directory
 }
 
 // Node is a containerd with Mica beside it. Make one with Start.
@@ -40,7 +44,8 @@ type Node struct {
 	opts Options
 
 	containerd *Process
-	micad      *Process
+	micad      *Process // or its keeper
+	disk       *Disk
 
 	mu     sync.Mutex
 	client *containerd.Client
@@ -70,6 +75,12 @@ func (n *Node) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if n.opts.Disk > 0 {
+		var err error
+		if n.disk, err = NewDisk(ctx, filepath.Join(n.Dir, "disk"), n.MicadRoot(), n.opts.Disk); err != nil {
+			return err
+		}
+	}
 	if !n.opts.NoMicad {
 		if err := n.StartMicad(ctx); err != nil {
 			return err
@@ -93,15 +104,12 @@ func (n *Node) HostsDir() string { return filepath.Join(n.Dir, "certs.d") }
 // Log returns the path of the log of a daemon: containerd or micad.
 func (n *Node) Log(daemon string) string { return filepath.Join(n.Dir, daemon+".log") }
 
-// MicadPID and ContainerdPID are the process ids of the running daemons.
-func (n *Node) MicadPID() int { return n.micad.PID() }
-
 // ContainerdPID is the process id of containerd.
 func (n *Node) ContainerdPID() int { return n.containerd.PID() }
 
 // StartMicad starts micad with the node's state and waits for its socket.
 func (n *Node) StartMicad(ctx context.Context) error {
-	bin, err := Binary("micad")
+	bin, err := n.micadBinary()
 	if err != nil {
 		return err
 	}
@@ -114,13 +122,23 @@ func (n *Node) StartMicad(ctx context.Context) error {
 		return err
 	}
 	argv := []string{bin, "--address", n.MicadAddress(), "--root", n.MicadRoot(), "--config", config}
+	if n.opts.Keep {
+		argv = slices.Insert(argv, 1, "keep")
+	}
 	n.micad, err = StartProcess(ctx, "micad", n.Log("micad"), append(env, n.opts.MicadEnv...), argv, func(ctx context.Context) error {
 		return dial(ctx, n.MicadAddress())
 	})
 	return err
 }
 
-// StopMicad ends micad as a service manager would.
+func (n *Node) micadBinary() (string, error) {
+	if n.opts.MicadBinary != "" {
+		return n.opts.MicadBinary, nil
+	}
+	return Binary("micad")
+}
+
+// StopMicad ends micad as a service manager would, and its keeper.
 func (n *Node) StopMicad() error {
 	p := n.micad
 	n.micad = nil

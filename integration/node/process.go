@@ -82,6 +82,9 @@ func (p *Process) await(ctx context.Context, ready func(context.Context) error) 
 // PID is the process's id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
+// Signal sends a signal to the process, not to its children.
+func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
+
 // Stop asks the process to end, waits for it, and kills it after 20 seconds,
 // which is an error. A process that ended before, by itself, is one too.
 func (p *Process) Stop() error {

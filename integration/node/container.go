@@ -1,0 +1,104 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+)
+
+// Container is a container that was started in the background.
+type Container struct {
+	ID  string
+	PID int // of its first process
+
+	node *Node
+}
+
+// StartContainer starts argv in a new container of an image that was pulled,
+// with the network of this machine. What it writes to its standard output goes
+// to stdout, whether containerd is there or not. Where it fails, nothing is left.
+func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, stdout io.Writer, argv ...string) (_ *Container, err error) {
+	ctx = namespaces.WithNamespace(ctx, n.Namespace())
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start container %s: %w", id, err)
+		}
+	}()
+	client, err := n.Client()
+	if err != nil {
+		return nil, err
+	}
+	image, err := client.GetImage(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	c := &Container{ID: id, node: n}
+	created, err := client.NewContainer(ctx, id,
+		containerd.WithSnapshotter(snapshotter),
+		containerd.WithImage(image),
+		containerd.WithNewSnapshot(id, image),
+		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs(argv...), oci.WithHostNamespace("network")))
+	if err != nil {
+		return nil, errors.Join(err, c.removeSnapshot(ctx, snapshotter))
+	}
+	task, err := created.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, stdout, io.Discard)))
+	if err != nil {
+		return nil, errors.Join(err, c.Remove(ctx))
+	}
+	if err := task.Start(ctx); err != nil {
+		return nil, errors.Join(err, c.Remove(ctx))
+	}
+	c.PID = int(task.Pid())
+	return c, nil
+}
+
+// removeSnapshot removes what a container that could not be made has left.
+func (c *Container) removeSnapshot(ctx context.Context, snapshotter string) error {
+	client, err := c.node.Client()
+	if err != nil {
+		return err
+	}
+	return ignoreNotFound(client.SnapshotService(snapshotter).Remove(ctx, c.ID))
+}
+
+// Signal sends a signal to the container's first process; containerd has no part in it.
+func (c *Container) Signal(sig syscall.Signal) error { return syscall.Kill(c.PID, sig) }
+
+// Alive tells whether the container's first process runs.
+func (c *Container) Alive() bool { return alive(c.PID) }
+
+// Remove kills the container and removes it with its snapshot.
+func (c *Container) Remove(ctx context.Context) error {
+	ctx = namespaces.WithNamespace(ctx, c.node.Namespace())
+	client, err := c.node.Client()
+	if err != nil {
+		return err
+	}
+	created, err := client.LoadContainer(ctx, c.ID)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	task, err := created.Task(ctx, nil)
+	if err == nil {
+		_, err = task.Delete(ctx, containerd.WithProcessKill)
+	}
+	if err := ignoreNotFound(err); err != nil {
+		return fmt.Errorf("end container %s: %w", c.ID, err)
+	}
+	return ignoreNotFound(created.Delete(ctx, containerd.WithSnapshotCleanup))
+}
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
