@@ -11,6 +11,10 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/keeper"
 )
 
 // firstByteTimeout is how long a new connection may stay silent before it is known whether it
@@ -38,6 +42,92 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	return l, nil
+}
+
+// listenerName is the name under which the keeper has micad's socket.
+const listenerName = "listener"
+
+// takeListener returns the socket that a former micad has left with the keeper, or a new one: then the keeper gets it. So
+// containerd can connect at all times, and waits while no micad is there.
+func takeListener(ctx context.Context, k *keeper.Keeper, held *keeper.Held, path string) (net.Listener, error) {
+	if held != nil {
+		l, err := heldListener(held, path)
+		if err == nil {
+			return l, nil
+		}
+		if err := k.Drop(ctx, listenerName); err != nil {
+			return nil, err
+		}
+	}
+	l, err := listen(path)
+	if err != nil || !k.Keeps() {
+		return l, err
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return l, nil
+	}
+	f, err := u.File()
+	if err == nil {
+		// The file of the socket stays where it is for as long as the keeper may have the socket.
+		u.SetUnlinkOnClose(false)
+		err = errors.Join(k.Store(ctx, listenerName, f), f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("keep the socket: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// heldListener returns a listener of a former process, if it is the one that answers at path. It closes held.
+func heldListener(held *keeper.Held, path string) (_ net.Listener, err error) {
+	var errs []error
+	defer func() {
+		for _, f := range held.Files {
+			errs = append(errs, f.Close())
+		}
+		err = errors.Join(append(errs, err)...)
+	}()
+	if len(held.Files) != 1 {
+		return nil, fmt.Errorf("%d sockets", len(held.Files))
+	}
+	l, err := net.FileListener(held.Files[0])
+	if err != nil {
+		return nil, err
+	}
+	u, ok := l.(*net.UnixListener)
+	if !ok || l.Addr().String() != path {
+		return nil, errors.Join(fmt.Errorf("it listens at %s", l.Addr()), l.Close())
+	}
+	// Something else may lie at its path by now, or nothing.
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	defer c.Close()
+	there, err := peer(c.(*net.UnixConn))
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	ours, err := peer(u)
+	if err != nil || there != ours {
+		return nil, errors.Join(err, fmt.Errorf("process %d listens at %s", there, path), l.Close())
+	}
+	return l, nil
+}
+
+// peer returns the process that called listen(2): of a connection's other side, or of a listener.
+func peer(c syscall.Conn) (pid int32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(cerr, err); err != nil {
+		return 0, fmt.Errorf("SO_PEERCRED: %w", err)
+	}
+	return cred.Pid, nil
 }
 
 // splitter gives each connection of one listener to the gRPC or the HTTP side,

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -18,17 +19,31 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/snapshotter"
 )
 
-// stopTimeout is how long calls under way may take to end when micad stops.
-const stopTimeout = 5 * time.Second
+// How long calls under way may take to end when micad stops: the shorter one where the next micad follows at once. Reads of
+// containers are served all the while.
+const (
+	stopTimeout     = 5 * time.Second
+	handOverTimeout = time.Second
+)
+
+// restoreAgain is how long restore waits before it tries anew what it could not mount; twice as long each time, up
+// to restoreAtLast.
+const (
+	restoreAgain  = 2 * time.Second
+	restoreAtLast = time.Minute
+)
 
 func isUnavailable(err error) bool { return errors.Is(err, fs.ErrUnavailable) }
 
@@ -36,33 +51,44 @@ func isUnavailable(err error) bool { return errors.Is(err, fs.ErrUnavailable) }
 type daemon struct {
 	config      config
 	log         *slog.Logger
+	keeper      *keeper.Keeper // nil: there is none
 	client      *remote.Client
 	profiles    *profile.Dir
 	table       *fs.Table
 	snapshotter *snapshotter.Snapshotter
 	started     time.Time
 	restoring   atomic.Bool
+	panics      atomic.Int64 // in calls of containerd
 }
 
 // serve runs the daemon until ctx ends. The socket comes first: containerd gives up for good on a
-// proxy plugin whose socket is missing when it starts. Layers known from before are mounted behind it.
+// proxy plugin whose socket is missing when it starts. Then the mounts that a former micad has left are served
+// again, because containers wait in their reads. Layers that nobody serves are mounted behind it.
 func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
-	listener, err := listen(c.Address)
+	k, held, err := keeper.Inherit()
+	if err != nil {
+		log.Error("not all of a former micad is taken over", "err", err)
+	}
+	d := &daemon{config: c, log: log, keeper: k, started: time.Now()}
+	socket, mounts := sortHeld(held)
+	listener, err := takeListener(ctx, k, socket, c.Address)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	d := &daemon{config: c, log: log, started: time.Now()}
-	if err := d.open(ctx); err != nil {
+	if err := d.open(ctx, mounts); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 
 	split := newSplitter(listener)
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.UnaryInterceptor(d.survive))
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
-	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root)
+	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root, "adopted", len(mounts), "start", time.Since(d.started))
+	if err := k.Ready(fmt.Sprintf("serves at %s", c.Address)); err != nil {
+		log.Warn("the service manager is not told that micad is ready", "err", err)
+	}
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return split.Run(ctx) })
@@ -77,13 +103,48 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error {
 		<-ctx.Done()
+		if err := k.Stopping(); err != nil {
+			log.Warn("the service manager is not told that micad stops", "err", err)
+		}
 		// Calls that wait for the network end with their layers.
-		timer := time.AfterFunc(stopTimeout, server.Stop)
+		timer := time.AfterFunc(d.grace(), server.Stop)
 		defer timer.Stop()
 		server.GracefulStop()
 		return web.Close()
 	})
 	return g.Wait()
+}
+
+// grace is how long calls under way may take to end.
+func (d *daemon) grace() time.Duration {
+	if d.keeper.Keeps() {
+		return handOverTimeout
+	}
+	return stopTimeout
+}
+
+// sortHeld tells micad's socket from the mounts in what the keeper has handed out.
+func sortHeld(held []keeper.Held) (socket *keeper.Held, mounts []keeper.Held) {
+	for i, h := range held {
+		if h.Name == listenerName {
+			socket = &held[i]
+			continue
+		}
+		mounts = append(mounts, h)
+	}
+	return socket, mounts
+}
+
+// survive makes a panic the error of the call that met it.
+func (d *daemon) survive(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			d.panics.Add(1)
+			d.log.ErrorContext(ctx, "panic in a call", "call", info.FullMethod, "panic", v, "stack", string(debug.Stack()))
+			err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)", info.FullMethod, v)
+		}
+	}()
+	return next(ctx, req)
 }
 
 // ignoreClosed drops the error of a server that was told to end.
@@ -94,8 +155,8 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// open makes the parts, from the registry to the snapshotter.
-func (d *daemon) open(ctx context.Context) error {
+// open makes the parts, from the registry to the snapshotter. held are the mounts of a former micad.
+func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	c := d.config
 	mode, err := fs.ParseMode(c.Mode)
 	if err != nil {
@@ -119,7 +180,7 @@ func (d *daemon) open(ctx context.Context) error {
 		Root: c.Root, Remote: d.client, Mode: mode,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Log: d.log,
-		Profiles: d.profiles, Fetch: ahead,
+		Profiles: d.profiles, Fetch: ahead, Keeper: d.keeper, Held: held,
 	})
 	if err != nil {
 		return err
@@ -141,12 +202,27 @@ func (d *daemon) close() error {
 	return err
 }
 
+// restore mounts what was mounted before, and then takes away what belongs to nothing. What cannot be mounted now, because
+// its layer is damaged and the registry is away, is tried again.
 func (d *daemon) restore(ctx context.Context) {
 	d.restoring.Store(true)
 	defer d.restoring.Store(false)
-	if err := d.snapshotter.Restore(ctx); err != nil && ctx.Err() == nil {
-		d.log.Error("some layers of an earlier run are not mounted; they are tried again when a container needs them", "err", err)
-		return
+	for wait := restoreAgain; ; wait = min(2*wait, restoreAtLast) {
+		start := time.Now()
+		err := d.snapshotter.Restore(ctx)
+		if err == nil {
+			d.log.Info("layers of an earlier run are mounted", "layers", d.snapshotter.Stats().Restored, "took", time.Since(start))
+			break
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		d.log.Error("some layers of an earlier run are not mounted; they are tried again", "in", wait, "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
 	}
 	if err := d.table.Sweep(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("unused layers are left over", "err", err)
