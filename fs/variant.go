@@ -35,26 +35,22 @@ func (v *live) inherit(below []Below) (map[uint64]index.Attr, error) {
 		}
 	}
 	attrs := make(map[uint64]index.Attr)
-	for _, nid := range implicit {
-		path, err := v.index.Tree().Path(nid)
-		if err != nil {
-			return nil, err
-		}
+	return attrs, v.index.Tree().Paths(implicit, func(nid uint64, path string) error {
 		for _, lookup := range lookups {
 			a, err := lookup(path)
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
 			if err != nil {
-				return nil, fmt.Errorf("directory %s of a layer below: %w", path, err)
+				return fmt.Errorf("directory %s of a layer below: %w", path, err)
 			}
 			if a != nil {
 				attrs[nid] = *a
 			}
 			break
 		}
-	}
-	return attrs, nil
+		return nil
+	})
 }
 
 // lookup returns a function that finds a path in a layer: the attributes of a directory, nil for

@@ -49,18 +49,21 @@ const (
 const maxFrameWindow = 8 << 20
 
 // Limits bounds what a bundle may demand of its reader. Zero fields have the
-// defaults in their comments; the errors name the fields.
+// defaults in their comments; the errors wrap ErrLimit and name the fields.
 type Limits struct {
 	Layers    int   // of one bundle (1000)
-	IndexSize int64 // bytes of one layer's index file, uncompressed (1 GiB)
+	IndexSize int64 // bytes of the index files of all layers, uncompressed (512 MiB: 3.5 million files)
 }
+
+// ErrLimit is wrapped by the errors of what asks for more than Limits allows.
+var ErrLimit = errors.New("over the limit")
 
 func (l Limits) withDefaults() Limits {
 	if l.Layers == 0 {
 		l.Layers = 1000
 	}
 	if l.IndexSize == 0 {
-		l.IndexSize = 1 << 30
+		l.IndexSize = 512 << 20
 	}
 	return l
 }
@@ -111,7 +114,7 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 	}
 	count := int64(le.Uint32(head[12:]))
 	if count > int64(lim.Layers) {
-		return nil, fmt.Errorf("bundle of %d layers: more than Limits.Layers (%d)", count, lim.Layers)
+		return nil, fmt.Errorf("bundle of %d layers: %w of %d (Limits.Layers)", count, ErrLimit, lim.Layers)
 	}
 	if count*bundleRecord > size-bundleHeader || !allZero(head[16:]) {
 		return nil, corrupt("%d layers in a bundle of %d bytes", count, size)
@@ -121,7 +124,7 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 		return nil, err
 	}
 	b := &Bundle{r: r, layers: make([]BundleLayer, count)}
-	frame, windows := int64(bundleHeader+len(table)), int64(0)
+	frame, windows, unpacked := int64(bundleHeader+len(table)), int64(0), int64(0)
 	seen := make(map[digest.Digest]bool, count)
 	for i := range b.layers {
 		l := &b.layers[i]
@@ -129,8 +132,9 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		switch {
-		case l.IndexSize > lim.IndexSize:
-			return nil, fmt.Errorf("layer %s: index of %d bytes: more than Limits.IndexSize (%d)", l.Layer, l.IndexSize, lim.IndexSize)
+		case l.IndexSize > lim.IndexSize-unpacked:
+			return nil, fmt.Errorf("layer %s: index of %d bytes behind %d of other layers: %w of %d (Limits.IndexSize)",
+				l.Layer, l.IndexSize, unpacked, ErrLimit, lim.IndexSize)
 		case l.Frame.Off != frame || l.Frame.Size <= 0 || l.Frame.Size > size-frame:
 			return nil, corrupt("layer %s: frame at %d+%d, not at %d", l.Layer, l.Frame.Off, l.Frame.Size, frame)
 		case l.Windows.Off != windows:
@@ -139,6 +143,7 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 			return nil, corrupt("layer %s: twice", l.Layer)
 		}
 		seen[l.Layer] = true
+		unpacked += l.IndexSize
 		frame += l.Frame.Size
 		windows = l.Digests.Off + l.Digests.Size
 	}

@@ -68,6 +68,7 @@ type checker struct {
 type dirRef struct {
 	inode  Inode
 	parent uint64
+	path   int // bytes of its path
 }
 
 func newChecker(l *Layer) *checker {
@@ -327,7 +328,11 @@ func (w *dirChecker) entry(nid uint64, typ Type, name string) error {
 		return corrupt("second link to directory %d", nid)
 	case typ == Directory:
 		w.subdirs++
-		c.todo = append(c.todo, dirRef{inode: ino, parent: w.dir.inode.Nid})
+		d := dirRef{inode: ino, parent: w.dir.inode.Nid, path: w.dir.path + 1 + len(name)}
+		if d.path > maxPath {
+			return corrupt("path of %d bytes", d.path)
+		}
+		c.todo = append(c.todo, d)
 	case again && ino.Nlink == 1:
 		return corrupt("inode %d has one link, and another", nid)
 	case ino.Nlink > 1:

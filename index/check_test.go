@@ -197,8 +197,7 @@ func readAll(x *Layer) (refused int) {
 				}
 				visit(e.Nid, depth+1)
 			}
-			_, err := tree.Path(nid)
-			count(err)
+			count(tree.Paths([]uint64{nid}, func(uint64, string) error { return nil }))
 		}
 	}
 	visit(tree.Root(), 0)
@@ -206,10 +205,7 @@ func readAll(x *Layer) (refused int) {
 	count(err)
 	implicit, err := x.Implicit()
 	count(err)
-	for _, nid := range implicit {
-		_, err := tree.Path(nid)
-		count(err)
-	}
+	count(tree.Paths(implicit, func(uint64, string) error { return nil }))
 	return refused
 }
 

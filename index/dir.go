@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
-	"slices"
-	"strings"
 )
 
 // Dirent is one entry of a directory.
@@ -16,10 +14,6 @@ type Dirent struct {
 	Name string
 	Next uint64 // cookie that goes on behind this entry
 }
-
-// maxDepth bounds how many directories Path goes up: no path that the kernel
-// takes has more names (PATH_MAX is 4096).
-const maxDepth = 4096
 
 // dirBlock is a directory block in memory: entries of 12 bytes, then their
 // names, in the order of their bytes.
@@ -191,35 +185,4 @@ func (t *Tree) readDir(dir, cookie uint64, fn func(Dirent) bool) error {
 		first = 0
 	}
 	return nil
-}
-
-// Path returns the path of a directory, from "/" on, by going up from it.
-func (t *Tree) Path(dir uint64) (string, error) {
-	var names []string
-	for nid := dir; nid != rootNid; {
-		if len(names) == maxDepth {
-			return "", fmt.Errorf("path of directory %d: %w", dir, corrupt("deeper than %d", maxDepth))
-		}
-		parent, err := t.Lookup(nid, "..")
-		if err != nil {
-			return "", fmt.Errorf("path of directory %d: %w", dir, err)
-		}
-		name := ""
-		err = t.ReadDir(parent, 0, func(e Dirent) bool {
-			if e.Nid == nid && e.Name != "." && e.Name != ".." {
-				name = e.Name
-			}
-			return name == ""
-		})
-		if err != nil {
-			return "", fmt.Errorf("path of directory %d: %w", dir, err)
-		}
-		if name == "" {
-			return "", fmt.Errorf("path of directory %d: %w", dir, corrupt("directory %d is not in its parent", nid))
-		}
-		names = append(names, name)
-		nid = parent
-	}
-	slices.Reverse(names)
-	return "/" + strings.Join(names, "/"), nil
 }

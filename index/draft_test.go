@@ -50,7 +50,7 @@ func (l *layer) finish(size int64) {
 		WindowsSize: 100,
 	}
 	l.draft.Spans = nil
-	step := max(4096, alignUp(size/64, BlockSize))
+	step := max(4096, min(alignUp(size/64, BlockSize), MaxSpanSize))
 	for off := int64(0); off < size; off += step {
 		n := min(step, size-off)
 		sum := sha256.Sum256([]byte{byte(off >> 12), byte(off >> 20)})

@@ -182,10 +182,11 @@ func (h *fileHeader) checkSections() error {
 	if (headerSize+tree)%BlockSize != 0 || headerSize+tree < rootOffset+inodeSize || (headerSize+tree)/BlockSize > maxBlocks {
 		return corrupt("tree of %d bytes", tree)
 	}
-	if n := h.section[sectionSpans].Size; n%spanSize != 0 {
+	if n := h.section[sectionSpans].Size; n%spanSize != 0 || n > MaxSpans*spanSize {
 		return corrupt("span table of %d bytes", n)
 	}
-	if n := h.section[sectionImplicit].Size; n%8 != 0 {
+	// An implicit directory is an inode of the tree.
+	if n := h.section[sectionImplicit].Size; n%8 != 0 || n/8 > tree/inodeSize {
 		return corrupt("list of implicit directories of %d bytes", n)
 	}
 	d := h.section[sectionDigests]

@@ -3,7 +3,6 @@ package index
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -99,23 +98,6 @@ func (l *Layer) Spans() (Spans, error) {
 	}
 	l.spans.Store(&s)
 	return s, nil
-}
-
-// Implicit returns the nids of the directories that the layer's tar does not
-// mention, in rising order.
-func (l *Layer) Implicit() ([]uint64, error) {
-	b, err := l.load(sectionImplicit)
-	if err != nil {
-		return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, err)
-	}
-	nids := make([]uint64, len(b)/8)
-	for i := range nids {
-		nids[i] = binary.LittleEndian.Uint64(b[i*8:])
-		if nids[i] == 0 || i > 0 && nids[i] <= nids[i-1] {
-			return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, corrupt("order"))
-		}
-	}
-	return nids, nil
 }
 
 // load reads a section, whose size the header has bounded by the file's, and

@@ -8,7 +8,8 @@ import (
 
 // Bounds of one span: what a reader must be ready to hold in memory.
 const (
-	MaxSpanSize   = 1 << 30           // bytes in the device and in the blob, each
+	MaxSpanSize   = 64 << 20          // bytes in the device and in the blob, each
+	MaxSpans      = 1 << 20           // of one layer: a table of 112 MiB, loaded at the first read
 	MaxWindowSize = 2*WindowSize + 64 // bytes of an encoded window: package window makes at most 65,542
 )
 
@@ -38,6 +39,9 @@ func (s Spans) Find(off int64) int {
 
 // check says what is wrong with s as the spans of h's layer.
 func (s Spans) check(h *Header) error {
+	if len(s) > MaxSpans {
+		return fmt.Errorf("%d spans: an index has at most %d", len(s), MaxSpans)
+	}
 	device, blob := int64(0), int64(0)
 	for i := range s {
 		p := &s[i]

@@ -168,19 +168,17 @@ func TestPathAndImplicit(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []string
-	for _, nid := range nids {
-		p, err := x.Tree().Path(nid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, p)
+	add := func(_ uint64, p string) error { got = append(got, p); return nil }
+	if err := x.Tree().Paths(nids, add); err != nil {
+		t.Fatal(err)
 	}
 	slices.Sort(got)
 	if want := []string{"/usr", "/usr/share", "/usr/share/doc", "/var"}; !slices.Equal(got, want) {
 		t.Errorf("implicit directories %q, want %q", got, want)
 	}
-	if p, err := x.Tree().Path(x.Tree().Root()); err != nil || p != "/" {
-		t.Errorf("path of the root: %q, %v", p, err)
+	got = nil
+	if err := x.Tree().Paths([]uint64{x.Tree().Root()}, add); err != nil || !slices.Equal(got, []string{"/"}) {
+		t.Errorf("path of the root: %q, %v", got, err)
 	}
 }
 

@@ -1,0 +1,284 @@
+package index
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// endless is a file of any size that holds head and zeros, and costs nothing.
+type endless struct{ head []byte }
+
+func (e endless) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off < int64(len(e.head)) {
+		copy(p, e.head[off:])
+	}
+	return len(p), nil
+}
+
+// allocated returns how many bytes fn allocates.
+func allocated(fn func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	fn()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// TestHugeClaims opens small files that claim to hold far more than they do: nothing is allocated for it.
+func TestHugeClaims(t *testing.T) {
+	le := binary.LittleEndian
+	small := layerOf(file("a", "a"), implicit("d")).write(t)
+	end := func(b []byte, i int) int64 {
+		at := b[sectionAt+i*sectionSize:]
+		return int64(le.Uint64(at) + le.Uint64(at[8:]))
+	}
+	// grow makes section i claim n bytes, and what is behind it follow.
+	grow := func(i int, n uint64) forgery {
+		return func(b []byte, _ func(string) int64) {
+			le.PutUint64(b[sectionAt+i*sectionSize+8:], n)
+			for i++; i < sectionDigests; i++ {
+				le.PutUint64(b[sectionAt+i*sectionSize:], uint64(end(b, i-1)))
+			}
+			le.PutUint64(b[24:], uint64(end(b, sectionImplicit)))
+		}
+	}
+	for name, f := range map[string]forgery{
+		"2^60 spans":              grow(sectionSpans, spanSize<<53),
+		"more spans than allowed": grow(sectionSpans, spanSize*(MaxSpans+1)),
+		"2^50 implicit":           grow(sectionImplicit, 8<<50),
+		"more implicit than tree": grow(sectionImplicit, 8<<20),
+		"tree of 2 TiB":           grow(sectionTree, maxBlocks*BlockSize),
+		"2^60 inodes":             func(b []byte, _ func(string) int64) { le.PutUint64(b[superOffset+16:], 1<<60) },
+		"device of 2^60":          func(b []byte, _ func(string) int64) { le.PutUint64(b[184:], 1<<60) },
+		"windows of 2^62":         func(b []byte, _ func(string) int64) { le.PutUint64(b[192:], 1<<62) },
+		"digests of 2^60": func(b []byte, _ func(string) int64) {
+			le.PutUint64(b[sectionAt+sectionDigests*sectionSize+8:], 1<<60)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := bytes.Clone(small)
+			f(b, nil)
+			resign(b)
+			size := int64(le.Uint64(b[24:]))
+			var err error
+			n := allocated(func() {
+				var x *Layer
+				if x, err = Open(endless{b}, size); err == nil {
+					err = Check(t.Context(), x)
+				}
+			})
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("error %v", err)
+			}
+			if n > 4<<20 {
+				t.Errorf("%d bytes allocated", n)
+			}
+		})
+	}
+}
+
+// TestHostileTrees checks trees that are legal but for their size or their names.
+func TestHostileTrees(t *testing.T) {
+	for name, l := range map[string]*layer{
+		"deep": layerOf(dir(strings.Repeat("d/", 3000))),
+		"long": layerOf(dir(strings.Repeat(strings.Repeat("l", 200)+"/", 30))),
+	} {
+		x := l.open(t)
+		if err := Check(t.Context(), x); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "path") {
+			t.Errorf("%s: error %v", name, err)
+		}
+		deepest := func() error {
+			nids, err := x.Implicit()
+			if err != nil {
+				return err
+			}
+			return x.Tree().Paths(nids, func(uint64, string) error { return nil })
+		}
+		if err := deepest(); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: paths: %v", name, err)
+		}
+	}
+	for _, name := range []string{"a/b", "/", "a\x00b", "", "..", ".", strings.Repeat("n", 256)} {
+		l := layerOf(dir("d"))
+		l.draft.Root.Children["d"].Children[name] = &Node{Mode: modeRegular}
+		if _, err := Write(io.Discard, &l.draft); err == nil {
+			t.Errorf("a file of name %q is written", name)
+		}
+	}
+	if err := Check(t.Context(), layerOf(dir(strings.Repeat("d/", 2047))).open(t)); err != nil {
+		t.Errorf("the deepest path: %v", err)
+	}
+}
+
+// TestManyImplicit finds the paths of many directories of one directory in time that grows with their number,
+// not with its square.
+func TestManyImplicit(t *testing.T) {
+	const n = 50_000
+	x := layerOf(entries(n, func(i int) entry { return implicit(fmt.Sprint("d/", i)) })).open(t)
+	nids, err := x.Implicit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start, found := time.Now(), 0
+	if err := x.Tree().Paths(nids, func(uint64, string) error { found++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(start); d > 5*time.Second || found != n+1 {
+		t.Errorf("%d paths in %v", found, d)
+	}
+}
+
+// TestBundleBomb opens bundles whose few bytes decompress to more than the table says, or whose table says more than
+// is allowed.
+func TestBundleBomb(t *testing.T) {
+	le := binary.LittleEndian
+	good := bundleOf(t, layerOf(file("a", "a")))
+	// with replaces the frame, and makes the table say that the index file has size bytes.
+	with := func(frame []byte, size int64) []byte {
+		b := append(bytes.Clone(good.trees.Bytes()[:bundleHeader+bundleRecord]), frame...)
+		le.PutUint64(b[bundleHeader+208:], uint64(len(frame)))
+		if size > 0 {
+			le.PutUint64(b[bundleHeader+160:], uint64(size))
+		}
+		return b
+	}
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := enc.EncodeAll(make([]byte, 64<<20), nil)
+	wide, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(64<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"64 MiB of zeros":        with(zeros, 0),
+		"as many as it says":     with(zeros, 64<<20),
+		"many frames":            with(bytes.Repeat(zeros, 16), 0),
+		"window of 64 MiB":       with(wide.EncodeAll(make([]byte, 65<<20), nil), 65<<20),
+		"size of 2^60":           with([]byte("\x28\xb5\x2f\xfd\xe4\x00\x00\x00\x00\x00\x00\x00\x10\x01\x00\x00"), 0),
+		"skippable frames alone": with(bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<16), 0),
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, err := OpenBundle(bytes.NewReader(b), int64(len(b)), Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := x.Layers()[0]
+			var written countWriter
+			n := allocated(func() { err = x.Extract(l.Layer, &written) })
+			if !errors.Is(err, ErrCorrupt) {
+				t.Errorf("error %v", err)
+			}
+			if int64(written) > l.IndexSize+1 {
+				t.Errorf("%d bytes written, the table says %d", written, l.IndexSize)
+			}
+			if n > 48<<20 {
+				t.Errorf("%d bytes allocated", n)
+			}
+		})
+	}
+
+	layers := make([]*layer, 5)
+	for i := range layers {
+		layers[i] = layerOf(file("a", "a"))
+	}
+	b := bundleOf(t, layers...)
+	one := int64(len(b.index[0]))
+	open := func(limit int64) error {
+		_, err := OpenBundle(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{IndexSize: limit})
+		return err
+	}
+	if err := open(5 * one); err != nil {
+		t.Error(err)
+	}
+	if err := open(5*one - 1); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "Limits.IndexSize") {
+		t.Errorf("five indexes that are too large together: %v", err)
+	}
+}
+
+// countWriter counts what is written.
+type countWriter int64
+
+func (w *countWriter) Write(p []byte) (int, error) {
+	*w += countWriter(len(p))
+	return len(p), nil
+}
+
+// TestHostileSpans checks tables of spans that are wrong in one way each.
+func TestHostileSpans(t *testing.T) {
+	h := Header{LayerSize: 10 << 20, DeviceSize: 8192, WindowsSize: 1000}
+	pair := func(change func(a, b *Span)) Spans {
+		s := Spans{{Size: 4096, BlobSize: 4096, Codec: Deflate}, {Device: 4096, Size: 4096, Blob: 4096, BlobSize: 4096, Codec: Deflate}}
+		change(&s[0], &s[1])
+		return s
+	}
+	for name, s := range map[string]Spans{
+		"overlap in the device": pair(func(_, b *Span) { b.Device = 4000 }),
+		"overlap in the blob":   pair(func(_, b *Span) { b.Blob = 4000 }),
+		"gap in the device":     pair(func(_, b *Span) { b.Device = 5000 }),
+		"backwards":             pair(func(a, b *Span) { *a, *b = *b, *a }),
+		"behind the blob":       pair(func(_, b *Span) { b.Blob = 10<<20 - 100 }),
+		"negative blob offset":  pair(func(a, _ *Span) { a.Blob = -1 }),
+		"sum overflows":         pair(func(_, b *Span) { b.Blob = 1<<63 - 1 }),
+		"behind the device":     pair(func(_, b *Span) { b.Size = 8192 }),
+		"of nothing":            pair(func(_, b *Span) { b.BlobSize = 0 }),
+		"of 1 GiB":              pair(func(_, b *Span) { b.Size = 1 << 30 }),
+		"window outside":        pair(func(_, b *Span) { b.Window = Range{Off: 990, Size: 11} }),
+		"window overflows":      pair(func(_, b *Span) { b.Window = Range{Off: 1<<63 - 1, Size: 11} }),
+		"window of 1 MiB":       pair(func(_, b *Span) { b.Window = Range{Size: 1 << 20} }),
+		"too many":              make(Spans, MaxSpans+1),
+	} {
+		if err := s.check(&h); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := pair(func(_, _ *Span) {}).check(&h); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDeflateBomb decodes a span that would give far more than it is to: it stops where the slice ends.
+func TestDeflateBomb(t *testing.T) {
+	zeros := gzipOf(t, make([]byte, 64<<20))
+	s := Span{Size: 1 << 20, BlobSize: int64(len(zeros)), Codec: Gzip, Digest: sha256.Sum256(make([]byte, 1<<20))}
+	dst := make([]byte, s.Size)
+	var err error
+	n := allocated(func() { err = s.Decode(dst, zeros, nil) })
+	if err != nil || n > 1<<20 {
+		t.Errorf("%v, %d bytes allocated", err, n)
+	}
+	// Members without content: they take time in proportion to their bytes, and end.
+	empty := bytes.Repeat(gzipOf(t, nil), 100_000)
+	s.BlobSize = int64(len(empty))
+	start := time.Now()
+	if err := s.Decode(dst, empty, nil); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("empty members: %v", err)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("empty members took %v", d)
+	}
+}
+
+func gzipOf(t testing.TB, content []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, err := z.Write(content)
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
