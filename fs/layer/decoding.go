@@ -94,7 +94,7 @@ func (d *decoding) one(i int, blob []byte) error {
 		return err
 	}
 	buf := budget.pool.get(s.Size)
-	err := s.Decode(buf.b, blob, window)
+	err := l.decode(s, buf.b, blob, window)
 	budget.decoders.release(1)
 	if err != nil {
 		buf.free()

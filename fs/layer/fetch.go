@@ -22,6 +22,7 @@ const retryDelay = 100 * time.Millisecond
 func (l *Layer) run(g *group) {
 	defer close(g.done)
 	defer l.finish(g)
+	defer l.survive(g)
 	todo, admitted, err := l.begin(g)
 	if err != nil {
 		l.giveUp(g, err)
