@@ -86,7 +86,7 @@ func (m *heldMount) lose(ctx context.Context, t *Table) error {
 	if err != nil {
 		return err
 	}
-	m.lost, err = fuse.AdoptLost(ctx, f, m.state.Mount, fuse.Options{Log: t.log, Memory: t.memory})
+	m.lost, err = fuse.AdoptLost(ctx, f, m.state.Mount, t.fuse())
 	return err
 }
 
@@ -155,7 +155,7 @@ func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
 		return nil, err
 	}
 	s := &served{name: m.held.Name, device: st.Mount.Device}
-	o := fuse.Options{Log: v.t.log, Memory: v.t.memory}
+	o := v.t.fuse()
 	x, err := v.sameAs(st)
 	switch {
 	case err != nil:

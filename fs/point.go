@@ -147,6 +147,11 @@ func (p *point) mountLazy(ctx context.Context, v *live, k kernel) error {
 	return nil
 }
 
+// fuse returns the options of all FUSE mounts.
+func (t *Table) fuse() fuse.Options {
+	return fuse.Options{Log: t.log, Memory: t.memory, Panicked: t.panicked}
+}
+
 // mountTree mounts the tree by FUSE.
 func (p *point) mountTree(ctx context.Context, v *live) error {
 	f, err := os.Open(p.index)
@@ -161,7 +166,7 @@ func (p *point) mountTree(ctx context.Context, v *live) error {
 	}
 	var m *fuse.Mount
 	if err == nil {
-		m, err = fuse.MountTree(ctx, p.dir, x, v.bytes(), fuse.Options{Log: v.t.log, Memory: v.t.memory})
+		m, err = fuse.MountTree(ctx, p.dir, x, v.bytes(), v.t.fuse())
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
@@ -191,7 +196,7 @@ func (v *live) mountDevice(ctx context.Context) error {
 	if err := v.t.clean(v.deviceDir()); err != nil {
 		return err
 	}
-	m, err := fuse.MountDevice(ctx, v.deviceDir(), v.bytes(), fuse.Options{Log: v.t.log, Memory: v.t.memory})
+	m, err := fuse.MountDevice(ctx, v.deviceDir(), v.bytes(), v.t.fuse())
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -166,10 +167,21 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 			t.drop(p)
 		}
 	}
-	if !t.goes(func(ctx context.Context) { end(p.prepare(ctx, d)) }) {
+	if !t.goes(func(ctx context.Context) { end(p.try(ctx, d)) }) {
 		end(errors.New("micad is stopping"))
 	}
 	return j
+}
+
+// try is prepare; a panic fails the layer, and nothing else.
+func (p *pull) try(ctx context.Context, d digest.Digest) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.t.panicked(v)
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	return p.prepare(ctx, d)
 }
 
 // prepare brings a layer and mounts it, before containerd asks for it. A layer whose

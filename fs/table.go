@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +65,7 @@ type Options struct {
 	// last one's: Open closes it. nil: lazy mounts end with the process.
 	Keeper Keeper
 	Held   []keeper.Held
+	Cache  CacheOptions // how much of the disk layers may take
 	Log    *slog.Logger // nil: slog.Default()
 }
 
@@ -72,6 +74,7 @@ type Table struct {
 	o       Options
 	log     *slog.Logger
 	store   *store.Store
+	cache   *cache
 	budget  *layer.Budget
 	memory  *fuse.Memory
 	fetch   *fetch.Scheduler
@@ -95,6 +98,7 @@ type Table struct {
 
 	recordings recordings
 	replays    []replayed
+	panics     atomic.Int64
 }
 
 // Layer is one layer of an image, as containerd names it.
@@ -160,8 +164,13 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	budget := layer.NewBudget(0, 0)
 	o.Fetch.Unwaited = func() time.Duration { return budget.Stats().Unwaited }
+	c, err := newCache(s, o)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	o.Fetch.Hold = c.hold
 	t := &Table{
-		o: o, log: o.Log, store: s,
+		o: o, log: o.Log, store: s, cache: c,
 		budget: budget,
 		memory: fuse.NewMemory(0),
 		fetch:  fetch.New(o.Fetch),
@@ -173,10 +182,13 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
 		held:   map[digest.Digest][]*heldMount{},
 	}
+	c.t = t
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
-	t.adoptAll(t.ctx, o.Held)                  // before all else: readers wait
+	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
+	t.running.Go(func() { c.run(t.ctx) })
+	t.running.Go(func() { c.scrub(t.ctx) })
 	t.running.Go(func() { _, _ = t.kernel() }) // so that the first Mount need not wait for it
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
@@ -240,9 +252,25 @@ func (t *Table) goes(f func(ctx context.Context)) bool {
 	if t.closed {
 		return false
 	}
-	t.running.Go(func() { f(t.ctx) })
+	t.running.Go(func() {
+		defer func() {
+			if v := recover(); v != nil {
+				t.panicked(v)
+			}
+		}()
+		f(t.ctx)
+	})
 	return true
 }
+
+// panicked notes what a panic has left; what it was about has failed, and nothing else.
+func (t *Table) panicked(v any) {
+	t.panics.Add(1)
+	t.log.Error("panic", "panic", v, "stack", string(debug.Stack()))
+}
+
+// Panics returns how many panics there have been since the start, in requests of the kernel and in what runs in the background.
+func (t *Table) Panics() int64 { return t.panics.Load() }
 
 // Mount makes the layer appear and returns where. below are the layers under it, topmost
 // first: directories that the layer's tar implies but does not mention show the attributes that they have

@@ -27,6 +27,7 @@ func help() map[string]string {
 		"replay_missed_reads":         "Reads of starting containers that waited for something that no replay was going to bring.",
 		"fill_requests_total":         "Requests of fills.",
 		"fill_bytes_total":            "Compressed bytes that fills fetched.",
+		"panics_total":                "Panics: each has failed one request.",
 		"remote_requests_total":       "Requests sent to registries.",
 		"remote_token_requests_total": "Of these, requests for tokens.",
 		"remote_received_bytes_total": "Bytes of blobs and manifests received from registries.",
@@ -94,6 +95,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter("replay_bytes_total", f.ReplayBytes)
 	counter("fill_requests_total", f.FillRequests)
 	counter("fill_bytes_total", f.FillBytes)
+	counter("panics_total", c.d.table.Panics()+c.d.panics.Load())
 	r := c.d.client.Stats()
 	counter("remote_requests_total", int64(r.Requests))
 	counter("remote_token_requests_total", int64(r.TokenRequests))

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,6 +36,7 @@ type conn struct {
 	fs    filesystem
 	mem   *Memory
 	log   *slog.Logger
+	tell  func(v any) // of a panic
 	stats counters
 
 	// life ends with the connection, and with it all reads.
@@ -104,9 +104,10 @@ func adoptConn(life context.Context, file *os.File, fs filesystem, a agreement, 
 
 // connOptions are what a connection shares with others, and go-fuse's options.
 type connOptions struct {
-	mem   *Memory
-	log   *slog.Logger
-	proto *gofuse.MountOptions
+	mem      *Memory
+	log      *slog.Logger
+	panicked func(v any)
+	proto    *gofuse.MountOptions
 }
 
 // agreement is what passed between the kernel and the first who served a connection.
@@ -121,7 +122,7 @@ func openConn(life context.Context, file *os.File, fs filesystem, o connOptions)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("use /dev/fuse: %w", err), file.Close())
 	}
-	c := &conn{file: file, raw: raw, fs: fs, mem: o.mem, log: o.log, reads: make(map[uint64]*call)}
+	c := &conn{file: file, raw: raw, fs: fs, mem: o.mem, log: o.log, tell: o.panicked, reads: make(map[uint64]*call)}
 	c.life, c.end = context.WithCancel(life)
 	opts := *o.proto
 	opts.PanicHandler = c.panicked
@@ -384,6 +385,6 @@ func write(fd int, head, data []byte) error {
 func (c *conn) panicked(v any) gofuse.Status {
 	c.stats.panics.Add(1)
 	c.stats.fail(fmt.Errorf("panic: %v", v))
-	c.log.Error("panic in a FUSE request", "panic", v, "stack", string(debug.Stack()))
+	c.tell(v)
 	return gofuse.EIO
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -49,6 +50,7 @@ type Options struct {
 	Memory        *Memory      // shared with other mounts; nil: the mount has DefaultMemory for itself
 	ReadAhead     int          // bytes that the kernel reads ahead; 0: DefaultReadAhead
 	MaxBackground int          // requests of readahead and asynchronous reads that the kernel keeps under way; 0: DefaultMaxBackground
+	Panicked      func(v any)  // called with what the panic of a request has left, which is then answered with EIO; nil: only logged
 }
 
 const (
@@ -90,11 +92,15 @@ func (o *Options) defaults() {
 	if o.MaxBackground == 0 {
 		o.MaxBackground = DefaultMaxBackground
 	}
+	if o.Panicked == nil {
+		log := o.Log
+		o.Panicked = func(v any) { log.Error("panic in a FUSE request", "panic", v, "stack", string(debug.Stack())) }
+	}
 }
 
 // conn returns the options of the connection of a mount.
 func (o *Options) conn(s *Saved) connOptions {
-	return connOptions{mem: o.Memory, log: o.Log.With("dir", s.Dir), proto: &gofuse.MountOptions{
+	return connOptions{mem: o.Memory, log: o.Log.With("dir", s.Dir), panicked: o.Panicked, proto: &gofuse.MountOptions{
 		MaxWrite: maxRead, MaxBackground: s.MaxBackground,
 		// No more of the kernel's congestion control than the bound itself.
 		CongestionThreshold: s.MaxBackground,
