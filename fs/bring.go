@@ -109,7 +109,7 @@ func (p *pull) download(d digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", d, p.key.ref, err)
 	}
-	rec, err := p.record(x, store.Verified)
+	rec, err := p.record(x, p.t.cache.whole(x.Header().DeviceSize))
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, 
 		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
 	})
 	defer r.stop()
-	draft, err := targz.Scan(ctx, r, targz.Options{Device: in.Device(), Windows: in.Windows()})
+	draft, err := targz.Scan(ctx, r, targz.Options{Device: p.t.cache.writer(in.Device()), Windows: in.Windows()})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
 			return nil, cause

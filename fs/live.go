@@ -69,7 +69,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	if w := rec.Windows; w.Blob != "" {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
-	v.data = layer.New(v.index, s, o)
+	v.data = layer.New(v.index, t.cache.guard(s), o)
 	if !s.AllPresent() {
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
@@ -204,11 +204,14 @@ func (v *live) complete(ctx context.Context) {
 		log.Error("complete layer is not recorded as such", "err", err)
 		return
 	}
-	if err := s.VerifyWhole(ctx); err != nil {
+	if err := v.prove(ctx, s); err != nil {
 		if ctx.Err() == nil {
 			log.Error("complete layer stays served by micad", "err", err)
 		}
 		return
+	}
+	if !v.t.cache.keeps(s.Size()) {
+		return // its spans can go one by one, for as long as the kernel does not read it by itself
 	}
 	if err := s.Mark(store.Verified); err != nil {
 		log.Error("verified layer is not recorded as such", "err", err)
@@ -225,6 +228,9 @@ func (v *live) complete(ctx context.Context) {
 		return
 	}
 	for _, p := range v.points {
+		if p.mode == Local || v.store.Record().State != store.Verified {
+			continue // it has gone again meanwhile
+		}
 		if err := p.mountLocal(v, k); err != nil {
 			log.Warn("complete layer stays served by micad", "dir", p.dir, "err", err)
 		}

@@ -103,6 +103,9 @@ func (s *Scheduler) next(ctx context.Context) (*job, time.Duration) {
 // choose finds the place to look at next. Its entry then has one user more. expected is what is to be told to
 // the layer before.
 func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time.Duration) {
+	if hold := s.o.Hold(); hold > 0 {
+		return nil, nil, hold
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	wait = forever

@@ -64,6 +64,8 @@ type Options struct {
 	ReplayRequests, FillRequests int
 	// Unwaited tells for how long no read has waited for the network; nil: for ever.
 	Unwaited func() time.Duration
+	// Hold tells for how long nothing is to be fetched at all; nil: it is never held.
+	Hold     func() time.Duration
 	MaxLayer int64        // layers whose device is larger, in bytes, are not filled; 0: no limit
 	Log      *slog.Logger // nil: slog.Default()
 }
@@ -125,6 +127,9 @@ func New(o Options) *Scheduler {
 	}
 	if o.Unwaited == nil {
 		o.Unwaited = func() time.Duration { return forever }
+	}
+	if o.Hold == nil {
+		o.Hold = func() time.Duration { return 0 }
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

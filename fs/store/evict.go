@@ -289,6 +289,13 @@ func (l *Layer) Repair(off int64, data []byte) error {
 	return nil
 }
 
+// Sealed says whether the layer goes as a whole or not at all.
+func (l *Layer) Sealed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sealed
+}
+
 // seal marks the device as one that the kernel may read by itself: not one span of it is ever taken away. The mark is
 // on the file, so that it holds for whoever opens the layer next while the kernel still reads it; it need not survive
 // a power cut, which no mount does.

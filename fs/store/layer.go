@@ -365,21 +365,40 @@ func (l *Layer) Mark(state State) error {
 // out.
 func (l *Layer) DiskUsage() (int64, error) { return diskUsage(l.dir) }
 
-// DiskUsage returns the bytes that all layers take on disk, holes left out.
+// DiskUsage returns the bytes that all layers take on disk, holes left out, with those on their way in.
 func (s *Store) DiskUsage() (int64, error) {
 	all, err := s.Layers()
 	if err != nil {
 		return 0, err
 	}
-	var total int64
+	dirs := make([]string, 0, len(all))
 	for _, d := range all {
-		n, err := diskUsage(s.layerDir(d))
+		dirs = append(dirs, s.layerDir(d))
+	}
+	coming, err := os.ReadDir(s.dir + "/" + tmpName)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range coming {
+		dirs = append(dirs, s.dir+"/"+tmpName+"/"+e.Name())
+	}
+	var total int64
+	for _, dir := range dirs {
+		n, err := diskUsage(dir)
 		if err != nil {
 			return 0, err
 		}
 		total += n
 	}
 	return total, nil
+}
+
+// LayerUsage is DiskUsage of one layer, which need not be usable.
+func (s *Store) LayerUsage(d digest.Digest) (int64, error) {
+	if err := d.Validate(); err != nil {
+		return 0, fmt.Errorf("usage of layer %q: %w", d, err)
+	}
+	return diskUsage(s.layerDir(d))
 }
 
 // diskUsage adds up what the files in a folder take; a folder that is gone takes nothing.

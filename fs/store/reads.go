@@ -18,10 +18,10 @@ import (
 //	     0      8  "MicaRead"
 //	     8      4  version, 1
 //	    12      4  CRC-32C of the file, this field taken as zero
-//	    16      4  when a container used the layer last, minutes since 1970
-//	    20      4  when its content was checked last, minutes since 1970
+//	    16      4  when a container used the layer last, seconds since 1970
+//	    20      4  when its content was checked last, seconds since 1970
 //	    24      8  number of spans
-//	    32    4·n  for each span, when it was read last, minutes since 1970; 0: not known
+//	    32    4·n  for each span, when it was read last, seconds since 1970; 0: not known
 const (
 	readsName    = "reads"
 	readsMagic   = "MicaRead"
@@ -29,7 +29,7 @@ const (
 	readsHeader  = 32
 )
 
-// reads is when the spans of a layer were read last, by the minute. The arrival of a span counts as a read.
+// reads is when the spans of a layer were read last, by the second. The arrival of a span counts as a read.
 type reads struct {
 	now     func() time.Time // nil: time.Now
 	used    atomic.Uint32
@@ -38,17 +38,17 @@ type reads struct {
 	changed atomic.Bool // since the file was written
 }
 
-func (r *reads) minute() uint32 {
+func (r *reads) second() uint32 {
 	now := time.Now
 	if r.now != nil {
 		now = r.now
 	}
-	return uint32(now().Unix() / 60)
+	return uint32(now().Unix())
 }
 
-// touch notes that spans [first, last) are read now. It takes some nanoseconds a span, and writes memory once a minute.
+// touch notes that spans [first, last) are read now. It takes some nanoseconds a span, and writes memory once a second.
 func (r *reads) touch(first, last int) {
-	m := r.minute()
+	m := r.second()
 	for i := max(first, 0); i < min(last, len(r.spans)); i++ {
 		if r.spans[i].Load() != m {
 			r.spans[i].Store(m)
@@ -64,8 +64,8 @@ func (r *reads) load(l *Layer) {
 	if b, err := readFile(l.store.disk, l.dir+"/"+readsName, readsHeader+4*int64(n)); err == nil && r.decode(b) == nil {
 		return
 	}
-	r.used.Store(r.minute())
-	r.checked.Store(r.minute())
+	r.used.Store(r.second())
+	r.checked.Store(r.second())
 	r.touch(0, n)
 	r.changed.Store(false)
 }
@@ -100,7 +100,7 @@ func (r *reads) decode(b []byte) error {
 		return errReads
 	}
 	// A clock that was wrong must not keep spans for ever.
-	now := r.minute()
+	now := r.second()
 	r.used.Store(min(le.Uint32(b[16:]), now))
 	r.checked.Store(min(le.Uint32(b[20:]), now))
 	for i := range r.spans {
@@ -112,27 +112,27 @@ func (r *reads) decode(b []byte) error {
 // Touched notes that a reader asks for spans [first, last).
 func (l *Layer) Touched(first, last int) { l.reads.touch(first, last) }
 
-// LastRead returns when span i was read last, or came, by the minute.
-func (l *Layer) LastRead(i int) time.Time { return minutes(l.reads.spans[i].Load()) }
+// LastRead returns when span i was read last, or came, by the second.
+func (l *Layer) LastRead(i int) time.Time { return seconds(l.reads.spans[i].Load()) }
 
-func minutes(m uint32) time.Time { return time.Unix(60*int64(m), 0) }
+func seconds(s uint32) time.Time { return time.Unix(int64(s), 0) }
 
 // Used notes that a container uses the layer now, read by read or without the store. LastUsed returns when that
 // was last.
 func (l *Layer) Used() { l.reads.note(&l.reads.used) }
 
 // LastUsed is described at Used.
-func (l *Layer) LastUsed() time.Time { return minutes(l.reads.used.Load()) }
+func (l *Layer) LastUsed() time.Time { return seconds(l.reads.used.Load()) }
 
 // Checked notes that all that is present has been read and compared with its digests. LastChecked returns when that was
 // last.
 func (l *Layer) Checked() { l.reads.note(&l.reads.checked) }
 
 // LastChecked is described at Checked.
-func (l *Layer) LastChecked() time.Time { return minutes(l.reads.checked.Load()) }
+func (l *Layer) LastChecked() time.Time { return seconds(l.reads.checked.Load()) }
 
 func (r *reads) note(field *atomic.Uint32) {
-	if m := r.minute(); field.Swap(m) != m {
+	if m := r.second(); field.Swap(m) != m {
 		r.changed.Store(true)
 	}
 }

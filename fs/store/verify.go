@@ -6,7 +6,6 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 
 	"github.com/opencontainers/go-digest"
@@ -26,11 +25,11 @@ const (
 
 // VerifyWhole reads the whole device and compares its digest with the diffID.
 // It ends early with ctx. It changes nothing: see Mark. The page cache holds
-// afterwards what it held before.
-func (l *Layer) VerifyWhole(ctx context.Context) error {
+// afterwards what it held before. What is read is written to also, in order.
+func (l *Layer) VerifyWhole(ctx context.Context, also ...io.Writer) error {
 	want := l.record.DiffID
 	h := want.Algorithm().Hash()
-	if err := l.hash(ctx, h); err != nil {
+	if err := l.copy(ctx, io.MultiWriter(append(also, h)...)); err != nil {
 		return fmt.Errorf("verify layer %s: %w", l.digest, err)
 	}
 	if got := digest.NewDigest(want.Algorithm(), h); got != want {
@@ -45,8 +44,8 @@ type piece struct {
 	err error
 }
 
-// hash writes the device into h.
-func (l *Layer) hash(ctx context.Context, h hash.Hash) error {
+// copy writes the device into w.
+func (l *Layer) copy(ctx context.Context, w io.Writer) error {
 	pieces := make(chan piece, verifyAhead)
 	free := make(chan []byte, verifyAhead)
 	for range verifyAhead {
@@ -77,7 +76,9 @@ func (l *Layer) hash(ctx context.Context, h hash.Hash) error {
 		if err = x.err; err != nil {
 			break
 		}
-		h.Write(x.p)
+		if _, err = w.Write(x.p); err != nil {
+			break
+		}
 		free <- x.p[:cap(x.p)]
 	}
 	cancel()
@@ -85,6 +86,10 @@ func (l *Layer) hash(ctx context.Context, h hash.Hash) error {
 	}
 	return err
 }
+
+// Peek is ReadAt for somebody who only checks what is there: p is filled or there is an error, and the page cache holds
+// afterwards what it held before.
+func (l *Layer) Peek(p []byte, off int64) error { return l.peek(p, off) }
 
 // peek fills p for somebody who does not keep what it reads: what the page cache
 // holds is left there, and what it does not hold does not stay there.

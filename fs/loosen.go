@@ -1,0 +1,76 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/erofs"
+)
+
+// loosen makes a complete layer lazy again, without content, and returns how many bytes of it went. Its mount points show it at any
+// moment. Who uses a mount of the complete layer still reads that to the end: their device is kept by the kernel until the
+// last of them has gone.
+func (v *live) loosen(ctx context.Context) (int64, error) {
+	k, err := v.t.kernel()
+	if err != nil {
+		return 0, err
+	}
+	v.t.placing.RLock()
+	defer v.t.placing.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return 0, nil
+	}
+	for _, p := range v.points {
+		if p.mode != Local {
+			continue
+		}
+		if k.lazy != EROFS {
+			v.t.cache.solid.Store(true)
+			return 0, nil
+		}
+		if err := v.loosenPoint(ctx, p, k); err != nil {
+			return 0, fmt.Errorf("make layer %s lazy: %w", v.digest, err)
+		}
+		if p.mode == Local {
+			return 0, nil
+		}
+	}
+	_, bytes := v.store.Count()
+	if err := v.data.Empty(); err != nil {
+		return 0, err
+	}
+	v.t.fetch.Add(v.digest, v.data)
+	v.t.log.InfoContext(ctx, "layer is lazy again", "layer", v.digest, "bytes", bytes)
+	return bytes, nil
+}
+
+// loosenPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
+func (v *live) loosenPoint(ctx context.Context, p *point, k kernel) (err error) {
+	dir := filepath.Join(v.t.o.Root, devicesName, v.key+".new")
+	if err := v.t.clean(dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, erofs.Unmount(dir), os.Remove(dir)) }()
+	lazy := &point{dir: dir, index: p.index}
+	if err := lazy.mountLazy(ctx, v, k); err != nil {
+		return err
+	}
+	err = erofs.Replace(dir, p.dir)
+	if errors.Is(err, unix.EINVAL) {
+		// Linux 6.5 can.
+		v.t.cache.solid.Store(true)
+		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until containerd removes them", "layer", v.digest)
+		return nil
+	}
+	if err == nil {
+		p.mode = lazy.mode
+	}
+	return err
+}
