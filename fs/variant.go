@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -164,19 +165,8 @@ func (v *live) writeVariant(path string, attrs map[uint64]index.Attr) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "variant-")
-	if err != nil {
-		return err
-	}
-	err = index.Patch(f, v.index, attrs)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write index with inherited attributes: %w", err), os.Remove(f.Name()))
+	if err := writeIndex(path, func(w io.Writer) error { return index.Patch(w, v.index, attrs) }); err != nil {
+		return fmt.Errorf("write index with inherited attributes: %w", err)
 	}
 	return nil
 }

@@ -19,10 +19,12 @@ type content struct {
 	node   *index.Node
 	start  int64 // of the data, in the stream
 	hash   hash.Hash
-	hashed bool    // whether this file is to be hashed
-	at     int64   // up to where it is, in the file
-	pieces []piece // of the file, in the stream's order
-	copies []copied
+	hashed bool // whether this file is to be hashed
+	// undigested: no file is.
+	undigested bool
+	at         int64   // up to where it is, in the file
+	pieces     []piece // of the file, in the stream's order
+	copies     []copied
 	// The first of pieces and copies that is not through.
 	piece, copy int
 }
@@ -44,10 +46,10 @@ func (c *content) begin(n *index.Node, size int64, d stored, off int64, t *tree)
 	if !d.sparse {
 		pieces = append(c.pieces[:0], piece{0, size})
 	}
-	*c = content{node: n, start: off, hash: c.hash, pieces: pieces, copies: c.copies[:0]}
+	*c = content{node: n, start: off, hash: c.hash, undigested: c.undigested, pieces: pieces, copies: c.copies[:0]}
 	// Hashing a hole must not cost more than the file's data has cost the one
 	// who sent it.
-	if c.hashed = size >= DigestMinSize && size-d.size <= d.size; c.hashed {
+	if c.hashed = !c.undigested && size >= DigestMinSize && size-d.size <= d.size; c.hashed {
 		c.hash.Reset()
 	}
 	if d.sparse {

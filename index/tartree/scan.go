@@ -51,7 +51,18 @@ import (
 // tar.ErrHeader where it is malformed, io.ErrUnexpectedEOF where it is cut off, the
 // errno where a file system would refuse the entry, and r's own error.
 func Scan(r io.Reader, lim Limits) (*index.Node, error) {
+	return newScanner(r, lim).scan()
+}
+
+// ScanTree does what Scan does, but takes no digests of contents: it is for comparing the tree (index.Same),
+// and takes time for the headers alone.
+func ScanTree(r io.Reader, lim Limits) (*index.Node, error) {
 	s := newScanner(r, lim)
+	s.content.undigested = true
+	return s.scan()
+}
+
+func (s *scanner) scan() (*index.Node, error) {
 	last := ""
 	for {
 		hdr, err := s.tar.Next()

@@ -1,0 +1,90 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/tartree"
+)
+
+// prove reads a complete layer to its end: the bytes have to be those that the diffID names, and the files those
+// that they hold, as only then can it be told. An index that shows other files is forged, or was made by an
+// indexer that was wrong: an index made here takes its place, which those see who mount the layer from now on.
+func (v *live) prove(ctx context.Context, s *store.Layer) error {
+	r, w := io.Pipe()
+	scanned := make(chan struct{})
+	var root *index.Node
+	var scanErr error
+	go func() {
+		defer close(scanned)
+		root, scanErr = tartree.ScanTree(r, tartree.Limits{})
+		_, _ = io.Copy(io.Discard, r) // what is behind the tar's end belongs to the digest
+	}()
+	err := s.VerifyWhole(ctx, w)
+	w.CloseWithError(err) // nil: the end
+	<-scanned
+	if err != nil {
+		return err
+	}
+	if scanErr != nil {
+		return fmt.Errorf("compare the index with the layer's tar: %w", scanErr)
+	}
+	err = index.Same(v.index, root)
+	if err == nil || !errors.Is(err, index.ErrCorrupt) {
+		return err
+	}
+	v.t.log.ErrorContext(ctx, "the index from the registry shows other files than the layer has: containers that start from now on see the layer's own",
+		"ref", v.origins.latest(), "layer", v.digest, "err", err)
+	if err := v.replaceIndex(s, root); err != nil {
+		return fmt.Errorf("replace the forged index: %w", err)
+	}
+	return nil
+}
+
+// replaceIndex puts the index with the right tree in the place of the forged one. Copies with inherited attributes go: they are
+// made anew when the layer is mounted by the next micad.
+func (v *live) replaceIndex(s *store.Layer, root *index.Node) error {
+	spans, err := v.index.Spans()
+	if err != nil {
+		return err
+	}
+	path := s.IndexPath()
+	variants, err := filepath.Glob(path + "-*")
+	if err != nil {
+		return err
+	}
+	for _, name := range variants {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	return writeIndex(path, func(w io.Writer) error {
+		_, err := index.Write(w, &index.Draft{Header: v.index.Header(), Root: root, Spans: spans})
+		return err
+	})
+}
+
+// writeIndex makes an index file, which is there as a whole or not at all.
+func writeIndex(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "variant-")
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
