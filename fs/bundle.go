@@ -54,8 +54,9 @@ func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 func (p *pull) find() (*bundle, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
-	// Not by type: index and profile are to come in one answer.
 	start := time.Now()
+	p.image.Connect(ctx, connections)
+	// Not by type: index and profile are to come in one answer.
 	refs, err := p.image.Referrers(ctx, p.key.manifest, "")
 	if err != nil {
 		return nil, err
@@ -144,9 +145,12 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 // Trees are fetched in ranges of at least treesRange bytes, at most treesRequests at the same time: a
 // connection starts slowly, several together do not, and the data that follow find them fast.
 const (
-	treesRange    = 96 << 10
-	treesRequests = 6
+	treesRange    = 32 << 10
+	treesRequests = 8
 )
+
+// connections is how many are made when a pull begins, for the trees and the first data after them.
+const connections = 20
 
 // fetchTrees fetches the trees blob into a file without a name.
 func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {

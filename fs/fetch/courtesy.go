@@ -21,6 +21,9 @@ const (
 	busyShare = 0.25                   // of all cores: with more in use by others, fills wait
 	lookAgain = 25 * time.Millisecond  // how long they wait before they look again
 	trickle   = 250 * time.Millisecond // what they do in any case: one request in that time
+
+	replayTime = time.Second           // for how long after a replay's request they wait for it to end
+	settling   = 50 * time.Millisecond // readers that waited for a replay have got their bytes so long after it
 )
 
 // courtesy decides whether a fill may begin a request. Guarded by Scheduler.mu, but for read.
@@ -28,7 +31,9 @@ type courtesy struct {
 	until time.Time    // starts are under way until then
 	read  atomic.Int64 // when something was read last, in nanoseconds since 1970
 	last  time.Time    // when a request was let through last
-	load  load
+	// When a request of a replay was begun last, and when one ended.
+	replayBegan, replayEnded time.Time
+	load                     load
 }
 
 // Started tells that a container begins to read: for some seconds fills leave the cores to it, as long as Reading is
@@ -36,17 +41,26 @@ type courtesy struct {
 func (s *Scheduler) Started() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.courtesy.until = time.Now().Add(startTime)
+	now := time.Now()
+	if !now.Before(s.courtesy.until) {
+		s.courtesy.last = now
+	}
+	s.courtesy.until = now.Add(startTime)
 }
 
 // Reading tells that a container reads. It takes next to no time.
 func (s *Scheduler) Reading() { s.courtesy.read.Store(time.Now().UnixNano()) }
 
 // hold returns how long a fill has to wait before it asks again; 0: it may go on. quiet is for how long no read has
-// waited for the network.
-func (c *courtesy) hold(now time.Time, quiet time.Duration) time.Duration {
+// waited for the network, replaying says that requests of replays are under way.
+func (c *courtesy) hold(now time.Time, quiet time.Duration, replaying bool) time.Duration {
+	if replaying && now.Sub(c.replayBegan) < replayTime {
+		return lookAgain
+	}
 	starting := now.Before(c.until) && now.UnixNano()-c.read.Load() < int64(calm)
-	if !starting || quiet < unwaited || now.Sub(c.last) >= trickle {
+	// Those that waited for the replay do not count: it has brought what they waited for.
+	waits := quiet < unwaited && quiet < now.Sub(c.replayEnded)-settling
+	if !starting || waits || now.Sub(c.last) >= trickle {
 		c.last = now
 		return 0
 	}
@@ -68,11 +82,12 @@ type load struct {
 const (
 	// measureEvery is several ticks of the kernel's counters, which come every 10 ms.
 	measureEvery = 60 * time.Millisecond
-	tick         = 10 * time.Millisecond // USER_HZ is 100 on all Linux architectures that Go knows but Alpha
+	measureAnew  = 500 * time.Millisecond // a measurement so old says nothing of the start that is under way
+	tick         = 10 * time.Millisecond  // USER_HZ is 100 on all Linux architectures that Go knows but Alpha
 )
 
-// others returns the number of cores that other processes used lately. Where that cannot be
-// measured it is 0.
+// others returns the number of cores that other processes used lately; all of them where that is not known yet. Where it cannot
+// be measured it is 0.
 func (l *load) others(now time.Time) float64 {
 	passed := now.Sub(l.at)
 	if passed < measureEvery {
@@ -83,8 +98,10 @@ func (l *load) others(now time.Time) float64 {
 		return 0
 	}
 	own := ownTime()
-	if !l.at.IsZero() {
+	if passed < measureAnew {
 		l.cores = float64(busy-l.busy-(own-l.own)) / float64(passed)
+	} else {
+		l.cores = float64(runtime.NumCPU())
 	}
 	l.at, l.busy, l.own = now, busy, own
 	return l.cores

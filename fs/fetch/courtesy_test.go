@@ -17,6 +17,8 @@ func TestCourtesy(t *testing.T) {
 		last  time.Time
 		load  load
 		quiet time.Duration
+		began time.Time // the replay's latest request
+		ended time.Time
 		want  time.Duration
 	}{
 		"no start":                  {load: busy, read: reading, last: now, quiet: forever},
@@ -26,10 +28,14 @@ func TestCourtesy(t *testing.T) {
 		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
 		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: forever},
 		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: forever},
+		"replay":                    {load: idle, quiet: time.Millisecond, began: now, want: lookAgain},
+		"replay that hangs":         {load: idle, quiet: time.Millisecond, began: now.Add(-2 * replayTime)},
+		"reads waited for a replay": {until: start, read: reading, last: now, load: busy, quiet: 100 * time.Millisecond, ended: now.Add(-120 * time.Millisecond), want: lookAgain},
+		"reads wait after a replay": {until: start, read: reading, last: now, load: busy, quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
 	} {
-		c := courtesy{until: tc.until, last: tc.last, load: tc.load}
+		c := courtesy{until: tc.until, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
 		c.read.Store(tc.read)
-		if got := c.hold(now, tc.quiet); got != tc.want {
+		if got := c.hold(now, tc.quiet, !tc.began.IsZero()); got != tc.want {
 			t.Errorf("%s: held for %v, want %v", name, got, tc.want)
 		}
 	}
@@ -39,7 +45,9 @@ func TestCourtesy(t *testing.T) {
 func TestLoad(t *testing.T) {
 	var l load
 	begin := time.Now()
-	l.others(begin)
+	if got := l.others(begin); got != float64(runtime.NumCPU()) {
+		t.Errorf("%.2f cores before anything was measured, want all", got)
+	}
 	busy, own := l.busy, l.own
 	for time.Since(begin) < 300*time.Millisecond { // one core, or what others leave of it
 	}

@@ -15,6 +15,10 @@ import (
 // then others have their turn.
 const patience = time.Minute
 
+// A replay begins with few requests, so that what a start reads first does not share the line with all the rest; each that
+// ends makes room for some more.
+const rampFirst, rampStep = 4, 3
+
 var errPatience = errors.New("no answer for a minute")
 
 // forever is a wait that only a signal ends.
@@ -117,13 +121,16 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		return true
 	}
 	if p = s.replayPlaceLocked(usable); p != nil {
-		if s.running.replay >= s.o.ReplayRequests {
+		if s.running.replay == 0 {
+			s.ramp = rampFirst
+		}
+		if s.running.replay >= min(s.ramp, s.o.ReplayRequests) {
 			return nil, nil, forever
 		}
 		expected = p.replay.meetLocked(p.entry)
 	} else if s.running.fill < s.o.FillRequests {
 		if p = s.fillPlaceLocked(usable); p != nil {
-			if hold := s.courtesy.hold(now, s.o.Unwaited()); hold > 0 {
+			if hold := s.courtesy.hold(now, s.o.Unwaited(), s.running.replay > 0); hold > 0 {
 				return nil, nil, min(wait, hold)
 			}
 		}
@@ -198,6 +205,7 @@ func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *jo
 		p.replay.running++
 		p.replay.advanceLocked(p.todo, run.Off+run.Size)
 		s.running.replay++
+		s.courtesy.replayBegan = now
 		s.stats.ReplayRequests++
 		return j
 	}
@@ -238,6 +246,8 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 		e.filled--
 	} else {
 		s.running.replay--
+		s.ramp += rampStep
+		s.courtesy.replayEnded = now
 		r.running--
 		defer r.endLocked()
 	}

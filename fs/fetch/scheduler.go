@@ -51,7 +51,7 @@ func ParsePolicy(s string) (Policy, error) {
 
 // Defaults of Options.
 const (
-	DefaultReplayRequests = 12
+	DefaultReplayRequests = 24
 	DefaultFillRequests   = 8
 )
 
@@ -92,6 +92,7 @@ type Scheduler struct {
 	fills   []*entry // in the order in which they came
 	replays []*Replay
 	running struct{ replay, fill int } // requests under way
+	ramp    int                        // how many a replay may have under way
 	stats   Stats
 
 	courtesy courtesy
