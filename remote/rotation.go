@@ -176,7 +176,7 @@ func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	if errors.As(err, &s) {
 		after = min(s.retryAfter, r.client.cfg.MaxRetryAfter)
 	}
-	e.host.failed(time.Now(), after)
+	e.failed(time.Now(), after)
 }
 
 // progress notes that bytes came from h since it was picked: when it fails now, that is a new failure.

@@ -150,19 +150,25 @@ func (f *file) refresh() {
 }
 
 func readConfig(path string) (config, error) {
-	r, err := os.Open(path)
+	b, err := readBounded(path)
 	if err != nil {
 		return config{}, err
+	}
+	return parseConfig(b)
+}
+
+// readBounded reads a file of at most maxConfig bytes.
+func readBounded(path string) ([]byte, error) {
+	r, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
 	defer r.Close()
 	b, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
-	if err != nil {
-		return config{}, err
+	if err == nil && len(b) > maxConfig {
+		err = fmt.Errorf("more than %d bytes", maxConfig)
 	}
-	if len(b) > maxConfig {
-		return config{}, fmt.Errorf("more than %d bytes", maxConfig)
-	}
-	return parseConfig(b)
+	return b, err
 }
 
 func parseConfig(b []byte) (config, error) {
