@@ -344,6 +344,7 @@ func TestBounds(t *testing.T) {
 		s.Add(a.id(), a)
 		s.Fill(a.id())
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if a.most != 5 {
 			t.Errorf("%d at a time", a.most)
 		}
