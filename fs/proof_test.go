@@ -80,4 +80,3 @@ func TestForgedIndexOfAnotherLayer(t *testing.T) {
 		}
 	}
 }
-
