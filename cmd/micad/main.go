@@ -22,6 +22,9 @@ func main() {
 	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
 		exit(err)
 	}
+	if ran, err := keep(os.Args[1:]); ran {
+		exit(err)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {

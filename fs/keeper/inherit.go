@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,14 @@ type environment struct {
 // variables are those that this package reads, and takes out of the environment so that no child takes them for its own.
 // LISTEN_PIDFDID goes with LISTEN_PID (systemd 258).
 var variables = []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+
+// CleanEnviron is environ without the variables of the protocol.
+func CleanEnviron(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains(variables, name)
+	})
+}
 
 // Inherit finds the keeper of this process and takes over what it kept, from the environment, which is cleared
 // of it. Call it once, early: until then children inherit the descriptors. The keeper is nil if there is none, and the result is

@@ -31,12 +31,16 @@ import (
 // maxFiles is how many files may be stored under one name: as many as one set of wire names is allowed to count.
 const maxFiles = 99
 
+// MaxNames bounds the length of $LISTEN_FDNAMES: the kernel starts no process with a variable over 128 KiB (MAX_ARG_STRLEN,
+// linux/binfmts.h), and a daemon that cannot be started is the worst that can happen to what it serves.
+const MaxNames = 120 << 10
+
 // sendTimeout bounds the messages whose callers have no context; a keeper that lives takes them at once.
 const sendTimeout = 5 * time.Second
 
 var (
 	// ErrFull is the error of Store when the keeper has no room for the files.
-	ErrFull = errors.New("the keeper of descriptors is full: raise FileDescriptorStoreMax= in micad's unit")
+	ErrFull = errors.New("the keeper of descriptors is full")
 	// ErrStored is the error of Store for a name that is in use.
 	ErrStored = errors.New("a file is stored under this name")
 )
@@ -52,6 +56,7 @@ type Keeper struct {
 	mu     sync.Mutex
 	stored map[string]int // files by name
 	files  int            // their sum
+	length int            // of all wire names, with colons
 }
 
 // Held is what was stored under one name: its files, in the order in which Store was given them.
@@ -141,6 +146,9 @@ func (k *Keeper) reserve(name string, n int) error {
 	if k.files+n > k.max {
 		return fmt.Errorf("%w (%d of %d are in use)", ErrFull, k.files, k.max)
 	}
+	if k.length+wireLength(name, n) > MaxNames {
+		return fmt.Errorf("%w (the names of %d files have %d of %d bytes)", ErrFull, k.files, k.length, MaxNames)
+	}
 	k.takeLocked(name, n)
 	return nil
 }
@@ -151,6 +159,7 @@ func (k *Keeper) takeLocked(name string, n int) {
 	}
 	k.stored[name] = n
 	k.files += n
+	k.length += wireLength(name, n)
 }
 
 // forget gives name up and returns how many files it stood for.
@@ -160,11 +169,21 @@ func (k *Keeper) forget(name string) int {
 	n := k.stored[name]
 	delete(k.stored, name)
 	k.files -= n
+	k.length -= wireLength(name, n)
 	return n
 }
 
 // wireName is what the keeper calls file i of n. No name has a dot, so it can be taken apart again.
 func wireName(name string, i, n int) string { return fmt.Sprintf("%s.%d.%d", name, i, n) }
+
+// wireLength is what the n files of name take of $LISTEN_FDNAMES.
+func wireLength(name string, n int) int {
+	sum := 0
+	for i := range n {
+		sum += len(wireName(name, i, n)) + len(":")
+	}
+	return sum
+}
 
 // parseWireName is the inverse of wireName.
 func parseWireName(s string) (name string, i, n int, ok bool) {

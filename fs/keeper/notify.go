@@ -68,11 +68,33 @@ func send(c *net.UnixConn, state string, files ...*os.File) error {
 		if len(fds) > 0 {
 			rights = syscall.UnixRights(fds...)
 		}
-		if _, _, err := c.WriteMsgUnix([]byte(state), rights, nil); err != nil {
+		if err := sendmsg(c, []byte(state), rights); err != nil {
 			return fmt.Errorf("notify the keeper: %w", err)
 		}
 		return nil
 	})
+}
+
+// sendmsg is what c.WriteMsgUnix would be if it did not refuse connected datagram sockets. Connected the socket is because
+// only then the kernel tells when a full queue has room again.
+func sendmsg(c *net.UnixConn, p, oob []byte) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Write(func(fd uintptr) bool {
+		for {
+			inner = syscall.Sendmsg(int(fd), p, oob, nil, syscall.MSG_NOSIGNAL)
+			if !errors.Is(inner, syscall.EINTR) {
+				return !errors.Is(inner, syscall.EAGAIN)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return inner
 }
 
 // withFDs runs do while the files' descriptors lie in fds and stay open. Unlike with [os.File.Fd], the open

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/mica-snapshotter/mica/fs/keeper/supervisor"
+)
+
+// keepExec is the first argument of the process that becomes micad.
+const keepExec = "keep-exec"
+
+// self is the program that runs, whatever has become of its file.
+const self = "/proc/self/exe"
+
+// keep is `micad keep [flags of micad]`: micad under a supervisor, where no systemd keeps its descriptors. SIGTERM and SIGINT end
+// both, SIGHUP starts micad anew from its file, which may be another version.
+//
+// micad's process begins as a second one of this very program (keep-exec), which cannot be missing, and executes the file then.
+func keep(args []string) (bool, error) {
+	switch {
+	case len(args) > 1 && args[0] == keepExec:
+		return true, supervisor.ExecListening([]string{args[1], self}, args[1:])
+	case len(args) > 0 && args[0] == "keep":
+	default:
+		return false, nil
+	}
+	path, err := ownPath()
+	if err != nil {
+		return true, err
+	}
+	debug.SetGCPercent(20) // it allocates next to nothing, and should stay small
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	restart := make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGHUP)
+	defer signal.Stop(restart)
+	return true, supervisor.Run(ctx, supervisor.Options{
+		Path: self,
+		Args: append([]string{os.Args[0], keepExec, path}, args[1:]...),
+		Env:  os.Environ(),
+		Log:  slog.New(slog.NewTextHandler(os.Stderr, nil)).With("part", "keep"),
+	}, restart)
+}
+
+// ownPath is where the next version of this program will be: as it was called if that is it (a symbolic
+// link may lead elsewhere then), else its file.
+func ownPath() (string, error) {
+	file, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	called, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return file, nil
+	}
+	if called, err = filepath.Abs(called); err != nil {
+		return file, nil
+	}
+	a, errCalled := os.Stat(called)
+	b, errSelf := os.Stat(self)
+	if errCalled != nil || errSelf != nil || !os.SameFile(a, b) {
+		return file, nil
+	}
+	return called, nil
+}
