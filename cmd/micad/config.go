@@ -50,6 +50,12 @@ type config struct {
 		DockerConfigs []string `toml:"docker_configs"`
 		Downloads     int      `toml:"max_concurrent_downloads"`
 	} `toml:"remote"`
+	Credentials struct {
+		ProviderConfig string `toml:"kubelet_provider_config"`
+		ProviderBinDir string `toml:"kubelet_provider_bin_dir"`
+		ImageService   string `toml:"cri_image_service"`
+		Key            string `toml:"key_file"`
+	} `toml:"credentials"`
 }
 
 // duration is a time.Duration written as text ("90s").
@@ -155,6 +161,9 @@ func (c *config) check(path string) error {
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive durations", path)
+	}
+	if err := c.checkCredentials(); err != nil {
+		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if c.Remote.Downloads < 1 {
 		return fmt.Errorf("configuration %s: remote.max_concurrent_downloads must be at least 1", path)

@@ -27,7 +27,6 @@ import (
 	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
-	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/snapshotter"
 )
 
@@ -52,6 +51,7 @@ type daemon struct {
 	config      config
 	log         *slog.Logger
 	keeper      *keeper.Keeper // nil: there is none
+	credentials *credentials
 	client      *remote.Client
 	profiles    *profile.Dir
 	table       *fs.Table
@@ -82,7 +82,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
 
 	split := newSplitter(listener)
-	server := grpc.NewServer(grpc.UnaryInterceptor(d.survive))
+	server := grpc.NewServer(append(d.credentials.serverOptions(), grpc.UnaryInterceptor(d.survive))...)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
 	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root, "adopted", len(mounts), "start", time.Since(d.started))
@@ -101,6 +101,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.trim(ctx); return nil })
+	g.Go(func() error {
+		d.credentials.retain(ctx, func() ([]fs.Status, bool) { return d.table.Status(), !d.restoring.Load() })
+		return nil
+	})
 	g.Go(func() error {
 		<-ctx.Done()
 		if err := k.Stopping(); err != nil {
@@ -166,9 +170,10 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if err != nil {
 		return err
 	}
+	d.credentials = openCredentials(c, d.log)
 	d.client, err = remote.New(remote.Config{
 		ConfigPath:  c.Remote.ConfigPath,
-		Credentials: creds.NewDocker(creds.DockerOptions{Paths: c.Remote.DockerConfigs}).Credentials,
+		Credentials: d.credentials.Credentials,
 		UserAgent:   "micad/" + version,
 		Logger:      d.log,
 	})
@@ -199,7 +204,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 func (d *daemon) close() error {
 	err := errors.Join(d.snapshotter.Close(), d.table.Close())
 	d.client.Close()
-	return err
+	return errors.Join(err, d.credentials.close())
 }
 
 // restore mounts what was mounted before, and then takes away what belongs to nothing. What cannot be mounted now, because

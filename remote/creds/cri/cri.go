@@ -54,7 +54,8 @@ type Images struct {
 	log    *slog.Logger
 }
 
-// New returns the image service in front of the one at a socket's path. It connects at the first call.
+// New returns the image service in front of the one at a socket's path; k may be nil: then nothing is kept. It connects at the
+// first call.
 func New(socket string, k Keeper, log *slog.Logger) (*Images, error) {
 	target := url.URL{Scheme: "unix", Path: socket}
 	conn, err := grpc.NewClient(target.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -79,7 +80,7 @@ func (p *Images) Handle(_ any, in grpc.ServerStream) error {
 	if err := in.RecvMsg(request); err != nil {
 		return err
 	}
-	if method != pull {
+	if method != pull || p.keeper == nil {
 		return p.forward(method, request, in)
 	}
 	undo := p.learn(request.ProtoReflect().GetUnknown())
