@@ -234,6 +234,16 @@ func TestWrongMountIsReplaced(t *testing.T) {
 		}
 		table := w.open(root, Auto)
 		w.mountAll(table)
+		if gone := table.Displaced(dirs); len(gone) > 0 {
+			t.Errorf("%s: %v are not where they should be", x.name, gone)
+		}
+		if err := x.do(); err != nil {
+			t.Fatalf("%s: %v", x.name, err)
+		}
+		if gone := table.Displaced(dirs); !slices.Equal(gone, dirs[:1]) {
+			t.Errorf("%s: missing are %v, want %s", x.name, gone, dirs[0])
+		}
+		w.mountAll(table)
 		if got := readTree(t, dirs[0]); got != want {
 			t.Errorf("%s: the layer is\n%s\nwant\n%s", x.name, got, want)
 		}

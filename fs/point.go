@@ -23,6 +23,7 @@ type point struct {
 	dir   string
 	index string  // path of the index file that is mounted
 	mode  Mode    // how dir shows the layer; "": not known
+	id    int     // of the mount that is visible there; 0: not known
 	tree  *served // fuse mode; what is mounted over it, when the layer is complete, does not end it
 }
 
@@ -63,7 +64,28 @@ func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 		return "", err
 	}
 	v.points[name] = p
-	return p.dir, nil
+	p.id, err = mountinfo.ID(p.dir)
+	return p.dir, err
+}
+
+// Displaced returns those of the directories that do not show any more what they showed when Mount returned them last: they
+// were unmounted, or something else lies on them.
+func (t *Table) Displaced(dirs []string) []string {
+	ids := map[string]int{}
+	for _, v := range t.opened() {
+		v.mu.Lock()
+		for _, p := range v.points {
+			ids[p.dir] = p.id
+		}
+		v.mu.Unlock()
+	}
+	var wrong []string
+	for _, dir := range dirs {
+		if id, err := mountinfo.ID(dir); err != nil || id != ids[dir] {
+			wrong = append(wrong, dir)
+		}
+	}
+	return wrong
 }
 
 // show mounts what is missing at a point whose mode is what lies there.
@@ -124,7 +146,9 @@ func (p *point) mountLocal(v *live, k kernel) error {
 		return err
 	}
 	p.mode = Local
-	return nil
+	var err error
+	p.id, err = mountinfo.ID(p.dir)
+	return err
 }
 
 // mountLazy mounts a layer whose bytes come through the daemon.

@@ -38,7 +38,10 @@ type call struct {
 
 var errDefault = errors.New("as usual")
 
-var _ Layers = (*fakeLayers)(nil)
+var (
+	_ Layers  = (*fakeLayers)(nil)
+	_ Checker = (*fakeLayers)(nil)
+)
 
 func newFakeLayers(t *testing.T) *fakeLayers {
 	return &fakeLayers{dir: t.TempDir(), mounted: map[digest.Digest]int{}}
@@ -66,6 +69,13 @@ func (f *fakeLayers) Mount(ctx context.Context, l Layer, parents []digest.Digest
 	defer f.mu.Unlock()
 	f.mounted[l.Digest]++
 	return Mounted{Dir: dir, Usage: snapshots.Usage{Size: 1 << 20, Inodes: 3}}, nil
+}
+
+func (f *fakeLayers) Displaced(dirs []string) []string {
+	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {
+		_, err := os.Stat(dir)
+		return err == nil
+	})
 }
 
 func (f *fakeLayers) Remove(_ context.Context, d digest.Digest) error {

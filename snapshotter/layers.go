@@ -50,6 +50,13 @@ type Layers interface {
 	Remove(ctx context.Context, layer digest.Digest) error
 }
 
+// Checker is what Layers may be as well.
+type Checker interface {
+	// Displaced returns those of the directories that Mount returned which do not show their layer any more, because
+	// somebody has unmounted it, say. It is quick.
+	Displaced(dirs []string) []string
+}
+
 // Mounted is a layer that can be read.
 type Mounted struct {
 	Dir   string          // where it is to be seen

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -78,8 +79,36 @@ func (s *Snapshotter) servedChains(ctx context.Context) ([]chain, error) {
 }
 
 // await returns when all served layers of the chain are mounted. It mounts, lowest first, those that nobody mounted
-// since the start.
+// since the start, or that somebody has unmounted meanwhile.
 func (s *Snapshotter) await(ctx context.Context, c chain) error {
+	if err := s.awaitOnce(ctx, c); err != nil {
+		return err
+	}
+	checker, ok := s.layers.(Checker)
+	if !ok {
+		return nil
+	}
+	var dirs []string
+	for _, l := range c {
+		if l.served != nil {
+			dirs = append(dirs, l.dir)
+		}
+	}
+	displaced := checker.Displaced(dirs)
+	if len(displaced) == 0 {
+		return nil
+	}
+	for _, l := range c {
+		if slices.Contains(displaced, l.dir) {
+			s.log.WarnContext(ctx, "a mounted layer is gone from its place", "layer", l.served.Layer, "dir", l.dir)
+			s.restored.forget(l.id)
+		}
+	}
+	return s.awaitOnce(ctx, c)
+}
+
+// awaitOnce mounts what was not mounted since the start, as far as that is known.
+func (s *Snapshotter) awaitOnce(ctx context.Context, c chain) error {
 	for i := len(c) - 1; i >= 0; i-- {
 		l, below := c[i], c[i+1:]
 		if l.served == nil {

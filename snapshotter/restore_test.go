@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -52,6 +53,27 @@ func TestRestore(t *testing.T) {
 	for key, want := range before {
 		if got, err := s.Mounts(t.Context(), key); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("Mounts(%s) = %v, %v; before the restart %v", key, got, err, want)
+		}
+	}
+}
+
+// TestDisplaced: what somebody has unmounted is mounted again before containerd is told of it.
+func TestDisplaced(t *testing.T) {
+	img := imageOf("a", "base", "a")
+	s, layers, before := restarted(t, img)
+	for _, d := range img.layers {
+		if err := s.Restore(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(layers.path(d)); err != nil {
+			t.Fatal(err)
+		}
+		calls := len(layers.mountCalls())
+		if got, err := s.Mounts(t.Context(), img.ref); err != nil || !reflect.DeepEqual(got, before[img.ref]) {
+			t.Errorf("Mounts = %v, %v; before %v", got, err, before[img.ref])
+		}
+		if more := layers.mountCalls()[calls:]; len(more) != 1 || more[0].Digest != d {
+			t.Errorf("mounted again: %v, want %s", more, d)
 		}
 	}
 }

@@ -16,7 +16,13 @@ type layers struct {
 	table *fs.Table
 }
 
-var _ snapshotter.Layers = layers{}
+var (
+	_ snapshotter.Layers  = layers{}
+	_ snapshotter.Checker = layers{}
+)
+
+// Displaced implements snapshotter.Checker.
+func (l layers) Displaced(dirs []string) []string { return l.table.Displaced(dirs) }
 
 // Mount implements snapshotter.Layers.
 func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []digest.Digest) (snapshotter.Mounted, error) {

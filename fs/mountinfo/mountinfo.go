@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 // Mount is one mount, as /proc/self/mountinfo shows it (proc_pid_mountinfo(5)).
@@ -89,4 +90,18 @@ func resolve(dir string) (string, error) {
 		return "", fmt.Errorf("mount point: %w", err)
 	}
 	return filepath.Join(parent, filepath.Base(dir)), nil
+}
+
+// ID returns the number of the mount that is visible at dir, without reading the whole mount table. It is dir's parent's where dir
+// is no mount point. The file system is not asked for anything, whatever its kind.
+func ID(dir string) (int, error) {
+	var st unix.Statx_t
+	// DONT_SYNC: what the kernel knows is good enough. A FUSE server would be asked else.
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("statx %s: %w", dir, err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return 0, fmt.Errorf("number of the mount at %s: %w", dir, unix.EOPNOTSUPP)
+	}
+	return int(st.Mnt_id), nil
 }

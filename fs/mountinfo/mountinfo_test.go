@@ -52,6 +52,9 @@ func TestAt(t *testing.T) {
 		if err != nil || ok != (len(sources) > 0) || ok && top.Source != sources[len(sources)-1] {
 			t.Fatalf("%s: top %+v, %v, %v", path, top, ok, err)
 		}
+		if id, err := mountinfo.ID(path); err != nil || ok != (id == top.ID) {
+			t.Errorf("%s: number %d, %v, want %d", path, id, err, top.ID)
+		}
 	}
 	expect(dir)
 	mountTmpfs(t, "one", dir)
