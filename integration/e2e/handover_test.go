@@ -1,0 +1,105 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/mica-snapshotter/mica/integration/fixture"
+	"github.com/mica-snapshotter/mica/integration/node"
+)
+
+// readAll digests all files of the root, three times: cold, and against what the kernel keeps of them. What
+// a read that fails prints to standard error counts, too.
+const readAll = `cd / && for i in 1 2 3; do find usr etc app bin lib -xdev -type f -exec sha256sum {} + 2>&1 | LC_ALL=C sort -k2 | sha256sum; done`
+
+// Containers read on while micad is killed, stopped, told to make way for another one, again and again: every read is answered and
+// right. New containers start in between.
+func TestHandOver(t *testing.T) {
+	for _, mode := range []string{"erofs", "fuse"} {
+		t.Run(mode, func(t *testing.T) {
+			ctx := fixture.Context(t)
+			_, ref, _ := debian(t, true)
+			plain := fixture.Node(t, node.Options{NoMicad: true})
+			fixture.Pull(t, plain, "overlayfs", ref)
+			want := fixture.Run(t, plain, "overlayfs", ref, "all", "sh", "-c", readAll)
+
+			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true, Keep: true})
+			fixture.Pull(t, n, mica, ref)
+			before := fixture.LayerMounts(t, n)
+			var readers sync.WaitGroup
+			var outs [3]bytes.Buffer
+			var errs [3]error
+			for i := range outs {
+				readers.Go(func() {
+					errs[i] = n.RunTo(ctx, &outs[i], mica, ref, fmt.Sprint("reader", i), "sh", "-c", readAll)
+				})
+			}
+			done := make(chan struct{})
+			go func() { readers.Wait(); close(done) }()
+			ends := 0
+			for running := true; running; ends++ {
+				select {
+				case <-done:
+					running = false
+				case <-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond):
+				}
+				handOver(t, ctx, n, ends)
+			}
+			t.Logf("micad ended %d times", ends)
+			for i, err := range errs {
+				if err != nil || outs[i].String() != want {
+					t.Errorf("reader %d: %v\n%s\nwant\n%s", i, err, outs[i].String(), want)
+				}
+			}
+			mustf(t, awaitRestored(ctx, n), "restore")
+			if after := fixture.LayerMounts(t, n); strings.Join(after, " ") != strings.Join(before, " ") {
+				t.Errorf("mounts\n%s\nbefore\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+			}
+			if fds, more := descriptors(t, n.KeeperPID()), 2*len(before)+30; fds > more {
+				t.Errorf("micad's keeper has %d descriptors open for %d mounts", fds, len(before))
+			}
+			if got := fixture.Run(t, n, mica, ref, "after", "sh", "-c", readAll); got != want {
+				t.Errorf("afterwards\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// handOver ends micad in one way or another and waits for the next one.
+func handOver(t *testing.T, ctx context.Context, n *node.Node, how int) {
+	t.Helper()
+	old := n.MicadPID()
+	if old == 0 {
+		return // the keeper is about to start it
+	}
+	var err error
+	switch how % 4 {
+	case 0, 1:
+		_, err = n.SignalMicad(syscall.SIGKILL)
+	case 2:
+		_, err = n.SignalMicad(syscall.SIGTERM)
+	case 3:
+		err = n.SignalKeeper(syscall.SIGHUP)
+	}
+	mustf(t, err, "signal")
+	mustf(t, n.AwaitMicad(ctx, old, false), "next micad")
+}
+
+func awaitRestored(ctx context.Context, n *node.Node) error { return n.AwaitMicad(ctx, 0, true) }
+
+// descriptors counts the open files of a process.
+func descriptors(t *testing.T, pid int) int {
+	t.Helper()
+	fds, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(pid), "fd"))
+	mustf(t, err, "descriptors")
+	return len(fds)
+}
