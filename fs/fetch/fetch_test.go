@@ -202,6 +202,7 @@ func TestPolicy(t *testing.T) {
 	} {
 		run(t, c.o, func(t *testing.T, s *Scheduler, l *log) {
 			a := l.layer("a", 2)
+			a.delay = replayTime / 2
 			r := s.Replay([]Range{{a.id(), 1000, 1}})
 			s.Add(a.id(), a)
 			synctest.Wait()
