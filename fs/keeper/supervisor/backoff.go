@@ -12,11 +12,14 @@ const (
 )
 
 // backoff keeps a daemon that dies at once, again and again, from taking the processor.
-type backoff struct{ short int }
+type backoff struct {
+	short int  // short lives in a row
+	eager bool // never waits
+}
 
 // next is how long to wait after a life; told: it ended because it had to.
 func (b *backoff) next(life time.Duration, told bool) time.Duration {
-	if told || life >= shortLife {
+	if b.eager || told || life >= shortLife {
 		b.short = 0
 		return 0
 	}

@@ -38,11 +38,14 @@ type Options struct {
 	// Max bounds the descriptors that are held; 0: what the limit of open files allows, up to 16384.
 	Max int
 	Log *slog.Logger
+
+	backoff     backoff       // for tests
+	stopTimeout time.Duration // for tests; 0: stopTimeout
 }
 
 // Run starts the child, and starts it again when it ends, until ctx ends: then the child is told to end (SIGTERM), waited for,
 // and what is held is closed. What arrives on restart makes it do so with the descriptors kept. The error is about the supervisor's
-// own means: no socket, no process.
+// own means: no socket, no process. One Run takes all children of its process.
 func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 	room, err := capacity(o.Max)
 	if err != nil {
@@ -57,7 +60,10 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 	defer sock.close()
 	wg.Go(sock.serve)
 
-	var b backoff
+	if o.stopTimeout == 0 {
+		o.stopTimeout = stopTimeout
+	}
+	b := o.backoff
 	for {
 		began := time.Now()
 		c, err := start(sock, o)
@@ -78,9 +84,9 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 			told = false
 		case <-restart:
 			o.Log.Info("micad is told to make room for a new one", "pid", c.pid)
-			c.stop()
+			c.stop(o.stopTimeout)
 		case <-ctx.Done():
-			c.stop()
+			c.stop(o.stopTimeout)
 		}
 		c.close()
 		if ctx.Err() != nil {
@@ -178,11 +184,11 @@ func (c *child) wait() {
 }
 
 // stop tells the child to end and waits until it has; it is killed if it takes too long.
-func (c *child) stop() {
+func (c *child) stop(patience time.Duration) {
 	c.signal(unix.SIGTERM)
 	select {
 	case <-c.ended:
-	case <-time.After(stopTimeout):
+	case <-time.After(patience):
 		c.signal(unix.SIGKILL)
 		<-c.ended
 	}
