@@ -129,7 +129,7 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 		return
 	}
 	used, demand := c.used.Load(), need > 0
-	goal := c.limit - need - c.step()
+	goal := c.limit - min(need, c.limit/4) - c.step()
 	if !demand {
 		goal = c.backgroundLimit() - c.step()
 	}
@@ -161,9 +161,9 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 
 // lot returns what may go now.
 func (c *cache) lot(ctx context.Context) *lot {
-	used := c.look(ctx)
+	used, known := c.look(ctx)
 	return &lot{
 		now: time.Now(), layers: c.t.opened(), whole: !c.solid.Load(),
-		inUse: func(v *live) bool { return used == nil || used[v.digest] },
+		inUse: func(v *live) bool { return !known || used[v.digest] },
 	}
 }

@@ -33,7 +33,7 @@ func (t *Table) Usage(ctx context.Context) ([]Usage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("usage of layers: %w", err)
 	}
-	inUse := t.cache.look(ctx)
+	inUse, _ := t.cache.look(ctx)
 	out := make([]Usage, 0, len(all))
 	for _, d := range all {
 		u, err := t.usage(d)

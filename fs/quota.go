@@ -66,13 +66,12 @@ type cache struct {
 
 	mu        sync.Mutex
 	round     chan struct{} // closed when the next run of the evictor has ended
-	need      int64         // the most bytes that somebody waits for; 0: nobody does
+	need      int64         // bytes that are waited for since the evictor began to run last
 	stuck     time.Time     // until then there is nothing that could go
 	paused    time.Time     // until then nothing is fetched in the background
 	fault     error         // why
 	faults    int64
 	yielded   time.Time // when the background asked for room last
-	inUse     map[digest.Digest]bool
 	lastScrub time.Time
 }
 
@@ -119,32 +118,35 @@ func (g guarded) WriteSpan(i int, off int64, data []byte) error {
 
 // admit takes n bytes of the quota. It waits for others to go, and fails where they do not.
 func (c *cache) admit(n int64) error {
-	for try := 0; ; try++ {
+	for end := (time.Time{}); ; {
 		c.pending.Add(n)
 		if c.used.Add(n) <= c.limit || c.limit == 0 {
 			return nil
 		}
 		c.used.Add(-n)
 		c.pending.Add(-n)
-		if try == 3 || !c.room(n) {
+		if end.IsZero() {
+			end = time.Now().Add(roomPatience)
+		}
+		if !c.room(n, end) {
 			c.refused.Add(n)
 			return errQuota
 		}
 	}
 }
 
-// room waits until n bytes have gone, if anything can.
-func (c *cache) room(n int64) bool {
+// room waits until something has gone for n bytes, if anything can before end.
+func (c *cache) room(n int64, end time.Time) bool {
 	c.mu.Lock()
 	if time.Now().Before(c.stuck) {
 		c.mu.Unlock()
 		return false
 	}
 	round := c.round
-	c.need = max(c.need, n)
+	c.need += n
 	c.mu.Unlock()
 	c.ask()
-	limit := time.NewTimer(roomPatience)
+	limit := time.NewTimer(time.Until(end))
 	defer limit.Stop()
 	select {
 	case <-round:
@@ -184,8 +186,8 @@ func (c *cache) hold() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	if d := c.paused.Sub(now); d > 0 {
-		return d
+	if now.Before(c.paused) {
+		return holdTime
 	}
 	if c.limit == 0 || c.used.Load() < c.backgroundLimit() {
 		return 0
@@ -288,27 +290,24 @@ func (c *cache) run(ctx context.Context) {
 	}
 }
 
-// look notes which layers are in use, and returns them; nil where that is not known.
-func (c *cache) look(ctx context.Context) map[digest.Digest]bool {
+// look notes which layers are in use, and returns them; false where that is not known.
+func (c *cache) look(ctx context.Context) (map[digest.Digest]bool, bool) {
 	if c.o.InUse == nil {
-		return nil
+		return nil, false
 	}
 	used, err := c.o.InUse(ctx)
 	if err != nil {
 		if ctx.Err() == nil {
 			c.t.log.Warn("it is not known which layers are in use: all are taken to be", "err", err)
 		}
-		return nil
+		return nil, false
 	}
 	for _, v := range c.t.opened() {
 		if used[v.digest] {
 			v.store.Used()
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.inUse = used
-	return used
+	return used, true
 }
 
 // CacheStatus is how the cache is doing. Sizes are bytes.

@@ -29,6 +29,9 @@ type Verified struct {
 	Error string `json:"error,omitempty"`
 }
 
+// healPatience is how long the repair of a layer waits for its registry.
+const healPatience = 10 * time.Second
+
 // Verify reads all that is on disk of a layer and compares it with its digests. What is wrong of a lazy layer is thrown
 // away, and comes again when somebody reads it; of a complete one, which the kernel may be reading, it is fetched and put right
 // where it lies. A layer whose index is wrong is set aside: the next start of micad fetches it anew.
@@ -134,6 +137,8 @@ func (v *live) heal(ctx context.Context, wrong []int, out *Verified) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, healPatience)
+	defer cancel()
 	slices.Sort(wrong) // one that is longer than the file must not come before another
 	for _, i := range wrong {
 		p := make([]byte, spans[i].Size)

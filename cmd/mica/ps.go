@@ -35,6 +35,7 @@ type psOutput struct {
 	Layers    []fs.Status       `json:"layers"`
 	Replays   []fs.ReplayStatus `json:"replays"`
 	Fallbacks []admin.Fallback  `json:"fallbacks"`
+	Cache     fs.CacheStatus    `json:"cache"`
 }
 
 func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
@@ -46,6 +47,9 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 		return err
 	}
 	if err := c.Get(ctx, admin.PathFallbacks, &out.Fallbacks); err != nil {
+		return err
+	}
+	if err := c.Get(ctx, admin.PathCache, &out.Cache); err != nil {
 		return err
 	}
 	if asJSON {
@@ -73,6 +77,7 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 		fmt.Fprintf(w, "  %s, %s ago: %s brought, of which %.0f%% was read; %d reads waited for something else\n",
 			r.Ref, time.Since(r.Began).Round(time.Second), bytesText(r.Brought), 100*float64(r.Read)/float64(max(r.Brought, 1)), r.Missed)
 	}
+	fmt.Fprintf(w, "\n%s\n", cacheText(&out.Cache))
 	if len(out.Fallbacks) > 0 {
 		fmt.Fprintln(w, "\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
 	}

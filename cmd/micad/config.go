@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
+	iofs "io/fs"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
@@ -22,6 +24,9 @@ const (
 	defaultConfig = "/etc/micad/config.toml"
 	defaultRoot   = "/var/lib/micad"
 )
+
+// minCache is the smallest quota, bytes: what readers have in hand at a time has to fit.
+const minCache = 64 << 20
 
 // config is micad's configuration file. docs/config.md describes the keys.
 type config struct {
@@ -42,6 +47,10 @@ type config struct {
 		Requests  int          `toml:"max_requests"`
 		MaxLayer  string       `toml:"max_layer"`
 	} `toml:"fetch"`
+	Cache struct {
+		Size  string   `toml:"size"`
+		Scrub duration `toml:"scrub_interval"`
+	} `toml:"cache"`
 	Index struct {
 		Trust string `toml:"trust"`
 	} `toml:"index"`
@@ -89,7 +98,7 @@ func defaults() config {
 func readConfig(path string, named bool) (config, error) {
 	c := defaults()
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !named {
+	if errors.Is(err, iofs.ErrNotExist) && !named {
 		return c, nil
 	}
 	if err != nil {
@@ -121,6 +130,29 @@ func (c *config) fetchOptions() (fetch.Options, error) {
 	}
 	if c.Fetch.Requests < 0 {
 		return o, errors.New("fetch.max_requests must not be negative")
+	}
+	return o, nil
+}
+
+// cacheOptions returns what the section cache says.
+func (c *config) cacheOptions() (o fs.CacheOptions, err error) {
+	o.Scrub = time.Duration(c.Cache.Scrub)
+	if o.Scrub < 0 {
+		return o, errors.New("cache.scrub_interval must not be negative")
+	}
+	text := c.Cache.Size
+	if percent, ok := strings.CutSuffix(text, "%"); ok {
+		o.Percent, err = strconv.Atoi(strings.TrimSpace(percent))
+		if err != nil || o.Percent < 1 || o.Percent > 100 {
+			return o, fmt.Errorf(`cache.size = %q: write a part of the filesystem such as "30%%", or a number of bytes such as "20GiB"`, text)
+		}
+		return o, nil
+	}
+	if text == "" {
+		return o, nil
+	}
+	if o.Size, err = bytesize(text); err != nil || o.Size < minCache {
+		return o, fmt.Errorf(`cache.size = %q: write a number of bytes such as "20GiB", 64MiB at least, or a part of the filesystem such as "30%%"`, text)
 	}
 	return o, nil
 }
@@ -157,6 +189,9 @@ func (c *config) check(path string) error {
 		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path, c.Index.Trust)
 	}
 	if _, err := c.fetchOptions(); err != nil {
+		return fmt.Errorf("configuration %s: %w", path, err)
+	}
+	if _, err := c.cacheOptions(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {

@@ -19,6 +19,13 @@ func help() map[string]string {
 		"layers":                      "Layers mounted, by mode.",
 		"layer_bytes":                 "Bytes of the mounted layers, uncompressed.",
 		"layer_present_bytes":         "Bytes of the mounted layers that are on this node.",
+		"cache_bytes":                 "Bytes that layers take on disk.",
+		"cache_quota_bytes":           "Bytes that layers may take on disk; 0: no limit.",
+		"cache_evicted_bytes_total":   "Bytes that went from the disk to make room.",
+		"cache_refused_bytes_total":   "Bytes that were served from memory because there was no room for them.",
+		"cache_corrupt_spans_total":   "Spans on disk that were wrong or could not be read, and were fetched again.",
+		"cache_disk_faults_total":     "Writes that the disk refused.",
+		"cache_held":                  "1 while nothing is fetched in the background, because the disk is at fault or the quota is reached.",
 		"waiting_reads":               "Reads of containers that wait for a registry now.",
 		"replay_requests_total":       "Requests of replays of profiles.",
 		"replay_bytes_total":          "Compressed bytes that replays of profiles fetched.",
@@ -90,6 +97,18 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("replay_brought_bytes", brought)
 	gauge("replay_read_bytes", read)
 	gauge("replay_missed_reads", missed)
+	disk := c.d.table.Cache()
+	gauge("cache_bytes", disk.Used)
+	gauge("cache_quota_bytes", disk.Quota)
+	counter("cache_evicted_bytes_total", disk.Evicted)
+	counter("cache_refused_bytes_total", disk.Refused)
+	counter("cache_corrupt_spans_total", disk.Corrupt)
+	counter("cache_disk_faults_total", disk.Faults)
+	held := int64(0)
+	if disk.Full || disk.Fault != "" {
+		held = 1
+	}
+	gauge("cache_held", held)
 	f := c.d.table.FetchStats()
 	counter("replay_requests_total", f.ReplayRequests)
 	counter("replay_bytes_total", f.ReplayBytes)

@@ -56,6 +56,7 @@ type daemon struct {
 	profiles    *profile.Dir
 	table       *fs.Table
 	snapshotter *snapshotter.Snapshotter
+	opened      atomic.Pointer[snapshotter.Snapshotter] // once its metadata are
 	started     time.Time
 	restoring   atomic.Bool
 	panics      atomic.Int64 // in calls of containerd
@@ -170,6 +171,11 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if err != nil {
 		return err
 	}
+	disk, err := c.cacheOptions()
+	if err != nil {
+		return err
+	}
+	disk.InUse = d.inUse
 	d.credentials = openCredentials(c, d.log)
 	d.client, err = remote.New(remote.Config{
 		ConfigPath:  c.Remote.ConfigPath,
@@ -185,7 +191,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		Root: c.Root, Remote: d.client, Mode: mode,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Log: d.log,
-		Profiles: d.profiles, Fetch: ahead, Keeper: d.keeper, Held: held,
+		Profiles: d.profiles, Fetch: ahead, Cache: disk, Keeper: d.keeper, Held: held,
 	})
 	if err != nil {
 		return err
@@ -198,6 +204,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if err := d.snapshotter.Open(); err != nil {
 		return errors.Join(err, d.close())
 	}
+	d.opened.Store(d.snapshotter)
 	return nil
 }
 
@@ -241,6 +248,7 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Status()) })
 	mux.HandleFunc("GET "+admin.PathReplays, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Replays()) })
 	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.fallbacks()) })
+	d.handleCache(mux)
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
 	profiles := newProfilesHandler(d.profiles, d.log)
 	mux.Handle(admin.PathProfiles, profiles)

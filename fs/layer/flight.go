@@ -183,7 +183,8 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 			}
 			continue
 		}
-		if !l.o.Budget.spares.use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
+		// The background wants it in the store.
+		if w.background() || !l.o.Budget.spares.use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
 			if err := l.o.Budget.affordable(&spans[i]); err != nil {
 				l.leaveLocked(w, errNobody)
 				return nil, fmt.Errorf("span %d: %w", i, err)
