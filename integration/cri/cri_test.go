@@ -43,7 +43,7 @@ next:
 func start(t *testing.T, r *registry.Registry) (*node.Node, *Client) {
 	t.Helper()
 	pause := fixture.Push(t, r, "pause", fixture.ProbeImage(t, "pause"))
-	n := fixture.Node(t, node.Options{DemandOnly: true, CRI: &node.CRI{PauseImage: pause, Subnet: subnet(t)}})
+	n := fixture.Node(t, node.Options{DemandOnly: true, CRI: &node.CRI{PauseImage: pause, Subnet: subnet(t), ByMicad: true}})
 	if err := n.Trust(r.Host()); err != nil {
 		t.Fatal(err)
 	}

@@ -53,6 +53,9 @@ func (n *Node) micadConfig() string {
 		b.WriteString("[fetch]\nfill = \"none\"\n")
 	}
 	fmt.Fprintf(&b, "[remote]\nconfig_path = %q\n%s\n", n.HostsDir(), n.opts.MicadRemote)
+	if c := n.opts.CRI; c != nil && c.ByMicad {
+		fmt.Fprintf(&b, "[credentials]\ncri_image_service = %q\n", n.Address())
+	}
 	return b.String()
 }
 

@@ -14,6 +14,7 @@ type CRI struct {
 	PauseImage string // reference of the sandbox image
 	Subnet     string // of the pods, e.g. 10.88.0.0/24; must not be in use
 	Overlayfs  bool   // containerd's own snapshotter in place of Mica
+	ByMicad    bool   // micad passes the kubelet's image calls on to containerd
 }
 
 // cniBin is where Debian's package puts the plugins.
