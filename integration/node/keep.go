@@ -182,3 +182,9 @@ func (n *Node) closeClient() error {
 
 // Disk is the disk that holds micad's root; nil without Options.Disk.
 func (n *Node) Disk() *Disk { return n.disk }
+
+// KillContainerd ends containerd at once; containers go on running.
+func (n *Node) KillContainerd() {
+	n.containerd.Kill()
+	n.containerd = nil
+}

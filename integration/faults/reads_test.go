@@ -1,5 +1,4 @@
-// Package faults reads through Mica while the registry misbehaves.
-package faults
+package faults_test
 
 import (
 	"fmt"

@@ -1,0 +1,60 @@
+package faults
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// Table is the matrix as a table of Markdown, with the reasons for its empty cells.
+func Table(rows []Row) string {
+	var b strings.Builder
+	b.WriteString("| fault | ")
+	for _, c := range Columns {
+		fmt.Fprintf(&b, "%s | ", c)
+	}
+	b.WriteString("\n|---|")
+	b.WriteString(strings.Repeat("---|", len(Columns)))
+	b.WriteString("\n")
+	var notes []string
+	for _, r := range rows {
+		fmt.Fprintf(&b, "| %s |", r.Fault.Name)
+		for _, c := range Columns {
+			cell, ok := r.Cells[c]
+			text := cell.String()
+			if !ok {
+				text = "?"
+			}
+			if cell.Senseless != "" {
+				notes = append(notes, fmt.Sprintf("- %s, %s: %s", r.Fault.Name, c, cell.Senseless))
+			}
+			fmt.Fprintf(&b, " %s |", text)
+		}
+		b.WriteString("\n")
+	}
+	if len(notes) > 0 {
+		b.WriteString("\n" + strings.Join(notes, "\n") + "\n")
+	}
+	return b.String()
+}
+
+// The marks between which a document holds the table.
+const (
+	tableBegin = "<!-- matrix: written by the test -->\n"
+	tableEnd   = "<!-- end of matrix -->\n"
+)
+
+// Update puts a table into a document, in the place of the one that is there.
+func Update(path, table string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := bytes.Cut(b, []byte(tableBegin))
+	_, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
+	if !ok || !ok2 {
+		return fmt.Errorf("%s has no place for a table", path)
+	}
+	return os.WriteFile(path, fmt.Appendf(nil, "%s%s%s%s%s", before, tableBegin, table, tableEnd, after), 0o644)
+}
