@@ -52,21 +52,18 @@ func keep(args []string) (bool, error) {
 // ownPath is where the next version of this program will be: as it was called if that is it (a symbolic
 // link may lead elsewhere then), else its file.
 func ownPath() (string, error) {
-	file, err := os.Executable()
+	if called, err := exec.LookPath(os.Args[0]); err == nil && isSelf(called) {
+		return filepath.Abs(called)
+	}
+	return os.Executable()
+}
+
+// isSelf tells whether the file is the program that runs.
+func isSelf(path string) bool {
+	a, err := os.Stat(path)
 	if err != nil {
-		return "", err
+		return false
 	}
-	called, err := exec.LookPath(os.Args[0])
-	if err != nil {
-		return file, nil
-	}
-	if called, err = filepath.Abs(called); err != nil {
-		return file, nil
-	}
-	a, errCalled := os.Stat(called)
-	b, errSelf := os.Stat(self)
-	if errCalled != nil || errSelf != nil || !os.SameFile(a, b) {
-		return file, nil
-	}
-	return called, nil
+	b, err := os.Stat(self)
+	return err == nil && os.SameFile(a, b)
 }

@@ -63,8 +63,10 @@ func Inherit() (*Keeper, []Held, error) {
 		k.takeLocked(h.Name, len(h.Files))
 	}
 	for _, name := range dropped {
-		// A second file under a name that is in use stays: removing it would remove both.
-		if base, _, n, _ := parseWireName(name); !(validFDName(name) && n != k.stored[base]) {
+		if base, _, n, ok := parseWireName(name); ok && k.stored[base] == n {
+			continue // a second file under a name that is in use: removing it would remove both
+		}
+		if !validFDName(name) {
 			continue
 		}
 		err = errors.Join(err, k.tell("FDSTOREREMOVE=1\nFDNAME="+name))

@@ -77,9 +77,16 @@ func (l *life) live(ctx context.Context) error {
 	defer cancel()
 	k, held, err := keeper.Inherit()
 	// The life before has left a set that is not whole, which is told; nothing else is wrong.
-	half := fmt.Sprintf("half-%d.0.2", l.n-1)
-	if told := err != nil && strings.Contains(err.Error(), half); told != (l.n > 0) {
-		return fmt.Errorf("inherit: %w, want it to be about %s", err, half)
+	// So is a descriptor of a stranger. Those of the life before that are gone.
+	lost := []string{fmt.Sprintf("half-%d.0.2", l.n-1), fmt.Sprintf("stranger-%d", l.n-1)}
+	for _, name := range lost {
+		if told := err != nil && strings.Contains(err.Error(), name); told != (l.n > 0) {
+			return fmt.Errorf("inherit: %w, want it to be about %s", err, name)
+		}
+		before := strings.Replace(name, strconv.Itoa(l.n-1), strconv.Itoa(l.n-2), 1)
+		if err != nil && strings.Contains(err.Error(), before) {
+			return fmt.Errorf("inherit: %w: %s was dropped", err, before)
+		}
 	}
 	if !k.Keeps() {
 		return errors.New("nothing keeps")
@@ -150,7 +157,10 @@ func (l *life) change(ctx context.Context) error {
 	if err := l.k.Drop(ctx, fmt.Sprintf("life-%d", l.n-window)); err != nil {
 		return err
 	}
-	if err := l.half(); err != nil {
+	if err := l.raw(fmt.Sprintf("half-%d.0.2", l.n)); err != nil {
+		return err
+	}
+	if err := l.raw(fmt.Sprintf("stranger-%d", l.n)); err != nil {
 		return err
 	}
 	// A set that is dropped is closed when Drop returns: the pipe has no other end then.
@@ -168,9 +178,9 @@ func (l *life) change(ctx context.Context) error {
 	return l.k.Ready(fmt.Sprintf("life %d\nof a cat", l.n))
 }
 
-// half stores the first file of two and no second, as one who dies in the middle.
-func (l *life) half() error {
-	f, err := memfd("half")
+// raw stores a file by the protocol alone: the first of two as one who dies before the second, or one that is not package keeper's.
+func (l *life) raw(name string) error {
+	f, err := memfd(name)
 	if err != nil {
 		return err
 	}
@@ -186,8 +196,7 @@ func (l *life) half() error {
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		msg := fmt.Sprintf("FDSTORE=1\nFDPOLL=0\nFDNAME=half-%d.0.2", l.n)
-		inner = unix.Sendmsg(int(fd), []byte(msg), unix.UnixRights(int(f.Fd())), nil, 0)
+		inner = unix.Sendmsg(int(fd), []byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name), unix.UnixRights(int(f.Fd())), nil, 0)
 	})
 	return errors.Join(err, inner)
 }
