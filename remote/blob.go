@@ -54,12 +54,19 @@ func (b *Blob) Patient(d time.Duration) *Blob {
 	return &out
 }
 
-// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent them is asked after all others,
-// past its caches and not where it redirected to.
+// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent them last is asked after all
+// others, past its caches and not where it redirected to. Of requests that raced the later one is blamed, and the other when its
+// bytes are read again.
 func (b *Blob) Suspect(off, n int64) {
-	now := time.Now()
+	var last serving
+	var at *blobState
 	for _, p := range b.places {
-		p.state.suspect(off, n, now)
+		if v := p.state.latest(off, n); v.seq > last.seq {
+			last, at = v, p.state
+		}
+	}
+	if at != nil {
+		at.suspect(last.host, time.Now())
 	}
 }
 

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -39,6 +40,7 @@ type suspicion struct {
 type serving struct {
 	host     *host
 	off, end int64
+	seq      uint64 // in the order of all of the client's
 }
 
 // penalty is what speaks against asking h for the blob.
@@ -72,8 +74,8 @@ func (s *blobState) setAbsent(h *host, now time.Time) {
 	s.absent[h] = now.Add(absentFor)
 }
 
-// serves notes that h has begun to send bytes off to end, and that the blob is not refused any more.
-func (s *blobState) serves(h *host, off, end int64) {
+// serves notes an answer, and that the blob is not refused any more.
+func (s *blobState) serves(v serving) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refused = time.Time{}
@@ -81,30 +83,31 @@ func (s *blobState) serves(h *host, off, end int64) {
 		copy(s.served, s.served[1:])
 		s.served = s.served[:n-1]
 	}
-	s.served = append(s.served, serving{h, off, end})
+	s.served = append(s.served, v)
 }
 
-// suspect blames those who sent any of the n bytes from off on: they come last, are asked past their caches, and where
-// they redirected to is forgotten.
-func (s *blobState) suspect(off, n int64, now time.Time) {
+// latest returns the last answer with any of the n bytes from off on; its seq is 0 if none is remembered.
+func (s *blobState) latest(off, n int64) serving {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range slices.Backward(s.served) {
+		if v.off < off+n && off < v.end {
+			return v
+		}
+	}
+	return serving{}
+}
+
+// suspect blames h for wrong bytes: it comes last, is asked past its caches, and where it redirected to is forgotten.
+func (s *blobState) suspect(h *host, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.suspects, func(_ *host, x suspicion) bool { return !now.Before(x.until) })
-	blamed := map[*host]bool{}
-	for _, v := range s.served {
-		if v.off < off+n && off < v.end {
-			blamed[v.host] = true
-		}
+	if s.suspects == nil {
+		s.suspects = map[*host]suspicion{}
 	}
-	for h := range blamed {
-		if s.suspects == nil {
-			s.suspects = map[*host]suspicion{}
-		}
-		s.suspects[h] = suspicion{s.suspects[h].times + 1, now.Add(suspectFor)}
-	}
-	if len(blamed) > 0 {
-		s.target.forget()
-	}
+	s.suspects[h] = suspicion{s.suspects[h].times + 1, now.Add(suspectFor)}
+	s.target.forget()
 }
 
 // granted notes that the blob is not refused any more.

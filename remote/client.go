@@ -8,6 +8,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/reference"
@@ -57,6 +58,7 @@ type Client struct {
 	stats counters
 
 	dialer *dialer
+	served atomic.Uint64 // answers with bytes of blobs
 
 	mu     sync.Mutex
 	hosts  map[string]*hostSet // by registry name

@@ -120,7 +120,7 @@ func (s *stream) connect() error {
 		r, err := s.ask(e)
 		if err == nil {
 			s.from, s.cur, s.got = e, r, 0
-			e.place.state.serves(e.host, s.off, s.upTo)
+			e.place.state.serves(serving{e.host, s.off, s.upTo, e.place.image.client.served.Add(1)})
 			if e.place != s.blob.places[0] {
 				s.blob.places[0].state.granted()
 			}
