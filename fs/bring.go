@@ -81,6 +81,7 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	if rec.Windows, err = b.windowsOf(l); err != nil {
 		return err
 	}
+	rec.Vouchers = []string{repositoryOf(p.key.ref)}
 	return p.commit(in, rec)
 }
 

@@ -27,6 +27,7 @@ type live struct {
 	data    *layer.Layer
 	origins *origins
 	filling filling
+	trust   trust
 
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
@@ -73,6 +74,8 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	if !s.AllPresent() {
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
+	} else if len(rec.Vouchers) > 0 {
+		t.goes(v.complete) // an earlier run has not come to it
 	}
 	return v, nil
 }
@@ -193,6 +196,8 @@ func (v *live) leave() error {
 // complete checks a layer whose last span has come, and mounts it local over its mount
 // points: containers that start from now on do without the daemon.
 func (v *live) complete(ctx context.Context) {
+	v.trust.proving.Lock()
+	defer v.trust.proving.Unlock()
 	log := v.t.log.With("layer", v.digest)
 	// An opening of its own: the layer may be closed or removed meanwhile.
 	s, err := v.t.store.Layer(v.digest)

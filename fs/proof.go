@@ -36,7 +36,10 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 		return fmt.Errorf("compare the index with the layer's tar: %w", scanErr)
 	}
 	err = index.Same(v.index, root)
-	if err == nil || !errors.Is(err, index.ErrCorrupt) {
+	if err == nil || v.trust.forged.Load() {
+		return s.Proved()
+	}
+	if !errors.Is(err, index.ErrCorrupt) {
 		return err
 	}
 	v.t.log.ErrorContext(ctx, "the index from the registry shows other files than the layer has: containers that start from now on see the layer's own",
@@ -44,7 +47,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	if err := v.replaceIndex(s, root); err != nil {
 		return fmt.Errorf("replace the forged index: %w", err)
 	}
-	return nil
+	return s.Proved()
 }
 
 // replaceIndex puts the index with the right tree in the place of the forged one. Copies with inherited attributes go: they are
@@ -54,6 +57,7 @@ func (v *live) replaceIndex(s *store.Layer, root *index.Node) error {
 	if err != nil {
 		return err
 	}
+	v.trust.forged.Store(true)
 	path := s.IndexPath()
 	variants, err := filepath.Glob(path + "-*")
 	if err != nil {

@@ -33,8 +33,10 @@ func TestForgedTree(t *testing.T) {
 			if got := readTree(t, dirs[0]); got == want {
 				t.Fatal("the forged tree shows what the layer has: nothing is tested")
 			}
-			for _, dir := range dirs {
-				readTree(t, dir)
+			for _, v := range table.opened() {
+				if err := v.fetchAndProve(t.Context()); err != nil {
+					t.Fatal(err)
+				}
 			}
 			eventually(t, "the layer is complete and local", func() bool {
 				for _, s := range table.Status() {

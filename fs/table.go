@@ -154,7 +154,10 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		o.Downloads = 4
 	}
 	for _, name := range []string{mountsName, devicesName} {
-		if err := os.MkdirAll(filepath.Join(o.Root, name), 0o711); err != nil {
+		// Root's alone: whoever knows a digest could read that image's files here. Overlayfs has its lower
+		// directories looked up when root mounts it, for containers in user namespaces too.
+		dir := filepath.Join(o.Root, name)
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return nil, fmt.Errorf("open layers: %w", err)
 		}
 	}
@@ -290,6 +293,9 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, err
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: its index is of a tar with digest %s, the image names %s: one of the two lies", l.Digest, got, l.DiffID))
 	}
 	dir, err := v.mount(ctx, below)
+	if err == nil {
+		err = v.vouched(ctx, l, below)
+	}
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
 	}

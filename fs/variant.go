@@ -162,6 +162,9 @@ func (v *live) writeVariant(path string, attrs map[uint64]index.Attr) error {
 	if len(attrs) == 0 {
 		return nil
 	}
+	if v.trust.forged.Load() {
+		return errForged
+	}
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}

@@ -318,20 +318,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 // AddRef notes that an image reference brought the layer, so that a later run
 // knows where to fetch from.
 func (l *Layer) AddRef(ref string) error {
-	l.flushMu.Lock()
-	defer l.flushMu.Unlock()
-	l.mu.Lock()
-	changed := l.record.addRef(ref)
-	rec := l.record.clone()
-	l.mu.Unlock()
-	if !changed || l.gone {
-		return nil
-	}
-	rec.State = l.recorded
-	if err := l.writeRecord(&rec); err != nil {
-		return fmt.Errorf("record of layer %s: %w", l.digest, err)
-	}
-	return nil
+	return l.change(func(r *Record) bool { return r.addRef(ref) })
 }
 
 // Mark raises the layer's state, durably: the device's bytes are synced before

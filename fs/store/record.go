@@ -66,6 +66,10 @@ type Record struct {
 	// Windows says where the windows section can be fetched, for a layer that
 	// has none on disk.
 	Windows Windows `json:"windows,omitzero"`
+	// Vouchers are the repositories ("docker.io/library/debian") that have this very index, where nothing but their word
+	// says that its files are the layer's: who may push to one must not change what images of another show.
+	// None: the index was made, or proved, on this node.
+	Vouchers []string `json:"vouchers,omitempty"`
 }
 
 // Windows is the place of a layer's windows section: from Off on in a blob that lies
@@ -115,6 +119,7 @@ func (r *Record) check(d digest.Digest) error {
 func (r *Record) clone() Record {
 	c := *r
 	c.Refs = slices.Clone(r.Refs)
+	c.Vouchers = slices.Clone(r.Vouchers)
 	return c
 }
 

@@ -1,0 +1,117 @@
+package fs
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/index"
+)
+
+func TestRepositoryOf(t *testing.T) {
+	for ref, want := range map[string]string{
+		"docker.io/library/debian:12":           "docker.io/library/debian",
+		"localhost:5000/a/b":                    "localhost:5000/a/b",
+		"localhost:5000/a/b:tag@sha256:0123":    "localhost:5000/a/b",
+		"registry.example/team/app@sha256:0123": "registry.example/team/app",
+		"registry.example:443/team/app:v1":      "registry.example:443/team/app",
+		"":                                      "",
+	} {
+		if got := repositoryOf(ref); got != want {
+			t.Errorf("repository of %q is %q, want %q", ref, got, want)
+		}
+	}
+}
+
+// setuid forges the tree of the layer that has /etc.
+func setuid(d *index.Draft) {
+	if etc := d.Root.Children["etc"]; etc != nil {
+		etc.Children["big"].Mode |= 0o4000
+	}
+}
+
+// TestOtherRepositorysIndex: two repositories have the same layers, and the index of the first is forged. Images of the second must
+// not show it.
+func TestOtherRepositorysIndex(t *testing.T) {
+	for name, second := range map[string]func(*world){
+		"which has no index": func(*world) {},
+		"which has its own":  func(w *world) { w.index(nil) },
+		"which is down":      func(w *world) { w.broken.Store(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
+			evil.index(setuid)
+			second(good)
+			root := testDir(t)
+			table := evil.open(root, Auto)
+			forged := evil.mountAll(table)
+			if got := readTree(t, forged[0]); !strings.Contains(got, "etc/big u") {
+				t.Fatalf("the index is not forged: nothing is tested\n%s", got)
+			}
+			dirs := good.mountAll(table)
+			if got := readTree(t, dirs[0]); strings.Contains(got, "etc/big u") || !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
+				t.Errorf("an image of another repository shows the forged tree:\n%s", got)
+			}
+			l, err := table.store.Layer(good.layers[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			if v := l.Record().Vouchers; len(v) != 0 {
+				t.Errorf("the layer is proved, and %q vouch for it", v)
+			}
+		})
+	}
+}
+
+// TestSameIndexElsewhere: repositories that have the same index vouch for it both, and nothing is fetched for that but the index; a
+// restart asks nobody.
+func TestSameIndexElsewhere(t *testing.T) {
+	first, second := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
+	first.index(nil)
+	second.index(nil)
+	root := testDir(t)
+	table := first.open(root, Auto)
+	first.mountAll(table)
+	second.mountAll(table)
+	if n := first.fetched.Load() + second.fetched.Load(); n != 0 {
+		t.Errorf("%d bytes of layers were fetched", n)
+	}
+	if err := table.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first.broken.Store(true)
+	second.broken.Store(true)
+	table = first.open(root, Auto)
+	first.mountAll(table)
+	second.mountAll(table)
+}
+
+// TestTrustLocal: indexes that came from a registry before index.trust was "local" are proved before they are used again.
+func TestTrustLocal(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(setuid)
+	root := testDir(t)
+	table := w.open(root, Auto)
+	w.mountAll(table)
+	if err := table.Close(); err != nil {
+		t.Fatal(err)
+	}
+	table = w.openWith(Options{Root: root, Mode: Auto, LocalIndexes: true, Fetch: fetch.Options{Fill: fetch.None}})
+	if got := readTree(t, w.mountAll(table)[0]); strings.Contains(got, "etc/big u") {
+		t.Errorf("the forged tree is shown:\n%s", got)
+	}
+}
+
+// TestUnprovable: an index whose digests are not the layer's is not given to another repository's image at all.
+func TestUnprovable(t *testing.T) {
+	evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
+	evil.index(func(d *index.Draft) { d.Spans[len(d.Spans)-1].Digest[0] ^= 1 })
+	o := Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}}
+	table := evil.openWith(o)
+	evil.mountAll(table)
+	if m, err := table.Mount(t.Context(), good.layer(0), nil); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("mounted at %s, %v", m.Dir, err)
+	}
+}
