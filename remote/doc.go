@@ -6,12 +6,20 @@
 //	  └─ Image ── one per reference; layers share everything below
 //	       └─ repository ── tokens per (host, scope), redirect targets per blob
 //	            └─ Blob.ReadAt / Blob.Range ── rotation over the hosts ── exchange: token, redirect ── HTTP
+//	                 └─ of all images that have the blob (Blob.Or)
 //
-// A read is all or an error. What can pass (a reset connection, a body that ends early or stalls, 429, 5xx, a page that is
+// A read is all or an error. What can pass (a reset connection, a body that ends early, stalls or trickles, 429, 5xx, a page that is
 // not the blob) is tried again, at the next host first and after a pause once every host has failed, from the byte
-// where the last body ended, until the caller's context ends; the error then names the last cause. What cannot pass (404 or a
-// refused token at every host) is returned at once as ErrNotFound or ErrUnauthorized. Blob bytes are not hashed here: a range
-// has no digest of its own, so whoever knows what a range must contain verifies it. Manifests and whole small blobs are.
+// where the last body ended, until the caller's context ends; the error then names the last cause. A pause is cut short when a host
+// answers somebody else, and after it the hosts are those that are configured by then. What cannot pass (404 or a
+// refused token at every host) is returned at once as ErrNotFound or ErrUnauthorized, except by a Blob that is Patient: it is read
+// for containers that run, for whom a registry that is being repaired, or credentials that are being renewed, are worth a wait. No
+// error is kept.
+//
+// Blob bytes are not hashed here: a range has no digest of its own, so whoever knows what a range must contain verifies it, and says
+// so if it is wrong (Blob.Suspect): then somebody else is asked. Manifests and whole small blobs are.
+//
+// Of several credentials all are tried that fit; a refusal stands for a second and up to ten, and not where there are new ones.
 //
 // Round trips are the cost that matters: there is no ping of /v2/, the first request of a repository meets the challenge
 // while its siblings wait, one token serves all layers, and a blob's redirect target is asked for once and kept until it
