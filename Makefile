@@ -2,6 +2,7 @@
 # Needs Go and git; test and demo also root, and install the rest by themselves.
 
 PREFIX   ?= /usr/local
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 20s
 BENCH    ?= .
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -18,6 +19,8 @@ build: ## static binaries bin/micad and bin/mica
 
 install: build
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/micad bin/mica
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' script/micad.service >$(DESTDIR)$(UNITDIR)/micad.service
 
 tools: ## Debian packages and the binaries that tests and demo need, in build/bin
 	script/tools.sh
