@@ -152,7 +152,7 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 	if err := c.count(); err != nil {
 		return // said above
 	}
-	if demand && freed == 0 {
+	if demand && freed == 0 && ctx.Err() == nil {
 		c.mu.Lock()
 		c.stuck = time.Now().Add(stuckTime)
 		c.mu.Unlock()

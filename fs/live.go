@@ -212,6 +212,7 @@ func (v *live) complete(ctx context.Context) {
 	if err := v.prove(ctx, s); err != nil {
 		if ctx.Err() == nil {
 			log.Error("complete layer stays served by micad", "err", err)
+			v.mend(ctx)
 		}
 		return
 	}

@@ -53,6 +53,12 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if path := os.Getenv(keepEnv); path != "" {
+		if err := keep(path); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if dir := os.Getenv(readEnv); dir != "" {
 		if err := list(os.Stdout, dir); err != nil {
 			log.Fatal(err)

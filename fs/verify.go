@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // Verified is what a check of a layer on disk has found.
@@ -56,8 +57,17 @@ func (t *Table) Verify(ctx context.Context, d digest.Digest) (Verified, error) {
 
 // verify is Verify of a layer that is open. After each span it calls rest with the time that it took.
 func (v *live) verify(ctx context.Context, out *Verified, rest func(time.Duration)) error {
+	// An opening of its own: the layer may be closed or removed meanwhile.
+	s, err := v.t.store.Layer(v.digest)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if s != v.store {
+		return nil // it was removed, and came again
+	}
 	start := time.Now()
-	if err := v.index.Verify(ctx); err != nil {
+	if err := checkIndex(ctx, s); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
@@ -153,14 +163,39 @@ func (v *live) heal(ctx context.Context, wrong []int, out *Verified) error {
 	return nil
 }
 
+// checkIndex reads the whole index of a layer.
+func checkIndex(ctx context.Context, s *store.Layer) error {
+	f, err := os.Open(s.IndexPath())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	x, err := index.Open(f, st.Size())
+	if err != nil {
+		return err
+	}
+	return x.Verify(ctx)
+}
+
 // setAside makes the next start find that the layer is damaged, which then fetches it anew. What has the index open keeps
 // it.
 func (v *live) setAside() error {
-	name := v.store.IndexPath()
-	if err := os.Rename(name, name+".damaged"); err != nil && !errors.Is(err, iofs.ErrNotExist) {
+	if err := v.store.SetAside(); err != nil {
 		return err
 	}
 	return errors.New("its index is damaged, and set aside: restart micad, which fetches the layer anew")
+}
+
+// mend puts right what is wrong on disk of a layer whose bytes together are not what they should be.
+func (v *live) mend(ctx context.Context) {
+	out := Verified{Layer: v.digest}
+	if err := v.verify(ctx, &out, func(time.Duration) {}); err != nil && ctx.Err() == nil {
+		v.t.log.ErrorContext(ctx, "layer on disk is wrong", "layer", v.digest, "err", err)
+	}
 }
 
 const (

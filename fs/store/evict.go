@@ -289,6 +289,27 @@ func (l *Layer) Repair(off int64, data []byte) error {
 	return nil
 }
 
+// SetAside takes the index away from the layer, which is of no use then to whoever opens it next: it is wrong. Who has it open keeps
+// it.
+func (l *Layer) SetAside() error {
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	if l.gone {
+		return nil
+	}
+	if err := l.store.disk.RemoveAll(l.IndexPath() + damagedSuffix); err != nil {
+		return fmt.Errorf("set the index of layer %s aside: %w", l.digest, err)
+	}
+	err := l.store.disk.Rename(l.IndexPath(), l.IndexPath()+damagedSuffix)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("set the index of layer %s aside: %w", l.digest, err)
+	}
+	return nil
+}
+
+// damagedSuffix is added to the name of an index that is of no use.
+const damagedSuffix = ".damaged"
+
 // Sealed says whether the layer goes as a whole or not at all.
 func (l *Layer) Sealed() bool {
 	l.mu.Lock()
