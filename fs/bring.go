@@ -71,6 +71,9 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	if err := index.Check(p.ctx, x); err != nil {
 		return err
 	}
+	if err := p.t.o.Limits.layer(x.Header().DeviceSize); err != nil {
+		return advise(err)
+	}
 	rec, err := p.record(x, store.Lazy)
 	if err != nil {
 		return err
@@ -131,12 +134,14 @@ func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, 
 		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
 	})
 	defer r.stop()
-	draft, err := targz.Scan(ctx, r, targz.Options{Device: p.t.cache.writer(in.Device()), Windows: in.Windows()})
+	draft, err := targz.Scan(ctx, r, targz.Options{
+		Device: p.t.cache.writer(in.Device()), Windows: in.Windows(), Limits: p.t.o.Limits.tree(), DeviceSize: p.t.o.Limits.LayerSize,
+	})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
 			return nil, cause
 		}
-		return nil, err
+		return nil, advise(err)
 	}
 	if draft.Layer != desc.Digest {
 		return nil, fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else", draft.Layer)

@@ -74,7 +74,7 @@ func (p *pull) find() (*bundle, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", err)
+		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", advise(err))
 	}
 	return nil, nil
 }
@@ -133,7 +133,7 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	if err != nil {
 		return nil, err
 	}
-	b, err := index.OpenBundle(f, x.Trees.Size, index.Limits{})
+	b, err := index.OpenBundle(f, x.Trees.Size, p.t.o.Limits.bundle())
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

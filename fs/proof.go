@@ -23,7 +23,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	var scanErr error
 	go func() {
 		defer close(scanned)
-		root, scanErr = tartree.ScanTree(r, tartree.Limits{})
+		root, scanErr = tartree.ScanTree(r, v.t.o.Limits.tree())
 		_, _ = io.Copy(io.Discard, r) // what is behind the tar's end belongs to the digest
 	}()
 	err := s.VerifyWhole(ctx, w)
@@ -33,7 +33,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 		return err
 	}
 	if scanErr != nil {
-		return fmt.Errorf("compare the index with the layer's tar: %w", scanErr)
+		return fmt.Errorf("compare the index with the layer's tar: %w", advise(scanErr))
 	}
 	err = index.Same(v.index, root)
 	if err == nil || v.trust.forged.Load() {

@@ -53,6 +53,7 @@ type Options struct {
 	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
 	LocalIndexes bool           // do not use indexes from registries
+	Limits       Limits         // of what images may demand
 	// Profiles keeps what the first starts of images read, and is asked for it by later pulls. nil: nothing
 	// is recorded.
 	Profiles   *profile.Dir

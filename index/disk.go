@@ -23,7 +23,7 @@ const (
 	maxInline   = BlockSize                            // inode, xattrs and inline data share one block
 	rootInline  = BlockSize - rootOffset%BlockSize     // the root's nid is fixed, so it has less room
 	nullBlock   = 1<<32 - 1                            // EROFS_NULL_ADDR: a hole
-	maxDevice   = int64(maxBlocks) * BlockSize         // 2 TiB
+	MaxDevice   = int64(maxBlocks) * BlockSize         // bytes of the largest device: 2 TiB
 	inodeSize   = 64                                   // extended inode
 	direntSize  = 12                                   //
 	chunkSize   = 8                                    // one chunk index

@@ -34,8 +34,8 @@ func (h *Header) check() error {
 	if h.LayerSize < 0 || h.WindowsSize < 0 || h.DeviceSize < 0 {
 		return fmt.Errorf("sizes %d, %d, %d: negative", h.LayerSize, h.DeviceSize, h.WindowsSize)
 	}
-	if h.DeviceSize > maxDevice {
-		return fmt.Errorf("uncompressed layer of %d bytes: an index addresses at most %d", h.DeviceSize, maxDevice)
+	if h.DeviceSize > MaxDevice {
+		return fmt.Errorf("uncompressed layer of %d bytes: an index addresses at most %d", h.DeviceSize, MaxDevice)
 	}
 	return nil
 }

@@ -54,6 +54,11 @@ type config struct {
 	Index struct {
 		Trust string `toml:"trust"`
 	} `toml:"index"`
+	Limits struct {
+		Entries   int    `toml:"entries"`
+		IndexSize string `toml:"index_size"`
+		LayerSize string `toml:"layer_size"`
+	} `toml:"limits"`
 	Remote struct {
 		ConfigPath    string   `toml:"config_path"`
 		DockerConfigs []string `toml:"docker_configs"`
@@ -122,10 +127,10 @@ func (c *config) fetchOptions() (fetch.Options, error) {
 	if o.Fill, err = fetch.ParsePolicy(string(c.Fetch.Fill)); err != nil {
 		return o, fmt.Errorf("fetch.%w", err)
 	}
-	if o.Bandwidth, err = size("bandwidth", c.Fetch.Bandwidth); err != nil {
+	if o.Bandwidth, err = size("fetch.bandwidth", c.Fetch.Bandwidth); err != nil {
 		return o, err
 	}
-	if o.MaxLayer, err = size("max_layer", c.Fetch.MaxLayer); err != nil {
+	if o.MaxLayer, err = size("fetch.max_layer", c.Fetch.MaxLayer); err != nil {
 		return o, err
 	}
 	if c.Fetch.Requests < 0 {
@@ -157,6 +162,18 @@ func (c *config) cacheOptions() (o fs.CacheOptions, err error) {
 	return o, nil
 }
 
+// limits returns what the section limits says.
+func (c *config) limits() (l fs.Limits, err error) {
+	if l.Entries = c.Limits.Entries; l.Entries < 0 {
+		return l, errors.New("limits.entries must not be negative")
+	}
+	if l.IndexSize, err = size("limits.index_size", c.Limits.IndexSize); err != nil {
+		return l, err
+	}
+	l.LayerSize, err = size("limits.layer_size", c.Limits.LayerSize)
+	return l, err
+}
+
 // size parses a number of bytes ("20MB", "4GiB"); "" is 0, no limit.
 func size(key, text string) (int64, error) {
 	if text == "" {
@@ -164,7 +181,7 @@ func size(key, text string) (int64, error) {
 	}
 	n, err := bytesize(text)
 	if err != nil || n <= 0 {
-		return 0, fmt.Errorf(`fetch.%s = %q: write a number of bytes such as "20MB" or "4GiB"`, key, text)
+		return 0, fmt.Errorf(`%s = %q: write a number of bytes such as "20MB" or "4GiB"`, key, text)
 	}
 	return n, nil
 }
@@ -189,6 +206,9 @@ func (c *config) check(path string) error {
 		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path, c.Index.Trust)
 	}
 	if _, err := c.fetchOptions(); err != nil {
+		return fmt.Errorf("configuration %s: %w", path, err)
+	}
+	if _, err := c.limits(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if _, err := c.cacheOptions(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/index/window"
 	"github.com/opencontainers/go-digest"
 )
@@ -152,6 +153,9 @@ func (out *output) runDevice() error {
 		}
 		if !ok {
 			return nil
+		}
+		if int64(len(p.data)) > out.o.DeviceSize-out.size {
+			return fmt.Errorf("uncompressed layer: %w of %d bytes (Options.DeviceSize)", tartree.ErrLimit, out.o.DeviceSize)
 		}
 		if out.o.Device != nil {
 			if _, err := out.o.Device.Write(p.data); err != nil {

@@ -66,6 +66,9 @@ type Options struct {
 	// Windows receives the windows section; nil: nobody.
 	Windows io.Writer
 	Limits  tartree.Limits
+	// DeviceSize bounds the device, in bytes; 0: by what an index can address, 2 TiB. A layer of a gigabyte can
+	// decompress to a terabyte.
+	DeviceSize int64
 }
 
 // Scan reads a layer's blob to its end and returns all that an index file
@@ -83,6 +86,9 @@ func Scan(ctx context.Context, blob io.Reader, o Options) (*index.Draft, error) 
 func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (*index.Node, error)) (*index.Draft, error) {
 	if o.SpanSize == 0 {
 		o.SpanSize = DefaultSpanSize
+	}
+	if o.DeviceSize <= 0 || o.DeviceSize > index.MaxDevice {
+		o.DeviceSize = index.MaxDevice
 	}
 	if o.SpanSize < minSpanSize || o.SpanSize > maxSpanSize {
 		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, minSpanSize, maxSpanSize)

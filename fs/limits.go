@@ -1,0 +1,36 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/tartree"
+)
+
+// Limits bounds what images may demand of the node. The zero value: the defaults, which no image that is known comes near.
+type Limits struct {
+	Entries   int   // files of one layer; 0: 2 million, which take about a gigabyte of memory while a layer is scanned
+	IndexSize int64 // bytes of the indexes of one image, decompressed; 0: 512 MiB
+	LayerSize int64 // bytes of one layer, decompressed; 0: 2 TiB, as many as an index can address
+}
+
+func (l Limits) bundle() index.Limits { return index.Limits{IndexSize: l.IndexSize} }
+
+func (l Limits) tree() tartree.Limits { return tartree.Limits{Entries: l.Entries} }
+
+// layer says whether a layer of so many bytes, decompressed, is taken.
+func (l Limits) layer(size int64) error {
+	if l.LayerSize > 0 && size > l.LayerSize {
+		return fmt.Errorf("layer of %d bytes, decompressed: %w of %d (Limits.LayerSize)", size, index.ErrLimit, l.LayerSize)
+	}
+	return nil
+}
+
+// advise says what can be done about an error that is one of a limit.
+func advise(err error) error {
+	if errors.Is(err, index.ErrLimit) || errors.Is(err, tartree.ErrLimit) {
+		return fmt.Errorf("%w: raise it in section [limits] of micad's configuration if the image is to be trusted", err)
+	}
+	return err
+}
