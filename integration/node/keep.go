@@ -137,7 +137,11 @@ func (n *Node) Reboot(powerCut bool) error {
 		n.containerd = nil
 	}
 	if n.micad != nil {
+		pid := n.MicadPID()
 		n.micad.Kill()
+		if n.opts.Keep && pid != 0 {
+			errs = append(errs, end(pid)) // its keeper does not take it along
+		}
 		n.micad = nil
 	}
 	if powerCut {
@@ -148,6 +152,17 @@ func (n *Node) Reboot(powerCut bool) error {
 		errs = append(errs, os.RemoveAll(path))
 	}
 	return errors.Join(errs...)
+}
+
+// end kills a process that is not a child of this one and waits for its end.
+func end(pid int) error {
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	for deadline := time.Now().Add(10 * time.Second); alive(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("process %d does not end", pid)
+		}
+	}
+	return nil
 }
 
 // Boot starts a node again after Reboot: both daemons at once, as an init
