@@ -18,7 +18,7 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 # gcc and libc6-dev: go test -race. procps, e2fsprogs, util-linux: in every
 # ordinary system, but not in every minimal image.
 packages=(runc fuse3 mmdebstrap containernetworking-plugins iproute2 e2fsprogs util-linux
-	mount procps ca-certificates xz-utils zstd gcc libc6-dev)
+	mount procps ca-certificates xz-utils zstd gcc libc6-dev systemd)
 # of erofs-utils: what the tests judge by, and what containerd's EROFS snapshotter runs
 erofs=(fsck.erofs dump.erofs mkfs.erofs)
 
