@@ -27,7 +27,7 @@
 //
 // # Concurrency
 //
-// Client, Image and Blob are safe for parallel use. A stream that Range returns has one reader. The package starts no
-// goroutines: work runs in the caller's, and where several callers need the same token one of them fetches it, and
-// another takes over if that one's context ends.
+// Client, Image and Blob are safe for parallel use. A stream that Range returns has one reader. Work runs in the caller's
+// goroutine, and where several callers need the same token one of them fetches it, and another takes over if that one's
+// context ends. Connections made in advance (Image.Connect) are the Client's, and end with it.
 package remote

@@ -84,6 +84,7 @@ type grant struct {
 	budget *Budget
 	flow   int64 // of the line
 	filled bool  // it is as full as it may be
+	coming int64 // of the memory: for what has not come, and may be lent. 0 where several requests share it
 	fetch  atomic.Int64
 }
 
@@ -102,11 +103,13 @@ func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
 		return nil, err
 	}
 	g.fetch.Store(n)
+	g.coming = n
 	return g, nil
 }
 
 // arrived gives back the part of the line that n bytes took.
 func (g *grant) arrived(n int64) {
+	g.coming = max(g.coming-n, 0)
 	if n = min(n, g.flow); n > 0 {
 		g.flow -= n
 		g.budget.flow.arrived(n)

@@ -26,7 +26,9 @@ type decoding struct {
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
 	l := d.layer
 	at := e.blobRange(d.spans)
-	body, err := l.openBlob(ctx, at.from, at.size(), d.group.claim.priority(), d.admitted.filled)
+	body, err := openLent(ctx, d.admitted, &d.group.claim, func() (io.ReadCloser, error) {
+		return l.openBlob(ctx, at.from, at.size(), d.group.claim.priority(), d.admitted.filled)
+	})
 	if err != nil {
 		return err
 	}
@@ -128,6 +130,9 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 		// A span that is present but came here could not be read back. Writing it again might make
 		// a file long again that has lost its end, and turn the rest of what
 		// it lost into zeros.
+		if err == nil {
+			l.repair(f.span, s, buf.b)
+		}
 		l.o.Budget.spares.put(l, f.span, buf)
 		l.retire(f, err)
 		return

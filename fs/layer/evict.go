@@ -117,7 +117,7 @@ func (l *Layer) lose(off int64, err error) bool {
 			}
 		}
 		slices.Sort(lost)
-	case errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG):
+	case errors.Is(err, errWrong) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG):
 	default:
 		return false // it says nothing about the bytes
 	}

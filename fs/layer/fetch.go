@@ -101,6 +101,9 @@ func (l *Layer) begin(g *group) ([]extent, *grant, error) {
 		}
 		todo = append(todo, extent{g.extent.first + i, 1})
 	}
+	if len(todo) > 1 {
+		admitted.coming = 0
+	}
 	return todo, admitted, nil
 }
 
@@ -114,7 +117,11 @@ func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
 	for _, e := range todo {
 		need = max(need, e.blobRange(spans).size()+e.windowRange(spans).size())
 	}
-	return l.o.Budget.admit(g.ctx, need, &g.claim)
+	admitted, err := l.o.Budget.admit(g.ctx, need, &g.claim)
+	if err == nil && len(todo) > 1 {
+		admitted.coming = 0
+	}
+	return admitted, err
 }
 
 // sleep waits for d, or returns why ctx ended.

@@ -144,12 +144,19 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 // readStored reads a span that the store had when there had been gone evictions; where it cannot, or has it no
 // more, the span is fetched.
 func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
-	n, err := l.store.ReadAt(w.p, w.off)
+	var n int
+	err := l.sure(w.off, w.end)
+	if err == nil {
+		n, err = l.store.ReadAt(w.p, w.off)
+	}
 	if l.evictions() != gone {
 		return l.fetchWanted(ctx, w) // it may have read a hole
 	}
-	if n == len(w.p) {
+	if n == len(w.p) && l.unchanged() {
 		return nil
+	}
+	if n == len(w.p) {
+		return l.readStored(ctx, w, gone) // somebody else changes it: nothing is sure any more
 	}
 	l.unreadable(w.off, err)
 	w.bypass = !l.lose(w.off, err)

@@ -39,6 +39,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -68,6 +70,8 @@ type Layer struct {
 	index      Index
 	store      Store
 	evicting   Evicting // the store, where it is one
+	doubting   Doubting // the store, where it is one
+	doubts     singleflight.Group
 	given      given
 	o          Options
 	log        *slog.Logger
@@ -109,6 +113,7 @@ func New(ix Index, st Store, o Options) *Layer {
 		flights:    map[int]*flight{},
 	}
 	l.evicting, _ = st.(Evicting)
+	l.doubting, _ = st.(Doubting)
 	l.completed.Store(st.AllPresent())
 	return l
 }
@@ -142,15 +147,16 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
-	if gone := l.evictions(); l.present(off, w.end) {
+	if gone := l.evictions(); l.present(off, w.end) && l.sure(off, w.end) == nil {
 		got, _ := l.store.ReadAt(p, off)
-		if got == len(p) && l.evictions() == gone {
+		if got == len(p) && l.evictions() == gone && l.unchanged() {
 			if !l.store.AllPresent() {
 				l.follow(ctx, off, w.end, false)
 			}
 			return nil
 		}
-		// The store cannot read what it has, or spans went while it did. fetch looks at each of them.
+		// The store cannot read what it has, or spans went while it did, or somebody else changed it. fetch looks at each of
+		// them.
 	}
 	if err := l.fetch(ctx, w); err != nil {
 		return err
