@@ -22,8 +22,8 @@ import (
 // Fault is a row of the matrix.
 type Fault struct {
 	Name string
-	// Strike makes the fault; Lift ends it, Hold later. Faults without Lift
-	// have happened when Strike returns.
+	// Strike makes the fault; Lift ends it, Hold after it began. Faults without
+	// Lift have happened when Strike returns.
 	Strike func(ctx context.Context, s *Stage) error
 	Lift   func(ctx context.Context, s *Stage) error
 	Hold   time.Duration

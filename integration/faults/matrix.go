@@ -20,6 +20,8 @@ import (
 type Row struct {
 	Fault Fault
 	Cells map[Column]Cell
+	Log   string        // the end of micad's
+	Took  time.Duration // from the node's start to its end
 }
 
 // Try makes one row of the matrix. An error is one of the test itself: the fault
@@ -29,11 +31,16 @@ func Try(ctx context.Context, dir string, source *registry.Registry, f Fault) (_
 	for c, why := range f.Senseless {
 		row.Cells[c] = Cell{Senseless: why}
 	}
+	ctx, cancel := context.WithTimeout(ctx, 5*f.limit())
+	defer cancel()
 	s, err := newStage(ctx, dir, source, f)
 	if err != nil {
 		return row, err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() {
+		row.Log = s.log()
+		err = errors.Join(err, s.Close())
+	}()
 	if err := s.setUp(ctx); err != nil {
 		return row, fmt.Errorf("set up: %w", err)
 	}
@@ -112,14 +119,14 @@ func (s *Stage) strike(ctx context.Context, release func()) error {
 	if err != nil {
 		return err
 	}
-	return s.holdAndLift(ctx)
+	return s.holdAndLift(ctx, s.struckAt())
 }
 
-func (s *Stage) holdAndLift(ctx context.Context) error {
+func (s *Stage) holdAndLift(ctx context.Context, since time.Time) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(s.fault.Hold):
+	case <-time.After(time.Until(since.Add(s.fault.Hold))):
 	}
 	if s.fault.Lift == nil {
 		return nil
@@ -185,10 +192,11 @@ func (s *Stage) restoreStrike(ctx context.Context) error {
 	if err := s.fault.Strike(ctx, s); err != nil {
 		return err
 	}
+	start := time.Now()
 	if err := s.killMicad(ctx); err != nil {
 		return err
 	}
-	return s.holdAndLift(ctx)
+	return s.holdAndLift(ctx, start)
 }
 
 // All makes all rows, some at a time, each in a folder of its own below dir, and
@@ -204,9 +212,11 @@ func All(ctx context.Context, dir string, source *registry.Registry, list []Faul
 			own := filepath.Join(dir, fmt.Sprint(i))
 			err := os.MkdirAll(own, 0o755)
 			row := Row{Fault: f}
+			start := time.Now()
 			if err == nil {
 				row, err = Try(ctx, own, source, f)
 			}
+			row.Took = time.Since(start)
 			mu.Lock()
 			defer mu.Unlock()
 			done(row, err)

@@ -33,8 +33,13 @@ func TestMatrix(t *testing.T) {
 	byName := map[string]faults.Row{}
 	faults.All(ctx, t.TempDir(), r, list, atOnce, func(row faults.Row, err error) {
 		byName[row.Fault.Name] = row
-		for _, problem := range row.Problems(err) {
+		problems := row.Problems(err)
+		t.Logf("%s took %.1f s", row.Fault.Name, row.Took.Seconds())
+		for _, problem := range problems {
 			t.Errorf("%s: %s", row.Fault.Name, problem)
+		}
+		if len(problems) > 0 {
+			t.Logf("%s: micad's log ends:\n%s", row.Fault.Name, row.Log)
 		}
 	})
 	var rows []faults.Row

@@ -26,7 +26,7 @@ const (
 // nameGone loses the registry's name: it cannot be looked up any more, and the
 // connections that were there are cut.
 func nameGone() Fault {
-	var names *hosts
+	var names *hosts // of the one node that the row has
 	return Fault{
 		Name: "name of the registry gone", Hold: hostsCached + outage,
 		Prepare: func(_ context.Context, s *Stage) error {
@@ -45,7 +45,9 @@ func nameGone() Fault {
 			return names.set(true)
 		},
 		Strike: func(_ context.Context, s *Stage) error {
-			return errors.Join(names.set(false), s.Registry.Down(), s.Registry.Up())
+			err := errors.Join(names.set(false), s.Registry.Down())
+			time.Sleep(hostsCached) // until then the name might still be found
+			return errors.Join(err, s.Registry.Up())
 		},
 		Lift: func(context.Context, *Stage) error { return names.set(true) },
 	}

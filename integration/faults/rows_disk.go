@@ -79,7 +79,9 @@ func ignoreMissing(err error) error {
 // unreadable makes the disk end where half of the layers' bytes begin, and has
 // the kernel forget them.
 func unreadable(ctx context.Context, s *Stage) error {
-	unix.Sync()
+	if err := s.Node.Disk().Sync(); err != nil {
+		return err
+	}
 	var places []int64
 	err := s.devices(func(path string, _ int64) error {
 		low, high, err := s.Node.Disk().Where(ctx, path)

@@ -124,18 +124,27 @@ func (s *Stage) load(c Column) *Workload {
 	return s.loads[c]
 }
 
+// log is the end of micad's log.
+func (s *Stage) log() string {
+	b, err := os.ReadFile(s.Node.Log("micad"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-6000):])
+}
+
 // setUp brings all columns but Pull, Start and Restore into their situation.
 func (s *Stage) setUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*grace)
 	defer cancel()
 	var g errgroup.Group
-	for _, c := range []Column{Start, Load, Idle, Fill, Restore} {
+	for _, c := range []Column{Start, Load, Idle, Restore} {
 		g.Go(func() error { return s.Node.Pull(ctx, node.Snapshotter, s.ref(c)) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	for _, c := range []Column{Idle, Load, Fill} {
+	for _, c := range []Column{Idle, Load} {
 		if err := s.run(ctx, c, ""); err != nil {
 			return err
 		}
@@ -148,10 +157,18 @@ func (s *Stage) setUp(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, c := range []Column{Load, Fill} {
-		if err := s.reading(ctx, c); err != nil {
-			return err
-		}
+	if err := s.reading(ctx, Load); err != nil {
+		return err
+	}
+	// last of all: it takes some seconds, and must be under way
+	if err := s.Node.Pull(ctx, node.Snapshotter, s.ref(Fill)); err != nil {
+		return err
+	}
+	if err := s.run(ctx, Fill, ""); err != nil {
+		return err
+	}
+	if err := s.reading(ctx, Fill); err != nil {
+		return err
 	}
 	return s.filling(ctx)
 }

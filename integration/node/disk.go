@@ -99,6 +99,16 @@ func (d *Disk) Limit(bytes int64) error {
 	return nil
 }
 
+// Sync writes all that is under way to the disk.
+func (d *Disk) Sync() error {
+	f, err := os.Open(d.Dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
+}
+
 // Where returns where on the disk a file's bytes lie: the lowest address and the
 // highest, as far as they have reached the disk.
 func (d *Disk) Where(ctx context.Context, file string) (low, high int64, err error) {
