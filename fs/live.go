@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -85,6 +86,7 @@ type device struct {
 	*layer.Layer
 	size   int64
 	record func(off, n int64)
+	log    *slog.Logger
 }
 
 // Size returns the length of the uncompressed tar.
@@ -93,17 +95,36 @@ func (d device) Size() int64 { return d.size }
 // ReadAt is what readers come through, and so where their reads are recorded.
 func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
 	d.record(off, int64(len(p)))
-	return d.Layer.ReadAt(ctx, p, off)
+	return d.timed(ctx, off, int64(len(p)), func() error { return d.Layer.ReadAt(ctx, p, off) })
+}
+
+// Fill is where a read of a FUSE file waits, before ReadAt.
+func (d device) Fill(ctx context.Context, off, n int64) error {
+	return d.timed(ctx, off, n, func() error { return d.Layer.Fill(ctx, off, n) })
+}
+
+// timed notes how long a read took, where that is asked for and worth it.
+func (d device) timed(ctx context.Context, off, n int64, read func() error) error {
+	if !d.log.Enabled(ctx, slog.LevelDebug) {
+		return read()
+	}
+	start := time.Now()
+	err := read()
+	if took := time.Since(start); took >= time.Millisecond {
+		d.log.DebugContext(ctx, "read waited", "off", off, "bytes", n, "took", took)
+	}
+	return err
 }
 
 func (v *live) bytes() device {
-	return device{v.data, v.index.Header().DeviceSize, func(off, n int64) {
+	record := func(off, n int64) {
 		v.wasRead()
 		v.t.recordings.read(v.digest, off, n)
 		if f := v.t.o.Record; f != nil {
 			f(v.digest, off, n)
 		}
-	}}
+	}
+	return device{v.data, v.index.Header().DeviceSize, record, v.t.log.With("layer", v.digest)}
 }
 
 // openIndex opens the index file and checks that it belongs to what the record says.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,8 +237,19 @@ func TestWaterfall(t *testing.T) {
 	if w.Local != 0 || w.Ready != 0.5 || w.Requests[1].Last != 0.9 {
 		t.Errorf("waterfall %+v", w)
 	}
+	log := "time=2026-01-02T03:04:05.300Z level=DEBUG msg=\"read waited\" layer=sha256:00112233445566778899 off=512 bytes=4096 took=250ms\n" +
+		"time=2026-01-02T03:04:05.300Z level=INFO msg=\"layer mounted\"\n"
+	waits, err := readWaits(strings.NewReader(log), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	if err != nil || len(waits) != 1 || math.Abs(waits[0].Begin-0.05) > 1e-9 || waits[0].Off != 512 {
+		t.Fatalf("waits %+v, %v", waits, err)
+	}
+	w.Waits = waits
 	f := w.figure()
-	if len(f.Requests) != 2 || f.Requests[1].Last != 0.5 {
+	if len(f.Requests) != 3 || f.Requests[1].Kind != "read that waits" || f.Requests[1].Label != "read 001122334455 512+4096" {
+		t.Fatalf("drawn %+v", f.Requests)
+	}
+	f.Requests = slices.Delete(f.Requests, 1, 2)
+	if f.Requests[1].Last != 0.5 {
 		t.Fatalf("drawn %+v", f.Requests)
 	}
 	for i, want := range []struct{ label, kind string }{{"GET 1 (404)", "manifest"}, {"GET 0123456789ab 0-9", "range of a blob"}} {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +25,16 @@ type waterfall struct {
 	Ready    float64   `json:"ready"`
 	Local    float64   `json:"local,omitempty"` // 0: not seen
 	Requests []request `json:"requests"`
+	Waits    []wait    `json:"waits,omitempty"`
+}
+
+// wait is a read of a lazy layer that waited for its bytes, a millisecond at the least.
+type wait struct {
+	Layer string  `json:"layer"`  // digest
+	Off   int64   `json:"offset"` // in the uncompressed tar
+	Bytes int64   `json:"bytes"`
+	Begin float64 `json:"begin"`
+	End   float64 `json:"end"`
 }
 
 // request is one request to the registry. First and Last are the times at which
@@ -51,6 +65,46 @@ func newWaterfall(of subject, m moments, requests []registry.Timed) *waterfall {
 		w.Requests = append(w.Requests, request{r.Method, r.Path, r.Range, r.Status, since(r.Sent), since(r.First), since(r.Last), r.Bytes})
 	}
 	return w
+}
+
+// readWaits takes the reads that waited from micad's log, whose level is debug.
+func readWaits(log io.Reader, begin time.Time) (waits []wait, err error) {
+	lines := bufio.NewScanner(log)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if !strings.Contains(lines.Text(), `msg="read waited"`) {
+			continue
+		}
+		var w wait
+		var at, took string
+		for _, f := range strings.Fields(lines.Text()) {
+			k, v, _ := strings.Cut(f, "=")
+			switch k {
+			case "time":
+				at = v
+			case "layer":
+				w.Layer = v
+			case "off":
+				w.Off, err = strconv.ParseInt(v, 10, 64)
+			case "bytes":
+				w.Bytes, err = strconv.ParseInt(v, 10, 64)
+			case "took":
+				took = v
+			}
+			if err != nil {
+				return nil, fmt.Errorf("micad's log: %q: %w", lines.Text(), err)
+			}
+		}
+		end, err1 := time.Parse(time.RFC3339Nano, at)
+		d, err2 := time.ParseDuration(took)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("micad's log: %q: %w", lines.Text(), err)
+		}
+		w.End = end.Sub(begin).Seconds()
+		w.Begin = w.End - d.Seconds()
+		waits = append(waits, w)
+	}
+	return waits, lines.Err()
 }
 
 // worth tells which start is drawn: rather Mica with a profile than without,
@@ -110,11 +164,11 @@ func (r *results) panel(ways []way, n network, w workload) chart.Panel {
 	return panel
 }
 
-// figure draws what was sent until the program was ready; what came later would make
+// figure draws what was sent, and who waited, until the program was ready; what came later would make
 // that part small.
 func (w *waterfall) figure() *chart.Waterfall {
 	f := &chart.Waterfall{
-		Title: fmt.Sprintf("One start: %s by %s over %s, requests until ready", w.Workload, w.Way, w.Network),
+		Title: fmt.Sprintf("One start: %s by %s over %s, requests and waits until ready", w.Workload, w.Way, w.Network),
 		Marks: []chart.Mark{{Label: "pulled", At: w.Pulled}, {Label: "created", At: w.Created}, {Label: "started", At: w.Started}, {Label: "ready", At: w.Ready}},
 	}
 	for _, r := range w.Requests {
@@ -124,6 +178,16 @@ func (w *waterfall) figure() *chart.Waterfall {
 		f.Requests = append(f.Requests, chart.Request{Label: r.label(), Kind: r.kind(), Sent: r.Sent,
 			First: min(r.First, w.Ready), Last: min(r.Last, w.Ready), Bytes: float64(r.Bytes)})
 	}
+	for _, r := range w.Waits {
+		if r.Begin > w.Ready {
+			continue
+		}
+		_, hex, _ := strings.Cut(r.Layer, ":")
+		end := min(r.End, w.Ready)
+		f.Requests = append(f.Requests, chart.Request{Label: fmt.Sprintf("read %.12s %d+%d", hex, r.Off, r.Bytes), Kind: "read that waits",
+			Sent: r.Begin, First: end, Last: end, Bytes: float64(r.Bytes)})
+	}
+	slices.SortStableFunc(f.Requests, func(a, b chart.Request) int { return cmp.Compare(a.Sent, b.Sent) })
 	return f
 }
 

@@ -73,7 +73,7 @@ func (l *lab) measure(ctx context.Context, opts options, w workload, n network, 
 // open starts the node.
 func (t *trial) open(ctx context.Context) error {
 	t.registry.SetProfile(shaper.Profile{})
-	n, err := node.Start(ctx, "", node.Options{NoMicad: t.y.snapshotter != node.Snapshotter, Containerd: t.y.containerd})
+	n, err := node.Start(ctx, "", node.Options{NoMicad: t.y.snapshotter != node.Snapshotter, Containerd: t.y.containerd, Micad: "log_level = \"debug\""})
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,23 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 		m.ContainerdWholeCPU, m.MicadWholeCPU = after[0]-before[0], after[1]-before[1]
 	}
 	m.waterfall = newWaterfall(m.subject, moments{begin, pulled, created, program.started, program.ready, at}, t.registry.Timeline())
+	if t.y.snapshotter == node.Snapshotter {
+		if err := t.addWaits(m.waterfall, begin); err != nil {
+			return err
+		}
+	}
 	return t.memory(&m.metrics)
+}
+
+// addWaits takes in the reads that waited.
+func (t *trial) addWaits(w *waterfall, begin time.Time) error {
+	log, err := os.Open(t.node.Log("micad"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	w.Waits, err = readWaits(log, begin)
+	return err
 }
 
 // cpu returns the CPU seconds of containerd and of micad.
