@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
@@ -29,6 +30,9 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	err := s.VerifyWhole(ctx, w)
 	w.CloseWithError(err) // nil: the end
 	<-scanned
+	if errors.Is(err, store.ErrMismatch) {
+		return errors.Join(err, v.blame(ctx))
+	}
 	if err != nil {
 		return err
 	}
@@ -48,6 +52,20 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 		return fmt.Errorf("replace the forged index: %w", err)
 	}
 	return s.Proved()
+}
+
+// blame finds out why a layer is not what its diffID names. Where each span is what the index says, the index lies: the
+// layer is not given to containers any more, and a restart fetches it anew. (Where one is not, the disk does: mend puts that right.)
+func (v *live) blame(ctx context.Context) error {
+	var found Verified
+	wrong, err := v.wrongSpans(ctx, &found, func(time.Duration) {})
+	if err != nil || len(wrong) > 0 || found.Bytes != v.index.Header().DeviceSize {
+		return err
+	}
+	v.trust.lies.Store(true)
+	v.t.log.ErrorContext(ctx, "the index from the registry has the digests of other bytes than the layer's: no container gets the layer any more",
+		"ref", v.origins.latest(), "layer", v.digest)
+	return v.store.SetAside()
 }
 
 // replaceIndex puts the index with the right tree in the place of the forged one. Copies with inherited attributes go: they are

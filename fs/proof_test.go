@@ -1,10 +1,14 @@
 package fs
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
 )
 
 // TestForgedTree: the index has all digests right, and one file shows another's bytes. No digest tells before the layer is
@@ -80,5 +84,59 @@ func TestForgedIndexOfAnotherLayer(t *testing.T) {
 		} else if !strings.Contains(err.Error(), "one of the two lies") {
 			t.Errorf("layer %d: %v", i, err)
 		}
+	}
+}
+
+// TestForgedWindow: a span begins with another one's window, and its digest is that of what comes out. Each span is what the index says, and
+// the layer is not what the image says.
+func TestForgedWindow(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	forged := false
+	w.index(func(d *index.Draft) {
+		if d.Layer != w.layers[0] {
+			return
+		}
+		var windows bytes.Buffer
+		if _, err := targz.Scan(t.Context(), bytes.NewReader(w.blobs[0]), targz.Options{Windows: &windows, SpanSize: 64 << 10}); err != nil {
+			t.Fatal(err)
+		}
+		var with []*index.Span
+		for i := range d.Spans {
+			if d.Spans[i].Window.Size > 0 {
+				with = append(with, &d.Spans[i])
+			}
+		}
+		s := with[0]
+		for _, other := range with[1:] {
+			s.Window, s.WindowDigest = other.Window, other.WindowDigest
+			content := make([]byte, s.Size)
+			window := windows.Bytes()[s.Window.Off:][:s.Window.Size]
+			if err := s.Decode(content, w.blobs[0][s.Blob:][:s.BlobSize], window); err == nil {
+				t.Fatal("another window gives the same bytes: nothing is tested")
+			}
+			s.Digest = sha256.Sum256(content)
+			if s.Decode(content, w.blobs[0][s.Blob:][:s.BlobSize], window) == nil {
+				forged = true
+				return
+			}
+		}
+	})
+	if !forged {
+		t.Fatal("no window could be forged")
+	}
+	root := testDir(t)
+	table := w.open(root, Auto)
+	dirs := w.mountAll(table)
+	readTree(t, dirs[0])
+	var err error
+	eventually(t, "the layer is not given to containers any more", func() bool {
+		_, err = table.Mount(t.Context(), w.layer(0), nil)
+		return err != nil
+	})
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "forged") {
+		t.Errorf("error %v", err)
+	}
+	if mode := table.Status()[0].Mode; mode == Local {
+		t.Error("it is served by the kernel alone")
 	}
 }

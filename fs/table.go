@@ -293,9 +293,12 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, err
 	if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: its index is of a tar with digest %s, the image names %s: one of the two lies", l.Digest, got, l.DiffID))
 	}
+	if err := v.believed(ctx, l, below); err != nil {
+		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+	}
 	dir, err := v.mount(ctx, below)
 	if err == nil {
-		err = v.vouched(ctx, l, below)
+		err = v.shown()
 	}
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))

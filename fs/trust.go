@@ -21,7 +21,11 @@ var errForged = errors.New("the mount in use shows a forged index's files: its c
 type trust struct {
 	proving sync.Mutex  // held by whoever proves, until the mounts show what is proved
 	forged  atomic.Bool // the index that is open is not the one that is on disk now
+	lies    atomic.Bool // the bytes that it has the digests of are not the layer's
 }
+
+// errLies is why a layer is not given to containers.
+var errLies = errors.New("its index from the registry is forged: its bytes are not those of the diffID")
 
 // repositoryOf returns the part of an image reference before tag and digest: who vouches for what it finds there.
 func repositoryOf(ref string) string {
@@ -32,13 +36,8 @@ func repositoryOf(ref string) string {
 	return ref
 }
 
-// vouched returns when the index may be used for an image. That of a lazy layer is a repository's word, and good for images of
-// that repository. Another repository has to have the same one; or else the layer is fetched to its end, which proves or replaces
-// it: a layer is one on a node, whoever brought it, and must not show to all what one has written.
-func (v *live) vouched(ctx context.Context, l Layer, below []Below) error {
-	if err := v.believed(ctx, l, below); err != nil {
-		return err
-	}
+// shown says whether the mounts show what is proved, where the index that they were made with is known to be forged.
+func (v *live) shown() error {
 	if !v.trust.forged.Load() {
 		return nil
 	}
@@ -54,7 +53,13 @@ func (v *live) vouched(ctx context.Context, l Layer, below []Below) error {
 	return nil
 }
 
+// believed returns when the index may be used for an image. That of a lazy layer is a repository's word, and good for images of
+// that repository. Another repository has to have the same one; or else the layer is fetched to its end, which proves or replaces
+// it: a layer is one on a node, whoever brought it, and must not show to all what one has written.
 func (v *live) believed(ctx context.Context, l Layer, below []Below) error {
+	if v.trust.lies.Load() {
+		return errLies
+	}
 	repo := repositoryOf(l.Ref)
 	vouchers := v.store.Record().Vouchers
 	if len(vouchers) == 0 || slices.Contains(vouchers, repo) && !v.t.o.LocalIndexes {
