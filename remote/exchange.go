@@ -131,6 +131,9 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			s.refused(nil, nil)
 			return nil, no
 		}
+		if g != nil && g.despite != nil {
+			no = fmt.Errorf("%w; before that: %w", no, g.despite)
+		}
 		if try > 0 && g != nil {
 			tried = append(tried, g.by)
 			first = or(first, g)

@@ -83,6 +83,9 @@ func (s *session) grantBy(ctx context.Context, c auth.Challenge, found []creds.C
 		}
 		g, err := s.token(ctx, c, by, n)
 		if err == nil {
+			if by == (creds.Credential{}) {
+				g.despite = first
+			}
 			return g, nil
 		}
 		if !errors.Is(err, ErrUnauthorized) {

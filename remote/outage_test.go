@@ -526,10 +526,11 @@ func TestPublicWithOldLogin(t *testing.T) {
 			}
 			return `Bearer realm="http://auth.test/token",service="reg.test"`, 401
 		}
+		g.handle["/v2/a/private/"] = answer(http.StatusUnauthorized, "")
 		defer net.serve("reg.test", g)()
 		defer net.serve("auth.test", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if _, _, ok := r.BasicAuth(); ok || r.Method == http.MethodPost {
-				w.WriteHeader(http.StatusUnauthorized)
+				http.Error(w, "password has expired", http.StatusUnauthorized)
 				return
 			}
 			_, _ = w.Write([]byte(`{"token":"anonymous"}`))
@@ -540,6 +541,11 @@ func TestPublicWithOldLogin(t *testing.T) {
 		defer c.Close()
 		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), make([]byte, 6), 0); err != nil {
 			t.Error(err)
+		}
+		// Of one that is not public the error says what is wrong.
+		err := mustImage(t, c, "reg.test/a/private:1").Blob(d).ReadAt(t.Context(), make([]byte, 6), 0)
+		if !errors.Is(err, ErrUnauthorized) || !strings.Contains(err.Error(), "password has expired") {
+			t.Errorf("private image: %v", err)
 		}
 	})
 }

@@ -62,6 +62,7 @@ type grant struct {
 	header  string
 	expires time.Time        // zero: unknown, the host will say
 	by      creds.Credential // zero: anonymous
+	despite error            // why it is anonymous though there are credentials; else nil
 }
 
 // session returns the shared session of the host for a repository.
