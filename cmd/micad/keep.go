@@ -26,11 +26,13 @@ const self = "/proc/self/exe"
 func keep(args []string) (bool, error) {
 	switch {
 	case len(args) > 1 && args[0] == keepExec:
+		surviveBrokenLog()
 		return true, supervisor.ExecListening([]string{args[1], self}, args[1:])
 	case len(args) > 0 && args[0] == "keep":
 	default:
 		return false, nil
 	}
+	surviveBrokenLog()
 	path, err := ownPath()
 	if err != nil {
 		return true, err
@@ -48,6 +50,9 @@ func keep(args []string) (bool, error) {
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, nil)).With("part", "keep"),
 	}, restart)
 }
+
+// surviveBrokenLog makes writing to a standard error that nobody reads any more an error: by default it is the end of a Go program.
+func surviveBrokenLog() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // ownPath is where the next version of this program will be: as it was called if that is it (a symbolic
 // link may lead elsewhere then), else its file.
