@@ -1,0 +1,93 @@
+package layer
+
+import (
+	"crypto/sha256"
+	"errors"
+	"io"
+	"strconv"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// errWrong is why a span in the store is of no use.
+var errWrong = errors.New("the store's bytes are not what their digest says")
+
+// Doubting is what a Store may be as well: one that knows which spans it holds for sure. What lies on a disk while micad does not run, or
+// is changed by others while it does, is compared with its digests before it is believed.
+type Doubting interface {
+	Sure(i int) bool
+	AllSure() bool
+	// Unchanged says that what Sure says holds for what was read just before.
+	Unchanged() bool
+	// Believe makes span i Sure.
+	Believe(i int)
+	// Repair writes the right bytes over wrong ones.
+	Repair(off int64, data []byte) error
+}
+
+// sure compares the present spans that hold any of [off, end) with their digests where that has to be done. An error says why one
+// is of no use.
+func (l *Layer) sure(off, end int64) error {
+	if l.doubting == nil || l.doubting.AllSure() {
+		return nil
+	}
+	spans, err := l.table()
+	if err != nil {
+		return err
+	}
+	first, last := l.cut(spans, off, end)
+	for i := first; i < last; i++ {
+		if l.doubting.Sure(i) {
+			continue
+		}
+		if err := l.doubt(spans, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unchanged says whether what was read just before from spans that were sure is right.
+func (l *Layer) unchanged() bool { return l.doubting == nil || l.doubting.Unchanged() }
+
+// doubt compares a span with its digest, once for all who ask at a time.
+func (l *Layer) doubt(spans index.Spans, i int) error {
+	_, err, _ := l.doubts.Do(strconv.Itoa(i), func() (any, error) {
+		if l.doubting.Sure(i) {
+			return nil, nil
+		}
+		s := &spans[i]
+		buf := l.o.Budget.pool.get(s.Size)
+		defer buf.free()
+		l.doubting.Unchanged() // from here on a change is noticed
+		gone := l.evictions()
+		n, err := l.store.ReadAt(buf.b, s.Device)
+		switch {
+		case n < len(buf.b) && (err == nil || errors.Is(err, io.EOF)):
+			return nil, io.ErrUnexpectedEOF
+		case n < len(buf.b):
+			return nil, err
+		case l.evictions() != gone:
+			return nil, nil // the reader notices too
+		case sha256.Sum256(buf.b) != s.Digest:
+			return nil, errWrong
+		}
+		if l.doubting.Unchanged() {
+			l.doubting.Believe(i)
+		}
+		return nil, nil
+	})
+	return err
+}
+
+// repair puts a span right of which the store has wrong bytes that it cannot give up.
+func (l *Layer) repair(i int, s *index.Span, data []byte) {
+	if l.doubting == nil || l.doubting.Sure(i) {
+		return
+	}
+	if err := l.doubting.Repair(s.Device, data); err != nil {
+		l.counters.failed(err)
+		return
+	}
+	l.doubting.Believe(i)
+}
