@@ -168,7 +168,7 @@ func (img testImage) manifest() digest.Digest { return digest.FromString("manife
 func open(t *testing.T, root string, layers Layers, options ...Option) *Snapshotter {
 	t.Helper()
 	s := New(root, layers, append([]Option{WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))}, options...)...)
-	if err := s.Open(); err != nil {
+	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })

@@ -152,7 +152,7 @@ func TestRemapIDs(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	for _, root := range []string{"relative", t.TempDir() + "/a:b", t.TempDir() + "/a,b", t.TempDir() + "/a/../b"} {
 		s := New(root, &fakeLayers{})
-		if err := s.Open(); err == nil || !strings.Contains(err.Error(), root) {
+		if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), root) {
 			t.Errorf("Open(%s) = %v", root, err)
 		}
 		if err := s.Close(); err != nil {

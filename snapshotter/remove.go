@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -86,7 +89,28 @@ func (s *Snapshotter) garbage(ctx context.Context) ([]string, error) {
 			dirs = append(dirs, filepath.Join(s.snapshotsDir(), e.Name()))
 		}
 	}
-	return dirs, nil
+	return s.unmounted(dirs)
+}
+
+// unmounted leaves out those of the directories that an overlay is mounted on: the container of a snapshot that is gone, by force
+// or with a damaged database, may still run.
+func (s *Snapshotter) unmounted(dirs []string) ([]string, error) {
+	if len(dirs) == 0 {
+		return nil, nil
+	}
+	overlays, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
+	}
+	mounted := map[string]bool{}
+	for _, m := range overlays {
+		for _, option := range strings.Split(m.VFSOptions, ",") {
+			if upper, ok := strings.CutPrefix(option, "upperdir="); ok {
+				mounted[filepath.Dir(upper)] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(dirs, func(dir string) bool { return mounted[dir] }), nil
 }
 
 // removeDirectories removes what it can; the rest is found again by the next Cleanup.
@@ -101,6 +125,9 @@ func (s *Snapshotter) removeDirectories(ctx context.Context, dirs []string) {
 // collectLayers gives up those of the layers that no snapshot refers to and nobody is mounting. Nil means all layers
 // that Layers may know.
 func (s *Snapshotter) collectLayers(ctx context.Context, layers []digest.Digest) error {
+	if layers == nil && s.Amnesia() {
+		return nil
+	}
 	if layers == nil {
 		var err error
 		if layers, err = s.markedLayers(); err != nil {

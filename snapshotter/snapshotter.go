@@ -18,6 +18,7 @@
 // Below the root lie
 //
 //	metadata.db     containerd's storage package; a served snapshot bears the private label "mica/served" (see record)
+//	metadata.db.*   a copy of it, and what became of one that was damaged (see database)
 //	snapshots/N/    fs and work of the ordinary snapshot with number N; a served snapshot has no directory
 //	served/DIGEST   an empty file for each layer that was given to Layers.Mount and not yet to Layers.Remove
 //
@@ -29,6 +30,7 @@
 package snapshotter
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,7 +40,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	continuityfs "github.com/containerd/continuity/fs"
 )
@@ -60,7 +61,7 @@ type Snapshotter struct {
 	unpackedParents bool
 	mountOptions    []string // of overlay mounts; complete after Open
 
-	meta      *storage.MetaStore
+	meta      *database
 	holds     holds
 	restored  restored
 	fallbacks fallbacks
@@ -100,8 +101,8 @@ func New(root string, layers Layers, options ...Option) *Snapshotter {
 }
 
 // Open prepares the root directory and opens the metadata. Call Close when done, also after an error. Layers of an
-// earlier run are mounted by Restore, or when a snapshot first needs them.
-func (s *Snapshotter) Open() error {
+// earlier run are mounted by Restore, or when a snapshot first needs them. ctx is used for its values alone.
+func (s *Snapshotter) Open(ctx context.Context) error {
 	if err := checkDir(s.root); err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
@@ -120,7 +121,7 @@ func (s *Snapshotter) Open() error {
 	if err := s.chooseMountOptions(); err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
-	s.meta, err = storage.NewMetaStore(filepath.Join(s.root, "metadata.db"))
+	s.meta, err = openDatabase(ctx, s.root, s.log)
 	if err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
@@ -148,6 +149,10 @@ func (s *Snapshotter) chooseMountOptions() error {
 	}
 	return nil
 }
+
+// Amnesia says that snapshots may have been lost with a damaged database: what no snapshot refers to may be in use all the same,
+// and must not be removed.
+func (s *Snapshotter) Amnesia() bool { return s.meta.amnesia }
 
 // Close closes the metadata. Mounted layers stay.
 func (s *Snapshotter) Close() error {

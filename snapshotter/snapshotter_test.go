@@ -31,7 +31,7 @@ func TestSuite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
 				s := New(root, &fakeLayers{}, options...)
-				if err := s.Open(); err != nil {
+				if err := s.Open(t.Context()); err != nil {
 					return nil, nil, err
 				}
 				return s, s.Close, nil

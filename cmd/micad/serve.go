@@ -205,7 +205,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		options = append(options, snapshotter.WithRemapIDs())
 	}
 	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
-	if err := d.snapshotter.Open(); err != nil {
+	if err := d.snapshotter.Open(ctx); err != nil {
 		return errors.Join(err, d.close())
 	}
 	d.opened.Store(d.snapshotter)
@@ -239,6 +239,9 @@ func (d *daemon) restore(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
+	}
+	if d.snapshotter.Amnesia() {
+		return // what seems unused may be in use
 	}
 	if err := d.table.Sweep(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("unused layers are left over", "err", err)
