@@ -238,3 +238,38 @@ func TestDeepPaths(t *testing.T) {
 		t.Errorf("a path longer than paths can be: %v", err)
 	}
 }
+
+// counter counts what is read.
+type counter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// TestTenMillionEntries scans a tar of ten million entries: it is given up at the limit, and not read further.
+func TestTenMillionEntries(t *testing.T) {
+	const limit = 50_000
+	r, w := io.Pipe()
+	go func() {
+		var entry bytes.Buffer
+		nastytar.Link("l", "file")(&entry)
+		_, err := w.Write(nastytar.Unended(nastytar.File("file", "x")))
+		for i := 0; i < 10_000_000 && err == nil; i++ {
+			_, err = w.Write(entry.Bytes())
+		}
+		w.CloseWithError(io.EOF)
+	}()
+	defer r.Close() // ends the writer
+	in := &counter{r: r}
+	if _, err := tartree.Scan(in, tartree.Limits{Entries: limit}); !errors.Is(err, tartree.ErrLimit) {
+		t.Errorf("error %v", err)
+	}
+	if in.n > (limit+10)*1024 {
+		t.Errorf("%d bytes were read for %d entries", in.n, limit)
+	}
+}
