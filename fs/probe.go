@@ -17,6 +17,9 @@ type kernel struct {
 
 // probe finds out, by trying below root, how this kernel can serve layers. A mode that is forced has to work.
 func probe(ctx context.Context, root string, forced Mode) (kernel, error) {
+	if err := erofs.ClearProbes(root); err != nil {
+		return kernel{}, err // the store's lock says that no other process probes here
+	}
 	s, err := erofs.Probe(ctx, root)
 	if err != nil {
 		return kernel{}, err

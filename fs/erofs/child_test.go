@@ -2,6 +2,7 @@ package erofs_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ var verbs = map[string]func(args []string) error{
 	"drain": childDrain,
 	"find":  childFind,
 	"read":  childRead,
+	"probe": childProbe,
 }
 
 const childEnv = "MICA_TEST_CHILD"
@@ -76,6 +78,15 @@ func tryChild(t testing.TB, verb string, args ...string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s", err, msg.String())
 	}
 	return out.Bytes(), nil
+}
+
+// childProbe: DIR probes there, again and again.
+func childProbe(args []string) error {
+	for {
+		if _, err := erofs.Probe(context.Background(), args[0]); err != nil {
+			return err
+		}
+	}
 }
 
 // childRead: FILE prints a file.

@@ -79,7 +79,7 @@ const checkTime = 20 * time.Second
 // The child is this program again: main must call RunChild.
 func Probe(ctx context.Context, dir string) (Support, error) {
 	var s Support
-	tmp, err := os.MkdirTemp(dir, ".probe-")
+	tmp, err := os.MkdirTemp(dir, probePrefix)
 	if err != nil {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
@@ -93,7 +93,9 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		{Mode: ModeErofs, Backing: File}, {Mode: ModeErofs, Backing: Loop},
 		{Mode: ModeFuse},
 	} {
-		c.Err = p.check(ctx, c)
+		if c.Err = ctx.Err(); c.Err == nil {
+			c.Err = p.check(ctx, c)
+		}
 		s.Checks = append(s.Checks, c)
 	}
 	// Whatever a check could not unmount keeps its directory.
@@ -101,6 +103,28 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// probePrefix begins the names of the directories in which is probed.
+const probePrefix = ".probe-"
+
+// ClearProbes takes away what probes in dir have left that were killed. None may be under way.
+func ClearProbes(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, probePrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("clear probes: %w", err)
+	}
+	var errs []error
+	for _, tmp := range left {
+		p := probe{dir: tmp}
+		for _, name := range []string{"merged", "lower", "fuse"} {
+			// Whatever lies there, of a dead process.
+			for unix.Unmount(p.path(name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
+			}
+		}
+		errs = append(errs, os.RemoveAll(tmp))
+	}
+	return errors.Join(errs...)
 }
 
 // probe is a tiny layer and the directory for it and its mounts.

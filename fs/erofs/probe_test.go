@@ -3,9 +3,11 @@ package erofs_test
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -48,6 +50,37 @@ func TestProbe(t *testing.T) {
 func TestProbeElsewhere(t *testing.T) {
 	if _, err := erofs.Probe(t.Context(), filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want ErrNotExist", err)
+	}
+}
+
+// A probe that is killed ends at once, whatever it is at, and what it leaves can be taken away.
+func TestKilledProbe(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 15 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], dir)
+		cmd.Env = append(os.Environ(), childEnv+"=probe")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(20+17*i) * time.Millisecond)
+		start := time.Now()
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("it took %v to die", took)
+		}
+		if err := erofs.ClearProbes(dir); err != nil {
+			t.Fatal(err)
+		}
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) > 0 {
+			t.Fatalf("left behind: %v, %v", left, err)
+		}
+	}
+	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(table), dir) {
+		t.Errorf("left mounted, or %v", err)
 	}
 }
 
