@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
+	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 
 // loosen makes a complete layer lazy again, without content, and returns how many bytes of it went. Its mount points show it at any
@@ -71,6 +72,7 @@ func (v *live) loosenPoint(ctx context.Context, p *point, k kernel) (err error) 
 	}
 	if err == nil {
 		p.mode = lazy.mode
+		p.id, err = mountinfo.ID(p.dir)
 	}
 	return err
 }
