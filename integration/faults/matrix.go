@@ -91,13 +91,15 @@ func (s *Stage) five(ctx context.Context) (map[Column]Cell, error) {
 	if s.fault.Reboots {
 		maps.Copy(s.past, s.loads)
 	}
+	finishing, done := context.WithTimeout(ctx, s.fault.limit()+grace)
+	defer done()
 	var all sync.WaitGroup
 	for _, c := range []Column{Pull, Start, Load, Idle, Fill} {
 		all.Go(func() {
 			mu.Lock()
 			cell := cells[c]
 			mu.Unlock()
-			cell = s.finish(trying, c, cell)
+			cell = s.finish(finishing, c, cell)
 			mu.Lock()
 			cells[c] = cell
 			mu.Unlock()

@@ -31,10 +31,6 @@ func daemonFaults(upgrade string) []Fault {
 // signalled ends micad by a signal. A Go program ends by SIGABRT as it does by
 // a panic: it prints its goroutines, and nothing is closed in order.
 func signalled(name string, sig syscall.Signal) Fault {
-	strike := func(_ context.Context, s *Stage) error {
-		_, err := s.Node.SignalMicad(sig)
-		return err
-	}
 	return Fault{
 		Name: name,
 		Strike: func(ctx context.Context, s *Stage) error {
@@ -45,16 +41,17 @@ func signalled(name string, sig syscall.Signal) Fault {
 			return s.Node.AwaitMicad(ctx, old, false)
 		},
 		Restore: func(ctx context.Context, s *Stage) error {
-			for i := range 5 { // at several moments after the start
-				old := s.Node.MicadPID()
-				if err := s.killMicad(ctx); err != nil {
+			for i := range 5 { // a restart that is struck a while after it began
+				old, err := s.Node.SignalMicad(syscall.SIGKILL)
+				if err != nil {
 					return err
 				}
-				time.Sleep(time.Duration(i) * 15 * time.Millisecond)
-				if s.Node.MicadPID() != old {
-					if err := strike(ctx, s); err != nil {
-						return err
-					}
+				time.Sleep(time.Duration(i) * 20 * time.Millisecond)
+				if pid := s.Node.MicadPID(); pid != 0 && pid != old {
+					_ = syscall.Kill(pid, sig) // it may have ended
+				}
+				if err := s.Node.AwaitMicad(ctx, old, false); err != nil {
+					return err
 				}
 			}
 			return nil

@@ -79,9 +79,7 @@ func ignoreMissing(err error) error {
 // unreadable makes the disk end where half of the layers' bytes begin, and has
 // the kernel forget them.
 func unreadable(ctx context.Context, s *Stage) error {
-	if err := s.Node.Disk().Sync(); err != nil {
-		return err
-	}
+	_ = s.Node.Disk().Sync() // tells of what failed before, too
 	var places []int64
 	err := s.devices(func(path string, _ int64) error {
 		low, high, err := s.Node.Disk().Where(ctx, path)

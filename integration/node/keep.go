@@ -131,7 +131,8 @@ func CopyFile(to, from string) error {
 // they had reached it where powerCut is true, else all are. The node is down
 // until Boot.
 func (n *Node) Reboot(powerCut bool) error {
-	errs := []error{n.closeClient()}
+	// containers first: they must not see the others end
+	errs := []error{n.closeClient(), n.killShims()}
 	if n.containerd != nil {
 		n.containerd.Kill()
 		n.containerd = nil
@@ -147,7 +148,7 @@ func (n *Node) Reboot(powerCut bool) error {
 	if powerCut {
 		errs = append(errs, n.disk.Cut())
 	}
-	errs = append(errs, n.killShims(), unmountBelow(n.Dir), n.removeCgroups())
+	errs = append(errs, unmountBelow(n.Dir), n.removeCgroups())
 	for _, path := range []string{n.Address(), n.Address() + ".ttrpc", n.MicadAddress(), filepath.Join(n.Dir, "state")} {
 		errs = append(errs, os.RemoveAll(path))
 	}
