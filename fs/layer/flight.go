@@ -149,14 +149,11 @@ func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
 	if err == nil {
 		n, err = l.store.ReadAt(w.p, w.off)
 	}
-	if l.evictions() != gone {
-		return l.fetchWanted(ctx, w) // it may have read a hole
-	}
-	if n == len(w.p) && l.unchanged() {
-		return nil
+	if !l.unchanged() || l.evictions() != gone {
+		return l.fetchWanted(ctx, w) // it may have read a hole, or what somebody else has written
 	}
 	if n == len(w.p) {
-		return l.readStored(ctx, w, gone) // somebody else changes it: nothing is sure any more
+		return nil
 	}
 	l.unreadable(w.off, err)
 	w.bypass = !l.lose(w.off, err)

@@ -19,8 +19,8 @@ type Doubting interface {
 	AllSure() bool
 	// Unchanged says that what Sure says holds for what was read just before.
 	Unchanged() bool
-	// Believe makes span i Sure.
-	Believe(i int)
+	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
+	Believe(i int, gone uint64)
 	// Repair writes the right bytes over wrong ones.
 	Repair(off int64, data []byte) error
 }
@@ -67,14 +67,12 @@ func (l *Layer) doubt(spans index.Spans, i int) error {
 			return nil, io.ErrUnexpectedEOF
 		case n < len(buf.b):
 			return nil, err
-		case l.evictions() != gone:
+		case !l.doubting.Unchanged() || l.evictions() != gone:
 			return nil, nil // the reader notices too
 		case sha256.Sum256(buf.b) != s.Digest:
 			return nil, errWrong
 		}
-		if l.doubting.Unchanged() {
-			l.doubting.Believe(i)
-		}
+		l.doubting.Believe(i, gone)
 		return nil, nil
 	})
 	return err
@@ -85,9 +83,10 @@ func (l *Layer) repair(i int, s *index.Span, data []byte) {
 	if l.doubting == nil || l.doubting.Sure(i) {
 		return
 	}
+	gone := l.evictions()
 	if err := l.doubting.Repair(s.Device, data); err != nil {
 		l.counters.failed(err)
 		return
 	}
-	l.doubting.Believe(i)
+	l.doubting.Believe(i, gone)
 }

@@ -5,6 +5,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +40,8 @@ type file interface {
 	// Seal marks the file, and Sealed says whether it is: see Layer.seal.
 	Seal() error
 	Sealed() (bool, error)
+	// Stamp changes whenever somebody changes the file: its change time.
+	Stamp() (int64, error)
 	// DropCache drops the n bytes from off on from the page cache, as far as
 	// they are durable and nobody uses their pages.
 	DropCache(off, n int64) error
@@ -58,14 +62,18 @@ func (osDisk) Open(name string, flag int) (file, error) {
 	if err != nil {
 		return nil, err
 	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	if flag&unix.O_DIRECT == 0 {
-		return osFile{File: f}, nil
+		return osFile{File: f, raw: raw}, nil
 	}
 	memory, unit, err := directAlign(f)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return osFile{f, memory, unit}, nil
+	return osFile{f, raw, memory, unit}, nil
 }
 
 func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
@@ -83,6 +91,7 @@ func (osDisk) SyncDir(name string) error {
 // osFile adds to *os.File what file asks for.
 type osFile struct {
 	*os.File
+	raw          syscall.RawConn
 	memory, unit int64 // of DirectAlign
 }
 
@@ -114,6 +123,33 @@ func (f osFile) Sealed() (bool, error) {
 	}
 	return st.Mode()&fs.ModeSticky != 0, nil
 }
+
+// Stamp may run while the file is closed, which a bare file descriptor could not: it can be another file's by then.
+func (f osFile) Stamp() (int64, error) {
+	q := stampers.Get().(*stamper)
+	defer stampers.Put(q)
+	err := f.raw.Control(q.run)
+	if err == nil {
+		err = q.err
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	return q.st.Ctim.Nano(), nil
+}
+
+// stamper is one fstat(2). They are kept, because a read makes one and is not to allocate.
+type stamper struct {
+	st  unix.Stat_t
+	err error
+	run func(fd uintptr)
+}
+
+var stampers = sync.Pool{New: func() any {
+	q := &stamper{}
+	q.run = func(fd uintptr) { q.err = unix.Fstat(int(fd), &q.st) }
+	return q
+}}
 
 func (f osFile) Size() (int64, error) {
 	st, err := f.Stat()

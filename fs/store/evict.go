@@ -144,7 +144,7 @@ func (l *Layer) punch(taken []int, at Place) error {
 			last++
 		}
 		from, to := l.absent(first, last, at)
-		if err := f.PunchHole(from, to-from); err != nil {
+		if err := l.modify(f, func() error { return f.PunchHole(from, to-from) }); err != nil {
 			return err
 		}
 	}
@@ -186,6 +186,8 @@ func (l *Layer) Empty() error {
 	defer l.writing.Unlock()
 	l.mu.Lock()
 	l.present.restore(nil)
+	l.own.sure.restore(nil)
+	l.own.stamp.Store(0)
 	l.bytes, l.dirty = 0, false
 	l.record.State = Lazy
 	l.markDurable(nil, 0)
@@ -227,6 +229,7 @@ func (l *Layer) renew() error {
 	l.mu.Lock()
 	l.sealed = false
 	l.mu.Unlock()
+	l.own.stamp.Store(0)
 	// Reads that have begun end; later ones open the new file.
 	return errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
 }
@@ -252,7 +255,7 @@ func (l *Layer) Restore() error {
 	if n, err := f.Size(); err != nil || n >= l.Size() {
 		return err
 	}
-	return f.Truncate(l.Size())
+	return l.modify(f, func() error { return f.Truncate(l.Size()) })
 }
 
 // Repair writes verified bytes over wrong ones that are present, where the layer's spans cannot be evicted because it is sealed, and
@@ -275,10 +278,13 @@ func (l *Layer) Repair(off int64, data []byte) error {
 		err = fmt.Errorf("[%d, +%d) is outside of %d bytes", off, len(data), min(length, l.size))
 	}
 	if err == nil {
-		_, err = f.WriteAt(data, off)
-	}
-	if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
-		err = f.Truncate(l.Size()) // the zeros behind the tar
+		err = l.modify(f, func() error {
+			_, err := f.WriteAt(data, off)
+			if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
+				err = f.Truncate(l.Size()) // the zeros behind the tar
+			}
+			return err
+		})
 	}
 	if err == nil {
 		err = f.Sync()
@@ -330,7 +336,7 @@ func (l *Layer) seal() error {
 	}
 	f, err := l.device.get()
 	if err == nil {
-		err = f.Seal()
+		err = l.modify(f, f.Seal)
 	}
 	return err
 }

@@ -172,9 +172,11 @@ func (in *Incoming) finish(rec *Record) error {
 // arrived publishes a layer whose device came in whole.
 func (l *Layer) arrived(state State) {
 	l.pages.wrote(0, l.size)
+	l.Unchanged() // it is as it was written: from here on it is looked after
 	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
 	l.present.fill()
+	l.own.sure.fill()
 	l.bytes = l.size
 	l.record.State = max(l.record.State, state)
 	l.dirty = true

@@ -53,6 +53,7 @@ type Layer struct {
 	writing   sync.RWMutex
 	evictions atomic.Uint64
 	reads     reads
+	own       own
 
 	// flushMu serialises what writes to the folder: the map, the record.
 	// It is held over disk writes, so readers and WriteSpan never take it.
@@ -103,6 +104,7 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		record:   rec,
 		recorded: rec.State,
 	}
+	l.own.sure = newSet(rec.Spans)
 	l.device.open = func() (file, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDWR) }
 	l.direct.open = func() (file, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDONLY|unix.O_DIRECT) }
 	l.windows.open = func() (file, error) { return s.disk.Open(dir+"/"+windowsName, os.O_RDONLY) }
@@ -291,7 +293,11 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	if length, err := f.Size(); err != nil || length < l.Size() {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, cmp.Or(err, ErrCut))
 	}
-	if _, err := f.WriteAt(data, off); err != nil {
+	write := func() error {
+		_, err := f.WriteAt(data, off)
+		return err
+	}
+	if err := l.modify(f, write); err != nil {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
 	// Before the span is published: whoever sees it sees that it is not durable.
@@ -304,6 +310,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	}
 	l.reads.touch(i, i+1)
 	fresh := l.present.add(i)
+	l.own.sure.add(i)
 	if fresh {
 		l.bytes += int64(len(data))
 		l.dirty = true

@@ -53,6 +53,13 @@
 // device nothing is ever taken away. Such a layer goes as a whole: it gets another device file, and the old one is the
 // kernel's until the last mount of it ends (Empty).
 //
+// # What others do to it
+//
+// What lies on a disk can be changed while nobody looks. A span is Sure when this process wrote it, or compared it with its
+// digest; after a start none is. A change of a device by others moves its change time, which is compared at each read: then no span is
+// Sure any more. That is a check against accidents, not against whoever may write below the root directory: a change at the very
+// moment at which this process writes passes for its own, and what the kernel reads by itself is not compared at all.
+//
 // # Page cache
 //
 // The readers of a device keep what they read: EROFS and FUSE have the bytes in

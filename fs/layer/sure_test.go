@@ -1,0 +1,87 @@
+package layer
+
+import (
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+)
+
+// flip changes a bit of the store's device.
+func (f *fixture) flip(off int64) {
+	f.t.Helper()
+	file, err := os.OpenFile(f.store.DevicePath(), os.O_RDWR, 0)
+	must(f.t, err)
+	defer file.Close()
+	b := make([]byte, 1)
+	_, err = file.ReadAt(b, off)
+	must(f.t, err)
+	b[0] ^= 1
+	_, err = file.WriteAt(b, off)
+	must(f.t, err)
+}
+
+// TestTampered: a span that somebody has changed on disk is noticed, fetched anew and stored, and the others are not.
+func TestTampered(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	calls := f.blob.calls.Load()
+	f.mustRead(0, f.Size())
+	off, n := f.span(7)
+	f.flip(off + n/2)
+	f.mustRead(off+n/2, 10)
+	f.wait()
+	f.mustRead(0, f.Size())
+	if got := f.blob.calls.Load() - calls; got != 1 {
+		t.Errorf("%d requests for one wrong span", got)
+	}
+	if st := f.Stats(); st.Unreadable != 1 {
+		t.Errorf("stats are %+v", st)
+	}
+}
+
+// TestTamperedAtRest is TestTampered while nobody has the layer open.
+func TestTamperedAtRest(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	off, n := f.span(7)
+	f.flip(off + n/2)
+	for i := range f.s.spans {
+		if i != 7 && i != 3 {
+			f.store.Believe(i, f.store.Evictions())
+		}
+	}
+	before := f.Stats()
+	for range 2 {
+		f.mustRead(f.span(3))
+		f.mustRead(f.span(7))
+		f.wait()
+	}
+	if got := f.Stats().Unreadable - before.Unreadable; got != 1 {
+		t.Errorf("%d spans were given up", got)
+	}
+}
+
+// TestTamperedWhileRead: bits flip again and again, and readers that come at the same time never see one. Not while this process
+// writes: a change in that moment passes for its own.
+func TestTamperedWhileRead(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	r := rand.New(rand.NewPCG(9, 9))
+	for range 150 {
+		f.wait()
+		at := r.Int64N(f.Size())
+		f.flip(at)
+		var readers sync.WaitGroup
+		for k := range int64(4) {
+			n := 1 + r.Int64N(100_000)
+			off := max(min(at-n/2+k*10_000, f.Size()-n), 0)
+			readers.Go(func() { f.mustRead(off, n) })
+		}
+		readers.Wait()
+	}
+	f.wait()
+	f.mustRead(0, f.Size())
+}
