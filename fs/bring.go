@@ -15,6 +15,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
+	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
 // bring puts a layer into the store: its index, or the whole of it.
@@ -104,14 +105,25 @@ func (p *pull) download(d digest.Digest) error {
 	if !ok {
 		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.key.ref, d)
 	}
-	in, err := p.t.store.Create(d)
+	for try := 1; ; try++ {
+		err := p.downloadOnce(desc)
+		if try == maxDownloads || !errors.Is(err, errSent) {
+			return err
+		}
+		p.t.log.Warn("downloaded bytes are wrong, somebody else is asked", "ref", p.key.ref, "layer", d, "err", err)
+		p.image.Blob(desc).Suspect(0, desc.Size)
+	}
+}
+
+func (p *pull) downloadOnce(desc ocispec.Descriptor) error {
+	in, err := p.t.store.Create(desc.Digest)
 	if err != nil {
 		return err
 	}
 	defer p.abort(in)
 	x, err := p.scan(in, desc)
 	if err != nil {
-		return fmt.Errorf("download layer %s of %s: %w", d, p.key.ref, err)
+		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.key.ref, err)
 	}
 	rec, err := p.record(x, p.t.cache.whole(x.Header().DeviceSize))
 	if err != nil {
@@ -141,10 +153,13 @@ func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, 
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
 			return nil, cause
 		}
+		if r.err == nil && isGarbage(err) {
+			return nil, fmt.Errorf("%w: %w", errSent, err)
+		}
 		return nil, advise(err)
 	}
 	if draft.Layer != desc.Digest {
-		return nil, fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else", draft.Layer)
+		return nil, fmt.Errorf("its bytes have digest %s: %w", draft.Layer, errSent)
 	}
 	if _, err := index.Write(in.Index(), draft); err != nil {
 		return nil, err
@@ -212,9 +227,27 @@ func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
 	return layers, nil
 }
 
+// maxDownloads is how often a layer is downloaded whose bytes turn out to be wrong.
+const maxDownloads = 3
+
+// errSent is wrapped by the errors of downloads that were not the layer.
+var errSent = errors.New("the registry or a proxy sent something else")
+
+// isGarbage tells whether an error of a scan may come of wrong bytes: neither a limit's, nor what a good layer can have.
+func isGarbage(err error) bool {
+	for _, other := range []error{index.ErrLimit, tartree.ErrLimit, targz.ErrNotIndexable} {
+		if errors.Is(err, other) {
+			return false
+		}
+	}
+	var path *iofs.PathError // of the store
+	return !errors.As(err, &path)
+}
+
 // watched is a reader that tells when nothing has come for a while.
 type watched struct {
 	r     io.Reader
+	err   error // of r, but io.EOF
 	limit time.Duration
 	timer *time.Timer
 }
@@ -228,6 +261,9 @@ func (w *watched) Read(p []byte) (int, error) {
 	w.timer.Reset(w.limit)
 	n, err := w.r.Read(p)
 	w.timer.Stop()
+	if err != nil && !errors.Is(err, io.EOF) {
+		w.err = err
+	}
 	return n, err
 }
 
