@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -18,7 +19,8 @@ type flipper struct {
 
 func (f *flipper) Write(p []byte) (int, error) {
 	if f.at >= 0 && f.at < int64(len(p)) {
-		p[f.at] ^= 1 // the proxy's own buffer
+		p = bytes.Clone(p)
+		p[f.at] ^= 1
 	}
 	f.at -= int64(len(p))
 	return f.ResponseWriter.Write(p)
