@@ -142,10 +142,11 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	return &bundle{Bundle: b, windows: x.Windows}, nil
 }
 
-// Trees are fetched in ranges of at least treesRange bytes, at most treesRequests at the same time: a
+// Trees are fetched in ranges of treesRange to treesMost bytes, at most treesRequests at the same time: a
 // connection starts slowly, several together do not, and the data that follow find them fast.
 const (
 	treesRange    = 32 << 10
+	treesMost     = 1 << 20
 	treesRequests = 8
 )
 
@@ -172,8 +173,9 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	size := max(treesRange, (d.Size+treesRequests-1)/treesRequests)
+	size := min(max(treesRange, (d.Size+treesRequests-1)/treesRequests), treesMost)
 	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(treesRequests)
 	for off := int64(0); off < d.Size; off += size {
 		g.Go(func() error {
 			b := make([]byte, min(size, d.Size-off))
