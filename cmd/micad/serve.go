@@ -16,6 +16,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -295,7 +296,7 @@ func (d *daemon) fallbacks() []admin.Fallback {
 // metrics serves Prometheus' text format.
 func (d *daemon) metrics() http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(newCollector(d))
+	r.MustRegister(newCollector(d), collectors.NewGoCollector())
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slogPrinter{d.log}})
 }
 
