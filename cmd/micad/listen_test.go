@@ -4,44 +4,93 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
+
+	"github.com/mica-snapshotter/mica/fs/keeper"
 )
 
-// TestListenIsRoots: nobody but root can connect, whatever the umask; an abandoned socket is replaced, one in use is not.
-func TestListenIsRoots(t *testing.T) {
-	old := syscall.Umask(0)
-	defer syscall.Umask(old)
-	path := filepath.Join(t.TempDir(), "run", "micad.sock")
-	l, err := listen(path)
+// held is what a keeper would hand out of a listener.
+func held(t *testing.T, l net.Listener) *keeper.Held {
+	t.Helper()
+	u := l.(*net.UnixListener)
+	u.SetUnlinkOnClose(false)
+	f, err := u.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := os.Stat(path)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &keeper.Held{Name: listenerName, Files: []*os.File{f}}
+}
+
+func connect(t *testing.T, path string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid != 0 {
-		t.Errorf("the socket has mode %v and owner %d", st.Mode(), st.Sys().(*syscall.Stat_t).Uid)
-	}
-	if st, err := os.Stat(filepath.Dir(path)); err != nil || st.Mode().Perm()&0o022 != 0 {
-		t.Errorf("the socket's folder can be written by others: %v, %v", st.Mode(), err)
-	}
-	if got := syscall.Umask(0); got != 0 {
-		t.Errorf("the umask is left at %#o", got)
-	}
-	if again, err := listen(path); err == nil {
-		again.Close()
-		t.Error("a socket in use was replaced")
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := l.Close(); err != nil {
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Who connects while no micad is there is answered by the next one.
+func TestListenerIsTakenOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := takeListener(t.Context(), nil, nil, path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if l, err = listen(path); err != nil {
-		t.Fatalf("a socket that nobody listens on: %v", err)
-	}
-	if err := l.Close(); err != nil {
+	h := held(t, l)
+	early := connect(t, path)
+	if l, err = takeListener(t.Context(), nil, h, path); err != nil {
 		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := early.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A socket whose file is gone, or another's, or of another address, is replaced.
+func TestListenerIsReplaced(t *testing.T) {
+	for name, change := range map[string]func(path string) string{
+		"gone": func(path string) string { return path },
+		"file": func(path string) string {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		},
+		"elsewhere": func(path string) string { return path + "2" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			l, err := listen(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := held(t, l)
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			path = change(path)
+			if l, err = takeListener(t.Context(), nil, h, path); err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			connect(t, path)
+			if _, err := l.Accept(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
