@@ -71,8 +71,16 @@ func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 // Displaced returns those of the directories that do not show any more what they showed when Mount returned them last: they
 // were unmounted, or something else lies on them.
 func (t *Table) Displaced(dirs []string) []string {
+	asked := map[string]bool{}
+	for _, dir := range dirs {
+		key, _, _ := strings.Cut(filepath.Base(dir), "-")
+		asked[key] = true
+	}
 	ids := map[string]int{}
 	for _, v := range t.opened() {
+		if !asked[v.key] {
+			continue // it may be busy
+		}
 		v.mu.Lock()
 		for _, p := range v.points {
 			ids[p.dir] = p.id

@@ -11,6 +11,14 @@
 //
 //	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ mount points (m/KEY, dev/KEY)
 //
+// # Over the end of the process
+//
+// A lazy mount needs a process that answers. With a Keeper, the descriptor of its FUSE connection outlives this one, beside a
+// description of it; who reads meanwhile waits. Open of the next process serves all of them at once, from the store
+// alone. Mount points are left as they are as long as they show what they should.
+//
+//	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ live
+//
 // # Concurrency
 //
 // All methods may run in parallel. No lock is held over the network. What runs in
