@@ -101,6 +101,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		g.Go(func() error { return ignoreClosed(metrics.ListenAndServe()) })
 		g.Go(func() error { <-ctx.Done(); return metrics.Close() })
 	}
+	d.restoring.Store(true)
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error {
@@ -206,11 +207,28 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		options = append(options, snapshotter.WithRemapIDs())
 	}
 	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
-	if err := d.snapshotter.Open(ctx); err != nil {
+	if err := d.openSnapshotter(ctx, len(held) > 0); err != nil {
 		return errors.Join(err, d.close())
 	}
 	d.opened.Store(d.snapshotter)
 	return nil
+}
+
+// openSnapshotter opens the snapshotter. Where containers are reading already, a failure, of the disk say, is no reason to end: it
+// is tried again, and containerd waits.
+func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
+	for wait := restoreAgain; ; wait = min(2*wait, restoreAtLast) {
+		err := d.snapshotter.Open(ctx)
+		if err == nil || !serving {
+			return err
+		}
+		d.log.Error("containers go on reading, and none can start: the snapshotter does not open; it is tried again", "in", wait, "err", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+		}
+	}
 }
 
 func (d *daemon) close() error {
@@ -222,7 +240,6 @@ func (d *daemon) close() error {
 // restore mounts what was mounted before, and then takes away what belongs to nothing. What cannot be mounted now, because
 // its layer is damaged and the registry is away, is tried again.
 func (d *daemon) restore(ctx context.Context) {
-	d.restoring.Store(true)
 	defer d.restoring.Store(false)
 	for wait := restoreAgain; ; wait = min(2*wait, restoreAtLast) {
 		start := time.Now()
