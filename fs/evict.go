@@ -136,7 +136,7 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 	if c.limit == 0 || used <= goal {
 		return
 	}
-	l := c.lot(ctx)
+	l := c.lot(ctx, lookAge)
 	limit, _ := l.upTo(used - goal)
 	if old := (rank{false, l.now.Add(-recently).Unix()}); !demand && old.compare(limit) < 0 {
 		limit = old
@@ -159,9 +159,27 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 	}
 }
 
+// relief is how much goes when the disk is full, bytes.
+const relief = 64 << 20
+
+// relieve lets some go of what no container uses, because the disk is full, whoever has filled it.
+func (c *cache) relieve(ctx context.Context) {
+	l := c.lot(ctx, lookAge)
+	l.layers = slices.DeleteFunc(l.layers, l.inUse)
+	limit, _ := l.upTo(relief)
+	freed, err := l.take(ctx, relief, limit)
+	c.evicted.Add(freed)
+	if err != nil && ctx.Err() == nil {
+		c.t.log.Error("not all that is to go from the disk does", "dir", c.t.o.Root, "err", err)
+	}
+}
+
+// lookAge is how old the knowledge may be of what is in use, where room is made: nothing wrong comes of it if it is wrong.
+const lookAge = time.Second
+
 // lot returns what may go now.
-func (c *cache) lot(ctx context.Context) *lot {
-	used, known := c.look(ctx)
+func (c *cache) lot(ctx context.Context, age time.Duration) *lot {
+	used, known := c.look(ctx, age)
 	return &lot{
 		now: time.Now(), layers: c.t.opened(), whole: !c.solid.Load(),
 		inUse: func(v *live) bool { return !known || used[v.digest] },

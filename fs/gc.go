@@ -33,7 +33,7 @@ func (t *Table) Usage(ctx context.Context) ([]Usage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("usage of layers: %w", err)
 	}
-	inUse, _ := t.cache.look(ctx)
+	inUse, _ := t.cache.look(ctx, 0)
 	out := make([]Usage, 0, len(all))
 	for _, d := range all {
 		u, err := t.usage(d)
@@ -80,7 +80,7 @@ func (t *Table) usage(d digest.Digest) (u Usage, err error) {
 // GiveUp lets all content go of layers that no container uses, and stays able to serve them: they are fetched again when
 // somebody reads them.
 func (t *Table) GiveUp(ctx context.Context) error {
-	l := t.cache.lot(ctx)
+	l := t.cache.lot(ctx, 0)
 	l.layers = slices.DeleteFunc(l.layers, l.inUse)
 	limit, _ := l.upTo(1 << 62)
 	freed, err := l.take(ctx, 1<<62, limit)

@@ -71,6 +71,9 @@ type cache struct {
 	paused    time.Time     // until then nothing is fetched in the background
 	fault     error         // why
 	faults    int64
+	full      bool      // the disk was, since the evictor began to run last
+	inUse     map[digest.Digest]bool
+	looked    time.Time // when inUse was so
 	yielded   time.Time // when the background asked for room last
 	lastScrub time.Time
 }
@@ -178,6 +181,10 @@ func (c *cache) failed(err error) {
 		c.paused = now.Add(faultPause)
 	}
 	c.fault = err
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		c.full = true
+		c.ask()
+	}
 }
 
 // hold says for how long nothing is to be fetched in the background: the disk is at fault, or what comes would soon make something
@@ -274,7 +281,7 @@ func (c *cache) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			c.look(ctx)
+			c.look(ctx, 0)
 			for _, v := range c.t.opened() {
 				v.store.SaveReads()
 			}
@@ -282,18 +289,27 @@ func (c *cache) run(ctx context.Context) {
 		case <-c.wake:
 		}
 		c.mu.Lock()
-		round, need := c.round, c.need
-		c.round, c.need = make(chan struct{}), 0
+		round, need, full := c.round, c.need, c.full
+		c.round, c.need, c.full = make(chan struct{}), 0, false
 		c.mu.Unlock()
+		if full {
+			c.relieve(ctx)
+		}
 		c.makeRoom(ctx, need)
 		close(round)
 	}
 }
 
-// look notes which layers are in use, and returns them; false where that is not known.
-func (c *cache) look(ctx context.Context) (map[digest.Digest]bool, bool) {
+// look notes which layers are in use, and returns them, as they were no longer ago than age; false where that is not known.
+func (c *cache) look(ctx context.Context, age time.Duration) (map[digest.Digest]bool, bool) {
 	if c.o.InUse == nil {
 		return nil, false
+	}
+	c.mu.Lock()
+	used, looked := c.inUse, c.looked
+	c.mu.Unlock()
+	if time.Since(looked) < age {
+		return used, true
 	}
 	used, err := c.o.InUse(ctx)
 	if err != nil {
@@ -307,6 +323,9 @@ func (c *cache) look(ctx context.Context) (map[digest.Digest]bool, bool) {
 			v.store.Used()
 		}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inUse, c.looked = used, time.Now()
 	return used, true
 }
 

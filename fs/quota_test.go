@@ -311,17 +311,13 @@ func TestGiveUpInUse(t *testing.T) {
 	}
 }
 
-// TestDiskFull: on a disk that is full, reads get what they ask for, the background stops, and goes on when there is room.
-func TestDiskFull(t *testing.T) {
-	const files, size = 64, 256 << 10
-	blob, lines := manyFiles(t, 7, files, size)
-	w := newWorld(t, blob)
-	w.index(nil)
+// smallDisk returns a directory that is a disk of its own.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
 	base := testDir(t)
-	root := filepath.Join(base, "small")
-	image := filepath.Join(base, "disk")
+	root, image := filepath.Join(base, "small"), filepath.Join(base, "disk")
 	for _, c := range []string{
-		"truncate -s 24M " + image, "mkfs.ext4 -q -O ^has_journal -m 0 " + image, "mkdir " + root, "mount -o loop " + image + " " + root,
+		"truncate -s " + size + " " + image, "mkfs.ext4 -q -O ^has_journal -m 0 " + image, "mkdir " + root, "mount -o loop " + image + " " + root,
 	} {
 		if out, err := exec.CommandContext(t.Context(), "sh", "-c", c).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", c, err, out)
@@ -332,6 +328,16 @@ func TestDiskFull(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return root
+}
+
+// TestDiskFull: on a disk that is full, reads get what they ask for, the background stops, and goes on when there is room.
+func TestDiskFull(t *testing.T) {
+	const files, size = 64, 256 << 10
+	blob, lines := manyFiles(t, 7, files, size)
+	w := newWorld(t, blob)
+	w.index(nil)
+	root := smallDisk(t, "24M")
 	ballast := filepath.Join(root, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -365,6 +371,48 @@ func TestDiskFull(t *testing.T) {
 	}
 	if err := table.clearMounts(w.layers[0]); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDiskFullMakesRoom: what no container uses goes from a disk that is full.
+func TestDiskFullMakesRoom(t *testing.T) {
+	const files, size = 48, 128 << 10
+	old, oldLines := manyFiles(t, 11, files, size)
+	fresh, freshLines := manyFiles(t, 12, files, size)
+	w := newWorld(t, old, fresh)
+	w.index(nil)
+	inUse := map[digest.Digest]bool{}
+	table := w.openWith(Options{Root: smallDisk(t, "20M"), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{
+		InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
+	}})
+	inUse[w.layers[1]] = true
+	dirs := w.mountAll(table)
+	mustList(t, dirs[0], oldLines)
+	ballast, err := os.Create(filepath.Join(table.o.Root, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = ballast.Write(make([]byte, 64<<10))
+	}
+	ballast.Close()
+	mustList(t, dirs[1], freshLines)
+	eventually(t, "what nobody uses has gone", func() bool { return table.Cache().Evicted >= files*size })
+	mustList(t, dirs[1], freshLines)
+	for i, d := range w.layers {
+		for _, s := range table.Status() {
+			if s.Layer == d && (s.Present > 0) != (i == 1) {
+				t.Errorf("layer %d has %d bytes", i, s.Present)
+			}
+		}
+	}
+	if err := table.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, d := range w.layers {
+		if err := table.clearMounts(d); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

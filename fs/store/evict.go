@@ -103,7 +103,7 @@ func (l *Layer) unrecord(taken []int, at Place) error {
 	m := l.record.mapping()
 	for range 2 {
 		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
-		if err := storePresence(l.store.disk, l.dir, m, p); err != nil {
+		if err := l.store.withReserve(func() error { return storePresence(l.store.disk, l.dir, m, p) }); err != nil {
 			return err
 		}
 		l.generation = p.generation
@@ -185,6 +185,7 @@ func (l *Layer) Empty() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
+	bits, bytes := l.present.snapshot(), l.bytes
 	l.present.restore(nil)
 	l.own.sure.restore(nil)
 	l.own.stamp.Store(0)
@@ -193,7 +194,14 @@ func (l *Layer) Empty() error {
 	l.markDurable(nil, 0)
 	l.evictions.Add(1)
 	l.mu.Unlock()
-	if err := l.renew(); err != nil {
+	replaced, err := l.renew()
+	if !replaced {
+		l.mu.Lock()
+		l.present.restore(bits)
+		l.bytes, l.dirty, l.record.State = bytes, true, l.recorded
+		l.mu.Unlock()
+	}
+	if err != nil {
 		return fmt.Errorf("empty layer %s: %w", l.digest, err)
 	}
 	l.pages.reset()
@@ -202,36 +210,36 @@ func (l *Layer) Empty() error {
 
 // renew replaces the device by a new one without content. The order matters: nothing on disk may call a span
 // present when the device has its length, for from then on missing bytes read as zeros. The old file is never
-// touched: the kernel may have it mounted.
-func (l *Layer) renew() error {
+// touched: the kernel may have it mounted. Not replaced: the layer still has it.
+func (l *Layer) renew() (replaced bool, err error) {
 	d := l.store.disk
 	if l.recorded != Lazy {
 		rec := l.Record()
 		rec.State = Lazy
 		if err := l.writeRecord(&rec); err != nil {
-			return err
+			return false, err
 		}
 		l.recorded = Lazy
 	}
 	if err := d.RemoveAll(l.dir + "/" + presentName); err != nil {
-		return err
+		return false, err
 	}
 	if err := d.SyncDir(l.dir); err != nil {
-		return err
+		return false, err
 	}
 	tmp := l.dir + "/" + deviceName + ".tmp"
 	if err := makeDevice(d, tmp, l.Size()); err != nil {
-		return err
+		return false, err
 	}
 	if err := d.Rename(tmp, l.dir+"/"+deviceName); err != nil {
-		return err
+		return false, err
 	}
 	l.mu.Lock()
 	l.sealed = false
 	l.mu.Unlock()
 	l.own.stamp.Store(0)
 	// Reads that have begun end; later ones open the new file.
-	return errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
+	return true, errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
 }
 
 // Length returns how long the device file is now. It is Size, unless somebody cut it: then reads behind its end

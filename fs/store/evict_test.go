@@ -172,6 +172,25 @@ func TestEmpty(t *testing.T) {
 	must(t, st.Close())
 }
 
+// TestEmptyFails: a layer that cannot be emptied has what it had.
+func TestEmptyFails(t *testing.T) {
+	f := &failing{op: "rename", base: deviceName, err: unix.EIO}
+	st, _ := openFaulty(t, f)
+	s := newSample(30, 20)
+	l := s.mustCreate(t, st, Verified)
+	must(t, st.Flush())
+	f.on.Store(true)
+	if err := l.Empty(); !errors.Is(err, unix.EIO) {
+		t.Errorf("empty: %v", err)
+	}
+	s.mustHave(t, l, s.all()...)
+	f.on.Store(false)
+	must(t, l.Empty())
+	s.mustHave(t, l)
+	must(t, l.Close())
+	must(t, st.Close())
+}
+
 // TestEvictFails: a span whose absence could not be recorded stays, bytes and all.
 func TestEvictFails(t *testing.T) {
 	for _, op := range []string{"open", "write", "sync"} {

@@ -24,6 +24,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var dropping sync.WaitGroup
 	defer dropping.Wait()
 	dropping.Go(func() { s.dropPages(ctx) })
+	s.restock()
 	delay := time.NewTimer(0)
 	defer delay.Stop()
 	if !delay.Stop() {
@@ -42,7 +43,9 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-s.hurry:
 		case <-delay.C:
 		}
-		if err := s.Flush(); err != nil {
+		if err := s.Flush(); err == nil {
+			s.restock()
+		} else {
 			// Nobody waits for this: the spans stay present in memory, or are
 			// fetched again if their bytes are in doubt.
 			s.log.Error("layers are not saved", "dir", s.dir, "err", err)
@@ -151,7 +154,8 @@ func (l *Layer) flush() error {
 		l.recorded = rec.State
 	} else if l.recorded == Lazy {
 		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
-		if err := storePresence(l.store.disk, l.dir, rec.mapping(), p); err != nil {
+		store := func() error { return storePresence(l.store.disk, l.dir, rec.mapping(), p) }
+		if err := l.store.withReserve(store); err != nil {
 			l.setDirty()
 			return err
 		}

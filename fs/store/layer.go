@@ -144,7 +144,8 @@ func (l *Layer) loadPresence() error {
 	if p == nil {
 		if l.sealed {
 			// It came whole and was not recorded in time. The kernel may still read it; what comes goes elsewhere.
-			return l.renew()
+			_, err := l.renew()
+			return err
 		}
 		return nil
 	}
@@ -176,7 +177,8 @@ func (l *Layer) deviceLength() (n int64, sealed bool, err error) {
 func (l *Layer) reset(why error) error {
 	l.log.Warn("layer is fetched again", "err", why)
 	l.record.State = Lazy
-	return l.renew()
+	_, err := l.renew()
+	return err
 }
 
 // makeDevice makes a device file without content, size bytes long.
@@ -193,7 +195,7 @@ func (l *Layer) writeRecord(r *Record) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(l.store.disk, l.dir, recordName, b)
+	return l.store.withReserve(func() error { return writeFile(l.store.disk, l.dir, recordName, b) })
 }
 
 // Digest returns the layer's digest.
