@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -290,6 +291,33 @@ func TestHandOverOfDamagedLayer(t *testing.T) {
 				t.Errorf("who had the file open reads %s, want %s", got, sum(bigFile))
 			}
 		})
+	}
+}
+
+// The readers of a layer that does not come back get errors when the read deadline is over, and the layer when it is back after all.
+func TestLostLayer(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	root, k := testDir(t), newKeeper(t)
+	first := w.kept(root, FUSE, k)
+	dirs := w.mountAll(first)
+	early, readEarly := openFile(t, filepath.Join(dirs[0], "etc/big"))
+	late, readLate := openFile(t, filepath.Join(dirs[0], "etc/big"))
+	w.close(first)
+	if err := os.Truncate(filepath.Join(root, "layers/sha256", w.layers[0].Encoded(), "index"), 100); err != nil {
+		t.Fatal(err)
+	}
+	second := w.openWith(Options{
+		Root: root, Mode: FUSE, Fetch: fetch.Options{Fill: fetch.None}, Keeper: k, Held: k.held(), ReadDeadline: 300 * time.Millisecond,
+	})
+	readEarly()
+	if err := early.cmd.Wait(); !strings.Contains(early.out.String(), "Input/output error") {
+		t.Errorf("without the layer: %v, %s", err, early.out.Bytes())
+	}
+	w.mountAll(second)
+	readLate()
+	if got := late.wait(t); got != sum(bigFile) {
+		t.Errorf("with the layer: %s, want %s", got, sum(bigFile))
 	}
 }
 

@@ -286,7 +286,10 @@ func (w *world) open(root string, mode Mode) *Table {
 
 func (w *world) openWith(o Options) *Table {
 	w.t.Helper()
-	o.Remote, o.ReadDeadline, o.PullDeadline = w.client(), 30*time.Second, 5*time.Second
+	o.Remote, o.PullDeadline = w.client(), 5*time.Second
+	if o.ReadDeadline == 0 {
+		o.ReadDeadline = 30 * time.Second
+	}
 	t, err := Open(w.t.Context(), o)
 	if err != nil {
 		w.t.Fatal(err)
