@@ -52,7 +52,7 @@ func TestHandOver(t *testing.T) {
 					running = false
 				case <-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond):
 				}
-				handOver(t, ctx, n, ends)
+				handOver(t, n, ends)
 			}
 			t.Logf("micad ended %d times", ends)
 			for i, err := range errs {
@@ -75,8 +75,9 @@ func TestHandOver(t *testing.T) {
 }
 
 // handOver ends micad in one way or another and waits for the next one.
-func handOver(t *testing.T, ctx context.Context, n *node.Node, how int) {
+func handOver(t *testing.T, n *node.Node, how int) {
 	t.Helper()
+	ctx := fixture.Context(t)
 	old := n.MicadPID()
 	if old == 0 {
 		return // the keeper is about to start it
