@@ -199,7 +199,7 @@ func TestSourceErrors(t *testing.T) {
 	}
 }
 
-// TestWrongBytes: they are fetched again, so many times; an error that names
+// TestWrongBytes: they are fetched again, so many times or until the deadline; an error that names
 // layer and span is all that comes of them.
 func TestWrongBytes(t *testing.T) {
 	for name, src := range map[string]func(*fixture) *memory{
@@ -227,8 +227,16 @@ func TestWrongBytes(t *testing.T) {
 				if !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), string(f.s.header.Layer)) || !strings.Contains(err.Error(), "span 9") {
 					t.Errorf("error is %v", err)
 				}
-				if got := f.blob.calls.Load(); got != maxTries {
-					t.Errorf("%d requests", got)
+				if got := f.blob.calls.Load(); got <= maxTries {
+					t.Errorf("%d requests for a reader that waits", got)
+				}
+				f.wait()
+				before := f.blob.calls.Load()
+				if err := f.Fetch(t.Context(), off, n, Background); !errors.Is(err, index.ErrCorrupt) {
+					t.Errorf("error in the background is %v", err)
+				}
+				if got := f.blob.calls.Load() - before; got != maxTries {
+					t.Errorf("%d requests in the background", got)
 				}
 				f.wait()
 				if f.store.Present(bad) || !f.store.Present(bad-1) || !f.store.Present(bad+1) {

@@ -11,12 +11,16 @@ import (
 )
 
 // maxTries is how often a span is fetched that turns out not to be what its
-// digest says.
+// digest says, where no reader waits for it. For one that does it is fetched until
+// the reader's deadline: some other source may have it, or the same be mended.
 const maxTries = 4
 
 // retryDelay is how long a wrong span waits before its second fetch; longer,
 // with the square of the number of tries, before the others.
 const retryDelay = 100 * time.Millisecond
+
+// retryMost is the longest of these.
+const retryMost = 3 * time.Second
 
 // run fetches, decodes and stores the spans of a group.
 func (l *Layer) run(g *group) {
@@ -41,12 +45,13 @@ func (l *Layer) run(g *group) {
 		}
 		admitted.close()
 		todo = todo[:0]
+		var wrong error
 		for _, b := range bad {
-			if try == maxTries {
-				err := fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
-				g.err = err
-				l.counters.failed(err)
-				l.retire(g.flight(b.span), err)
+			wrong = fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
+			if try >= maxTries && (g.claim.priority() != Demand || l.hopeless(b.span)) {
+				g.err = wrong
+				l.counters.failed(wrong)
+				l.retire(g.flight(b.span), wrong)
 				continue
 			}
 			// By itself: what is wrong with it must not cost the others.
@@ -55,8 +60,8 @@ func (l *Layer) run(g *group) {
 		if len(todo) == 0 {
 			return
 		}
-		if err := sleep(g.ctx, retryDelay*time.Duration(try*try)); err != nil {
-			l.giveUp(g, err)
+		if err := sleep(g.ctx, pause(try)); err != nil {
+			l.giveUp(g, fmt.Errorf("%w: %w", err, wrong))
 			return
 		}
 		// One after the other: what the largest needs is enough.
@@ -65,6 +70,18 @@ func (l *Layer) run(g *group) {
 			return
 		}
 	}
+}
+
+// hopeless tells whether a wrong span stays wrong: its window, on disk, is the only one.
+func (l *Layer) hopeless(span int) bool {
+	spans, err := l.table()
+	return err != nil || spans[span].Window.Size > 0 && l.o.Windows == nil
+}
+
+// pause is how long a wrong span waits after so many tries.
+func pause(try int) time.Duration {
+	try = min(try, int(retryMost/retryDelay)) // whose square is more than enough
+	return min(retryDelay*time.Duration(try*try), retryMost)
 }
 
 // finish frees what a group that has ended holds.
