@@ -71,7 +71,7 @@ type cache struct {
 	paused    time.Time     // until then nothing is fetched in the background
 	fault     error         // why
 	faults    int64
-	full      bool      // the disk was, since the evictor began to run last
+	full      bool // the disk was, since the evictor began to run last
 	inUse     map[digest.Digest]bool
 	looked    time.Time // when inUse was so
 	yielded   time.Time // when the background asked for room last

@@ -118,7 +118,11 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 	var err error
 	stored := !l.store.Present(f.span)
 	if stored {
-		if err = l.store.WriteSpan(f.span, s.Device, buf.b); err != nil {
+		err = l.store.WriteSpan(f.span, s.Device, buf.b)
+		if err != nil && l.lengthen() {
+			err = l.store.WriteSpan(f.span, s.Device, buf.b)
+		}
+		if err != nil {
 			l.counters.failed(err)
 			if l.counters.unwritten.Add(1) == 1 {
 				l.log.Error("store does not take spans; they are served from memory", "err", err)

@@ -192,6 +192,25 @@ func TestCutDevice(t *testing.T) {
 	}
 }
 
+// TestCutWhileFilled: a file that is cut while spans come gets them all, and those that it has lost again.
+func TestCutWhileFilled(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	half := f.s.spans[len(f.s.spans)/2].Device
+	f.mustRead(0, half)
+	f.wait()
+	must(t, os.Truncate(f.store.DevicePath(), half/2))
+	must(t, f.Fetch(t.Context(), half, f.Size()-half, Background))
+	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	f.wait()
+	if !f.store.AllPresent() {
+		t.Error("the layer is not whole")
+	}
+	got := make([]byte, len(f.s.device))
+	if _, err := f.store.ReadAt(got, 0); err != nil || !bytes.Equal(got, f.s.device) {
+		t.Errorf("the store has something else: %v", err)
+	}
+}
+
 // TestRemovedDevice: a device that was removed before it was opened is made anew.
 func TestRemovedDevice(t *testing.T) {
 	f := setup(t, newSample(t), nil)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	iofs "io/fs"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -98,8 +97,6 @@ func (l *Layer) lose(off int64, err error) bool {
 	if i < 0 || l.given.again(i) {
 		return false
 	}
-	lost := []int{i}
-	length := l.deviceSize
 	switch {
 	case errors.Is(err, iofs.ErrNotExist):
 		// Somebody removed the file. What was removed by the store's owner is not ours to bring back, and Empty knows.
@@ -108,26 +105,45 @@ func (l *Layer) lose(off int64, err error) bool {
 		}
 		return !l.store.Present(i)
 	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		if length, err = l.evicting.Length(); err != nil {
-			return false
+		if l.lengthen() {
+			return !l.store.Present(i)
 		}
-		for k := range t {
-			if t[k].Device+t[k].Size > length && l.store.Present(k) && k != i {
-				lost = append(lost, k)
-			}
-		}
-		slices.Sort(lost)
 	case errors.Is(err, errWrong) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EBADMSG):
 	default:
 		return false // it says nothing about the bytes
 	}
-	_, err = l.Evict(lost)
-	if err == nil && length < l.deviceSize {
-		err = l.evicting.Restore()
-	}
-	if err != nil {
+	if _, err = l.Evict([]int{i}); err != nil {
 		l.counters.failed(err)
 		return false
 	}
 	return !l.store.Present(i)
+}
+
+// lengthen gives a device its length back that was cut, when what it has lost is out of the store. False: it was not
+// cut, or stays so.
+func (l *Layer) lengthen() bool {
+	if l.evicting == nil {
+		return false
+	}
+	t, err := l.table()
+	if err != nil {
+		return false
+	}
+	length, err := l.evicting.Length()
+	if err != nil || length >= l.Size() {
+		return false
+	}
+	var lost []int
+	for i := range t {
+		if t[i].Device+t[i].Size > length && l.store.Present(i) {
+			lost = append(lost, i)
+		}
+	}
+	if _, err = l.Evict(lost); err == nil {
+		err = l.evicting.Restore()
+	}
+	if err != nil {
+		l.counters.failed(err)
+	}
+	return err == nil
 }

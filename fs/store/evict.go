@@ -295,7 +295,9 @@ func (l *Layer) Repair(off int64, data []byte) error {
 		})
 	}
 	if err == nil {
-		err = f.Sync()
+		if err = f.Sync(); err != nil {
+			l.revert() // the kernel says it once: flush would not hear of it
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("repair layer %s: %w", l.digest, err)
