@@ -32,16 +32,31 @@ type Reads struct {
 	Step    time.Duration // see known.Options
 }
 
+func (r Reads) argv() []string {
+	return []string{"/probe", "load", r.Tree.String(), "/data", fmt.Sprint(r.Readers), r.Step.String()}
+}
+
 // Run starts a container of ref with readers that wait for Read or Finish.
 func Run(ctx context.Context, n *node.Node, ref, id string, r Reads) (*Workload, error) {
 	w := &Workload{}
-	c, err := n.StartContainer(ctx, node.Snapshotter, ref, id, w,
-		"/probe", "load", r.Tree.String(), "/data", fmt.Sprint(r.Readers), r.Step.String())
+	c, err := n.StartContainer(ctx, node.Snapshotter, ref, id, w, r.argv()...)
 	if err != nil {
 		return nil, err
 	}
 	w.container = c
 	return w, w.await(ctx, "starts", func(known.Report) bool { return true })
+}
+
+// Beside starts another group of readers of the same kind, as a process of its
+// own in w's container.
+func (w *Workload) Beside(ctx context.Context, id string, r Reads) (*Workload, error) {
+	o := &Workload{}
+	c, err := w.container.Exec(ctx, id, o, r.argv()...)
+	if err != nil {
+		return nil, err
+	}
+	o.container = c
+	return o, o.await(ctx, "starts", func(known.Report) bool { return true })
 }
 
 // Write takes the readers' reports; it implements io.Writer.

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Container is a container that was started in the background.
@@ -58,6 +59,34 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 	}
 	c.PID = int(task.Pid())
 	return c, nil
+}
+
+// Exec starts argv beside the container's first process, as user root; what it
+// writes to its standard output goes to stdout. What is returned is as a container,
+// but has no life of its own: it ends with the container.
+func (c *Container) Exec(ctx context.Context, id string, stdout io.Writer, argv ...string) (*Container, error) {
+	ctx = namespaces.WithNamespace(ctx, c.node.Namespace())
+	client, err := c.node.Client()
+	if err != nil {
+		return nil, err
+	}
+	created, err := client.LoadContainer(ctx, c.ID)
+	if err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", c.ID, err)
+	}
+	task, err := created.Task(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", c.ID, err)
+	}
+	p, err := task.Exec(ctx, id, &specs.Process{Args: argv, Cwd: "/", NoNewPrivileges: true},
+		cio.NewCreator(cio.WithStreams(nil, stdout, io.Discard)))
+	if err == nil {
+		err = p.Start(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", c.ID, err)
+	}
+	return &Container{ID: id, PID: int(p.Pid()), node: c.node}, nil
 }
 
 // removeSnapshot removes what a container that could not be made has left.
