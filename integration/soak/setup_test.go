@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -49,12 +50,15 @@ func probe(t *testing.T) []byte {
 
 // load is eight processes that read in three containers.
 type load struct {
-	containers []*faults.Workload
-	processes  []*faults.Workload
+	containers []*faults.Workload // the first process of each
+	beside     []*faults.Workload // the others
+	warmUp     *faults.Workload
 }
 
-// processes is how many read in each container.
-var processes = []int{3, 3, 2}
+// inEach is how many processes read in each container.
+var inEach = []int{3, 3, 2}
+
+func (l *load) processes() []*faults.Workload { return slices.Concat(l.containers, l.beside) }
 
 // startLoad starts a container of each image, with processes that read a new
 // file each step. The last image is on the node as a whole before that.
@@ -69,7 +73,7 @@ func startLoad(t *testing.T, n *node.Node, refs []string, trees []known.Tree, st
 	if _, err := w.Finish(ctx); err != nil {
 		t.Fatal(err)
 	}
-	l := &load{containers: []*faults.Workload{w}}
+	l := &load{warmUp: w}
 	for i, ref := range refs {
 		// all processes of a container share its files, and have an order of their own
 		reads := faults.Reads{Tree: trees[i], Readers: 1, Step: step}
@@ -78,16 +82,15 @@ func startLoad(t *testing.T, n *node.Node, refs []string, trees []known.Tree, st
 			t.Fatal(err)
 		}
 		l.containers = append(l.containers, first)
-		l.processes = append(l.processes, first)
-		for p := 1; p < processes[i]; p++ {
+		for p := 1; p < inEach[i]; p++ {
 			w, err := first.Beside(ctx, fmt.Sprintf("load%d-%d", i, p), reads)
 			if err != nil {
 				t.Fatal(err)
 			}
-			l.processes = append(l.processes, w)
+			l.beside = append(l.beside, w)
 		}
 	}
-	for _, w := range l.processes {
+	for _, w := range l.processes() {
 		if err := w.Read(); err != nil {
 			t.Fatal(err)
 		}
@@ -98,7 +101,7 @@ func startLoad(t *testing.T, n *node.Node, refs []string, trees []known.Tree, st
 // report adds up what all have seen until now.
 func (l *load) report() known.Report {
 	sum := known.Report{Passed: true}
-	for _, w := range l.processes {
+	for _, w := range l.processes() {
 		sum = sum.Add(w.Report())
 	}
 	return sum
@@ -108,22 +111,17 @@ func (l *load) report() known.Report {
 func (l *load) finish(t *testing.T, limit time.Duration) {
 	t.Helper()
 	ctx := fixture.Context(t)
-	var all sync.WaitGroup
-	for _, w := range l.processes[1:] {
-		all.Go(func() {
-			if _, err := w.Finish(ctx); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	all.Wait()
-	// a container ends with its first process, and that ends last
-	for _, w := range l.processes {
-		if !w.Report().Passed {
-			if _, err := w.Finish(ctx); err != nil {
-				t.Error(err)
-			}
+	// a container ends with its first process, and the others with it
+	for _, group := range [][]*faults.Workload{l.beside, l.containers} {
+		var all sync.WaitGroup
+		for _, w := range group {
+			all.Go(func() {
+				if _, err := w.Finish(ctx); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		all.Wait()
 	}
 	r := l.report()
 	t.Logf("%d reads, %d failed, %d wrong, the longest took %v", r.Reads, r.Failed, r.Wrong, r.Longest.Round(time.Millisecond))
@@ -135,7 +133,7 @@ func (l *load) finish(t *testing.T, limit time.Duration) {
 // remove ends the containers.
 func (l *load) remove(t *testing.T) {
 	t.Helper()
-	for _, w := range l.containers {
+	for _, w := range append(l.containers, l.warmUp) {
 		if err := w.Remove(fixture.Context(t)); err != nil {
 			t.Error(err)
 		}
