@@ -10,7 +10,7 @@ MODULES  := . integration
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(PATH)
 
-.PHONY: all build install tools test unit race integration soak lint fmt fuzz bench microbench demo clean
+.PHONY: all build install tools test unit race integration matrix soak lint fmt fuzz bench microbench demo clean
 
 all: build
 
@@ -30,6 +30,9 @@ test: tools build ## everything: packages, data races, end to end
 
 unit race integration: tools build
 	script/test.sh $@
+
+matrix: tools build ## the fault matrix alone, written into docs/reliability.md
+	script/test.sh matrix
 
 soak: tools build ## kills, an outage and a quota under load, for minutes (docs/reliability.md)
 	script/test.sh soak

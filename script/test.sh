@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
+#   script/test.sh unit race integration | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
 #
 # All runs in process and mount namespaces of its own, so that nothing is left
 # running or mounted afterwards, however it ends. The tests mount file systems
@@ -33,6 +33,7 @@ step() {
 	race) # index and its formats work in one goroutine, and their tests are the slowest under the detector
 		go list ./... | grep -v /index | CGO_ENABLED=1 xargs go test -race -timeout 20m ;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
+	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	soak) go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}" ;;
 	bench) go -C integration run ./cmd/bench -out "$PWD/build/bench" "${@:2}" ;;
 	microbench) go test -run '^$' -bench "$2" -benchmem ./... ;;
@@ -48,7 +49,7 @@ inside() {
 	# shims put their sockets there; another containerd's stay out of the way
 	mkdir -p /run/containerd && mount -t tmpfs -o mode=711 tmpfs /run/containerd
 	case $1 in
-	soak | bench | microbench | demo) step "$@" ;;
+	matrix | soak | bench | microbench | demo) step "$@" ;;
 	*)
 		local failed=0 s
 		for s; do step "$s" || failed=1; done # all that fails is reported

@@ -16,6 +16,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/mica-snapshotter/mica/integration/known"
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
@@ -38,6 +39,9 @@ type Fault struct {
 	Reboots bool
 	// Whole: the image of column Idle is on the node to its last byte when the fault strikes.
 	Whole bool
+	// Expect is what readers of columns expect in place of what the images
+	// hold: for tests of the test.
+	Expect map[Column]known.Tree
 	// Senseless says of cells that there are none, and why.
 	Senseless map[Column]string
 }

@@ -1,16 +1,21 @@
 package faults_test
 
 import (
+	"context"
 	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mica-snapshotter/mica/integration/faults"
 	"github.com/mica-snapshotter/mica/integration/fixture"
+	"github.com/mica-snapshotter/mica/integration/known"
 	"github.com/mica-snapshotter/mica/integration/node"
+	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 var (
@@ -21,14 +26,39 @@ var (
 // atOnce is how many rows are made at the same time: they wait more than they work.
 const atOnce = 4
 
-// The fault matrix: no wrong bytes anywhere, no failed reads, none that takes longer than it may, and all
-// goes on by itself.
+// TestMatrix makes the fault matrix, after a look whether the engine would see what it is about.
 func TestMatrix(t *testing.T) {
-	ctx := fixture.Context(t)
 	r := fixture.Registry(t)
-	if err := faults.Push(ctx, r, smallProbe(t)); err != nil {
+	if err := faults.Push(fixture.Context(t), r, smallProbe(t)); err != nil {
 		t.Fatal(err)
 	}
+	t.Run("sees", func(t *testing.T) { sees(t, r) })
+	t.Run("matrix", func(t *testing.T) { matrix(t, r) })
+}
+
+// A row without a fault is good but for the cells whose readers expect other bytes than those of the image.
+func sees(t *testing.T, r *registry.Registry) {
+	other := known.Tree{Seed: 99, Files: 90, Size: 124 << 10}
+	row, err := faults.Try(fixture.Context(t), t.TempDir(), r, faults.Fault{
+		Name:   "nothing happens",
+		Strike: func(context.Context, *faults.Stage) error { return nil },
+		Expect: map[faults.Column]known.Tree{faults.Load: other, faults.Idle: other},
+	})
+	problems := row.Problems(err)
+	for _, want := range []string{"load: ", "idle: "} {
+		if !slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, want) && strings.Contains(p, "wrong bytes") }) {
+			t.Errorf("no wrong bytes in %s%q", want, problems)
+		}
+	}
+	if len(problems) != 2 {
+		t.Errorf("%d problems, want 2: %q", len(problems), problems)
+	}
+}
+
+// The fault matrix: no wrong bytes anywhere, no failed reads, none that takes longer than it may, and all
+// goes on by itself.
+func matrix(t *testing.T, r *registry.Registry) {
+	ctx := fixture.Context(t)
 	list := chosen(t, faults.Faults(upgrade(t)))
 	byName := map[string]faults.Row{}
 	faults.All(ctx, t.TempDir(), r, list, atOnce, func(row faults.Row, err error) {

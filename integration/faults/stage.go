@@ -100,6 +100,9 @@ func (s *Stage) ref(c Column) string { return reference(s.Host, c) }
 // reads says how the readers of a column read.
 func (s *Stage) reads(c Column) Reads {
 	r := Reads{Tree: trees[c], Readers: 3, Step: 80 * time.Millisecond}
+	if tree, ok := s.fault.Expect[c]; ok {
+		r.Tree = tree
+	}
 	if c == Fill {
 		r.Step = time.Second // the rest is the fill's to fetch
 	}

@@ -3,6 +3,7 @@ package soak_test
 import (
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -59,11 +60,8 @@ func largest(dir string, stop <-chan struct{}) int64 {
 	var most int64
 	for {
 		var sum int64
-		_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return nil // gone meanwhile
-			}
-			if info, err := d.Info(); err == nil {
+		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if info, statErr := os.Lstat(path); err == nil && statErr == nil { // else it is gone meanwhile
 				sum += info.Sys().(*syscall.Stat_t).Blocks * 512 // unit of st_blocks
 			}
 			return nil
