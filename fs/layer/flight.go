@@ -149,7 +149,7 @@ func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
 	if err == nil {
 		n, err = l.store.ReadAt(w.p, w.off)
 	}
-	if !l.unchanged() || l.evictions() != gone {
+	if !l.unchanged(w.off, w.end-w.off, gone) || l.evictions() != gone {
 		return l.fetchWanted(ctx, w) // it may have read a hole, or what somebody else has written
 	}
 	if n == len(w.p) {

@@ -19,6 +19,8 @@ type Doubting interface {
 	AllSure() bool
 	// Unchanged says that what Sure says holds for what was read just before.
 	Unchanged() bool
+	// Holds says that the n bytes from off on, read just before, were not lost on their way to the disk.
+	Holds(off, n int64, gone uint64) bool
 	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
 	Believe(i int, gone uint64)
 	// Repair writes the right bytes over wrong ones.
@@ -47,8 +49,10 @@ func (l *Layer) sure(off, end int64) error {
 	return nil
 }
 
-// unchanged says whether what was read just before from spans that were sure is right.
-func (l *Layer) unchanged() bool { return l.doubting == nil || l.doubting.Unchanged() }
+// unchanged says whether the n bytes from off on, read just before from spans that were sure, are right.
+func (l *Layer) unchanged(off, n int64, gone uint64) bool {
+	return l.doubting == nil || l.doubting.Unchanged() && l.doubting.Holds(off, n, gone)
+}
 
 // doubt compares a span with its digest, once for all who ask at a time.
 func (l *Layer) doubt(spans index.Spans, i int) error {

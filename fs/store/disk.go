@@ -40,6 +40,8 @@ type file interface {
 	// Seal marks the file, and Sealed says whether it is: see Layer.seal.
 	Seal() error
 	Sealed() (bool, error)
+	// NextHole returns where the first hole begins at off or behind it; the file's end is one.
+	NextHole(off int64) (int64, error)
 	// Stamp changes whenever somebody changes the file: its change time.
 	Stamp() (int64, error)
 	// DropCache drops the n bytes from off on from the page cache, as far as
@@ -123,6 +125,33 @@ func (f osFile) Sealed() (bool, error) {
 	}
 	return st.Mode()&fs.ModeSticky != 0, nil
 }
+
+func (f osFile) NextHole(off int64) (int64, error) {
+	q := seekers.Get().(*seeker)
+	defer seekers.Put(q)
+	q.off = off
+	err := f.raw.Control(q.run)
+	if err == nil {
+		err = q.err
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "seek hole", Path: f.Name(), Err: err}
+	}
+	return q.hole, nil
+}
+
+// seeker is one lseek(2), kept as a stamper is.
+type seeker struct {
+	off, hole int64
+	err       error
+	run       func(fd uintptr)
+}
+
+var seekers = sync.Pool{New: func() any {
+	q := &seeker{}
+	q.run = func(fd uintptr) { q.hole, q.err = unix.Seek(int(fd), q.off, unix.SEEK_HOLE) }
+	return q
+}}
 
 // Stamp may run while the file is closed, which a bare file descriptor could not: it can be another file's by then.
 func (f osFile) Stamp() (int64, error) {

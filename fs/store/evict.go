@@ -189,7 +189,7 @@ func (l *Layer) Empty() error {
 	l.present.restore(nil)
 	l.own.sure.restore(nil)
 	l.own.stamp.Store(0)
-	l.bytes, l.dirty = 0, false
+	l.bytes, l.dirty, l.unsaved = 0, false, nil
 	l.record.State = Lazy
 	l.markDurable(nil, 0)
 	l.evictions.Add(1)

@@ -131,6 +131,8 @@ func (l *Layer) flush() error {
 	// Every bit of the snapshot was set after its bytes were written, so the
 	// sync that follows covers them.
 	bits, bytes := l.present.snapshot(), l.bytes
+	written := l.unsaved
+	l.unsaved = nil
 	rec := l.record.clone()
 	l.mu.Unlock()
 
@@ -140,7 +142,11 @@ func (l *Layer) flush() error {
 		return err
 	}
 	l.pages.beginSync()
-	if err := f.Sync(); err != nil {
+	err = f.Sync()
+	if err == nil {
+		err = l.checkHoles(f, written)
+	}
+	if err != nil {
 		l.revert()
 		return err
 	}
@@ -163,6 +169,7 @@ func (l *Layer) flush() error {
 	}
 	l.mu.Lock()
 	l.markDurable(bits, bytes)
+	l.unsynced.Store(len(l.unsaved) > 0)
 	l.mu.Unlock()
 	if err := l.dropHeld(false); err != nil {
 		l.log.Warn("pages stay in the page cache", "err", err) // the layer is saved all the same
@@ -183,6 +190,9 @@ func (l *Layer) revert() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epoch++
+	l.unsaved = nil
+	l.unsynced.Store(false)
+	defer l.evictions.Add(1) // who reads what is not there any more reads again
 	l.present.restore(l.durable)
 	l.bytes = l.durableN
 	l.record.State = l.recorded

@@ -98,8 +98,29 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 	if err := in.finish(&rec); err != nil {
 		return nil, err
 	}
-	d := in.store.disk
-	to := in.store.layerDir(in.digest)
+	s := in.store
+	e := s.ref(in.digest)
+	e.mu.Lock()
+	for e.dead {
+		e.mu.Unlock()
+		if err := s.unref(in.digest, e); err != nil {
+			return nil, err
+		}
+		e = s.ref(in.digest)
+		e.mu.Lock()
+	}
+	l, err := in.place(e, rec.State)
+	e.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(err, s.unref(in.digest, e))
+	}
+	return l, nil
+}
+
+// place moves the draft to its place and opens it there. The caller holds e.mu, so that nobody removes it meanwhile and puts another
+// one there, which would be taken for what has come.
+func (in *Incoming) place(e *entry, state State) (*Layer, error) {
+	d, to := in.store.disk, in.store.layerDir(in.digest)
 	// A folder of that name has files in it, so the rename cannot replace it.
 	if err := d.Rename(in.dir, to); err != nil {
 		if ok, _ := in.store.exists(to); ok {
@@ -111,18 +132,22 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 	if err := d.SyncDir(filepath.Dir(to)); err != nil {
 		return nil, err
 	}
-	l, err := in.store.Layer(in.digest)
-	if err != nil {
-		return nil, err
+	if e.layer == nil {
+		l, err := loadLayer(in.store, e, in.digest)
+		if err != nil {
+			return nil, err
+		}
+		e.layer = l
 	}
-	if rec.State == Verified {
+	l := e.layer
+	if state == Verified {
 		// Somebody may mount it before the record on disk says that it is whole.
 		if err := l.seal(); err != nil {
-			return nil, errors.Join(err, l.Close())
+			return nil, err
 		}
 	}
-	if rec.State > Lazy {
-		l.arrived(rec.State)
+	if state > Lazy {
+		l.arrived(state)
 	}
 	return l, nil
 }
@@ -175,6 +200,8 @@ func (l *Layer) arrived(state State) {
 	l.Unchanged() // it is as it was written: from here on it is looked after
 	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
+	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size})
+	l.unsynced.Store(true)
 	l.present.fill()
 	l.own.sure.fill()
 	l.bytes = l.size

@@ -54,6 +54,7 @@ type Layer struct {
 	evictions atomic.Uint64
 	reads     reads
 	own       own
+	unsynced  atomic.Bool // something was written since the last sync of the device
 
 	// flushMu serialises what writes to the folder: the map, the record.
 	// It is held over disk writes, so readers and WriteSpan never take it.
@@ -64,8 +65,9 @@ type Layer struct {
 
 	mu       sync.Mutex // never held over disk access
 	record   Record
-	sealed   bool     // the kernel may read the device by itself: no span of it goes
-	bytes    int64    // of present spans
+	sealed   bool  // the kernel may read the device by itself: no span of it goes
+	bytes    int64 // of present spans
+	unsaved  []unsaved
 	dirty    bool     // something is present that the disk does not say
 	epoch    uint64   // counts the failed syncs of the device
 	durable  []uint64 // the spans whose bytes are durable
@@ -314,6 +316,8 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	fresh := l.present.add(i)
 	l.own.sure.add(i)
 	if fresh {
+		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data))})
+		l.unsynced.Store(true)
 		l.bytes += int64(len(data))
 		l.dirty = true
 	}
