@@ -26,8 +26,8 @@ type Row struct {
 
 // Try makes one row of the matrix. An error is one of the test itself: the fault
 // could not be made. The row is what there is until then.
-func Try(ctx context.Context, dir string, source *registry.Registry, f Fault) (_ Row, err error) {
-	row := Row{Fault: f, Cells: map[Column]Cell{}}
+func Try(ctx context.Context, dir string, source *registry.Registry, f Fault) (row Row, err error) {
+	row = Row{Fault: f, Cells: map[Column]Cell{}}
 	for c, why := range f.Senseless {
 		row.Cells[c] = Cell{Senseless: why}
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -17,6 +16,7 @@ import (
 // Workload is readers in a container.
 type Workload struct {
 	container *node.Container
+	last      words
 
 	mu     sync.Mutex
 	line   []byte // what was written after the last newline
@@ -39,7 +39,7 @@ func (r Reads) argv() []string {
 // Run starts a container of ref with readers that wait for Read or Finish.
 func Run(ctx context.Context, n *node.Node, ref, id string, r Reads) (*Workload, error) {
 	w := &Workload{}
-	c, err := n.StartContainer(ctx, node.Snapshotter, ref, id, w, r.argv()...)
+	c, err := n.StartContainer(ctx, node.Snapshotter, ref, id, w, &w.last, r.argv()...)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func Run(ctx context.Context, n *node.Node, ref, id string, r Reads) (*Workload,
 // own in w's container.
 func (w *Workload) Beside(ctx context.Context, id string, r Reads) (*Workload, error) {
 	o := &Workload{}
-	c, err := w.container.Exec(ctx, id, o, r.argv()...)
+	c, err := w.container.Exec(ctx, id, o, &o.last, r.argv()...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func (w *Workload) await(ctx context.Context, what string, done func(known.Repor
 			if r := w.Report(); w.seenAny() && done(r) {
 				return nil
 			}
-			return errors.New("the readers have died")
+			return fmt.Errorf("the readers have died: %q", w.last.String())
 		}
 		select {
 		case <-ctx.Done():
@@ -135,4 +135,26 @@ func (w *Workload) seenAny() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.seen > 0
+}
+
+// words are the first that were written: a Go program that dies says why before all else.
+type words struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+// Write implements io.Writer.
+func (w *words) Write(p []byte) (int, error) {
+	const enough = 600
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = append(w.buf, p[:min(len(p), enough-min(enough, len(w.buf)))]...)
+	return len(p), nil
+}
+
+// String is what was written.
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.buf)
 }

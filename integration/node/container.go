@@ -25,8 +25,9 @@ type Container struct {
 
 // StartContainer starts argv in a new container of an image that was pulled,
 // with the network of this machine. What it writes to its standard output goes
-// to stdout, whether containerd is there or not. Where it fails, nothing is left.
-func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, stdout io.Writer, argv ...string) (_ *Container, err error) {
+// to stdout, and to its standard error to stderr, whether containerd is there or
+// not. Where it fails, nothing is left.
+func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, stdout, stderr io.Writer, argv ...string) (_ *Container, err error) {
 	ctx = namespaces.WithNamespace(ctx, n.Namespace())
 	defer func() {
 		if err != nil {
@@ -50,7 +51,7 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 	if err != nil {
 		return nil, errors.Join(err, c.removeSnapshot(ctx, snapshotter))
 	}
-	task, err := created.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, stdout, io.Discard)))
+	task, err := created.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, stdout, stderr)))
 	if err != nil {
 		return nil, errors.Join(err, c.Remove(ctx))
 	}
@@ -62,9 +63,9 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 }
 
 // Exec starts argv beside the container's first process, as user root; what it
-// writes to its standard output goes to stdout. What is returned is as a container,
-// but has no life of its own: it ends with the container.
-func (c *Container) Exec(ctx context.Context, id string, stdout io.Writer, argv ...string) (*Container, error) {
+// writes goes to stdout and stderr. What is returned is as a container, but has no
+// life of its own: it ends with the container.
+func (c *Container) Exec(ctx context.Context, id string, stdout, stderr io.Writer, argv ...string) (*Container, error) {
 	ctx = namespaces.WithNamespace(ctx, c.node.Namespace())
 	client, err := c.node.Client()
 	if err != nil {
@@ -79,7 +80,7 @@ func (c *Container) Exec(ctx context.Context, id string, stdout io.Writer, argv 
 		return nil, fmt.Errorf("exec in %s: %w", c.ID, err)
 	}
 	p, err := task.Exec(ctx, id, &specs.Process{Args: argv, Cwd: "/", NoNewPrivileges: true},
-		cio.NewCreator(cio.WithStreams(nil, stdout, io.Discard)))
+		cio.NewCreator(cio.WithStreams(nil, stdout, stderr)))
 	if err == nil {
 		err = p.Start(ctx)
 	}
