@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -76,15 +77,26 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// unreadable makes the disk end where half of the layers' bytes begin, and has
-// the kernel forget them.
+// unreadable makes the disk end where the bytes of half of the layers begin,
+// and has the kernel forget what it has of them.
 func unreadable(ctx context.Context, s *Stage) error {
 	_ = s.Node.Disk().Sync() // tells of what failed before, too
 	var places []int64
+	var open []*os.File // before the disk ends: their folder may lie behind that
+	defer func() {
+		for _, f := range open {
+			f.Close()
+		}
+	}()
 	err := s.devices(func(path string, _ int64) error {
 		low, high, err := s.Node.Disk().Where(ctx, path)
-		if high > 0 {
-			places = append(places, (low+high)/2)
+		if err != nil || high == 0 {
+			return err
+		}
+		places = append(places, (low+high)/2)
+		f, err := os.Open(path)
+		if err == nil {
+			open = append(open, f)
 		}
 		return err
 	})
@@ -94,24 +106,16 @@ func unreadable(ctx context.Context, s *Stage) error {
 	if len(places) == 0 {
 		return errors.New("no layer has reached the disk")
 	}
-	limit := places[0]
-	for _, p := range places {
-		limit = min(limit, p)
-	}
-	if err := s.Node.Disk().Limit(limit); err != nil {
+	slices.Sort(places)
+	if err := s.Node.Disk().Limit(places[len(places)/2]); err != nil {
 		return err
 	}
-	return s.devices(func(path string, _ int64) error { return forget(path) })
-}
-
-// forget drops the kernel's copy of a file.
-func forget(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
+	for _, f := range open {
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
 	}
-	defer f.Close()
-	return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	return nil
 }
 
 // damaged does something to the files of all layers, while micad and readers use
