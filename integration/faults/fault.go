@@ -28,6 +28,8 @@ type Fault struct {
 	Strike func(ctx context.Context, s *Stage) error
 	Lift   func(ctx context.Context, s *Stage) error
 	Hold   time.Duration
+	// Calm is for how long micad fetches nothing in the background afterwards, by design.
+	Calm time.Duration
 	// Restore makes the fault while micad starts again, and lifts it; nil:
 	// micad is killed after Strike, and Lift follows Hold later.
 	Restore func(ctx context.Context, s *Stage) error

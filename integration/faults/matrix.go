@@ -1,6 +1,7 @@
 package faults
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ func Try(ctx context.Context, dir string, source *registry.Registry, f Fault) (r
 	for c, why := range f.Senseless {
 		row.Cells[c] = Cell{Senseless: why}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*f.limit())
+	ctx, cancel := context.WithTimeout(ctx, f.Calm+5*f.limit())
 	defer cancel()
 	s, err := newStage(ctx, dir, source, f)
 	if err != nil {
@@ -91,7 +92,7 @@ func (s *Stage) five(ctx context.Context) (map[Column]Cell, error) {
 	if s.fault.Reboots {
 		maps.Copy(s.past, s.loads)
 	}
-	finishing, done := context.WithTimeout(ctx, s.fault.limit()+grace)
+	finishing, done := context.WithTimeout(ctx, s.fault.Calm+s.fault.limit()+grace)
 	defer done()
 	var all sync.WaitGroup
 	for _, c := range []Column{Pull, Start, Load, Idle, Fill} {
@@ -207,6 +208,8 @@ func All(ctx context.Context, dir string, source *registry.Registry, list []Faul
 	slots := make(chan struct{}, atOnce)
 	var g sync.WaitGroup
 	var mu sync.Mutex
+	list = slices.Clone(list) // those that take longest first
+	slices.SortStableFunc(list, func(a, b Fault) int { return cmp.Compare(b.Hold+b.Calm, a.Hold+a.Calm) })
 	for i, f := range list {
 		slots <- struct{}{}
 		g.Go(func() {

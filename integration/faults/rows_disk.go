@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,13 +18,16 @@ import (
 // diskSize is the size of the disks that rows have of their own.
 const diskSize = 192 << 20
 
+// diskCalm is for how long micad leaves a disk alone that has failed (docs/config.md).
+const diskCalm = 30 * time.Second
+
 func ownDisk(o *node.Options) { o.Disk = diskSize }
 
 // diskFaults are the rows of disks and files that fail.
 func diskFaults() []Fault {
 	return []Fault{
 		{
-			Name: "disk full", Hold: outage, Options: ownDisk,
+			Name: "disk full", Hold: outage, Calm: diskCalm, Options: ownDisk,
 			Strike: func(_ context.Context, s *Stage) (err error) {
 				s.lift, err = s.Node.Disk().Fill()
 				return err
@@ -31,7 +35,7 @@ func diskFaults() []Fault {
 			Lift: func(_ context.Context, s *Stage) error { return s.lift() },
 		},
 		{
-			Name: "disk read errors", Hold: outage, Options: ownDisk,
+			Name: "disk read errors", Hold: outage, Calm: diskCalm, Options: ownDisk,
 			Strike: unreadable,
 			Lift:   func(_ context.Context, s *Stage) error { return s.Node.Disk().Limit(0) },
 		},
