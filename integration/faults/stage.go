@@ -133,7 +133,7 @@ func (s *Stage) log() string {
 	if err != nil {
 		return err.Error()
 	}
-	return string(b[max(0, len(b)-6000):])
+	return string(b[max(0, len(b)-30_000):])
 }
 
 // setUp brings all columns but Pull, Start and Restore into their situation.
