@@ -462,7 +462,7 @@ func TestForgedIndex(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
 			w.index(forge)
-			table := w.open(testDir(t), Auto)
+			table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, ReadDeadline: time.Second})
 			m, err := table.Mount(t.Context(), w.layer(0), nil)
 			if name == "diffID" {
 				if !errors.Is(err, ErrUnavailable) {
