@@ -296,6 +296,7 @@ func (l *Layer) Repair(off int64, data []byte) error {
 	}
 	if err == nil {
 		if err = f.Sync(); err != nil {
+			l.store.faults.note(err)
 			l.revert() // the kernel says it once: flush would not hear of it
 		}
 	}

@@ -147,6 +147,7 @@ func (l *Layer) flush() error {
 		err = l.checkHoles(f, written)
 	}
 	if err != nil {
+		l.store.faults.note(err)
 		l.revert()
 		return err
 	}

@@ -36,6 +36,7 @@ func (l *Layer) Holds(off, n int64, gone uint64) bool {
 		return false
 	}
 	l.log.Error("the disk has lost what was written: it is fetched again")
+	l.store.faults.note(unix.EIO)
 	l.revert()
 	return false
 }

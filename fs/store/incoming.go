@@ -203,7 +203,9 @@ func (l *Layer) arrived(state State) {
 	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size})
 	l.unsynced.Store(true)
 	l.present.fill()
-	l.own.sure.fill()
+	if !l.store.faults.lately() {
+		l.own.sure.fill()
+	}
 	l.bytes = l.size
 	l.record.State = max(l.record.State, state)
 	l.dirty = true

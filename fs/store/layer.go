@@ -264,7 +264,9 @@ func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return f.ReadAt(p, off)
+	n, err := f.ReadAt(p, off)
+	l.store.faults.note(err)
+	return n, err
 }
 
 // ErrCut is wrapped by errors about a device file that is shorter than the layer: see Length.
@@ -302,6 +304,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 		return err
 	}
 	if err := l.modify(f, write); err != nil {
+		l.store.faults.note(err)
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
 	// Before the span is published: whoever sees it sees that it is not durable.
@@ -314,7 +317,9 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	}
 	l.reads.touch(i, i+1)
 	fresh := l.present.add(i)
-	l.own.sure.add(i)
+	if !l.store.faults.lately() {
+		l.own.sure.add(i)
+	}
 	if fresh {
 		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data))})
 		l.unsynced.Store(true)

@@ -10,7 +10,8 @@ import (
 // that was tampered with, or that a faulty disk's repair has rewritten; it does not find what a disk changes silently, which
 // only reading against the digests does.
 type own struct {
-	sure *set // spans that this process wrote, or compared with their digests
+	sure   *set          // spans that this process wrote, or compared with their digests
+	faults atomic.Uint64 // the store's count of faults when they were
 
 	mu    sync.Mutex    // held while this process changes the file
 	seq   atomic.Uint64 // odd while it does
@@ -58,6 +59,9 @@ func (l *Layer) compareLocked(f file) bool {
 // Unchanged says whether the device is as this process left it, as far as that can be told while it is writing to it. If it
 // is not, no span is Sure any more, and Evictions has changed: what was read lately may be wrong.
 func (l *Layer) Unchanged() bool {
+	if l.afterFault() {
+		return false
+	}
 	f, err := l.device.get()
 	if err != nil {
 		return true // reads say so
@@ -78,17 +82,23 @@ func (l *Layer) Unchanged() bool {
 
 // Sure says whether span i, if it is Present, is known to hold the layer's bytes: this process wrote them, or somebody has called
 // Believe. Who reads a span that is not Sure compares it with its digest.
-func (l *Layer) Sure(i int) bool { return l.own.sure.has(i) }
+func (l *Layer) Sure(i int) bool {
+	l.afterFault()
+	return l.own.sure.has(i)
+}
 
 // AllSure says whether all spans are Sure.
-func (l *Layer) AllSure() bool { return l.own.sure.full() }
+func (l *Layer) AllSure() bool {
+	l.afterFault()
+	return l.own.sure.full()
+}
 
 // Believe makes span i Sure: it was read, and compared with its digest, after Evictions had returned gone and before
-// a call of Unchanged that returned true. It does nothing where there was an eviction since.
+// a call of Unchanged that returned true. It does nothing where there was an eviction since, or a fault of the disk lately.
 func (l *Layer) Believe(i int, gone uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if uint(i) < uint(l.own.sure.n) && l.evictions.Load() == gone {
+	if uint(i) < uint(l.own.sure.n) && l.evictions.Load() == gone && !l.store.faults.lately() {
 		l.own.sure.add(i)
 	}
 }

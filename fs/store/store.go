@@ -111,6 +111,8 @@ type Store struct {
 	hurry chan struct{} // a token: flushBytes are dirty
 	used  chan struct{} // a token: dropBytes can be dropped from the page cache
 
+	faults faults
+
 	mu         sync.Mutex
 	open       map[digest.Digest]*entry
 	dirty      map[*Layer]struct{}
