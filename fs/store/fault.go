@@ -30,7 +30,7 @@ func (f *faults) note(err error) {
 		return
 	}
 	now := time.Now().UnixNano()
-	if last := f.last.Swap(now); last == 0 || now-last > int64(faultTime) {
+	if last := f.last.Swap(now); last == 0 || now-last >= int64(faultTime) {
 		f.count.Add(1)
 	}
 }

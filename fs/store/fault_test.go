@@ -149,6 +149,45 @@ func TestFailedSync(t *testing.T) {
 	must(t, st.Close())
 }
 
+// TestDoubtAfterFault: after an error of the disk, of one layer, nothing that this process wrote or compared is sure, of
+// any layer, and nothing becomes so for a while. A disk that is full is no disk that fails.
+func TestDoubtAfterFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &failing{op: "write", base: deviceName, err: unix.ENOSPC}
+		st, _ := openFaulty(t, f)
+		a, b := newSample(1, 10), newSample(2, 10)
+		la, lb := a.mustCreate(t, st, Lazy), b.mustCreate(t, st, Lazy)
+		a.write(t, la, 1)
+		b.write(t, lb, 1)
+		f.on.Store(true)
+		_ = la.WriteSpan(2, a.starts[2], a.span(2))
+		if !la.Sure(1) || !lb.Sure(1) {
+			t.Error("a full disk makes spans doubtful")
+		}
+		f.err = unix.EIO
+		gone := lb.Evictions()
+		_ = la.WriteSpan(2, a.starts[2], a.span(2))
+		f.on.Store(false)
+		if lb.Unchanged() || lb.Evictions() == gone {
+			t.Error("a reader of another layer is not told")
+		}
+		b.write(t, lb, 2)
+		lb.Believe(1, lb.Evictions())
+		if la.Sure(1) || lb.Sure(1) || lb.Sure(2) || !lb.Present(1) {
+			t.Error("spans are believed after an error of the disk")
+		}
+		time.Sleep(faultTime)
+		lb.Believe(1, lb.Evictions())
+		b.write(t, lb, 3)
+		if la.Sure(1) || !lb.Sure(1) || lb.Sure(2) || !lb.Sure(3) {
+			t.Error("later, what was compared and written since is sure, and nothing else")
+		}
+		must(t, la.Close())
+		must(t, lb.Close())
+		must(t, st.Close())
+	})
+}
+
 // TestSyncFailsDuringWrite: a span whose bytes were written before a failing
 // sync, but which is published after it, is not published.
 func TestSyncFailsDuringWrite(t *testing.T) {
