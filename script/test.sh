@@ -31,7 +31,8 @@ step() {
 	case $1 in
 	unit) go test -timeout 10m ./... ;;
 	race) # index and its formats work in one goroutine, and their tests are the slowest under the detector
-		go list ./... | grep -v /index | CGO_ENABLED=1 xargs go test -race -timeout 20m ;;
+		# and a process with the detector waits a second at its end, which tests with many children pay for
+		go list ./... | grep -v /index | CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 xargs go test -race -timeout 20m ;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	soak) go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}" ;;

@@ -245,6 +245,8 @@ func TestWrongBytes(t *testing.T) {
 				wrong.Store(false)
 				f.mustRead(off-1, n+2)
 
+				f.wait()
+
 				// Wrong once: nobody notices.
 				first := true
 				at = f.s.spans[20].Blob + 100
