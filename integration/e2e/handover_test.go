@@ -65,8 +65,8 @@ func TestHandOver(t *testing.T) {
 			}
 			t.Logf("micad ended %d times", ends)
 			for i, err := range errs {
-				if err != nil || outs[i].String() != want {
-					t.Errorf("reader %d: %v\n%s\nwant\n%s", i, err, outs[i].String(), want)
+				if err != nil || outs[i].all.String() != want {
+					t.Errorf("reader %d: %v\n%s\nwant\n%s", i, err, outs[i].all.String(), want)
 				}
 			}
 			mustf(t, awaitRestored(ctx, n), "restore")
@@ -85,7 +85,7 @@ func TestHandOver(t *testing.T) {
 
 // begun is what a container prints. first is closed when it has printed something.
 type begun struct {
-	bytes.Buffer
+	all   bytes.Buffer // not embedded: its ReadFrom would go past Write
 	once  sync.Once
 	first chan struct{}
 }
@@ -93,7 +93,7 @@ type begun struct {
 // Write implements io.Writer.
 func (b *begun) Write(p []byte) (int, error) {
 	b.once.Do(func() { close(b.first) })
-	return b.Buffer.Write(p)
+	return b.all.Write(p)
 }
 
 // handOver ends micad in one way or another and waits for the next one.

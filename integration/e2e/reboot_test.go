@@ -24,7 +24,9 @@ func TestRebootWithoutRegistry(t *testing.T) {
 	ctx := fixture.Context(t)
 	r := fixture.Registry(t)
 	var refs []string
-	tree := func(i int) known.Tree { return known.Tree{Seed: uint64(100 + i), Files: 2 * rebootLayers, Size: 30 << 10} }
+	tree := func(i int) known.Tree {
+		return known.Tree{Seed: uint64(100 + i), Files: 2 * rebootLayers, Size: 30 << 10}
+	}
 	for i := range rebootImages {
 		img, err := images.Known(tree(i), "data", rebootLayers)
 		mustf(t, err, "image")
