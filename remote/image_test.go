@@ -205,8 +205,13 @@ func TestReferrers(t *testing.T) {
 						t.Errorf("found %s, want %s", got, tc.want)
 					}
 				}
-				if l := g.requests(""); !tc.fails && len(l) != tc.requests {
-					t.Errorf("requests %q, want %d", l, tc.requests)
+				// Where the API answers, the request for the tag is given up, before it was sent or after.
+				least := tc.requests
+				if tc.tag == nil || tc.name == "API with none" {
+					least--
+				}
+				if l := g.requests(""); !tc.fails && (len(l) < least || len(l) > tc.requests) {
+					t.Errorf("requests %q, want %d to %d", l, least, tc.requests)
 				}
 			})
 		})
