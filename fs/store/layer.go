@@ -366,70 +366,6 @@ func (l *Layer) Mark(state State) error {
 	return nil
 }
 
-// DiskUsage returns the bytes that the layer's files take on disk, holes left
-// out.
-func (l *Layer) DiskUsage() (int64, error) { return diskUsage(l.dir) }
-
-// DiskUsage returns the bytes that all layers take on disk, holes left out, with those on their way in.
-func (s *Store) DiskUsage() (int64, error) {
-	all, err := s.Layers()
-	if err != nil {
-		return 0, err
-	}
-	dirs := make([]string, 0, len(all))
-	for _, d := range all {
-		dirs = append(dirs, s.layerDir(d))
-	}
-	coming, err := os.ReadDir(s.dir + "/" + tmpName)
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range coming {
-		dirs = append(dirs, s.dir+"/"+tmpName+"/"+e.Name())
-	}
-	var total int64
-	for _, dir := range dirs {
-		n, err := diskUsage(dir)
-		if err != nil {
-			return 0, err
-		}
-		total += n
-	}
-	return total, nil
-}
-
-// LayerUsage is DiskUsage of one layer, which need not be usable.
-func (s *Store) LayerUsage(d digest.Digest) (int64, error) {
-	if err := d.Validate(); err != nil {
-		return 0, fmt.Errorf("usage of layer %q: %w", d, err)
-	}
-	return diskUsage(s.layerDir(d))
-}
-
-// diskUsage adds up what the files in a folder take; a folder that is gone takes nothing.
-func diskUsage(dir string) (int64, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	var total int64
-	for _, e := range entries {
-		var st unix.Stat_t
-		err := unix.Lstat(dir+"/"+e.Name(), &st)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		if err != nil {
-			return 0, &fs.PathError{Op: "lstat", Path: dir + "/" + e.Name(), Err: err}
-		}
-		total += st.Blocks * 512 // st_blocks counts 512 bytes whatever the file system's block
-	}
-	return total, nil
-}
-
 // Close gives up one opening of the layer. The last one makes durable what is
 // present and closes the files.
 func (l *Layer) Close() error { return l.store.unref(l.digest, l.entry) }
@@ -446,46 +382,4 @@ func (l *Layer) shut() error {
 	l.flushMu.Unlock()
 	l.store.forget(l)
 	return errors.Join(err, l.device.close(), l.direct.close(), l.windows.close())
-}
-
-// lazyFile is a file that is opened by its first use. Uses must have ended
-// when it is closed.
-type lazyFile struct {
-	f atomic.Pointer[file]
-
-	mu   sync.Mutex // held while the file is opened and closed
-	open func() (file, error)
-}
-
-func (z *lazyFile) get() (file, error) {
-	if f := z.f.Load(); f != nil {
-		return *f, nil
-	}
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	if f := z.f.Load(); f != nil {
-		return *f, nil
-	}
-	f, err := z.open()
-	if err != nil {
-		return nil, err
-	}
-	z.f.Store(&f)
-	return f, nil
-}
-
-func (z *lazyFile) close() error {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	f := z.f.Swap(nil)
-	if f == nil {
-		return nil
-	}
-	return (*f).Close()
-}
-
-// removedLocked makes a file that was not opened before stay closed: its name
-// can soon be another layer's.
-func (z *lazyFile) removedLocked() {
-	z.open = func() (file, error) { return nil, fmt.Errorf("layer was removed: %w", fs.ErrNotExist) }
 }
