@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -138,7 +139,7 @@ func (m *Mounter) readyLocked() (*child, error) {
 		return m.child, nil
 	}
 	cmd := exec.Command("/proc/self/exe", mountVerb)
-	cmd.Env = []string{"GOMAXPROCS=1"}
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	// What it waits for at our death it is to give up: our successor mounts by itself.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()

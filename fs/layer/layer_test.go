@@ -363,14 +363,21 @@ func TestWarmReadsCostNothing(t *testing.T) {
 	p := make([]byte, 4096)
 	f.mu.Lock() // a read that took it would hang
 	defer f.mu.Unlock()
-	if allocs := testing.AllocsPerRun(100, func() {
+	read := func() {
 		if err := f.ReadAt(t.Context(), p, off+100); err != nil {
 			t.Error(err)
 		}
 		if !f.present(off, off+n) {
 			t.Error("not present")
 		}
-	}); allocs > 0 {
+	}
+	// the whole process is counted: what else allocates just then, such as the
+	// end of another test's goroutines, is not in every try
+	allocs := testing.AllocsPerRun(100, read)
+	for range 9 {
+		allocs = min(allocs, testing.AllocsPerRun(100, read))
+	}
+	if allocs > 0 {
 		t.Errorf("%v allocations", allocs)
 	}
 }
