@@ -143,9 +143,9 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 }
 
 // Trees are fetched in ranges of treesRange to treesMost bytes, at most treesRequests at the same time: a
-// connection starts slowly, several together do not, and the data that follow find them fast.
+// connection starts slowly, with 14 KB, several together do not, and the data that follow find them fast.
 const (
-	treesRange    = 32 << 10
+	treesRange    = 14 << 10
 	treesMost     = 1 << 20
 	treesRequests = 8
 )
@@ -179,9 +179,11 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 	for off := int64(0); off < d.Size; off += size {
 		g.Go(func() error {
 			b := make([]byte, min(size, d.Size-off))
+			start := time.Now()
 			if err := blob.ReadAt(ctx, b, off); err != nil {
 				return err
 			}
+			p.t.budget.Answered(time.Since(start))
 			_, err := f.WriteAt(b, off)
 			return err
 		})

@@ -66,6 +66,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
 		Complete: func() { t.goes(v.complete) },
+		Waited:   func(off, end int64) { t.fetch.Near(v.digest, off, end) },
 		Log:      t.log,
 	}
 	if w := rec.Windows; w.Blob != "" {

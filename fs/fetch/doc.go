@@ -8,11 +8,12 @@
 //
 //	profile ──▶ Replay ──▶ runs in order of first access ─┐
 //	                                                      ├─▶ Layer.Fetch, so many at a time
-//	layers ───▶ Fill ────▶ what is missing, front to back ─┘
+//	layers ───▶ Fill ────▶ what is missing, front to back ─┤
+//	readers ──▶ Near ────▶ what follows where they waited ─┘
 //
-// Replays go before fills. What both have in common with demand (bytes in flight, decoders, who goes
+// Replays go before fills, and of these those near readers before the rest. What both have in common with demand (bytes in flight, decoders, who goes
 // first) is decided below, by the layers' Budget: while a reader waits, it starts no request
-// of a fill.
+// of the rest.
 //
 // # Concurrency
 //

@@ -90,7 +90,7 @@ func (f *fake) Fetch(ctx context.Context, off, n int64, prio layer.Priority) err
 		f.running--
 	}()
 	if f.log != nil {
-		kind := map[layer.Priority]string{layer.Replay: "replay", layer.Background: "fill"}[prio]
+		kind := map[layer.Priority]string{layer.Replay: "replay", layer.Near: "near", layer.Background: "fill"}[prio]
 		f.log.add(fmt.Sprintf("%s %s %d+%d", kind, f.name, off/block, n/block))
 	}
 	select {

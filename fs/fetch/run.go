@@ -71,6 +71,7 @@ type place struct {
 	off, end int64
 	replay   *Replay // nil: a fill
 	todo     *Range  // what is left of the replay's range
+	spot     *spot   // of a fill: where its range comes from; nil: it is the next in the layer
 }
 
 // job is one request.
@@ -157,6 +158,11 @@ func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool) *place {
 }
 
 func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
+	for _, p := range slices.Backward(s.spots) {
+		if usable(p.entry) {
+			return &place{entry: p.entry, prio: layer.Near, off: p.off, end: p.end, spot: p}
+		}
+	}
 	for _, e := range s.fills {
 		size := e.layer.Size()
 		if e.cursor >= size && e.filled == 0 {
@@ -192,12 +198,22 @@ func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *jo
 	case run.Size == 0 && p.replay != nil:
 		p.replay.advanceLocked(p.todo, p.end)
 		return nil
+	case p.spot != nil && run.Size == 0:
+		s.pastLocked(p.spot, p.end)
+		return nil
 	case run.Size == 0 && p.off == 0:
 		s.endFillLocked(e)
 		return nil
 	case run.Size == 0:
 		e.cursor = p.end
 		return nil
+	}
+	if p.spot != nil {
+		if end := e.underway(run.Off); end > run.Off {
+			e.users.Done()
+			s.pastLocked(p.spot, end)
+			return nil
+		}
 	}
 	j := &job{place: *p, run: run}
 	e.jobs[j] = struct{}{}
@@ -209,7 +225,11 @@ func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *jo
 		s.stats.ReplayRequests++
 		return j
 	}
-	e.cursor = run.Off + run.Size
+	if p.spot != nil {
+		s.pastLocked(p.spot, run.Off+run.Size)
+	} else {
+		e.cursor = run.Off + run.Size
+	}
 	e.filled++
 	s.running.fill++
 	s.stats.FillRequests++
@@ -289,6 +309,7 @@ func (s *Scheduler) failedLocked(e *entry, err error, now time.Time) {
 func (s *Scheduler) endFillLocked(e *entry) {
 	e.filling = false
 	s.fills = slices.DeleteFunc(s.fills, func(o *entry) bool { return o == e })
+	s.spots = slices.DeleteFunc(s.spots, func(p *spot) bool { return p.entry == e })
 }
 
 // dropLocked forgets what is still to be fetched of a layer.

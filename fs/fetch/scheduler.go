@@ -90,6 +90,7 @@ type Scheduler struct {
 	mu      sync.Mutex
 	layers  map[digest.Digest]*entry
 	fills   []*entry // in the order in which they came
+	spots   []*spot  // the latest last
 	replays []*Replay
 	running struct{ replay, fill int } // requests under way
 	ramp    int                        // how many a replay may have under way

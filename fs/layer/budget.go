@@ -21,6 +21,7 @@ const (
 	Demand     Priority = iota // a reader waits
 	Ahead                      // a reader is on its way to it
 	Replay                     // an earlier start of the image has read it
+	Near                       // a reader has waited for what lies before it
 	Background                 // nobody is known to want it
 	priorities
 )
@@ -42,6 +43,7 @@ type Budget struct {
 	pool     pool
 	spares   spares
 	pace     pace
+	lines    atomic.Int64 // parts of striped requests that are under way
 }
 
 // NewBudget returns a Budget of so many bytes for blob ranges in flight and for
@@ -63,6 +65,9 @@ func NewBudget(fetch, decode int64) *Budget {
 	b.windows.Store(fetch / 4)
 	return b
 }
+
+// Answered tells how long a small request to a registry took that was not a layer's: about a round trip.
+func (b *Budget) Answered(d time.Duration) { b.flow.answered(d, false) }
 
 // keep takes n bytes for a windows section; they are given back by keep of -n. It does not wait: false says that
 // there are not so many.
@@ -91,8 +96,8 @@ type grant struct {
 // admit waits until a request of n bytes may be sent.
 func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
 	g := &grant{budget: b}
-	if c.priority() == Background {
-		filled, err := b.flow.acquire(ctx, n)
+	if prio := c.priority(); prio >= Near {
+		filled, err := b.flow.acquire(ctx, n, prio)
 		if err != nil {
 			return nil, err
 		}

@@ -89,6 +89,9 @@ func (w *want) copySpan(s *index.Span, data []byte) {
 // fetch is ReadAt, or Fetch, for a range that the store does not have.
 func (l *Layer) fetch(ctx context.Context, w want) error {
 	if w.prio == Demand {
+		if l.o.Waited != nil {
+			l.o.Waited(w.off, w.end)
+		}
 		l.o.Budget.flow.hold()
 		defer l.o.Budget.flow.release()
 		l.counters.waits.Add(1)

@@ -41,8 +41,8 @@ const (
 // the time. Half is less than a round trip's bytes as a rule, so that no queue comes of it.
 const flowPatience = 250 * time.Millisecond
 
-// flow admits the requests of Background: none where a reader has begun to wait, and otherwise as many bytes as the
-// line can take without a queue.
+// flow admits the requests of Near and Background: as many bytes as the line can take without a queue, and none of Background
+// where a reader has begun to wait.
 type flow struct {
 	mu       sync.Mutex
 	window   int64 // bytes that may be under way
@@ -85,10 +85,14 @@ func (f *flow) release() {
 }
 
 // acquire waits until n more bytes may be asked for. filled says that these fill the window.
-func (f *flow) acquire(ctx context.Context, n int64) (filled bool, err error) {
-	t := &ticket{n: n, granted: make(chan struct{})}
+func (f *flow) acquire(ctx context.Context, n int64, prio Priority) (filled bool, err error) {
+	t := &ticket{n: n, claim: newClaim(prio), granted: make(chan struct{})}
 	f.mu.Lock()
-	f.queue = append(f.queue, t)
+	at := slices.IndexFunc(f.queue, func(o *ticket) bool { return o.claim.priority() > prio })
+	if at < 0 {
+		at = len(f.queue)
+	}
+	f.queue = slices.Insert(f.queue, at, t)
 	f.grantLocked()
 	f.mu.Unlock()
 	select {
@@ -126,6 +130,13 @@ func (f *flow) arrived(n int64) {
 	f.grantLocked()
 }
 
+// roundTrip returns how long the quickest answer took to begin, lately; 0: none has come yet.
+func (f *flow) roundTrip() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.base
+}
+
 func (f *flow) grant() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,7 +147,7 @@ func (f *flow) grantLocked() {
 	for len(f.queue) > 0 {
 		t := f.queue[0]
 		window := f.window
-		if f.waiting > 0 {
+		if f.waiting > 0 && t.claim.priority() > Near {
 			if time.Since(f.since) < f.patience {
 				return
 			}
@@ -146,7 +157,7 @@ func (f *flow) grantLocked() {
 			return
 		}
 		f.used += t.n
-		t.filled = f.waiting == 0 && f.used+t.n > window
+		t.filled = (f.waiting == 0 || t.claim.priority() <= Near) && f.used+t.n > window
 		f.queue = f.queue[1:]
 		close(t.granted)
 	}

@@ -20,7 +20,7 @@ func TestFlow(t *testing.T) {
 		ask := func(name string) context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				_, err := f.acquire(ctx, 3<<20)
+				_, err := f.acquire(ctx, 3<<20, Background)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {

@@ -14,7 +14,7 @@
 // no disk, and are served even where the disk is full.
 // The body of a request is cut into spans as it arrives: who reads the first does not wait for the last.
 //
-// What is fetched has a priority: Demand, Ahead (of readers that read on where they stopped), Replay, Background. Bytes in flight,
+// What is fetched has a priority: Demand, Ahead (of readers that read on where they stopped), Replay, Near, Background. Bytes in flight,
 // decoded bytes and decoders go to the more urgent first, and a reader takes over what waits with less
 // urgency. From the first fetch that is not Demand on, a layer's windows are here, all of them by one request.
 // Requests of readers that are slower than nearly all before them are sent a second time.
@@ -62,7 +62,10 @@ type Options struct {
 	// must neither block nor close the layer. A layer that is complete at New
 	// does not call it.
 	Complete func()
-	Log      *slog.Logger // nil: slog.Default()
+	// Waited is called for each read that has to wait, with the device bytes [off, end) that it wants. It must not
+	// block. May be nil.
+	Waited func(off, end int64)
+	Log    *slog.Logger // nil: slog.Default()
 }
 
 // Layer reads one layer's device. All methods may run in parallel, but Close.

@@ -50,13 +50,16 @@ func (c *counted) Read(p []byte) (int, error) {
 
 // openBlob begins to read a range of the blob. For filled see flow.answered.
 func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority, filled bool) (io.ReadCloser, error) {
-	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	one := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		start := time.Now()
 		body, err := l.open(ctx, l.o.Blob, off, n)
 		if err == nil {
 			l.o.Budget.flow.answered(time.Since(start), filled)
 		}
 		return body, err
+	}
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		return l.stripe(ctx, off, n, prio, one)
 	}
 	if prio == Demand && n <= maxHedged {
 		if r := l.race(ctx, byteRange{off, off + n}, open); r != nil {

@@ -26,7 +26,7 @@ func (b *Budget) request(prio Priority) int64 {
 	switch prio {
 	case Demand:
 		n = maxRequest
-	case Background:
+	case Near, Background:
 		n = b.flow.request()
 	}
 	return min(n, b.fetch.size)

@@ -38,7 +38,9 @@ func (l *Layer) windowsOf(r byteRange, try int) (w *arriving, lent *buffer, fetc
 
 func (l *Layer) fetchWindows(ctx context.Context, w *arriving) error {
 	_, _, err := w.receive(ctx, func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-		return l.open(ctx, l.o.Windows, off, n)
+		return l.stripe(ctx, off, n, Replay, func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+			return l.open(ctx, l.o.Windows, off, n)
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("windows: %w", err)

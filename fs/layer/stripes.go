@@ -1,0 +1,107 @@
+package layer
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+)
+
+// A connection that is new, or that nothing came over for a while, brings little more than 14 KB in its first round trip
+// and twice as much in each after it (RFC 6928, RFC 2861): a span takes five or six of them. So a request that
+// somebody waits for, or soon will, goes over several connections at once, so that the last byte comes within three; and
+// these are warm for the next.
+const (
+	// stripeSize is how many bytes go over one connection, where there are enough of them: what comes in three round trips.
+	stripeSize = 96 << 10
+	// stripesMost is how many connections one request takes.
+	stripesMost = 10
+	// stripesTotal is how many all striped requests take together; a reader's takes stripesLeast in any case.
+	stripesTotal = 32
+	stripesLeast = 4
+	// stripeRTT is the least round trip time at which this is worth the requests.
+	stripeRTT = 20 * time.Millisecond
+)
+
+// stripes returns over how many connections a request of n bytes goes.
+func (b *Budget) stripes(prio Priority, n int64) int64 {
+	if prio >= Near || b.flow.roundTrip() < stripeRTT {
+		return 1
+	}
+	k := min((n+stripeSize-1)/stripeSize, stripesMost)
+	free := stripesTotal - b.lines.Load()
+	if prio == Demand {
+		return min(k, max(free, stripesLeast))
+	}
+	return min(k, max(free/2, 1))
+}
+
+// striped is a range that comes in parts, all at the same time.
+type striped struct {
+	budget  *Budget
+	size    int64
+	cancel  context.CancelFunc
+	parts   []*arriving // those that are not read yet
+	pos     int64
+	running sync.WaitGroup
+	bufs    []*buffer
+}
+
+// stripe begins to read a range over several connections if that is worth it and there is memory for it.
+func (l *Layer) stripe(ctx context.Context, off, n int64, prio Priority, open opener) (io.ReadCloser, error) {
+	b := l.o.Budget
+	k := b.stripes(prio, n)
+	if k <= 1 || !b.fetch.try(n) {
+		return open(ctx, off, n)
+	}
+	size := (n + k - 1) / k
+	s := &striped{budget: b, size: n, pos: off}
+	ctx, s.cancel = context.WithCancel(ctx)
+	for from := off; from < off+n; from += size {
+		at := byteRange{from, min(from+size, off+n)}
+		a := newArriving(at, b.pool.get(at.size()))
+		s.parts, s.bufs = append(s.parts, a), append(s.bufs, a.buf)
+		b.lines.Add(1)
+		s.running.Go(func() {
+			defer b.lines.Add(-1)
+			_, _, _ = a.receive(ctx, open) // whoever reads the part is told
+		})
+	}
+	return s, nil
+}
+
+// Read implements io.Reader.
+func (s *striped) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(s.parts) > 0 {
+		a := s.parts[0]
+		if s.pos == a.at.to {
+			s.parts = s.parts[1:]
+			continue
+		}
+		upTo, more, err := a.state()
+		if upTo > s.pos {
+			n := copy(p, a.buf.b[s.pos-a.at.from:upTo-a.at.from])
+			s.pos += int64(n)
+			return n, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		<-more // soon after the end of ctx at the latest
+	}
+	return 0, io.EOF
+}
+
+// Close ends what has not come and waits for that.
+func (s *striped) Close() error {
+	s.cancel()
+	s.running.Wait()
+	for _, b := range s.bufs {
+		b.free()
+	}
+	s.budget.fetch.release(s.size)
+	return nil
+}
