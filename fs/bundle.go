@@ -62,6 +62,7 @@ func (p *pull) find() (*bundle, error) {
 		return nil, err
 	}
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
+	p.fetchEarly(refs, time.Since(start))
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
 		p.t.replay(p.key.ref, best)
 	}
@@ -151,7 +152,7 @@ const (
 )
 
 // connections is how many are made when a pull begins, for the trees and the first data after them.
-const connections = 20
+const connections = 28
 
 // fetchTrees fetches the trees blob into a file without a name.
 func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {

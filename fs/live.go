@@ -60,7 +60,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 		return nil, errors.Join(damaged(err), f.Close())
 	}
 	rec := s.Record()
-	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, refs: rec.Refs}
+	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, early: &t.early, refs: rec.Refs}
 	o := layer.Options{
 		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
 		Budget:   t.budget,

@@ -27,6 +27,7 @@ var (
 type origins struct {
 	client   *remote.Client
 	patience time.Duration // how long registries are asked that refuse; 0: layer.DefaultDeadline
+	early    *early
 
 	mu   sync.Mutex
 	refs []string // the latest last
@@ -115,15 +116,24 @@ func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 0 || n > s.size-off {
 		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
 	}
+	if n > 0 && s.origins.early.find(s.desc, s.off+off) != nil {
+		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, nil
+	}
+	return s.ask(ctx, s.off+off, n)
+}
+
+// ask asks the registries for n bytes from off on, in the blob.
+func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	blob, err := s.origins.blob(s.desc)
 	if err != nil {
 		return nil, err
 	}
-	return blob.Range(ctx, s.off+off, n)
+	return blob.Range(ctx, off, n)
 }
 
 // Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while.
 func (s *source) Suspect(off, n int64) {
+	s.origins.early.suspect(s.desc.Digest, s.off+off, n)
 	if blob, err := s.origins.blob(s.desc); err == nil { // else nobody sent them
 		blob.Suspect(s.off+off, n)
 	}

@@ -70,7 +70,7 @@ func TestOrigins(t *testing.T) {
 	}
 	defer client.Close()
 	from := func(patience time.Duration, names ...string) *source {
-		o := &origins{client: client, patience: patience}
+		o := &origins{client: client, patience: patience, early: &early{}}
 		for _, n := range names {
 			o.add(host + "/" + n + ":1")
 		}

@@ -83,6 +83,7 @@ type Table struct {
 	o       Options
 	log     *slog.Logger
 	store   *store.Store
+	early   early
 	cache   *cache
 	budget  *layer.Budget
 	memory  *fuse.Memory

@@ -156,8 +156,10 @@ type world struct {
 	layers   []digest.Digest // lowest first
 	diffIDs  []digest.Digest
 	blobs    [][]byte
-	broken   atomic.Bool  // the registry answers nothing
-	fetched  atomic.Int64 // bytes of layers' blobs that were sent
+	trees    []byte         // of the index, once it is pushed
+	indexed  artifact.Index // the same
+	broken   atomic.Bool    // the registry answers nothing
+	fetched  atomic.Int64   // bytes of layers' blobs that were sent
 }
 
 func newWorld(t *testing.T, blobs ...[]byte) *world {
@@ -262,6 +264,7 @@ func (w *world) index(forge func(*index.Draft)) {
 		w.t.Fatal(err)
 	}
 	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()), digest.FromBytes(windows.Bytes()), int64(windows.Len()))
+	w.trees, w.indexed = trees.Bytes(), x
 	for d, b := range map[*ocispec.Descriptor][]byte{&x.Trees: trees.Bytes(), &x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}")} {
 		if err := im.PushBlob(w.t.Context(), *d, bytes.NewReader(b)); err != nil {
 			w.t.Fatal(err)

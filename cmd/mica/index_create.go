@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -32,6 +33,8 @@ type indexCreate struct {
 	platforms []string
 	spanSize  string
 	span      int64 // spanSize in bytes
+	profiles  string
+	profile   *profile.Profile // of the file profiles; nil: there is none, or it is published
 	out       io.Writer
 	bars      *progress
 }
@@ -54,6 +57,7 @@ The image itself is not changed.`,
 	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
 	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
 	cmd.Flags().StringVar(&c.spanSize, "span-size", "1MiB", "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
+	cmd.Flags().StringVar(&c.profiles, "profile", "", "with --push: publish the profile in this file beside the index, as mica profile push does")
 	c.registry.add(cmd)
 	return cmd
 }
@@ -65,6 +69,16 @@ func (f *registryFlags) add(cmd *cobra.Command) {
 func (c *indexCreate) run(ctx context.Context, name string) error {
 	if !c.push && c.output == "" {
 		return errors.New("nowhere to put the index: give --push to store it beside the image, or -o FILE")
+	}
+	if c.profiles != "" {
+		if !c.push {
+			return errors.New("--profile publishes beside an index that is published: give --push")
+		}
+		p, err := readProfile(c.profiles)
+		if err != nil {
+			return err
+		}
+		c.profile = p
 	}
 	span, err := units.RAMInBytes(c.spanSize)
 	if err != nil {
@@ -86,6 +100,9 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 		if err := c.one(ctx, im, m); err != nil {
 			return err
 		}
+	}
+	if c.profile != nil {
+		return fmt.Errorf("--profile %s: it is of manifest %s, for which no index was made: it is not published", c.profiles, c.profile.Manifest)
 	}
 	return nil
 }
@@ -110,6 +127,12 @@ func (c *indexCreate) one(ctx context.Context, im image, m imageManifest) error 
 	if c.push {
 		if err := b.store(ctx, im, m.desc); err != nil {
 			return err
+		}
+		if p := c.profile; p != nil && p.Manifest == m.desc.Digest {
+			if err := pushProfile(ctx, c.out, im, m, p, true); err != nil {
+				return err
+			}
+			c.profile = nil
 		}
 	}
 	switch {

@@ -90,24 +90,29 @@ func inspect(ctx context.Context, registry *registryFlags, name, platform string
 }
 
 func inspectReferrer(ctx context.Context, im image, d ocispec.Descriptor) (*inspection, error) {
-	m, err := im.Manifest(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	x, err := artifact.Parse(m)
-	if err != nil {
-		return nil, err
-	}
-	trees, err := im.FetchBlob(ctx, x.Trees, maxTrees)
-	if err != nil {
-		return nil, err
-	}
-	b, err := index.OpenBundle(bytes.NewReader(trees), int64(len(trees)), index.Limits{})
+	x, b, err := fetchIndex(ctx, im, d)
 	if err != nil {
 		return nil, err
 	}
 	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size, Windows: x.Windows.Size}
 	return r, r.add(b)
+}
+
+// fetchIndex returns the index that a referrer describes, with its trees.
+func fetchIndex(ctx context.Context, im image, d ocispec.Descriptor) (x artifact.Index, b *index.Bundle, err error) {
+	m, err := im.Manifest(ctx, d)
+	if err != nil {
+		return x, nil, err
+	}
+	if x, err = artifact.Parse(m); err != nil {
+		return x, nil, err
+	}
+	trees, err := im.FetchBlob(ctx, x.Trees, maxTrees)
+	if err != nil {
+		return x, nil, err
+	}
+	b, err = index.OpenBundle(bytes.NewReader(trees), int64(len(trees)), index.Limits{})
+	return x, b, err
 }
 
 // inspectFile reads a file that index create -o has made: the trees blob, then the windows blob.

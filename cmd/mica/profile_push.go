@@ -12,6 +12,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
 func profilePushCommand() *cobra.Command {
@@ -77,6 +78,9 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err != nil {
 		return err
 	}
+	if err := addEarly(ctx, im, m, p, &a); err != nil {
+		return err
+	}
 	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
 		return err
 	}
@@ -89,6 +93,26 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
 		bytesText(int64(len(a.Content))))
 	return err
+}
+
+// addEarly adds to a profile where in the blobs its first ranges lie, if the image has an index, which tells it.
+func addEarly(ctx context.Context, im image, m imageManifest, p *profile.Profile, a *published.Artifact) error {
+	refs, err := im.Referrers(ctx, m.desc.Digest, artifact.Type)
+	if err != nil {
+		return err
+	}
+	if refs = artifact.Indexes(refs); len(refs) == 0 {
+		return nil
+	}
+	x, b, err := fetchIndex(ctx, im, refs[0])
+	if err != nil {
+		return err
+	}
+	ranges, err := published.First(p, b, x.Windows)
+	if err != nil {
+		return fmt.Errorf("index of %s: %w", im.Ref(), err)
+	}
+	return a.Early(ranges)
 }
 
 // fetchProfile returns the profile that an entry of the list of referrers stands for.

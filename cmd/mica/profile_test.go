@@ -1,8 +1,10 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -93,11 +95,7 @@ func TestProfileFiles(t *testing.T) {
 // layoutImage makes an OCI layout with an image of one layer, and returns the image's manifest.
 func layoutImage(t *testing.T, dir string) ocispec.Descriptor {
 	t.Helper()
-	put := func(mediaType string, v any) ocispec.Descriptor {
-		b, err := json.Marshal(v)
-		if err != nil {
-			t.Fatal(err)
-		}
+	store := func(mediaType string, b []byte) ocispec.Descriptor {
 		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 		name := filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded())
 		if err := os.WriteFile(name, b, 0o644); err != nil {
@@ -105,11 +103,23 @@ func layoutImage(t *testing.T, dir string) ocispec.Descriptor {
 		}
 		return d
 	}
+	put := func(mediaType string, v any) ocispec.Descriptor {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store(mediaType, b)
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	var content bytes.Buffer
+	w := tar.NewWriter(&content)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: 5}), second(w.Write([]byte("hello"))), w.Close()); err != nil {
+		t.Fatal(err)
+	}
 	config := put(ocispec.MediaTypeImageConfig, ocispec.Image{})
-	layer := put(ocispec.MediaTypeImageLayer, "layer")
+	layer := store(ocispec.MediaTypeImageLayer, content.Bytes())
 	m := put(ocispec.MediaTypeImageManifest, ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{layer},
 	})
@@ -128,6 +138,8 @@ func layoutImage(t *testing.T, dir string) ocispec.Descriptor {
 	}
 	return m
 }
+
+func second(_ int, err error) error { return err }
 
 func TestProfilePush(t *testing.T) {
 	root, dir := t.TempDir(), t.TempDir()
@@ -189,5 +201,54 @@ func TestProfilePush(t *testing.T) {
 		if out, err := tryMica(t, "profile", "push", dir, files); err == nil {
 			t.Errorf("%s was pushed: %s", name, out)
 		}
+	}
+}
+
+// TestIndexCreateProfile: index create publishes a profile too, which then says where its bytes lie.
+func TestIndexCreateProfile(t *testing.T) {
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "p.profile")
+	m := layoutImage(t, dir)
+	l, err := layout.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := l.Image("").Manifest(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var manifest ocispec.Manifest
+	if err := json.Unmarshal(b, &manifest); err != nil {
+		t.Fatal(err)
+	}
+	p := testProfile(m.Digest, 0)
+	p.Ranges[0].Layer = manifest.Layers[0].Digest
+	for _, c := range []struct {
+		manifest digest.Digest
+		push, ok bool
+	}{{m.Digest, false, false}, {digest.FromString("other"), true, false}, {m.Digest, true, true}} {
+		p.Manifest = c.manifest
+		if err := writeProfile(file, p); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"index", "create", "--profile", file, dir}
+		if c.push {
+			args = append(args, "--push")
+		}
+		if out, err := tryMica(t, args...); (err == nil) != c.ok {
+			t.Fatalf("of %s, pushed %v: %s, %v", c.manifest, c.push, out, err)
+		}
+	}
+	list, err := l.Image("").Referrers(t.Context(), m.Digest, published.ArtifactType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, ok := published.Newest(list)
+	if !ok {
+		t.Fatalf("nothing is published: %v", list)
+	}
+	ranges, err := published.EarlyRanges(d)
+	want := []published.BlobRange{{Blob: p.Ranges[0].Layer, BlobSize: manifest.Layers[0].Size, Size: manifest.Layers[0].Size}}
+	if err != nil || !reflect.DeepEqual(ranges, want) {
+		t.Errorf("early ranges are %v, %v; want %v", ranges, err, want)
 	}
 }

@@ -15,6 +15,10 @@ type Ranger interface {
 	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
+// Held is what a body may be as well whose bytes were asked for before it was opened: when it comes says nothing of
+// the way to the source.
+type Held interface{ Held() }
+
 // open begins to read a range of a source. One that cannot stream is read whole.
 func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
 	l.counters.requests.Add(1)
@@ -32,13 +36,15 @@ func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadClos
 		}
 		body = io.NopCloser(bytes.NewReader(p))
 	}
-	return &counted{body, &l.counters}, nil
+	_, held := body.(Held)
+	return &counted{body, &l.counters, held}, nil
 }
 
 // counted counts the bytes of a body.
 type counted struct {
 	io.ReadCloser
 	counters *counters
+	held     bool // see Held
 }
 
 // Read implements io.Reader.
@@ -53,7 +59,7 @@ func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority, fille
 	one := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		start := time.Now()
 		body, err := l.open(ctx, l.o.Blob, off, n)
-		if err == nil {
+		if c, ok := body.(*counted); ok && !c.held {
 			l.o.Budget.flow.answered(time.Since(start), filled)
 		}
 		return body, err

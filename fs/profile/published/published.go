@@ -3,7 +3,8 @@
 //
 // The artifact's manifest has one layer, the encoded profile (package profile), and an empty config. A profile of at
 // most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
-// referrers, so a reader of that list has the profile with it and needs no further request.
+// referrers, so a reader of that list has the profile with it and needs no further request. Another annotation says where in the
+// image's blobs the first of it lies, which so can be fetched while the index is still on its way.
 //
 // A newer profile does not replace an older one at the registry, it stands beside it: a reader takes Newest.
 package published
@@ -40,6 +41,7 @@ type Artifact struct {
 	Blob    ocispec.Descriptor // of Content
 	Content []byte
 	created time.Time
+	early   string
 }
 
 // New encodes a profile that was made at the given time.
@@ -58,6 +60,13 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 	}, nil
 }
 
+// Early adds what First returned: a reader of the list of referrers can begin with it before it has an index. Ranges that are
+// too many to be said are not.
+func (a *Artifact) Early(ranges []BlobRange) (err error) {
+	a.early, err = encodeEarly(ranges)
+	return err
+}
+
 // Manifest returns the artifact's manifest for the image manifest subject. Equal arguments give equal manifests.
 func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	m := ocispec.Manifest{
@@ -71,6 +80,9 @@ func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	}
 	if len(a.Content) <= MaxInline {
 		m.Annotations[annotationContent] = base64.StdEncoding.EncodeToString(a.Content)
+	}
+	if a.early != "" {
+		m.Annotations[annotationEarly] = a.early
 	}
 	return m
 }

@@ -1,0 +1,300 @@
+package fs
+
+import (
+	"context"
+	"io"
+
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+const (
+	// earlyBytes is how many bytes are kept for layers whose index is still on its way, of all pulls together.
+	earlyBytes = 2 * published.MaxEarly
+	// Requests at a time, and bytes of each. Where a round trip is long there are more of them, as a connection begins slowly;
+	// where it is short, each costs more than it gains.
+	earlyRequests, earlyPiece       = 4, 1 << 20
+	earlyFarRequests, earlyFarPiece = 16, 256 << 10
+	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
+	earlyFar  = 50 * time.Millisecond
+	earlyStep = 64 << 10 // after so many bytes readers are told
+	// earlyFor is how long they are asked for, and kept for nobody.
+	earlyFor = 15 * time.Second
+)
+
+// early is ranges of blobs that are fetched before there is an index: what a profile says that a start reads first. A
+// source takes from it what it has; who reads verifies that as all else.
+type early struct {
+	mu     sync.Mutex
+	taken  int64
+	pieces map[digest.Digest][]*piece
+}
+
+// piece is a range of a blob, on its way.
+type piece struct {
+	desc ocispec.Descriptor // the blob
+	off  int64
+	buf  []byte
+
+	mu   sync.Mutex
+	have int           // bytes that are here
+	read int           // bytes that were taken
+	over bool          // no more will come
+	more chan struct{} // closed, and replaced, when have or over changes
+}
+
+// fetchEarly begins to fetch what the newest profile among the referrers, which took so long to come, says that a start reads
+// first, as far as it is of this image.
+func (p *pull) fetchEarly(refs []ocispec.Descriptor, took time.Duration) {
+	d, ok := published.Newest(refs)
+	if !ok || p.t.o.Fetch.Fill == fetch.None {
+		return
+	}
+	ranges, err := published.EarlyRanges(d)
+	if err != nil {
+		p.t.log.Warn("first ranges of the profile from the registry are not usable", "ref", p.key.ref, "profile", d.Digest, "err", err)
+		return
+	}
+	blobs := p.earlyBlobs(refs)
+	ranges = slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })
+	requests, size := earlyRequests, int64(earlyPiece)
+	if took >= earlyFar {
+		requests, size = earlyFarRequests, earlyFarPiece
+	}
+	pieces := p.t.early.add(ranges, size)
+	if len(pieces) == 0 {
+		return
+	}
+	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.key.ref, "ranges", len(ranges), "requests", len(pieces))
+	p.t.goes(func(context.Context) {
+		defer p.t.early.drop(pieces...)
+		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
+		defer cancel()
+		p.t.early.fetch(ctx, p.image, pieces, requests)
+		<-ctx.Done()
+	})
+}
+
+// earlyBlobs returns the blobs of the image that are worth it: of layers that are not here, and of the index's windows.
+func (p *pull) earlyBlobs(refs []ocispec.Descriptor) (blobs []digest.Digest) {
+	if x := artifact.Indexes(refs); len(x) > 0 {
+		if x, ok, err := artifact.FromReferrer(x[0]); err == nil && ok {
+			blobs = append(blobs, x.Windows.Digest)
+		}
+	}
+	p.t.mu.Lock()
+	layers := slices.Clone(p.brought)
+	p.t.mu.Unlock()
+	for _, d := range layers {
+		if l, err := p.t.store.Layer(d); err == nil {
+			l.Close()
+			continue
+		}
+		blobs = append(blobs, d)
+	}
+	return blobs
+}
+
+// add makes room for ranges, in pieces of size bytes, as far as there is some and they are not here.
+func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.pieces == nil {
+		e.pieces = map[digest.Digest][]*piece{}
+	}
+	for _, r := range ranges {
+		for off := r.Off; off < r.Off+r.Size; off += size {
+			n := min(size, r.Off+r.Size-off)
+			if e.taken+n > earlyBytes {
+				return pieces
+			}
+			blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
+			if e.findLocked(blob, off) != nil {
+				continue
+			}
+			p := &piece{desc: blob, off: off, buf: make([]byte, n), more: make(chan struct{})}
+			e.taken += n
+			e.pieces[r.Blob] = append(e.pieces[r.Blob], p)
+			pieces = append(pieces, p)
+		}
+	}
+	return pieces
+}
+
+// fetch brings the pieces, in their order, so many at a time.
+func (e *early) fetch(ctx context.Context, image *remote.Image, pieces []*piece, requests int) {
+	var g errgroup.Group
+	g.SetLimit(requests)
+	for _, p := range pieces {
+		g.Go(func() error {
+			if err := p.fetch(ctx, image); err != nil {
+				e.drop(p) // those who read it ask themselves
+				p.advance(0)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // of nil
+}
+
+// find returns the piece that holds a byte of a blob; nil: there is none. Those of a profile that gives the blob another size do
+// not count: they may never come.
+func (e *early) find(blob ocispec.Descriptor, off int64) *piece {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.findLocked(blob, off)
+}
+
+func (e *early) findLocked(blob ocispec.Descriptor, off int64) *piece {
+	for _, p := range e.pieces[blob.Digest] {
+		if p.desc.Size == blob.Size && p.off <= off && off < p.off+int64(len(p.buf)) {
+			return p
+		}
+	}
+	return nil
+}
+
+// drop forgets pieces. Who reads one goes on.
+func (e *early) drop(pieces ...*piece) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range pieces {
+		list := e.pieces[p.desc.Digest]
+		i := slices.Index(list, p)
+		if i < 0 {
+			continue
+		}
+		e.taken -= int64(len(p.buf))
+		if list = slices.Delete(list, i, i+1); len(list) == 0 {
+			delete(e.pieces, p.desc.Digest)
+		} else {
+			e.pieces[p.desc.Digest] = list
+		}
+	}
+}
+
+// suspect drops what holds any of the n bytes from off on, which were wrong.
+func (e *early) suspect(blob digest.Digest, off, n int64) {
+	e.mu.Lock()
+	list := slices.Clone(e.pieces[blob])
+	e.mu.Unlock()
+	for _, p := range list {
+		if p.off < off+n && off < p.off+int64(len(p.buf)) {
+			e.drop(p)
+		}
+	}
+}
+
+func (p *piece) fetch(ctx context.Context, image *remote.Image) error {
+	body, err := image.Blob(p.desc).Range(ctx, p.off, int64(len(p.buf)))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for b := p.buf; len(b) > 0; {
+		n, err := io.ReadFull(body, b[:min(earlyStep, len(b))])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+		p.advance(n)
+	}
+	return nil
+}
+
+// advance notes that n more bytes are here; 0: no more will come.
+func (p *piece) advance(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.have += n
+	p.over = n == 0
+	close(p.more)
+	p.more = make(chan struct{})
+}
+
+// take waits for bytes from off on and copies them. 0 says that none will come; an error is of ctx. last says that all
+// of the piece have been taken, by somebody.
+func (p *piece) take(ctx context.Context, b []byte, off int64) (n int, last bool, err error) {
+	for {
+		p.mu.Lock()
+		if n = copy(b, p.buf[min(off-p.off, int64(p.have)):p.have]); n > 0 || p.over {
+			p.read += n
+			last = p.read >= len(p.buf)
+			p.mu.Unlock()
+			return n, last, nil
+		}
+		more := p.more
+		p.mu.Unlock()
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return 0, false, context.Cause(ctx)
+		}
+	}
+}
+
+// earlyBody is a range of a blob of which the beginning, at least, was asked for before.
+type earlyBody struct {
+	s        *source
+	ctx      context.Context
+	off, end int64         // in the blob
+	rest     io.ReadCloser // what was not; nil: not reached
+}
+
+var _ layer.Held = (*earlyBody)(nil)
+
+// Held implements layer.Held.
+func (b *earlyBody) Held() {}
+
+// Read implements io.Reader.
+func (b *earlyBody) Read(p []byte) (int, error) {
+	if b.off == b.end {
+		return 0, io.EOF
+	}
+	p = p[:min(int64(len(p)), b.end-b.off)]
+	early := b.s.origins.early
+	for b.rest == nil && len(p) > 0 {
+		piece := early.find(b.s.desc, b.off)
+		if piece == nil {
+			rest, err := b.s.ask(b.ctx, b.off, b.end-b.off)
+			if err != nil {
+				return 0, err
+			}
+			b.rest = rest
+			break
+		}
+		n, last, err := piece.take(b.ctx, p, b.off)
+		if last {
+			early.drop(piece)
+		}
+		if n > 0 || err != nil {
+			b.off += int64(n)
+			return n, err
+		}
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := b.rest.Read(p)
+	b.off += int64(n)
+	return n, err
+}
+
+// Close implements io.Closer.
+func (b *earlyBody) Close() error {
+	if b.rest != nil {
+		return b.rest.Close()
+	}
+	return nil
+}

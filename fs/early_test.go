@@ -1,0 +1,200 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"net/http"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/remote"
+)
+
+// publish pushes a profile of an image that has an index. change is given its first ranges.
+func (w *world) publish(p *profile.Profile, change func([]published.BlobRange) []published.BlobRange) {
+	w.t.Helper()
+	a, err := published.New(p, time.Now())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b, err := index.OpenBundle(bytes.NewReader(w.trees), int64(len(w.trees)), index.Limits{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ranges, err := published.First(p, b, w.indexed.Windows)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := a.Early(change(ranges)); err != nil {
+		w.t.Fatal(err)
+	}
+	im, err := w.client().Image(w.ref)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := im.PushBlob(w.t.Context(), a.Blob, bytes.NewReader(a.Content)); err != nil {
+		w.t.Fatal(err)
+	}
+	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest, Size: 1}
+	if _, err := im.PushReferrer(w.t.Context(), subject, a.Manifest(subject)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestEarly: what a published profile says that a start reads first is fetched with the index, once, and whatever else it says
+// harms nobody.
+func TestEarly(t *testing.T) {
+	stranger := digest.FromString("another image's layer")
+	for name, change := range map[string]func([]published.BlobRange) []published.BlobRange{
+		"right": func(r []published.BlobRange) []published.BlobRange { return r },
+		"of another image": func(r []published.BlobRange) []published.BlobRange {
+			return append(r, published.BlobRange{Blob: stranger, BlobSize: 1 << 30, Off: 0, Size: 1 << 20})
+		},
+		"of another size": func(r []published.BlobRange) []published.BlobRange {
+			for i := range r {
+				r[i].BlobSize += 4096
+			}
+			return r
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, twoLayers(t)...)
+			w.index(nil)
+			p := &profile.Profile{Manifest: w.manifest, Runs: 1}
+			for _, l := range w.layers {
+				p.Ranges = append(p.Ranges, profile.Range{Layer: l, Size: 2 << 20, Runs: 1})
+			}
+			w.publish(p, change)
+			w.fetched.Store(0)
+			table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.Profile}})
+			dirs := w.mountAll(table)
+			eventually(t, "the profile was replayed", func() bool {
+				all := table.Replays()
+				return len(all) == 1 && all[0].Finished && all[0].Brought > 0
+			})
+			if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
+				t.Errorf("wrong content:\n%s", got)
+			}
+			if name == "of another size" {
+				return // it is asked for in vain
+			}
+			var size int64
+			for _, b := range w.blobs {
+				size += int64(len(b))
+			}
+			if got := w.fetched.Load(); got > size {
+				t.Errorf("fetched %d bytes of layers of %d", got, size)
+			}
+			eventually(t, "what was taken is dropped", func() bool {
+				table.early.mu.Lock()
+				defer table.early.mu.Unlock()
+				return table.early.taken == 0 && len(table.early.pieces) == 0
+			})
+		})
+	}
+}
+
+// TestEarlySource: a source takes what was fetched early, asks for the rest, and asks for all where that is wrong or does
+// not come.
+func TestEarlySource(t *testing.T) {
+	blob := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
+	var broken atomic.Bool
+	host, asked := repositories(t, map[string]http.HandlerFunc{"image": func(rw http.ResponseWriter, r *http.Request) {
+		if broken.Load() {
+			rw.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		serves(blob)(rw, r)
+	}})
+	client, err := remote.New(remote.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	image, err := client.Image(host + "/image:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &early{}
+	o := &origins{client: client, early: e}
+	o.add(host + "/image:1")
+	d := digest.FromBytes(blob)
+	const windows = 64 // the source begins there in the blob
+	s := newSource(o, d, int64(len(blob)), windows, int64(len(blob))-windows)
+	read := func(off, n int64, requests int64) {
+		t.Helper()
+		before := asked("image")
+		body, err := s.Range(t.Context(), off, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		got, err := io.ReadAll(body)
+		if err != nil || !bytes.Equal(got, blob[windows+off:windows+off+n]) {
+			t.Errorf("read [%d, +%d): %d bytes, %v", off, n, len(got), err)
+		}
+		if more := asked("image") - before; more != requests {
+			t.Errorf("read [%d, +%d): %d requests, want %d", off, n, more, requests)
+		}
+	}
+	ranges := []published.BlobRange{{Blob: d, BlobSize: int64(len(blob)), Off: 1064, Size: 100_000}}
+	pieces := e.add(ranges, 30_000)
+	if len(pieces) != 4 || len(e.add(ranges, 30_000)) != 0 {
+		t.Errorf("%d pieces", len(pieces))
+	}
+	e.fetch(t.Context(), image, pieces, 2)
+	read(1000, 40_000, 0)
+	read(60_000, 60_000, 1) // all that is there, and more
+	read(0, 2000, 1)        // begins before it
+	read(41_000, 19_000, 0) // what was left
+	read(1000, 100_000, 1)  // it was taken
+	if e.taken != 0 {
+		t.Errorf("%d bytes are left", e.taken)
+	}
+
+	pieces = e.add(ranges, 30_000)
+	copy(pieces[1].buf, "wrong")
+	e.fetch(t.Context(), image, pieces, 2)
+	pieces[1].buf[7] ^= 1
+	s.Suspect(40_000, 5)
+	read(31_000, 20_000, 1)
+	e.drop(pieces...)
+
+	broken.Store(true)
+	pieces = e.add(ranges, 30_000)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.fetch(ctx, image, pieces, 2)
+	}()
+	body, err := s.Range(t.Context(), 1000, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	<-done
+	broken.Store(false)
+	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, blob[1064:1164]) {
+		t.Errorf("after early requests failed: %q, %v", got, err)
+	}
+	if e.taken != 0 {
+		t.Errorf("%d bytes of requests that failed are left", e.taken)
+	}
+	if got := e.add([]published.BlobRange{{Blob: d, BlobSize: 1 << 40, Size: 10 * earlyBytes}}, 1<<20); int64(len(got))<<20 != earlyBytes {
+		t.Errorf("%d MiB are kept", len(got))
+	}
+}

@@ -1,0 +1,204 @@
+package published
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// annotationEarly holds the early ranges as JSON; see docs/profile-format.md.
+const annotationEarly = "dev.mica.profile.early.v1"
+
+// Bounds of the early ranges: their bytes, their number, the blobs that they lie in, and the characters of the annotation.
+const (
+	MaxEarly       = 8 << 20
+	maxEarlyRanges = 64
+	maxEarlyBlobs  = 32
+	maxEarlyText   = 8 << 10
+)
+
+// Near ranges of a blob are made one of up to earlyRange bytes, if no more than earlyGap lies between them.
+const (
+	earlyRange = 1 << 20
+	earlyGap   = 64 << 10
+)
+
+// BlobRange is a range of a blob, bytes.
+type BlobRange struct {
+	Blob      digest.Digest
+	BlobSize  int64
+	Off, Size int64
+}
+
+// earlyText is the JSON. A range is the blob's number, offset and size.
+type earlyText struct {
+	Blobs  []earlyBlob `json:"blobs"`
+	Ranges [][3]int64  `json:"ranges"`
+}
+
+type earlyBlob struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+}
+
+// First returns where in the image's blobs that lies which a start of it reads first, of at most MaxEarly bytes: what can be
+// fetched before the index is here, which tells it for all the rest. windows is the index's blob of windows.
+func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
+	f := first{windows: windows, layers: map[digest.Digest]*firstLayer{}}
+	for _, l := range b.Layers() {
+		f.layers[l.Layer] = &firstLayer{BundleLayer: l, bundle: b}
+	}
+	for _, r := range p.Ranges {
+		if l := f.layers[r.Layer]; l != nil {
+			if more, err := f.add(l, r); !more {
+				return f.ranges, err
+			}
+		}
+	}
+	return f.ranges, nil
+}
+
+// first is the work of First.
+type first struct {
+	windows ocispec.Descriptor
+	layers  map[digest.Digest]*firstLayer
+	ranges  []BlobRange
+	bytes   int64
+}
+
+type firstLayer struct {
+	index.BundleLayer
+	bundle *index.Bundle
+	spans  index.Spans // nil: nothing of the layer was added yet
+	taken  map[int]bool
+}
+
+// add adds the spans that hold a range; more says that there is room for further ones.
+func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
+	if l.spans == nil {
+		if l.spans, err = spans(l); err != nil {
+			return false, err
+		}
+		l.taken = map[int]bool{}
+		// All windows of a layer come with its first data.
+		if l.Windows.Size > 0 && l.Windows.Size <= earlyRange && !f.put(BlobRange{f.windows.Digest, f.windows.Size, l.Windows.Off, l.Windows.Size}) {
+			return false, nil
+		}
+	}
+	for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.End(); i++ {
+		if l.taken[i] {
+			continue
+		}
+		l.taken[i] = true
+		if s := &l.spans[i]; !f.put(BlobRange{l.Layer, l.LayerSize, s.Blob, s.BlobSize}) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// put adds a range, to one that ends before it if there is one; false: there is no room.
+func (f *first) put(g BlobRange) bool {
+	for i := range f.ranges {
+		o := &f.ranges[i]
+		end := g.Off + g.Size
+		if o.Blob == g.Blob && g.Off >= o.Off && g.Off <= o.Off+o.Size+earlyGap && end-o.Off <= earlyRange {
+			more := max(end-o.Off-o.Size, 0)
+			if f.bytes+more > MaxEarly {
+				return false
+			}
+			f.bytes += more
+			o.Size += more
+			return true
+		}
+	}
+	if f.bytes+g.Size > MaxEarly || len(f.ranges) == maxEarlyRanges {
+		return false
+	}
+	f.bytes += g.Size
+	f.ranges = append(f.ranges, g)
+	return true
+}
+
+func spans(l *firstLayer) (index.Spans, error) {
+	var file bytes.Buffer
+	if err := l.bundle.Extract(l.Layer, &file); err != nil {
+		return nil, err
+	}
+	x, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	if err != nil {
+		return nil, err
+	}
+	return x.Spans()
+}
+
+// encodeEarly returns the annotation; "" where there is nothing to say, or too much.
+func encodeEarly(ranges []BlobRange) (string, error) {
+	var t earlyText
+	number := map[digest.Digest]int64{}
+	for _, r := range ranges {
+		n, ok := number[r.Blob]
+		if !ok {
+			n = int64(len(t.Blobs))
+			number[r.Blob] = n
+			t.Blobs = append(t.Blobs, earlyBlob{r.Blob, r.BlobSize})
+		}
+		t.Ranges = append(t.Ranges, [3]int64{n, r.Off, r.Size})
+	}
+	if len(t.Ranges) == 0 || len(t.Ranges) > maxEarlyRanges || len(t.Blobs) > maxEarlyBlobs {
+		return "", nil
+	}
+	b, err := json.Marshal(t)
+	if err != nil || len(b) > maxEarlyText {
+		return "", err
+	}
+	return string(b), nil
+}
+
+// EarlyRanges returns what an entry of a list of referrers says of the ranges that a start reads first, in that order and of at
+// most MaxEarly bytes; none if it says nothing. Whether these are blobs of the image the caller has to see.
+func EarlyRanges(d ocispec.Descriptor) ([]BlobRange, error) {
+	text := d.Annotations[annotationEarly]
+	if text == "" {
+		return nil, nil
+	}
+	wrong := func(format string, args ...any) ([]BlobRange, error) {
+		return nil, fmt.Errorf("annotation %s of %s: "+format, append([]any{annotationEarly, d.Digest}, args...)...)
+	}
+	if len(text) > maxEarlyText {
+		return wrong("%d characters, at most %d wanted", len(text), maxEarlyText)
+	}
+	var t earlyText
+	if err := json.Unmarshal([]byte(text), &t); err != nil {
+		return wrong("%w", err)
+	}
+	if len(t.Ranges) > maxEarlyRanges || len(t.Blobs) > maxEarlyBlobs {
+		return wrong("%d ranges of %d blobs, at most %d of %d wanted", len(t.Ranges), len(t.Blobs), maxEarlyRanges, maxEarlyBlobs)
+	}
+	for _, b := range t.Blobs {
+		if err := b.Digest.Validate(); err != nil {
+			return wrong("blob %q: %w", b.Digest, err)
+		}
+	}
+	var ranges []BlobRange
+	var bytes int64
+	for _, r := range t.Ranges {
+		n, off, size := r[0], r[1], r[2]
+		if n < 0 || n >= int64(len(t.Blobs)) {
+			return wrong("range of blob %d of %d", n, len(t.Blobs))
+		}
+		b := t.Blobs[n]
+		if off < 0 || size <= 0 || size > MaxEarly-bytes || off > b.Size || size > b.Size-off {
+			return wrong("range [%d, +%d) of a blob of %d bytes", off, size, b.Size)
+		}
+		bytes += size
+		ranges = append(ranges, BlobRange{b.Digest, b.Size, off, size})
+	}
+	return ranges, nil
+}

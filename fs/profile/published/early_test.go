@@ -1,0 +1,88 @@
+package published
+
+import (
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+var blobA, blobB = digest.FromString("a"), digest.FromString("b")
+
+func referrer(t testing.TB, ranges []BlobRange) ocispec.Descriptor {
+	t.Helper()
+	a, err := New(profileOf(3), made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Early(ranges); err != nil {
+		t.Fatal(err)
+	}
+	return ocispec.Descriptor{Digest: subject.Digest, Annotations: a.Manifest(subject).Annotations}
+}
+
+func TestEarlyRoundTrip(t *testing.T) {
+	want := []BlobRange{{blobA, 1000, 0, 10}, {blobB, 1 << 40, 1<<40 - 7, 7}, {blobA, 1000, 500, 500}}
+	got, err := EarlyRanges(referrer(t, want))
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	for name, ranges := range map[string][]BlobRange{"none": nil, "too many": make([]BlobRange, maxEarlyRanges+1)} {
+		if d := referrer(t, ranges); d.Annotations[annotationEarly] != "" {
+			t.Errorf("%s: says %q", name, d.Annotations[annotationEarly])
+		}
+	}
+	if got, err := EarlyRanges(ocispec.Descriptor{}); len(got) != 0 || err != nil {
+		t.Errorf("without the annotation: %v, %v", got, err)
+	}
+}
+
+func TestEarlyForeign(t *testing.T) {
+	a, b := `{"digest":"`+blobA.String()+`","size":100}`, `{"digest":"`+blobB.String()+`","size":1099511627776}`
+	for name, text := range map[string]string{
+		"no JSON":           "{",
+		"too long":          strings.Repeat(" ", maxEarlyText) + "{}",
+		"no digest":         `{"blobs":[{"digest":"sha256:1","size":1}],"ranges":[]}`,
+		"other blob":        `{"blobs":[` + a + `],"ranges":[[1,0,1]]}`,
+		"negative blob":     `{"blobs":[` + a + `],"ranges":[[-1,0,1]]}`,
+		"negative offset":   `{"blobs":[` + a + `],"ranges":[[0,-1,1]]}`,
+		"no bytes":          `{"blobs":[` + a + `],"ranges":[[0,0,0]]}`,
+		"behind the end":    `{"blobs":[` + a + `],"ranges":[[0,99,2]]}`,
+		"far behind it":     `{"blobs":[` + a + `],"ranges":[[0,9223372036854775807,1]]}`,
+		"too many bytes":    `{"blobs":[` + b + `],"ranges":[[0,0,8388608],[0,0,1]]}`,
+		"many bytes in one": `{"blobs":[` + b + `],"ranges":[[0,0,8388609]]}`,
+		"too many ranges":   `{"blobs":[` + a + `],"ranges":[` + strings.Repeat("[0,0,1],", maxEarlyRanges) + `[0,0,1]]}`,
+	} {
+		got, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
+		if err == nil || got != nil {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+func FuzzEarlyRanges(f *testing.F) {
+	f.Add(referrer(f, []BlobRange{{blobA, 1000, 0, 10}, {blobB, 20, 3, 7}}).Annotations[annotationEarly])
+	f.Add(`{"blobs":[],"ranges":[[0,0,1]]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		ranges, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
+		if err != nil {
+			return
+		}
+		var bytes int64
+		for _, r := range ranges {
+			if r.Blob.Validate() != nil || r.Off < 0 || r.Size <= 0 || r.Off > r.BlobSize-r.Size {
+				t.Errorf("accepted %+v", r)
+			}
+			bytes += r.Size
+		}
+		if bytes > MaxEarly {
+			t.Errorf("%d bytes", bytes)
+		}
+		if text, err := encodeEarly(ranges); err != nil || len(ranges) == 0 != (text == "") && !json.Valid([]byte(text)) {
+			t.Errorf("encoded as %q, %v", text, err)
+		}
+	})
+}
