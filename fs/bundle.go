@@ -143,12 +143,15 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	return &bundle{Bundle: b, windows: x.Windows}, nil
 }
 
-// Trees are fetched in ranges of treesRange to treesMost bytes, at most treesRequests at the same time: a
-// connection starts slowly, with 14 KB, several together do not, and the data that follow find them fast.
+// Trees are fetched in ranges of treesRange to treesMost bytes, several at the same time: a connection starts slowly, with
+// 14 KB, several together do not, and the data that follow find them fast. They are so many that, where the trees are not large, a
+// pull sends startRequests at the most before a container can start, those for tokens and the referrers included; but
+// treesLeast in any case.
 const (
 	treesRange    = 14 << 10
 	treesMost     = 1 << 20
-	treesRequests = 8
+	startRequests = 10
+	treesLeast    = 3
 )
 
 // connections is how many are made when a pull begins, for the trees and the first data after them.
@@ -174,9 +177,10 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	size := min(max(treesRange, (d.Size+treesRequests-1)/treesRequests), treesMost)
+	requests := int64(max(startRequests-int(p.image.Stats().Requests), treesLeast))
+	size := min(max(treesRange, (d.Size+requests-1)/requests), treesMost)
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(treesRequests)
+	g.SetLimit(int(requests))
 	for off := int64(0); off < d.Size; off += size {
 		g.Go(func() error {
 			b := make([]byte, min(size, d.Size-off))

@@ -12,8 +12,8 @@
 //	readers ──▶ Near ────▶ what follows where they waited ─┘
 //
 // Replays go before fills, and of these those near readers before the rest. What both have in common with demand (bytes in flight, decoders, who goes
-// first) is decided below, by the layers' Budget: while a reader waits, it starts no request
-// of the rest.
+// first) is decided below, by the layers' Budget: fills have under way what
+// the line takes without a queue, and no more.
 //
 // # Concurrency
 //

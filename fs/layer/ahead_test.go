@@ -91,16 +91,24 @@ func TestEarlySpansDoNotWait(t *testing.T) {
 	f.mustRead(off, 15*n)
 }
 
+// lineIsFull has fills wait until the function that it returns is called.
+func lineIsFull(b *Budget) (end func()) {
+	b.flow.mu.Lock()
+	defer b.flow.mu.Unlock()
+	b.flow.used += flowMost
+	return func() { b.flow.arrived(flowMost) }
+}
+
 // TestTakeOver: what waits to be sent for nobody goes to the reader that comes for it, and no byte is fetched twice.
 func TestTakeOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
-		f.o.Budget.flow.hold() // some reader waits, somewhere
+		full := lineIsFull(f.o.Budget)
 		var fills sync.WaitGroup
 		fills.Go(func() { must(t, f.Fetch(t.Context(), 0, f.Size(), Background)) })
 		synctest.Wait()
 		if n := f.blob.calls.Load(); n > 0 {
-			t.Errorf("%d requests while a reader waits", n)
+			t.Errorf("%d requests while the line is full", n)
 		}
 		f.mustRead(f.span(7))
 		f.mustRead(f.span(30))
@@ -108,7 +116,7 @@ func TestTakeOver(t *testing.T) {
 		if n := f.blob.calls.Load(); n != 3 {
 			t.Errorf("%d requests for 3 spans", n)
 		}
-		f.o.Budget.flow.release()
+		full()
 		fills.Wait()
 		f.wait()
 		if !f.store.AllPresent() || f.completed.Load() != 1 {
@@ -125,8 +133,7 @@ func TestTakeOver(t *testing.T) {
 func TestTakenWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
-		f.o.Budget.flow.hold()
-		defer f.o.Budget.flow.release()
+		defer lineIsFull(f.o.Budget)()
 		off, n := f.span(5)
 		done := make(chan error, 1)
 		go func() { done <- f.Fetch(t.Context(), off, n, Background) }()

@@ -16,10 +16,10 @@ const (
 	flowLeast = 3 << 19
 	flowMost  = 12 << 20
 
-	// Below shortQueue more is sent, above longQueue less. Where no reader has waited for quietAfter, it is so many
-	// times as long: busy processors make answers late as well, and then less under way costs time and gains nothing.
+	// A queue that is shorter than half a round trip, or than shortQueue, lets more be sent; one that is twice as long, less. Where
+	// no reader has waited for quietAfter, it is at least shortQueue, and so many times as long: busy processors make answers late as
+	// well, and then less under way costs time and gains nothing.
 	shortQueue = 5 * time.Millisecond
-	longQueue  = 10 * time.Millisecond
 	quietAfter = 2 * time.Second
 	quietTimes = 3
 	// flowSamples is after how many answers the bytes under way are adapted. The quickest of them counts, as
@@ -36,39 +36,29 @@ const (
 	mostRequest  = 2 << 20
 )
 
-// flowPatience is for how long Background stands still for readers that wait; time in which none does is added again. Then
-// it goes on, with half of what it may have under way: something is wrong, or readers wait nearly all
-// the time. Half is less than a round trip's bytes as a rule, so that no queue comes of it.
-const flowPatience = 250 * time.Millisecond
-
-// flow admits the requests of Near and Background: as many bytes as the line can take without a queue, and none of Background
-// where a reader has begun to wait.
+// flow admits the requests of Near and, after them, Background: as many bytes as the line can take without a queue. It does not
+// stand still for readers who wait: what that gains is lost again in the burst that follows.
 type flow struct {
-	mu       sync.Mutex
-	window   int64 // bytes that may be under way
-	used     int64 // bytes that are
-	queue    []*ticket
-	waiting  int           // readers that wait
-	since    time.Time     // when the first of them came, or the last one went
-	patience time.Duration // what is left of flowPatience, at since
-	timer    *time.Timer   // ends it
+	mu      sync.Mutex
+	window  int64 // bytes that may be under way
+	used    int64 // bytes that are
+	queue   []*ticket
+	waiting int       // readers that wait
+	since   time.Time // when the first of them came, or the last one went
 
 	base   time.Duration // until the quickest answer began; 0: none yet
 	baseAt time.Time
 	recent []time.Duration // until answers began, those of requests that filled the window
 }
 
-func newFlow() *flow { return &flow{window: flowFirst, patience: flowPatience, since: time.Now()} }
+func newFlow() *flow { return &flow{window: flowFirst, since: time.Now()} }
 
 // hold says that a reader waits from now on, until the release that is paired with it.
 func (f *flow) hold() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.waiting++; f.waiting == 1 {
-		now := time.Now()
-		f.patience = min(f.patience+now.Sub(f.since), flowPatience)
-		f.since = now
-		f.timer = time.AfterFunc(f.patience, f.grant)
+		f.since = time.Now()
 	}
 }
 
@@ -76,11 +66,7 @@ func (f *flow) release() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.waiting--; f.waiting == 0 {
-		now := time.Now()
-		f.patience = max(f.patience-now.Sub(f.since), 0)
-		f.since = now
-		f.timer.Stop()
-		f.grantLocked()
+		f.since = time.Now()
 	}
 }
 
@@ -137,27 +123,14 @@ func (f *flow) roundTrip() time.Duration {
 	return f.base
 }
 
-func (f *flow) grant() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.grantLocked()
-}
-
 func (f *flow) grantLocked() {
 	for len(f.queue) > 0 {
 		t := f.queue[0]
-		window := f.window
-		if f.waiting > 0 && t.claim.priority() > Near {
-			if time.Since(f.since) < f.patience {
-				return
-			}
-			window /= 2
-		}
-		if f.used > 0 && f.used+t.n > window {
+		if f.used > 0 && f.used+t.n > f.window {
 			return
 		}
 		f.used += t.n
-		t.filled = (f.waiting == 0 || t.claim.priority() <= Near) && f.used+t.n > window
+		t.filled = f.used+t.n > f.window
 		f.queue = f.queue[1:]
 		close(t.granted)
 	}
@@ -180,16 +153,16 @@ func (f *flow) answered(d time.Duration, filled bool) {
 	quickest := slices.Min(f.recent)
 	f.recent = f.recent[:0]
 	window := float64(f.window)
-	times := time.Duration(1)
+	short := min(f.base/2, shortQueue)
 	if f.waiting == 0 && time.Since(f.since) > quietAfter {
-		times = quietTimes
+		short = quietTimes * shortQueue
 	}
 	switch queue := quickest - f.base; {
-	case queue < times*shortQueue:
+	case queue < short:
 		window *= flowGrowth
-	case queue > times*longQueue:
+	case queue > 2*short:
 		// What is under way comes in within quickest.
-		window *= max(float64(f.base+times*shortQueue)/float64(quickest), flowShrinkage)
+		window *= max(float64(f.base+short)/float64(quickest), flowShrinkage)
 	}
 	f.window = min(max(int64(window), flowLeast), flowMost)
 	f.grantLocked()

@@ -17,10 +17,12 @@ func TestFlow(t *testing.T) {
 		f.window = 6 << 20
 		var mu sync.Mutex
 		var sent []string
+		prio := Background
 		ask := func(name string) context.CancelFunc {
+			prio := prio
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				_, err := f.acquire(ctx, 3<<20, Background)
+				_, err := f.acquire(ctx, 3<<20, prio)
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
@@ -52,28 +54,17 @@ func TestFlow(t *testing.T) {
 		f.arrived(3 << 20)
 		expect("c")
 		ask("d")
-		f.hold() // a reader comes
-		f.hold()
-		f.arrived(6 << 20)
-		expect()
-		f.release()
-		expect()
-		f.release() // and the last one goes
-		expect("d")
 		ask("e")
-		expect("e")
-		f.hold()
+		prio = Near // before the others
 		ask("f")
-		ask("g")
-		f.arrived(6 << 20)
-		time.Sleep(flowPatience - time.Millisecond)
 		expect()
-		time.Sleep(time.Millisecond) // it waits for long: half of the window
+		f.arrived(3 << 20)
 		expect("f")
 		f.arrived(3 << 20)
-		expect("g")
+		expect("d")
 		f.arrived(3 << 20)
-		f.release()
+		expect("e")
+		f.arrived(6 << 20)
 		if f.used != 0 || len(f.queue) != 0 {
 			t.Errorf("%d bytes are under way, %d wait", f.used, len(f.queue))
 		}
