@@ -11,9 +11,9 @@
 //	layers ───▶ Fill ────▶ what is missing, front to back ─┤
 //	readers ──▶ Near ────▶ what follows where they waited ─┘
 //
-// Replays go before fills, and of these those near readers before the rest. What both have in common with demand (bytes in flight, decoders, who goes
-// first) is decided below, by the layers' Budget: fills have under way what
-// the line takes without a queue, and no more.
+// Replays go before fills, and of these those near readers before the rest. What they have in common with demand (bytes in
+// flight, decoders, who goes first) is decided below, by the layers' Budget: fills have under way what the line takes
+// without a queue, and no more.
 //
 // # Concurrency
 //

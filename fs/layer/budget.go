@@ -31,7 +31,7 @@ const (
 //
 // A request holds its share of the fetch bytes from before it is sent until its spans are decoded, a
 // piece at a time; a span holds its share of the decode bytes from then until it is on disk, and a
-// decoder while it is decoded. Background has its bytes admitted by the flow before all that. Whoever waits for one of
+// decoder while it is decoded. Near and Background have their bytes admitted by the flow before all that. Whoever waits for one of
 // these holds only what comes before it, and each takes what it needs at once: so they cannot block
 // each other for good.
 type Budget struct {
@@ -136,7 +136,7 @@ func (g *grant) close() {
 type BudgetStats struct {
 	Fetching, Decoding int64         // bytes of memory in use
 	Windows            int64         // bytes left for windows sections
-	Window, Filling    int64         // bytes that Background may have under way, and has
+	Window, Filling    int64         // bytes that Near and Background may have under way, and have
 	RoundTrip          time.Duration // until the quickest answer began, lately
 	Waiting            int           // readers
 	Unwaited           time.Duration // for how long none has waited; 0: one does

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The requests of Background share the network with those that somebody waits for, whose bytes queue up behind
-// all that is already under way. So what Background has under way is limited to what fills the line and little more.
+// The requests of Near and Background, here called fills, share the network with those that somebody waits for, whose bytes queue up
+// behind all that is already under way. So what fills have under way is limited to what takes the line and little more.
 // How much that is shows in how long its answers take to begin when it has all of that under way: on a line with
 // room a round trip, else as much longer as the queue is.
 const (
@@ -137,7 +137,7 @@ func (f *flow) grantLocked() {
 }
 
 // answered notes how long a request, of whatever priority, took until its answer began; filled says that it was one of
-// Background's that filled the window.
+// a fill's that filled the window.
 func (f *flow) answered(d time.Duration, filled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
