@@ -229,6 +229,20 @@ func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	return nil
 }
 
+// Spans returns the span table of a layer, checked as Extract and Open do. It holds the whole index file in memory for
+// that: for tools.
+func (b *Bundle) Spans(layer digest.Digest) (Spans, error) {
+	var file bytes.Buffer
+	if err := b.Extract(layer, &file); err != nil {
+		return nil, err
+	}
+	l, err := Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	if err != nil {
+		return nil, err
+	}
+	return l.Spans()
+}
+
 func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	in := &frameReader{r: io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size)}
 	z, err := zstd.NewReader(in,

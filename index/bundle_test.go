@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +66,13 @@ func TestBundle(t *testing.T) {
 		if err := x.Extract(l.Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[i]) {
 			t.Errorf("layer %d: other bytes, %v", i, err)
 		}
+		want, err := openBytes(t, b.index[i]).Spans()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := x.Spans(l.Layer); err != nil || !slices.Equal(got, want) {
+			t.Errorf("layer %d: spans %v, %v", i, got, err)
+		}
 		windows := b.windows.Bytes()[l.Windows.Off:][:l.Windows.Size]
 		if !bytes.Equal(windows, bytes.Repeat([]byte{byte(i)}, 100)) {
 			t.Errorf("layer %d: windows of another layer", i)
@@ -75,6 +83,9 @@ func TestBundle(t *testing.T) {
 	}
 	if err := x.Extract(digest.FromString("none"), io.Discard); err == nil || !strings.Contains(err.Error(), "not in the bundle") {
 		t.Errorf("layer that is not there: %v", err)
+	}
+	if _, err := x.Spans(digest.FromString("none")); err == nil {
+		t.Error("spans of a layer that is not there")
 	}
 }
 

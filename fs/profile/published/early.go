@@ -1,9 +1,9 @@
 package published
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -50,9 +50,9 @@ type earlyBlob struct {
 // First returns where in the image's blobs that lies which a start of it reads first, of at most MaxEarly bytes: what can be
 // fetched before the index is here, which tells it for all the rest. windows is the index's blob of windows.
 func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
-	f := first{windows: windows, layers: map[digest.Digest]*firstLayer{}}
+	f := first{bundle: b, windows: windows, layers: map[digest.Digest]*firstLayer{}}
 	for _, l := range b.Layers() {
-		f.layers[l.Layer] = &firstLayer{BundleLayer: l, bundle: b}
+		f.layers[l.Layer] = &firstLayer{BundleLayer: l}
 	}
 	for _, r := range p.Ranges {
 		if l := f.layers[r.Layer]; l != nil {
@@ -66,6 +66,7 @@ func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]B
 
 // first is the work of First.
 type first struct {
+	bundle  *index.Bundle
 	windows ocispec.Descriptor
 	layers  map[digest.Digest]*firstLayer
 	ranges  []BlobRange
@@ -74,15 +75,14 @@ type first struct {
 
 type firstLayer struct {
 	index.BundleLayer
-	bundle *index.Bundle
-	spans  index.Spans // nil: nothing of the layer was added yet
-	taken  map[int]bool
+	spans index.Spans // nil: nothing of the layer was added yet
+	taken map[int]bool
 }
 
 // add adds the spans that hold a range; more says that there is room for further ones.
 func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
 	if l.spans == nil {
-		if l.spans, err = spans(l); err != nil {
+		if l.spans, err = f.bundle.Spans(l.Layer); err != nil {
 			return false, err
 		}
 		l.taken = map[int]bool{}
@@ -124,18 +124,6 @@ func (f *first) put(g BlobRange) bool {
 	f.bytes += g.Size
 	f.ranges = append(f.ranges, g)
 	return true
-}
-
-func spans(l *firstLayer) (index.Spans, error) {
-	var file bytes.Buffer
-	if err := l.bundle.Extract(l.Layer, &file); err != nil {
-		return nil, err
-	}
-	x, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
-	if err != nil {
-		return nil, err
-	}
-	return x.Spans()
 }
 
 // encodeEarly returns the annotation; "" where there is nothing to say, or too much.
@@ -181,9 +169,12 @@ func EarlyRanges(d ocispec.Descriptor) ([]BlobRange, error) {
 	if len(t.Ranges) > maxEarlyRanges || len(t.Blobs) > maxEarlyBlobs {
 		return wrong("%d ranges of %d blobs, at most %d of %d wanted", len(t.Ranges), len(t.Blobs), maxEarlyRanges, maxEarlyBlobs)
 	}
-	for _, b := range t.Blobs {
+	for i, b := range t.Blobs {
 		if err := b.Digest.Validate(); err != nil {
 			return wrong("blob %q: %w", b.Digest, err)
+		}
+		if slices.ContainsFunc(t.Blobs[:i], func(o earlyBlob) bool { return o.Digest == b.Digest }) {
+			return wrong("blob %s is named twice", b.Digest)
 		}
 	}
 	var ranges []BlobRange

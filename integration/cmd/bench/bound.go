@@ -58,7 +58,7 @@ func (l *lab) profileSize(ctx context.Context, ref string) (read, compressed int
 		ranges[r.Layer] = append(ranges[r.Layer], r)
 	}
 	for layer, rs := range ranges {
-		spans, err := spansOf(bundle, layer)
+		spans, err := bundle.Spans(layer)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -133,18 +133,6 @@ func readBundle(ctx context.Context, im *remote.Image, list []ocispec.Descriptor
 		return nil, err
 	}
 	return index.OpenBundle(bytes.NewReader(b), int64(len(b)), index.Limits{})
-}
-
-func spansOf(bundle *index.Bundle, layer digest.Digest) (index.Spans, error) {
-	var file bytes.Buffer
-	if err := bundle.Extract(layer, &file); err != nil {
-		return nil, err
-	}
-	l, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
-	if err != nil {
-		return nil, err
-	}
-	return l.Spans()
 }
 
 // manifest reads an image's or an artifact's manifest.
