@@ -32,9 +32,9 @@ type indexCreate struct {
 	output    string
 	platforms []string
 	spanSize  string
-	span      int64 // spanSize in bytes
-	profiles  string
-	profile   *profile.Profile // of the file profiles; nil: there is none, or it is published
+	span      int64            // spanSize in bytes
+	from      string           // file with a profile
+	profile   *profile.Profile // in it; nil: there is none, or it is published
 	out       io.Writer
 	bars      *progress
 }
@@ -57,7 +57,7 @@ The image itself is not changed.`,
 	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
 	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
 	cmd.Flags().StringVar(&c.spanSize, "span-size", "1MiB", "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
-	cmd.Flags().StringVar(&c.profiles, "profile", "", "with --push: publish the profile in this file beside the index, as mica profile push does")
+	cmd.Flags().StringVar(&c.from, "profile", "", "with --push: publish the profile in this file beside the index, as mica profile push does")
 	c.registry.add(cmd)
 	return cmd
 }
@@ -70,11 +70,11 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 	if !c.push && c.output == "" {
 		return errors.New("nowhere to put the index: give --push to store it beside the image, or -o FILE")
 	}
-	if c.profiles != "" {
+	if c.from != "" {
 		if !c.push {
 			return errors.New("--profile publishes beside an index that is published: give --push")
 		}
-		p, err := readProfile(c.profiles)
+		p, err := readProfile(c.from)
 		if err != nil {
 			return err
 		}
@@ -102,7 +102,7 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 		}
 	}
 	if c.profile != nil {
-		return fmt.Errorf("--profile %s: it is of manifest %s, for which no index was made: it is not published", c.profiles, c.profile.Manifest)
+		return fmt.Errorf("--profile %s: it is of manifest %s, for which no index was made: it is not published", c.from, c.profile.Manifest)
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if len(p.Ranges) == 0 {
 		return fmt.Errorf("the profile of %s is empty: it is not published", im.Ref())
 	}
-	list, err := im.Referrers(ctx, m.desc.Digest, published.ArtifactType)
+	list, err := im.Referrers(ctx, m.desc.Digest, "") // profiles, and the index
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err != nil {
 		return err
 	}
-	if err := addEarly(ctx, im, m, p, &a); err != nil {
+	if err := addEarly(ctx, im, list, p, &a); err != nil {
 		return err
 	}
 	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
@@ -95,22 +95,20 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	return err
 }
 
-// addEarly adds to a profile where in the blobs its first ranges lie, if the image has an index, which tells it.
-func addEarly(ctx context.Context, im image, m imageManifest, p *profile.Profile, a *published.Artifact) error {
-	refs, err := im.Referrers(ctx, m.desc.Digest, artifact.Type)
-	if err != nil {
-		return err
-	}
-	if refs = artifact.Indexes(refs); len(refs) == 0 {
+// addEarly adds to a profile where in the blobs its first ranges lie, if the image has an index among its referrers, which
+// tells it.
+func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
+	list = artifact.Indexes(list)
+	if len(list) == 0 {
 		return nil
 	}
-	x, b, err := fetchIndex(ctx, im, refs[0])
-	if err != nil {
-		return err
+	x, b, err := fetchIndex(ctx, im, list[0])
+	var ranges []published.BlobRange
+	if err == nil {
+		ranges, err = published.First(p, b, x.Windows)
 	}
-	ranges, err := published.First(p, b, x.Windows)
 	if err != nil {
-		return fmt.Errorf("index of %s: %w", im.Ref(), err)
+		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
 	}
 	return a.Early(ranges)
 }
