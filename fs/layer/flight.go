@@ -92,8 +92,8 @@ func (l *Layer) fetch(ctx context.Context, w want) error {
 		if l.o.Waited != nil {
 			l.o.Waited(w.off, w.end)
 		}
-		l.o.Budget.flow.hold()
-		defer l.o.Budget.flow.release()
+		l.o.Budget.flow.readerWaits()
+		defer l.o.Budget.flow.readerGoes()
 		l.counters.waits.Add(1)
 		l.counters.waiting.Add(1)
 		start := time.Now()

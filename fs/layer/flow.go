@@ -53,8 +53,8 @@ type flow struct {
 
 func newFlow() *flow { return &flow{window: flowFirst, since: time.Now()} }
 
-// hold says that a reader waits from now on, until the release that is paired with it.
-func (f *flow) hold() {
+// readerWaits says that a reader waits from now on, until the readerGoes that is paired with it.
+func (f *flow) readerWaits() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.waiting++; f.waiting == 1 {
@@ -62,7 +62,7 @@ func (f *flow) hold() {
 	}
 }
 
-func (f *flow) release() {
+func (f *flow) readerGoes() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.waiting--; f.waiting == 0 {

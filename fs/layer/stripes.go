@@ -41,10 +41,10 @@ type striped struct {
 	budget  *Budget
 	size    int64
 	cancel  context.CancelFunc
-	parts   []*arriving // those that are not read yet
+	parts   []*arriving
+	now     int // the part that is read
 	pos     int64
 	running sync.WaitGroup
-	bufs    []*buffer
 }
 
 // stripe begins to read a range over several connections if that is worth it and there is memory for it.
@@ -60,7 +60,7 @@ func (l *Layer) stripe(ctx context.Context, off, n int64, prio Priority, open op
 	for from := off; from < off+n; from += size {
 		at := byteRange{from, min(from+size, off+n)}
 		a := newArriving(at, b.pool.get(at.size()))
-		s.parts, s.bufs = append(s.parts, a), append(s.bufs, a.buf)
+		s.parts = append(s.parts, a)
 		b.lines.Add(1)
 		s.running.Go(func() {
 			defer b.lines.Add(-1)
@@ -75,10 +75,10 @@ func (s *striped) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for len(s.parts) > 0 {
-		a := s.parts[0]
+	for s.now < len(s.parts) {
+		a := s.parts[s.now]
 		if s.pos == a.at.to {
-			s.parts = s.parts[1:]
+			s.now++
 			continue
 		}
 		upTo, more, err := a.state()
@@ -99,8 +99,8 @@ func (s *striped) Read(p []byte) (int, error) {
 func (s *striped) Close() error {
 	s.cancel()
 	s.running.Wait()
-	for _, b := range s.bufs {
-		b.free()
+	for _, a := range s.parts {
+		a.buf.free()
 	}
 	s.budget.fetch.release(s.size)
 	return nil
