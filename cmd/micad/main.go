@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
@@ -40,17 +39,6 @@ func exit(err error) {
 	}
 	fmt.Fprintln(os.Stderr, "micad:", err)
 	os.Exit(1)
-}
-
-// tuneMemory keeps the daemon small: what it needs in the long run is little, and buffers come and go with
-// pulls. The environment variables of the Go runtime win.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(96 << 20)
-	}
 }
 
 // run reads flags and configuration and runs the daemon until ctx ends.
