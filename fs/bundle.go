@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -55,18 +56,24 @@ func (p *pull) find() (*bundle, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
 	start := time.Now()
+	tell := sync.OnceFunc(func() { close(p.told) })
+	defer tell()
 	p.image.Connect(ctx, connections)
 	// Not by type: index and profile are to come in one answer.
 	refs, err := p.image.Referrers(ctx, p.key.manifest, "")
 	if err != nil {
 		return nil, err
 	}
-	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", time.Since(start))
-	p.fetchEarly(refs, time.Since(start))
+	took := time.Since(start)
+	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", took)
+	indexes := artifact.Indexes(refs)
+	p.listed = p.list(indexes, took)
+	tell()
+	p.early = p.fetchEarly(refs, indexes, took)
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
 		p.t.replay(p.key.ref, best)
 	}
-	for _, d := range artifact.Indexes(refs) {
+	for _, d := range indexes {
 		b, err := p.openBundle(ctx, d)
 		if err == nil {
 			p.t.log.DebugContext(ctx, "index found", "ref", p.key.ref, "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
@@ -143,12 +150,12 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	return &bundle{Bundle: b, windows: x.Windows}, nil
 }
 
-// Trees are fetched in ranges of treesRange to treesMost bytes, several at the same time: a connection starts slowly, with
-// 14 KB, several together do not, and the data that follow find them fast. They are so many that, where the trees are not large, a
-// pull sends startRequests at the most before a container can start, those for tokens and the referrers included; but
-// treesLeast in any case.
+// Trees are fetched in several ranges at the same time, of treesMost bytes each at the most: a connection begins with firstWindow bytes in a
+// round trip (RFC 6928) and twice as many in the next, several together bring more, and the data that follow find them fast. They
+// are so many that, where the trees are not large, a pull sends startRequests at the most before a container can start, those
+// for tokens, the referrers and what the index names included; but treesLeast in any case.
 const (
-	treesRange    = 14 << 10
+	firstWindow   = 14 << 10
 	treesMost     = 1 << 20
 	startRequests = 10
 	treesLeast    = 3
@@ -156,6 +163,17 @@ const (
 
 // connections is how many are made when a pull begins, for the trees and the first data after them.
 const connections = 28
+
+// treesRange returns how many bytes one of the requests for a blob asks for, of so many at the most: as few requests as come in the
+// same number of round trips on new connections, rounds.
+func treesRange(total, requests int64) (size, rounds int64) {
+	most := int64(firstWindow)
+	for rounds = 1; most*requests < total; rounds++ {
+		most += firstWindow << rounds
+	}
+	n := max((total+most-1)/most, 1)
+	return (total + n - 1) / n, rounds
+}
 
 // fetchTrees fetches the trees blob into a file without a name.
 func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {
@@ -177,8 +195,9 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	requests := int64(max(startRequests-int(p.image.Stats().Requests), treesLeast))
-	size := min(max(treesRange, (d.Size+requests-1)/requests), treesMost)
+	requests := int64(max(startRequests-int(p.image.Stats().Requests)-p.early, treesLeast))
+	size, rounds := treesRange(d.Size, requests)
+	size = min(size, treesMost)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(int(requests))
 	for off := int64(0); off < d.Size; off += size {
@@ -188,7 +207,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 			if err := blob.ReadAt(ctx, b, off); err != nil {
 				return err
 			}
-			p.t.budget.Answered(time.Since(start))
+			p.t.budget.Answered(time.Since(start) / time.Duration(rounds))
 			_, err := f.WriteAt(b, off)
 			return err
 		})

@@ -26,6 +26,9 @@ const (
 	// where it is short, each costs more than it gains.
 	earlyRequests, earlyPiece       = 4, 1 << 20
 	earlyFarRequests, earlyFarPiece = 16, 256 << 10
+	// earlyIndexPiece is what comes in four round trips on a new connection, for what an index names: containers wait for that, and it is
+	// little.
+	earlyIndexPiece = (1 + 2 + 4 + 8) * firstWindow
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar  = 50 * time.Millisecond
 	earlyStep = 64 << 10 // after so many bytes readers are told
@@ -54,29 +57,26 @@ type piece struct {
 	more chan struct{} // closed, and replaced, when have or over changes
 }
 
-// fetchEarly begins to fetch what the newest profile among the referrers, which took so long to come, says that a start reads
-// first, as far as it is of this image.
-func (p *pull) fetchEarly(refs []ocispec.Descriptor, took time.Duration) {
-	d, ok := published.Newest(refs)
-	if !ok || p.t.o.Fetch.Fill == fetch.None {
-		return
+// fetchEarly begins to fetch what index and newest profile among the referrers, which took so long to come, say that is read first of
+// this image. It returns how many requests are made for what the index names.
+func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) int {
+	if p.t.o.Fetch.Fill == fetch.None || len(indexes) == 0 {
+		return 0
 	}
-	ranges, err := published.EarlyRanges(d)
-	if err != nil {
-		p.t.log.Warn("first ranges of the profile from the registry are not usable", "ref", p.key.ref, "profile", d.Digest, "err", err)
-		return
-	}
-	blobs := p.earlyBlobs(refs)
-	ranges = slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })
+	blobs := p.earlyBlobs(indexes[0])
+	pieces := p.t.early.add(p.earlyRanges(indexes[0], blobs), earlyIndexPiece)
+	byIndex := len(pieces)
 	requests, size := earlyRequests, int64(earlyPiece)
 	if took >= earlyFar {
 		requests, size = earlyFarRequests, earlyFarPiece
 	}
-	pieces := p.t.early.add(ranges, size)
-	if len(pieces) == 0 {
-		return
+	if d, ok := published.Newest(refs); ok {
+		pieces = append(pieces, p.t.early.add(p.earlyRanges(d, blobs), size)...)
 	}
-	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.key.ref, "ranges", len(ranges), "requests", len(pieces))
+	if len(pieces) == 0 {
+		return 0
+	}
+	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.key.ref, "requests", len(pieces))
 	p.t.goes(func(context.Context) {
 		defer p.t.early.drop(pieces...)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
@@ -84,14 +84,23 @@ func (p *pull) fetchEarly(refs []ocispec.Descriptor, took time.Duration) {
 		p.t.early.fetch(ctx, p.image, pieces, requests)
 		<-ctx.Done()
 	})
+	return byIndex
+}
+
+// earlyRanges returns the ranges of these blobs that an artifact names.
+func (p *pull) earlyRanges(d ocispec.Descriptor, blobs []digest.Digest) []published.BlobRange {
+	ranges, err := published.EarlyRanges(d)
+	if err != nil {
+		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.key.ref, "artifact", d.Digest, "err", err)
+		return nil
+	}
+	return slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })
 }
 
 // earlyBlobs returns the blobs of the image that are worth it: of layers that are not here, and of the index's windows.
-func (p *pull) earlyBlobs(refs []ocispec.Descriptor) (blobs []digest.Digest) {
-	if x := artifact.Indexes(refs); len(x) > 0 {
-		if x, ok, err := artifact.FromReferrer(x[0]); err == nil && ok {
-			blobs = append(blobs, x.Windows.Digest)
-		}
+func (p *pull) earlyBlobs(d ocispec.Descriptor) (blobs []digest.Digest) {
+	if x, ok, err := artifact.FromReferrer(d); err == nil && ok {
+		blobs = append(blobs, x.Windows.Digest)
 	}
 	p.t.mu.Lock()
 	layers := slices.Clone(p.brought)
@@ -114,19 +123,21 @@ func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) 
 		e.pieces = map[digest.Digest][]*piece{}
 	}
 	for _, r := range ranges {
-		for off := r.Off; off < r.Off+r.Size; off += size {
-			n := min(size, r.Off+r.Size-off)
+		blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
+		for off, end := r.Off, r.Off+r.Size; off < end; {
+			if here := e.findLocked(blob, off); here != nil {
+				off = here.off + int64(len(here.buf))
+				continue
+			}
+			n := min(size, end-off)
 			if e.taken+n > earlyBytes {
 				return pieces
-			}
-			blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
-			if e.findLocked(blob, off) != nil {
-				continue
 			}
 			p := &piece{desc: blob, off: off, buf: make([]byte, n), more: make(chan struct{})}
 			e.taken += n
 			e.pieces[r.Blob] = append(e.pieces[r.Blob], p)
 			pieces = append(pieces, p)
+			off += n
 		}
 	}
 	return pieces

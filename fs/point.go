@@ -31,8 +31,10 @@ type point struct {
 func (v *live) deviceDir() string { return filepath.Join(v.t.o.Root, devicesName, v.key) }
 
 // pointDir is where a variant of the layer is mounted.
-func (v *live) pointDir(variant string) string {
-	return filepath.Join(v.t.o.Root, mountsName, v.key+variant)
+func (v *live) pointDir(variant string) string { return v.t.pointDir(v.key, variant) }
+
+func (t *Table) pointDir(key, variant string) string {
+	return filepath.Join(t.o.Root, mountsName, key+variant)
 }
 
 // mount returns the directory that shows the layer over the layers below it. What an earlier run has mounted there stays

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -32,6 +33,9 @@ type pull struct {
 	stop  context.CancelFunc
 
 	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
+	told     chan struct{}                                        // closed when listed is set, or never will be
+	listed   map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
+	early    int                                                  // requests for what the index names, made before it is here
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
 	// Guarded by Table.mu:
@@ -49,19 +53,13 @@ type job struct {
 
 // bring waits until the store has the layer.
 func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
-	p, fresh, err := t.join(pullKey{l.Ref, l.Manifest})
+	p, err := t.begin(l, below)
 	if err != nil {
 		return err
 	}
 	defer t.leave(p)
-	if fresh {
-		t.record(l, below)
-	}
 	for {
-		j := t.job(p, l.Digest)
-		for _, d := range l.Image {
-			t.job(p, d)
-		}
+		j := t.jobsOf(p, l)
 		select {
 		case <-j.done:
 		case <-ctx.Done():
@@ -75,6 +73,24 @@ func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
 	}
 }
 
+// begin joins the pull of a layer's image, and has its start recorded if it is the first. Pair it with leave.
+func (t *Table) begin(l Layer, below []Below) (*pull, error) {
+	p, fresh, err := t.join(pullKey{l.Ref, l.Manifest})
+	if err == nil && fresh {
+		t.record(l, below)
+	}
+	return p, err
+}
+
+// jobsOf returns the job for a layer, and sees to those of the layers above it.
+func (t *Table) jobsOf(p *pull, l Layer) *job {
+	j := t.job(p, l.Digest)
+	for _, d := range l.Image {
+		t.job(p, d)
+	}
+	return j
+}
+
 // join returns the pull of an image; fresh: a new one, as none is under way.
 func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
 	image, err := t.o.Remote.Image(key.ref)
@@ -85,7 +101,7 @@ func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
 	defer t.mu.Unlock()
 	p = t.pulls[key]
 	if fresh = p == nil; fresh {
-		p = &pull{t: t, key: key, image: image}
+		p = &pull{t: t, key: key, image: image, told: make(chan struct{})}
 		p.ctx, p.stop = context.WithCancel(t.ctx)
 		p.bundle = sync.OnceValues(p.find)
 		p.manifest = sync.OnceValues(p.fetchManifest)

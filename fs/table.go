@@ -106,6 +106,7 @@ type Table struct {
 
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
+	promises   promises
 	recordings recordings
 	replays    []replayed
 	panics     atomic.Int64
@@ -288,7 +289,12 @@ func (t *Table) Panics() int64 { return t.panics.Load() }
 // Mount makes the layer appear and returns where. below are the layers under it, topmost
 // first: directories that the layer's tar implies but does not mention show the attributes that they have
 // there. Mount is idempotent, and returns the same directory for equal arguments, after a restart too.
-func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (Mounted, error) {
+func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, err error) {
+	defer func() {
+		if ctx.Err() == nil && t.ctx.Err() == nil {
+			t.promises.settle(l.Digest, err)
+		}
+	}()
 	if err := l.Digest.Validate(); err != nil {
 		return Mounted{}, fmt.Errorf("mount layer %q: %w", l.Digest, err)
 	}
@@ -331,6 +337,7 @@ func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
 	t.mu.Lock()
 	delete(t.claims.wanted, d)
 	t.mu.Unlock()
+	t.promises.settle(d, nil)
 	return t.discard(ctx, d)
 }
 

@@ -160,6 +160,9 @@ type world struct {
 	indexed  artifact.Index // the same
 	broken   atomic.Bool    // the registry answers nothing
 	fetched  atomic.Int64   // bytes of layers' blobs that were sent
+	told     []artifact.Layer
+	tell     bool                              // index tells of the layers
+	gate     atomic.Pointer[func(path string)] // called before a request is answered
 }
 
 func newWorld(t *testing.T, blobs ...[]byte) *world {
@@ -167,6 +170,9 @@ func newWorld(t *testing.T, blobs ...[]byte) *world {
 	w := &world{t: t, blobs: blobs}
 	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if gate := w.gate.Load(); gate != nil {
+			(*gate)(r.URL.Path)
+		}
 		if w.broken.Load() {
 			http.Error(rw, "out of order", http.StatusServiceUnavailable)
 			return
@@ -253,6 +259,17 @@ func (w *world) index(forge func(*index.Draft)) {
 		if _, err := index.WriteDigests(&windows, d); err != nil {
 			w.t.Fatal(err)
 		}
+		if w.tell {
+			x, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if l, ok, err := artifact.Tell(x); err != nil {
+				w.t.Fatal(err)
+			} else if ok {
+				w.told = append(w.told, l)
+			}
+		}
 		in = append(in, index.BundleInput{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()), Windows: &windows})
 	}
 	var trees, windows bytes.Buffer
@@ -264,6 +281,7 @@ func (w *world) index(forge func(*index.Draft)) {
 		w.t.Fatal(err)
 	}
 	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()), digest.FromBytes(windows.Bytes()), int64(windows.Len()))
+	x.Layers = w.told
 	w.trees, w.indexed = trees.Bytes(), x
 	for d, b := range map[*ocispec.Descriptor][]byte{&x.Trees: trees.Bytes(), &x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}")} {
 		if err := im.PushBlob(w.t.Context(), *d, bytes.NewReader(b)); err != nil {

@@ -78,14 +78,11 @@ func (v *live) believed(ctx context.Context, l Layer, below []Below) error {
 
 // sameIndex tells whether the repository of an image has the index that the layer has.
 func (v *live) sameIndex(ctx context.Context, l Layer, below []Below) (bool, error) {
-	p, fresh, err := v.t.join(pullKey{l.Ref, l.Manifest})
+	p, err := v.t.begin(l, below)
 	if err != nil {
 		return false, err
 	}
 	defer v.t.leave(p)
-	if fresh {
-		v.t.record(l, below)
-	}
 	b, err := p.bundle()
 	if err != nil {
 		v.t.drop(p)

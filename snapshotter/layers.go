@@ -57,6 +57,14 @@ type Checker interface {
 	Displaced(dirs []string) []string
 }
 
+// Promiser is what Layers may be as well.
+type Promiser interface {
+	// Promise returns what Mount is going to return for the same layer, DiffID included, when that is certain before the layer can
+	// be mounted; ok is false where it is not. It may wait for the network, as Mount does, but for less of it. The directory is
+	// not there yet: nobody is given it before Mount has returned.
+	Promise(ctx context.Context, l Layer, parents []digest.Digest) (m Mounted, ok bool)
+}
+
 // Mounted is a layer that can be read.
 type Mounted struct {
 	Dir   string          // where it is to be seen

@@ -35,6 +35,9 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	if err != nil {
 		return err
 	}
+	if req.layer.DiffID == "" && len(parents) == 0 {
+		req.layer.DiffID = req.target // the chain ID of one layer is its diffID
+	}
 	name := servedName(req.target, parents)
 	if found, err := s.exists(ctx, name); err != nil {
 		return err
@@ -45,12 +48,10 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 		s.fallBack(ctx, req, reason)
 		return errOrdinary
 	}
-	if err := s.await(ctx, parents); err != nil {
-		return err
-	}
 	req.layer.Lower = parents.dirs()
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
-	if errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+	var below *brokenError // containerd could not unpack this one either
+	if errors.Is(err, ErrUnavailable) && !errors.As(err, &below) && ctx.Err() == nil {
 		s.fallBack(ctx, req, err.Error())
 		return errOrdinary
 	}
@@ -77,27 +78,27 @@ func (s *Snapshotter) refuse(req request, parents chain) string {
 	return ""
 }
 
-// mountAndCommit mounts the layer and commits the snapshot that refers to it. A layer that no snapshot refers to in the
-// end is given up again.
+// mountAndCommit mounts the layer, or is promised it, and commits the snapshot that refers to it. A layer that no snapshot refers
+// to in the end is given up again.
 func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request) error {
-	if req.layer.DiffID == "" && len(parents) == 0 {
-		req.layer.DiffID = req.target // the chain ID of one layer is its diffID
-	}
 	layer := req.layer.Digest
 	if err := s.holds.acquire(ctx, layer); err != nil {
 		return err
 	}
-	mounted, err := s.mountLayer(ctx, req.layer, parents.layers())
+	mounted, promised, err := s.promiseOrMount(ctx, req.layer, parents)
 	if err != nil {
 		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if there is none.
 		s.holds.release(layer)
 		return fmt.Errorf("mount layer %s of %s: %w", layer, req.layer.Ref, err)
 	}
-	err = s.commitServed(ctx, name, key, parents, info, req, mounted)
+	err = s.commitServed(ctx, name, key, parents, info, req, mounted, promised)
 	s.holds.release(layer)
 	if err != nil {
 		// The caller may have gone away, which must not stop this.
 		return errors.Join(err, s.collectLayers(context.WithoutCancel(ctx), []digest.Digest{layer}))
+	}
+	if promised {
+		s.fulfil(name)
 	}
 	return existsError(req.target)
 }
@@ -116,7 +117,7 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, parents []digest.
 
 // commitServed commits the snapshot in one transaction: it appears whole or not at all. The error is ErrAlreadyExists
 // when another call has committed it meanwhile.
-func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request, mounted Mounted) error {
+func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request, mounted Mounted, promised bool) error {
 	if mounted.DiffID != "" {
 		if err := checkChain(req.target, mounted.DiffID, parents.target()); err != nil {
 			return fmt.Errorf("layer %s of %s: %w", req.layer.Digest, req.layer.Ref, errors.Join(ErrUnavailable, err))
@@ -142,7 +143,9 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 		if id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
-		s.restored.done(id) // before anybody sees the snapshot and mounts the layer once more
+		if !promised {
+			s.restored.done(id) // before anybody sees the snapshot and mounts the layer once more
+		}
 		return nil
 	})
 	if err != nil {
@@ -153,7 +156,9 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 	}
 	s.fallbacks.clear(req)
 	s.counters.served.Add(1)
-	s.log.InfoContext(ctx, "layer mounted", "ref", r.Ref, "layer", r.Layer, "dir", r.Dir)
+	if !promised {
+		s.log.InfoContext(ctx, "layer mounted", "ref", r.Ref, "layer", r.Layer, "dir", r.Dir)
+	}
 	return nil
 }
 

@@ -37,6 +37,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -66,6 +67,10 @@ type Snapshotter struct {
 	restored  restored
 	fallbacks fallbacks
 	counters  counters
+
+	life       context.Context // of what runs in the background; ended by Close
+	end        context.CancelFunc
+	background sync.WaitGroup
 }
 
 // Option changes how a Snapshotter works.
@@ -94,6 +99,7 @@ func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log =
 // New returns a snapshotter that keeps its state below root, an absolute path. It does nothing before Open.
 func New(root string, layers Layers, options ...Option) *Snapshotter {
 	s := &Snapshotter{root: root, layers: layers, log: slog.Default(), now: time.Now}
+	s.life, s.end = context.WithCancel(context.Background())
 	for _, o := range options {
 		o(s)
 	}
@@ -156,6 +162,8 @@ func (s *Snapshotter) Amnesia() bool { return s.meta.amnesia }
 
 // Close closes the metadata. Mounted layers stay.
 func (s *Snapshotter) Close() error {
+	s.end()
+	s.background.Wait()
 	if s.meta == nil {
 		return nil
 	}

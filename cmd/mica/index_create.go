@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -159,6 +162,7 @@ type built struct {
 	treesSum, windowsSum digest.Digest
 	treesLen, windowsLen int64
 	layers               int
+	told                 []artifact.Layer
 	skipped              []string
 }
 
@@ -191,6 +195,17 @@ func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir 
 			continue
 		}
 		in = append(in, s.input())
+		x, err := index.Open(s.index, s.size)
+		if err != nil {
+			return nil, err
+		}
+		l, ok, err := artifact.Tell(x)
+		if err != nil {
+			return nil, err
+		}
+		if ok && len(b.told) < artifact.MaxLayers {
+			b.told = append(b.told, l)
+		}
 	}
 	if len(in) == 0 {
 		return nil, fmt.Errorf("no layer of %s can be indexed: %s", im.Ref(), strings.Join(b.skipped, "; "))
@@ -279,14 +294,17 @@ func (b *built) close() {
 // store puts the index beside an image, as an artifact whose subject is the image's manifest.
 func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor) error {
 	x := artifact.New(b.treesSum, b.treesLen, b.windowsSum, b.windowsLen)
+	x.Layers = b.told
 	refs, err := im.Referrers(ctx, subject.Digest, artifact.Type)
 	if err != nil {
 		return err
 	}
-	if list := artifact.Indexes(refs); len(list) > 0 {
-		if last, ok, err := artifact.FromReferrer(list[0]); ok && err == nil && last.Trees.Digest == x.Trees.Digest && last.Windows.Digest == x.Windows.Digest {
-			return nil // the same index is the newest already
-		}
+	manifest, err := b.manifest(x, subject)
+	if err != nil {
+		return err
+	}
+	if list := artifact.Indexes(refs); len(list) > 0 && sameButTime(list[0].Annotations, manifest.Annotations) {
+		return nil // the same index is the newest already
 	}
 	blobs := []struct {
 		d ocispec.Descriptor
@@ -301,8 +319,30 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 			return err
 		}
 	}
-	_, err = im.PushReferrer(ctx, subject, x.Manifest(subject, time.Now()))
+	_, err = im.PushReferrer(ctx, subject, manifest)
 	return err
+}
+
+// manifest returns the artifact's, with what is to be fetched before the index is here.
+func (b *built) manifest(x artifact.Index, subject ocispec.Descriptor) (ocispec.Manifest, error) {
+	m := x.Manifest(subject, time.Now())
+	bundle, err := index.OpenBundle(b.trees, b.treesLen, index.Limits{Layers: math.MaxInt, IndexSize: math.MaxInt64}) // it is ours
+	if err != nil {
+		return m, err
+	}
+	ranges, err := published.Runtime(bundle, x.Windows)
+	if err != nil {
+		return m, err
+	}
+	return m, published.Annotate(m.Annotations, ranges)
+}
+
+// sameButTime tells whether annotations are equal, but for when they were made.
+func sameButTime(a, b map[string]string) bool {
+	a, b = maps.Clone(a), maps.Clone(b)
+	delete(a, ocispec.AnnotationCreated)
+	delete(b, ocispec.AnnotationCreated)
+	return maps.Equal(a, b)
 }
 
 // writeFile writes the two blobs behind each other, and replaces path when they are whole.

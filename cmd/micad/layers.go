@@ -17,8 +17,9 @@ type layers struct {
 }
 
 var (
-	_ snapshotter.Layers  = layers{}
-	_ snapshotter.Checker = layers{}
+	_ snapshotter.Layers   = layers{}
+	_ snapshotter.Checker  = layers{}
+	_ snapshotter.Promiser = layers{}
 )
 
 // Displaced implements snapshotter.Checker.
@@ -26,6 +27,27 @@ func (l layers) Displaced(dirs []string) []string { return l.table.Displaced(dir
 
 // Mount implements snapshotter.Layers.
 func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []digest.Digest) (snapshotter.Mounted, error) {
+	m, err := l.table.Mount(ctx, layerOf(want), below(want, parents))
+	if err != nil {
+		if isUnavailable(err) {
+			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", snapshotter.ErrUnavailable, err)
+		}
+		return snapshotter.Mounted{}, err
+	}
+	return mounted(m), nil
+}
+
+// Promise implements snapshotter.Promiser.
+func (l layers) Promise(ctx context.Context, want snapshotter.Layer, parents []digest.Digest) (snapshotter.Mounted, bool) {
+	m, ok := l.table.Promise(ctx, layerOf(want), below(want, parents))
+	return mounted(m), ok
+}
+
+func layerOf(want snapshotter.Layer) fs.Layer {
+	return fs.Layer{Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID, Image: want.Image}
+}
+
+func below(want snapshotter.Layer, parents []digest.Digest) []fs.Below {
 	below := make([]fs.Below, len(want.Lower))
 	for i, dir := range want.Lower {
 		below[i].Dir = dir
@@ -33,18 +55,11 @@ func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []dig
 			below[i].Digest = parents[i]
 		}
 	}
-	m, err := l.table.Mount(ctx, fs.Layer{
-		Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID, Image: want.Image,
-	}, below)
-	if err != nil {
-		if isUnavailable(err) {
-			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", snapshotter.ErrUnavailable, err)
-		}
-		return snapshotter.Mounted{}, err
-	}
-	return snapshotter.Mounted{
-		Dir: m.Dir, DiffID: m.DiffID, Usage: snapshots.Usage{Size: m.Size, Inodes: m.Inodes},
-	}, nil
+	return below
+}
+
+func mounted(m fs.Mounted) snapshotter.Mounted {
+	return snapshotter.Mounted{Dir: m.Dir, DiffID: m.DiffID, Usage: snapshots.Usage{Size: m.Size, Inodes: m.Inodes}}
 }
 
 // Remove implements snapshotter.Layers.

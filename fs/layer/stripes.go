@@ -20,7 +20,7 @@ const (
 	stripesTotal = 32
 	stripesLeast = 4
 	// stripeRTT is the least round trip time at which this is worth the requests.
-	stripeRTT = 20 * time.Millisecond
+	stripeRTT = 30 * time.Millisecond
 )
 
 // stripes returns over how many connections a request of n bytes goes.

@@ -43,6 +43,7 @@ const maxBlobSize = 1 << 40
 // Index names the two blobs of an index.
 type Index struct {
 	Trees, Windows ocispec.Descriptor
+	Layers         []Layer // for Manifest, MaxLayers at most; readers use the function Layers
 }
 
 // New returns the index of a trees blob and a windows blob of the given digests
@@ -57,7 +58,7 @@ func New(trees digest.Digest, treesSize int64, windows digest.Digest, windowsSiz
 // Manifest returns the artifact's manifest for the image manifest subject, made at
 // the given time. Equal arguments give equal manifests.
 func (x Index) Manifest(subject ocispec.Descriptor, created time.Time) ocispec.Manifest {
-	return ocispec.Manifest{
+	m := ocispec.Manifest{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageManifest,
 		ArtifactType: Type,
@@ -72,6 +73,11 @@ func (x Index) Manifest(subject ocispec.Descriptor, created time.Time) ocispec.M
 			annotationWindowsSize:     strconv.FormatInt(x.Windows.Size, 10),
 		},
 	}
+	if len(x.Layers) > 0 {
+		b, _ := json.Marshal(x.Layers) // strings and numbers
+		m.Annotations[annotationLayers] = string(b)
+	}
+	return m
 }
 
 // Indexes returns the indexes in a list of referrers, the one made last first: a newer index stands

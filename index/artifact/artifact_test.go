@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,49 @@ func TestForeignReferrers(t *testing.T) {
 	if _, ok, err := FromReferrer(ocispec.Descriptor{}); ok || err != nil {
 		t.Errorf("entry without annotations: ok %v, err %v", ok, err)
 	}
+}
+
+func TestLayers(t *testing.T) {
+	want := []Layer{{digest.FromString("a"), digest.FromString("tar a"), 512, 1}, {digest.FromString("b"), digest.FromString("tar b"), 1 << 40, 1 << 20}}
+	x := New(digest.FromString("t"), 1, digest.FromString("w"), 1)
+	x.Layers = want
+	got, err := Layers(ocispec.Descriptor{Annotations: x.Manifest(ocispec.Descriptor{}, time.Time{}).Annotations})
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("Layers: %v, %v; want %v", got, err, want)
+	}
+	if got, err := Layers(ocispec.Descriptor{}); err != nil || got != nil {
+		t.Errorf("without the annotation: %v, %v", got, err)
+	}
+	good, _ := json.Marshal(want[0])
+	for name, in := range map[string]string{
+		"no JSON":         "layers",
+		"no list":         string(good),
+		"no digest":       strings.Replace("["+string(good)+"]", "sha256:", "", 1),
+		"negative size":   strings.Replace("["+string(good)+"]", "512", "-512", 1),
+		"huge size":       strings.Replace("["+string(good)+"]", "512", "9223372036854775807", 1),
+		"too many layers": "[" + strings.Repeat(string(good)+",", MaxLayers) + string(good) + "]",
+	} {
+		if got, err := Layers(ocispec.Descriptor{Annotations: map[string]string{annotationLayers: in}}); err == nil {
+			t.Errorf("%s: accepted, %v", name, got)
+		}
+	}
+}
+
+func FuzzLayers(f *testing.F) {
+	b, err := json.Marshal([]Layer{{digest.FromString("a"), digest.FromString("tar a"), 512, 1}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(string(b))
+	f.Add("[]")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := Layers(ocispec.Descriptor{Annotations: map[string]string{annotationLayers: text}})
+		for _, l := range list {
+			if err != nil || l.Digest.Validate() != nil || l.DiffID.Validate() != nil || l.Size < 0 || l.Inodes < 0 {
+				t.Errorf("accepted %+v, %v", l, err)
+			}
+		}
+	})
 }
 
 func FuzzParse(f *testing.F) {

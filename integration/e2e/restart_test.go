@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/node"
+	"github.com/mica-snapshotter/mica/integration/shaper"
 )
 
 // After a restart of micad with the same root everything is there again: the
@@ -38,6 +41,30 @@ func TestRestartMicad(t *testing.T) {
 				t.Errorf("a container that was created before the restarts prints\n%s\nwant\n%s", out, want)
 			}
 		})
+	}
+}
+
+// micad is killed when a pull from a registry far away has just ended: the layers, which it has promised, come all the same.
+func TestKilledAfterPull(t *testing.T) {
+	ctx := fixture.Context(t)
+	r, ref, _ := debian(t, true)
+	plain := fixture.Node(t, node.Options{NoMicad: true})
+	fixture.Pull(t, plain, "overlayfs", ref)
+	want := fixture.Run(t, plain, "overlayfs", ref, "plain")
+
+	n := fixture.Node(t, node.Options{DemandOnly: true, Keep: true})
+	old := n.MicadPID()
+	r.SetProfile(shaper.Profile{RTT: 400 * time.Millisecond})
+	mustf(t, n.Pull(ctx, mica, ref), "pull")
+	_, err := n.SignalMicad(syscall.SIGKILL)
+	mustf(t, err, "kill micad")
+	if mounts := fixture.LayerMounts(t, n); len(mounts) > 0 {
+		t.Errorf("%v are mounted when the pull ends: nothing was promised", mounts)
+	}
+	r.SetProfile(shaper.Profile{})
+	mustf(t, n.AwaitMicad(ctx, old, true), "next micad")
+	if out := fixture.Run(t, n, mica, ref, "after"); out != want {
+		t.Errorf("the image prints\n%s\nwant\n%s", out, want)
 	}
 }
 

@@ -50,11 +50,15 @@ type earlyBlob struct {
 // First returns where in the image's blobs that lies which a start of it reads first, of at most MaxEarly bytes: what can be
 // fetched before the index is here, which tells it for all the rest. windows is the index's blob of windows.
 func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
+	return firstOf(p.Ranges, b, windows)
+}
+
+func firstOf(ranges []profile.Range, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
 	f := first{bundle: b, windows: windows, layers: map[digest.Digest]*firstLayer{}}
 	for _, l := range b.Layers() {
 		f.layers[l.Layer] = &firstLayer{BundleLayer: l}
 	}
-	for _, r := range p.Ranges {
+	for _, r := range ranges {
 		if l := f.layers[r.Layer]; l != nil {
 			if more, err := f.add(l, r); !more {
 				return f.ranges, err
@@ -75,8 +79,9 @@ type first struct {
 
 type firstLayer struct {
 	index.BundleLayer
-	spans index.Spans // nil: nothing of the layer was added yet
-	taken map[int]bool
+	spans   index.Spans // nil: nothing of the layer was added yet
+	taken   map[int]bool
+	windows bool // were added
 }
 
 // add adds the spans that hold a range; more says that there is room for further ones.
@@ -86,17 +91,21 @@ func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
 			return false, err
 		}
 		l.taken = map[int]bool{}
-		// All windows of a layer come with its first data.
-		if l.Windows.Size > 0 && l.Windows.Size <= earlyRange && !f.put(BlobRange{f.windows.Digest, f.windows.Size, l.Windows.Off, l.Windows.Size}) {
-			return false, nil
-		}
 	}
 	for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.End(); i++ {
 		if l.taken[i] {
 			continue
 		}
 		l.taken[i] = true
-		if s := &l.spans[i]; !f.put(BlobRange{l.Layer, l.LayerSize, s.Blob, s.BlobSize}) {
+		s := &l.spans[i]
+		// All windows of a layer come with the first span that needs one.
+		if w := l.Windows; s.Window.Size > 0 && !l.windows && w.Size <= earlyRange {
+			l.windows = true
+			if !f.put(BlobRange{f.windows.Digest, f.windows.Size, w.Off, w.Size}) {
+				return false, nil
+			}
+		}
+		if !f.put(BlobRange{l.Layer, l.LayerSize, s.Blob, s.BlobSize}) {
 			return false, nil
 		}
 	}
@@ -124,6 +133,15 @@ func (f *first) put(g BlobRange) bool {
 	f.bytes += g.Size
 	f.ranges = append(f.ranges, g)
 	return true
+}
+
+// Annotate adds early ranges to the annotations of an artifact's manifest, unless they are too many to be said.
+func Annotate(annotations map[string]string, ranges []BlobRange) error {
+	text, err := encodeEarly(ranges)
+	if text != "" {
+		annotations[annotationEarly] = text
+	}
+	return err
 }
 
 // encodeEarly returns the annotation; "" where there is nothing to say, or too much.

@@ -1,0 +1,128 @@
+package fs
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/index/artifact"
+)
+
+// promiseFrom is how long a registry takes to answer, connection included, from which on layers are promised: nearer ones send the
+// index itself in about that time.
+const promiseFrom = 5 * time.Millisecond
+
+// promises is the layers that were promised before they were here. The zero value is ready.
+type promises struct {
+	mu     sync.Mutex
+	open   map[digest.Digest]chan struct{} // closed when the layer has come, or its coming has failed
+	broken map[digest.Digest]bool          // whose coming has failed: they are not promised again
+}
+
+// Promise returns what Mount is going to return for a layer, as soon as it is known that the image has an index with it: the index
+// itself may still be on its way, so that containerd need not wait for it before it goes on. ok is false where that cannot be said,
+// because the layer is here, or is to be downloaded whole, or looks different on other layers; then there is only Mount. Who
+// has got a promise calls Mount all the same, before anybody is to see the layer.
+func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool) {
+	if t.o.Mode == Local || t.o.LocalIndexes || l.Digest.Validate() != nil || t.promises.failed(l.Digest) {
+		return Mounted{}, false
+	}
+	if _, err := t.kernel(); err != nil {
+		return Mounted{}, false
+	}
+	if here, err := t.store.Layer(l.Digest); err == nil {
+		here.Close()
+		return Mounted{}, false
+	}
+	if err := t.want(ctx, l.Digest); err != nil {
+		return Mounted{}, false
+	}
+	t.mounter.Warm()
+	p, err := t.begin(l, below)
+	if err != nil {
+		return Mounted{}, false
+	}
+	defer t.leave(p)
+	j := t.jobsOf(p, l)
+	select {
+	case <-p.told:
+	case <-j.done:
+		return Mounted{}, false
+	case <-ctx.Done():
+		return Mounted{}, false
+	}
+	told, ok := p.listed[l.Digest]
+	if !ok || l.DiffID != "" && l.DiffID != told.DiffID || t.o.Limits.layer(told.Size) != nil {
+		return Mounted{}, false
+	}
+	t.promises.add(l.Digest)
+	return Mounted{Dir: t.pointDir(mountKey(l.Digest), ""), DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
+}
+
+// list returns what the registry, which took so long to answer, tells of the layers of the index that is tried first.
+func (p *pull) list(indexes []ocispec.Descriptor, took time.Duration) map[digest.Digest]artifact.Layer {
+	if len(indexes) == 0 || took < promiseFrom {
+		return nil
+	}
+	layers, err := artifact.Layers(indexes[0])
+	if err != nil {
+		p.t.log.Warn("what the registry tells of an index is not usable", "ref", p.key.ref, "err", err)
+	}
+	listed := map[digest.Digest]artifact.Layer{}
+	for _, l := range layers {
+		listed[l.Digest] = l
+	}
+	return listed
+}
+
+func (s *promises) add(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open, s.broken = map[digest.Digest]chan struct{}{}, map[digest.Digest]bool{}
+	}
+	if s.open[d] == nil {
+		s.open[d] = make(chan struct{})
+	}
+}
+
+func (s *promises) failed(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken[d]
+}
+
+// settle notes what became of a layer that may have been promised.
+func (s *promises) settle(d digest.Digest, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.open[d]; c != nil {
+		close(c)
+		delete(s.open, d)
+		if err != nil {
+			s.broken[d] = true
+		}
+	}
+}
+
+// wait returns when all that is promised now has come or failed, or after so long.
+func (s *promises) wait(most time.Duration) {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	s.mu.Lock()
+	var open []chan struct{}
+	for _, c := range s.open {
+		open = append(open, c)
+	}
+	s.mu.Unlock()
+	for _, c := range open {
+		select {
+		case <-c:
+		case <-timer.C:
+			return
+		}
+	}
+}

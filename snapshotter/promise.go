@@ -1,0 +1,43 @@
+package snapshotter
+
+import "context"
+
+// promiseOrMount asks Layers for a layer that the caller holds: to promise it, or else to mount it, for which the layers below it
+// have to be mounted.
+func (s *Snapshotter) promiseOrMount(ctx context.Context, l Layer, parents chain) (m Mounted, promised bool, err error) {
+	if p, ok := s.layers.(Promiser); ok {
+		if err := s.markServed(l.Digest); err != nil {
+			return Mounted{}, false, err
+		}
+		if m, ok := p.Promise(ctx, l, parents.layers()); ok {
+			return m, true, checkDir(m.Dir)
+		}
+	}
+	if err := s.await(ctx, parents); err != nil {
+		return Mounted{}, false, err
+	}
+	m, err = s.mountLayer(ctx, l, parents.layers())
+	return m, false, err
+}
+
+// fulfil mounts, in the background, the layer of a snapshot that was committed on a promise. Until then whoever needs the snapshot
+// mounts it, or waits for that, as after a restart.
+func (s *Snapshotter) fulfil(name string) {
+	s.background.Go(func() {
+		if err := s.mountPromised(s.life, name); err != nil && s.life.Err() == nil {
+			s.log.Error("layer of an image that was just pulled cannot be mounted; the next container that needs it tries again", "snapshot", name, "err", err)
+		}
+	})
+}
+
+func (s *Snapshotter) mountPromised(ctx context.Context, name string) error {
+	c, err := s.viewChain(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := s.await(ctx, c); err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "layer mounted", "ref", c[0].served.Ref, "layer", c[0].served.Layer, "dir", c[0].dir)
+	return nil
+}
