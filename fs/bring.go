@@ -66,9 +66,6 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	if err != nil {
 		return err
 	}
-	if err := x.Verify(p.ctx); err != nil {
-		return err
-	}
 	if err := index.Check(p.ctx, x); err != nil {
 		return err
 	}

@@ -97,10 +97,13 @@ func atEnd(r io.Reader) bool {
 	return err == io.EOF
 }
 
+// frameWindow is how far back an encoder looks. More finds no more in an index, and a decoder takes memory for all of it.
+const frameWindow = 512 << 10
+
 // compressIndex writes one zstd frame and returns the sha256 of what is in it.
 func compressIndex(w io.Writer, r io.Reader) (sum [sha256.Size]byte, err error) {
 	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(maxFrameWindow), zstd.WithEncoderCRC(false))
+		zstd.WithWindowSize(frameWindow), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return sum, err
 	}

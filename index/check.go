@@ -217,16 +217,18 @@ func (c *checker) file(ino *Inode) error {
 	if err := c.claim(at - ino.body() + count*chunkSize); err != nil {
 		return err
 	}
-	var b [chunkSize]byte
+	buf := getBlock()
+	defer putBlock(buf)
+	b := buf[:chunkSize]
 	for i := range count {
-		if err := c.tree.read(b[:], at+i*chunkSize); err != nil {
+		if err := c.tree.read(b, at+i*chunkSize); err != nil {
 			return err
 		}
-		e, fromTree, err := c.tree.chunk(b[:], min(1<<bits, ino.Size-i<<bits))
+		e, fromTree, err := c.tree.chunk(b, min(1<<bits, ino.Size-i<<bits))
 		if err != nil {
 			return fmt.Errorf("chunk %d: %w", i, err)
 		}
-		if !fromTree && e.Device == Hole && binary.LittleEndian.Uint32(b[:]) != 0 {
+		if !fromTree && e.Device == Hole && binary.LittleEndian.Uint32(b) != 0 {
 			return corrupt("chunk %d: hole with a device", i)
 		}
 		if fromTree {
@@ -288,7 +290,7 @@ func (w *dirChecker) block(b dirBlock) error {
 			return corrupt("entry %.64q is not behind %.64q", name, w.last)
 		}
 		w.last = append(w.last[:0], name...)
-		if err := w.entry(nid, typ, string(name)); err != nil {
+		if err := w.entry(nid, typ, name); err != nil {
 			return fmt.Errorf("entry %.64q: %w", name, err)
 		}
 	}
@@ -298,11 +300,11 @@ func (w *dirChecker) block(b dirBlock) error {
 	return nil
 }
 
-func (w *dirChecker) entry(nid uint64, typ Type, name string) error {
+func (w *dirChecker) entry(nid uint64, typ Type, name []byte) error {
 	c := w.c
-	if name == "." || name == ".." {
+	if string(name) == "." || string(name) == ".." {
 		want := w.dir.inode.Nid
-		if name == ".." {
+		if len(name) == 2 {
 			want = w.dir.parent
 		}
 		if w.self++; nid != want || typ != Directory {

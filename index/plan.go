@@ -145,11 +145,15 @@ func sortedNames(children map[string]*Node) ([]string, error) {
 }
 
 // checkName says why name cannot be a directory entry.
-func checkName(name string) error {
+func checkName[T string | []byte](name T) error {
 	if len(name) > maxNameLen {
 		return fmt.Errorf("name of %d bytes: the limit is %d", len(name), maxNameLen)
 	}
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+	slash, nul := false, false
+	for i := range len(name) {
+		slash, nul = slash || name[i] == '/', nul || name[i] == 0
+	}
+	if len(name) == 0 || string(name) == "." || string(name) == ".." || slash || nul {
 		return fmt.Errorf("name %q is not allowed", name)
 	}
 	return nil
