@@ -69,7 +69,7 @@ func (p *pull) find() (*bundle, error) {
 	indexes := artifact.Indexes(refs)
 	p.listed = p.list(indexes, took)
 	tell()
-	p.early = p.fetchEarly(refs, indexes, took)
+	p.fetchEarly(refs, indexes, took)
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
 		p.t.replay(p.key.ref, best)
 	}
@@ -150,31 +150,6 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	return &bundle{Bundle: b, windows: x.Windows}, nil
 }
 
-// Trees are fetched in several ranges at the same time, of treesMost bytes each at the most: a connection begins with firstWindow bytes in a
-// round trip (RFC 6928) and twice as many in the next, several together bring more, and the data that follow find them fast. They
-// are so many that, where the trees are not large, a pull sends startRequests at the most before a container can start, those
-// for tokens, the referrers and what the index names included; but treesLeast in any case.
-const (
-	firstWindow   = 14 << 10
-	treesMost     = 1 << 20
-	startRequests = 10
-	treesLeast    = 3
-)
-
-// connections is how many are made when a pull begins, for the trees and the first data after them.
-const connections = 28
-
-// treesRange returns how many bytes one of the requests for a blob asks for, of so many at the most: as few requests as come in the
-// same number of round trips on new connections, rounds.
-func treesRange(total, requests int64) (size, rounds int64) {
-	most := int64(firstWindow)
-	for rounds = 1; most*requests < total; rounds++ {
-		most += firstWindow << rounds
-	}
-	n := max((total+most-1)/most, 1)
-	return (total + n - 1) / n, rounds
-}
-
 // fetchTrees fetches the trees blob into a file without a name.
 func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {
 	if d.Size > maxTrees {
@@ -195,11 +170,13 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	requests := int64(max(startRequests-int(p.image.Stats().Requests)-p.early, treesLeast))
-	size, rounds := treesRange(d.Size, requests)
-	size = min(size, treesMost)
+	first := p.first
+	if first.rounds == 0 {
+		first = p.plan(d.Size)
+	}
+	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(int(requests))
+	g.SetLimit(firstRequests)
 	for off := int64(0); off < d.Size; off += size {
 		g.Go(func() error {
 			b := make([]byte, min(size, d.Size-off))
@@ -207,7 +184,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 			if err := blob.ReadAt(ctx, b, off); err != nil {
 				return err
 			}
-			p.t.budget.Answered(time.Since(start) / time.Duration(rounds))
+			p.t.budget.Answered(time.Since(start) / time.Duration(first.rounds))
 			_, err := f.WriteAt(b, off)
 			return err
 		})

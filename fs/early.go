@@ -26,9 +26,6 @@ const (
 	// where it is short, each costs more than it gains.
 	earlyRequests, earlyPiece       = 4, 1 << 20
 	earlyFarRequests, earlyFarPiece = 16, 256 << 10
-	// earlyIndexPiece is what comes in four round trips on a new connection, for what an index names: containers wait for that, and it is
-	// little.
-	earlyIndexPiece = (1 + 2 + 4 + 8) * firstWindow
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar  = 50 * time.Millisecond
 	earlyStep = 64 << 10 // after so many bytes readers are told
@@ -58,13 +55,30 @@ type piece struct {
 }
 
 // fetchEarly begins to fetch what index and newest profile among the referrers, which took so long to come, say that is read first of
-// this image. It returns how many requests are made for what the index names.
-func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) int {
-	if p.t.o.Fetch.Fill == fetch.None || len(indexes) == 0 {
-		return 0
+// this image. It plans for the trees as well.
+func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) {
+	if len(indexes) == 0 {
+		return
 	}
-	blobs := p.earlyBlobs(indexes[0])
-	pieces := p.t.early.add(p.earlyRanges(indexes[0], blobs), earlyIndexPiece)
+	x, ok, err := artifact.FromReferrer(indexes[0])
+	if !ok || err != nil {
+		return // whoever opens it will meet the error
+	}
+	if p.t.o.Fetch.Fill == fetch.None {
+		p.first = p.plan(x.Trees.Size)
+		return
+	}
+	blobs := append(p.missing(), x.Windows.Digest)
+	named := p.earlyRanges(indexes[0], blobs)
+	sizes := []int64{x.Trees.Size}
+	for _, r := range named {
+		sizes = append(sizes, r.Size)
+	}
+	p.first = p.plan(sizes...)
+	var pieces []*piece
+	for _, r := range named {
+		pieces = append(pieces, p.t.early.add([]published.BlobRange{r}, p.first.even(r.Size))...)
+	}
 	byIndex := len(pieces)
 	requests, size := earlyRequests, int64(earlyPiece)
 	if took >= earlyFar {
@@ -74,17 +88,16 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 		pieces = append(pieces, p.t.early.add(p.earlyRanges(d, blobs), size)...)
 	}
 	if len(pieces) == 0 {
-		return 0
+		return
 	}
 	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.key.ref, "requests", len(pieces))
 	p.t.goes(func(context.Context) {
 		defer p.t.early.drop(pieces...)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
 		defer cancel()
-		p.t.early.fetch(ctx, p.image, pieces, requests)
+		p.t.early.fetch(ctx, p.image, pieces, max(requests, byIndex))
 		<-ctx.Done()
 	})
-	return byIndex
 }
 
 // earlyRanges returns the ranges of these blobs that an artifact names.
@@ -97,11 +110,8 @@ func (p *pull) earlyRanges(d ocispec.Descriptor, blobs []digest.Digest) []publis
 	return slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })
 }
 
-// earlyBlobs returns the blobs of the image that are worth it: of layers that are not here, and of the index's windows.
-func (p *pull) earlyBlobs(d ocispec.Descriptor) (blobs []digest.Digest) {
-	if x, ok, err := artifact.FromReferrer(d); err == nil && ok {
-		blobs = append(blobs, x.Windows.Digest)
-	}
+// missing returns the layers of the image that are not here.
+func (p *pull) missing() (blobs []digest.Digest) {
 	p.t.mu.Lock()
 	layers := slices.Clone(p.brought)
 	p.t.mu.Unlock()

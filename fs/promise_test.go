@@ -123,20 +123,3 @@ func TestPromiseOnce(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestTreesRange(t *testing.T) {
-	const k = 1 << 10
-	for _, c := range []struct{ total, requests, size, rounds int64 }{
-		{10 * k, 8, 10 * k, 1},
-		{112 * k, 8, 14 * k, 1},
-		{168 * k, 8, 42 * k, 2}, // four of two round trips, not eight
-		{168 * k, 3, 84 * k, 3},
-		{784 * k, 8, 98 * k, 3},
-		{0, 8, 0, 1},
-	} {
-		size, rounds := treesRange(c.total, c.requests)
-		if size != c.size || rounds != c.rounds {
-			t.Errorf("treesRange(%d, %d) = %d, %d; want %d, %d", c.total, c.requests, size, rounds, c.size, c.rounds)
-		}
-	}
-}
