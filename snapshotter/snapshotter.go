@@ -99,7 +99,6 @@ func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log =
 // New returns a snapshotter that keeps its state below root, an absolute path. It does nothing before Open.
 func New(root string, layers Layers, options ...Option) *Snapshotter {
 	s := &Snapshotter{root: root, layers: layers, log: slog.Default(), now: time.Now}
-	s.life, s.end = context.WithCancel(context.Background())
 	for _, o := range options {
 		o(s)
 	}
@@ -109,6 +108,7 @@ func New(root string, layers Layers, options ...Option) *Snapshotter {
 // Open prepares the root directory and opens the metadata. Call Close when done, also after an error. Layers of an
 // earlier run are mounted by Restore, or when a snapshot first needs them. ctx is used for its values alone.
 func (s *Snapshotter) Open(ctx context.Context) error {
+	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	if err := checkDir(s.root); err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
@@ -162,7 +162,9 @@ func (s *Snapshotter) Amnesia() bool { return s.meta.amnesia }
 
 // Close closes the metadata. Mounted layers stay.
 func (s *Snapshotter) Close() error {
-	s.end()
+	if s.end != nil {
+		s.end()
+	}
 	s.background.Wait()
 	if s.meta == nil {
 		return nil
