@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
@@ -74,8 +75,6 @@ func TestNoPromise(t *testing.T) {
 	untold := newWorld(t, twoLayers(t)...)
 	untold.index(nil)
 	untold.far(func() {})
-	near := promiseWorld(t)
-	near.gate.Store(nil)
 	other := w.layer(0)
 	other.DiffID = digest.FromString("another")
 	for name, c := range map[string]struct {
@@ -87,11 +86,10 @@ func TestNoPromise(t *testing.T) {
 		"another diffID":                 {w, Options{}, other},
 		"over the limit":                 {w, Options{Limits: Limits{LayerSize: 1000}}, w.layer(0)},
 		"indexes of registries unwanted": {w, Options{LocalIndexes: true}, w.layer(0)},
-		"a registry that is near":        {near, Options{}, near.layer(0)},
 		"local mode":                     {w, Options{Mode: Local}, w.layer(0)},
 	} {
+		c.o.Root, c.o.Fetch = testDir(t), fetch.Options{Fill: fetch.None}
 		t.Run(name, func(t *testing.T) {
-			c.o.Root, c.o.Fetch = testDir(t), fetch.Options{Fill: fetch.None}
 			table := c.w.openWith(c.o)
 			if _, err := table.kernel(); err != nil {
 				t.Fatal(err)
@@ -121,5 +119,18 @@ func TestPromiseOnce(t *testing.T) {
 	}
 	if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestNearRegistry: of a registry that is near no layer is promised.
+func TestNearRegistry(t *testing.T) {
+	w := promiseWorld(t)
+	indexes := []ocispec.Descriptor{{Annotations: w.indexed.Manifest(ocispec.Descriptor{}, time.Time{}).Annotations}}
+	p := &pull{}
+	if got := p.list(indexes, promiseFrom); len(got) != 1 {
+		t.Errorf("of one far away %v are known, want a layer", got)
+	}
+	if got := p.list(indexes, promiseFrom-1); len(got) != 0 {
+		t.Errorf("of one that is near %v are known, want none", got)
 	}
 }

@@ -5,7 +5,8 @@
 //
 // containerd prepares the layers of an image one after another, lowest first, and names in labels the chain ID that it
 // wants and the layer that makes it. Prepare asks Layers to mount the layer, commits a snapshot that refers to it, and
-// answers ErrAlreadyExists: containerd then neither fetches nor unpacks the layer. The container's own snapshot is an
+// answers ErrAlreadyExists: containerd then neither fetches nor unpacks the layer. A layer that Layers promises is mounted after
+// that, while containerd goes on; who needs the snapshot waits for it. The container's own snapshot is an
 // overlay mount whose lower directories are those that Layers returned:
 //
 //	Prepare ── labels ──▶ Layers.Mount ── directory ──▶ metadata.db ──▶ Mounts: overlay lowerdir=
