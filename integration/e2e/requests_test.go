@@ -8,6 +8,7 @@ import (
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
+	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 // containerd asks for the manifest by tag and by digest and for the config;
@@ -22,15 +23,20 @@ func TestRequestsBeforeStart(t *testing.T) {
 	if len(manifest.Layers) != 6 {
 		t.Fatalf("the image has %d layers, want 6", len(manifest.Layers))
 	}
-	for _, api := range []bool{false, true} {
-		t.Run(map[bool]string{false: "fallback tag", true: "referrers API"}[api], func(t *testing.T) {
-			r := fixture.Registry(t)
-			if api {
-				r = fixture.Referrers(t)
-			}
+	for name, c := range map[string]struct {
+		registry func(*testing.T) *registry.Registry
+		options  node.Options
+	}{
+		"fallback tag":  {fixture.Registry, node.Options{DemandOnly: true}},
+		"referrers API": {fixture.Referrers, node.Options{DemandOnly: true}},
+		// with what containerd reads of the image
+		"as it comes": {fixture.Registry, node.Options{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := c.registry(t)
 			ref := fixture.Push(t, r, "debian", img)
 			fixture.Index(t, r, "debian")
-			n := fixture.Node(t, node.Options{DemandOnly: true})
+			n := fixture.Node(t, c.options)
 			r.ResetTraffic()
 			fixture.Pull(t, n, mica, ref)
 			requests, byTag, configs := 0, 0, 0
@@ -51,9 +57,11 @@ func TestRequestsBeforeStart(t *testing.T) {
 			if requests-1 > 10 {
 				t.Errorf("micad sent %d requests before the container could start, want at most 10", requests-1)
 			}
-			size, err := images.Size(img)
-			mustf(t, err, "size")
-			lazy(t, r.Traffic(), size)
+			if c.options.DemandOnly {
+				size, err := images.Size(img)
+				mustf(t, err, "size")
+				lazy(t, r.Traffic(), size)
+			}
 			out := fixture.Run(t, n, mica, ref, "program")
 			if !strings.HasSuffix(out, images.Ready+"\n") {
 				t.Errorf("the program prints %q", out)

@@ -73,7 +73,7 @@ func (s *Stage) five(ctx context.Context) (map[Column]Cell, error) {
 			tries, err := retried(trying, fn)
 			mu.Lock()
 			defer mu.Unlock()
-			cells[c] = Cell{Tries: tries, Trouble: err, Ready: time.Since(s.struckAt())}
+			cells[c] = Cell{Tries: tries, Trouble: err, Ready: s.sinceStruck()}
 		})
 	}
 	try(Pull, func(ctx context.Context, _ int) error { return s.Node.Pull(ctx, node.Snapshotter, s.ref(Pull)) })

@@ -55,6 +55,14 @@ func (s *Stage) struckAt() time.Time {
 	return s.struck
 }
 
+// sinceStruck is how long ago the fault struck first; 0: it has not yet.
+func (s *Stage) sinceStruck() time.Duration {
+	if at := s.struckAt(); !at.IsZero() {
+		return time.Since(at)
+	}
+	return 0
+}
+
 // newStage starts the node of a row. dir is for files of the row.
 func newStage(ctx context.Context, dir string, source *registry.Registry, f Fault) (*Stage, error) {
 	s := &Stage{fault: f, dir: dir, loads: map[Column]*Workload{}, past: map[Column]*Workload{}, bad: map[Column]error{}}
