@@ -133,7 +133,13 @@ type shaky struct {
 	*store.Layer
 	write func(i int) error
 	read  func(off int64) error
+	after func(p []byte) // may change what was read
+	never bool           // no span is ever sure
 }
+
+func (s *shaky) Sure(i int) bool { return !s.never && s.Layer.Sure(i) }
+
+func (s *shaky) AllSure() bool { return !s.never && s.Layer.AllSure() }
 
 func (s *shaky) WriteSpan(i int, off int64, data []byte) error {
 	if s.write != nil {
@@ -150,7 +156,11 @@ func (s *shaky) ReadAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	return s.Layer.ReadAt(p, off)
+	n, err := s.Layer.ReadAt(p, off)
+	if s.after != nil {
+		s.after(p)
+	}
+	return n, err
 }
 
 // fixture is a layer over a real store and sources in memory.

@@ -54,6 +54,74 @@ func (l *Layer) unchanged(off, n int64, gone uint64) bool {
 	return l.doubting == nil || l.doubting.Unchanged() && l.doubting.Holds(off, n, gone)
 }
 
+// readPresent fills p from spans that the store has. It returns how much of it, with an error if that is not all; where what was
+// read proves not to be unchanged, it is of no use.
+func (l *Layer) readPresent(p []byte, off int64) (int, error) {
+	end := off + int64(len(p))
+	if err := l.sure(off, end); err != nil {
+		return 0, err
+	}
+	if doubtful, err := l.doubtful(off, end); doubtful || err != nil {
+		if err == nil {
+			err = l.compared(p, off)
+		}
+		if err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	return l.store.ReadAt(p, off)
+}
+
+// doubtful says whether a span that holds any of [off, end) has to be compared each time that it is read.
+func (l *Layer) doubtful(off, end int64) (bool, error) {
+	if l.doubting == nil || l.doubting.AllSure() {
+		return false, nil
+	}
+	spans, err := l.table()
+	if err != nil {
+		return false, err
+	}
+	first, last := l.cut(spans, off, end)
+	for i := first; i < last; i++ {
+		if !l.doubting.Sure(i) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// compared fills p with what was compared itself: on a disk that fails, what is read once more may be something else.
+func (l *Layer) compared(p []byte, off int64) error {
+	spans, err := l.table()
+	if err != nil {
+		return err
+	}
+	clear(p) // behind the last span there are zeros
+	first, last := l.cut(spans, off, off+int64(len(p)))
+	for i := first; i < last; i++ {
+		if err := l.copyCompared(p, off, &spans[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyCompared copies what p is to hold of a span.
+func (l *Layer) copyCompared(p []byte, off int64, s *index.Span) error {
+	buf := l.o.Budget.pool.get(s.Size)
+	defer buf.free()
+	if n, err := l.store.ReadAt(buf.b, s.Device); n < len(buf.b) {
+		return errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	if sha256.Sum256(buf.b) != s.Digest {
+		return errWrong
+	}
+	from := max(off, s.Device)
+	copy(p[from-off:], buf.b[from-s.Device:])
+	return nil
+}
+
 // doubt compares a span with its digest, once for all who ask at a time.
 func (l *Layer) doubt(spans index.Spans, i int) error {
 	_, err, _ := l.doubts.Do(strconv.Itoa(i), func() (any, error) {
