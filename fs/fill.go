@@ -28,6 +28,16 @@ func (v *live) startFill() {
 	}
 }
 
+// refill brings what was thrown away of a layer that had been filled.
+func (v *live) refill() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.closed && v.filling.started.Load() && !v.store.AllPresent() {
+		v.t.fetch.Add(v.digest, v.data)
+		v.t.fetch.Fill(v.digest)
+	}
+}
+
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
 func (v *live) wasRead() {

@@ -85,6 +85,7 @@ func (v *live) verify(ctx context.Context, out *Verified, rest func(time.Duratio
 		if err := v.heal(ctx, wrong, out); err != nil {
 			return err
 		}
+		v.refill()
 	}
 	v.store.Checked()
 	return nil

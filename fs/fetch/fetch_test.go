@@ -31,6 +31,7 @@ type fake struct {
 	delay time.Duration
 	fault func(off int64) error // nil: none
 	log   *log
+	next  func() // called after Next has looked; nil: nothing is
 
 	mu       sync.Mutex
 	present  map[int64]bool
@@ -70,6 +71,9 @@ func (f *fake) Next(off, end int64, _ layer.Priority) (layer.Run, error) {
 		i++
 	}
 	if i >= last {
+		if f.next != nil {
+			f.next()
+		}
 		return layer.Run{}, nil
 	}
 	n := int64(1)
@@ -187,6 +191,29 @@ func TestOrder(t *testing.T) {
 		if st := r.Stats(); !st.Finished || st.Ranges != 3 || st.Bytes != 12 || st.Brought == 0 {
 			t.Errorf("stats of the replay are %+v", st)
 		}
+	})
+}
+
+// TestFillAgain: what goes of a layer while its fill finds that nothing is missing is fetched when Fill is called once more, and so is
+// what goes later.
+func TestFillAgain(t *testing.T) {
+	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
+		a := l.layer("a", 3)
+		a.present = map[int64]bool{0: true, 1: true, 2: true}
+		a.next = sync.OnceFunc(func() {
+			delete(a.present, 1)
+			s.Fill(a.id())
+		})
+		s.Add(a.id(), a)
+		s.Fill(a.id())
+		time.Sleep(time.Minute)
+		expect(t, l, "fill a 1+1")
+		a.mu.Lock()
+		delete(a.present, 2)
+		a.mu.Unlock()
+		s.Fill(a.id())
+		time.Sleep(time.Minute)
+		expect(t, l, "fill a 2+1")
 	})
 }
 

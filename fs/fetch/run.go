@@ -72,6 +72,7 @@ type place struct {
 	replay   *Replay // nil: a fill
 	todo     *Range  // what is left of the replay's range
 	spot     *spot   // of a fill: where its range comes from; nil: it is the next in the layer
+	asked    int     // of the entry, when it was chosen
 }
 
 // job is one request.
@@ -174,7 +175,7 @@ func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
 			e.progress = false
 		}
 		if e.cursor < size && usable(e) {
-			return &place{entry: e, prio: layer.Background, off: e.cursor, end: size}
+			return &place{entry: e, prio: layer.Background, off: e.cursor, end: size, asked: e.asked}
 		}
 	}
 	return nil
@@ -202,7 +203,9 @@ func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *jo
 		s.pastLocked(p.spot, p.end)
 		return nil
 	case run.Size == 0 && p.off == 0:
-		s.endFillLocked(e)
+		if p.asked == e.asked { // else something may have gone since it was looked at
+			s.endFillLocked(e)
+		}
 		return nil
 	case run.Size == 0:
 		e.cursor = p.end

@@ -111,6 +111,7 @@ type entry struct {
 	backoff   backoff
 
 	filling  bool
+	asked    int   // how often Fill was called
 	cursor   int64 // device offset from where the fill goes on; from 0 again where some is left at the end
 	filled   int   // of jobs, those of the fill
 	progress bool  // since cursor was 0, something came
@@ -159,6 +160,9 @@ func (s *Scheduler) Fill(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.layers[d]
+	if e != nil {
+		e.asked++
+	}
 	if e == nil || e.filling || e.stopped || s.o.Fill != All || (s.o.MaxLayer > 0 && e.layer.Size() > s.o.MaxLayer) {
 		return
 	}
