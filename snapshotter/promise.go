@@ -1,6 +1,9 @@
 package snapshotter
 
-import "context"
+import (
+	"context"
+	"runtime/debug"
+)
 
 // promiseOrMount asks Layers for a layer that the caller holds: to promise it, or else to mount it, for which the layers below it
 // have to be mounted.
@@ -24,6 +27,11 @@ func (s *Snapshotter) promiseOrMount(ctx context.Context, l Layer, parents chain
 // mounts it, or waits for that, as after a restart.
 func (s *Snapshotter) fulfil(name string) {
 	s.background.Go(func() {
+		defer func() {
+			if v := recover(); v != nil { // it fails this attempt, and nothing else
+				s.log.Error("panic", "panic", v, "stack", string(debug.Stack()))
+			}
+		}()
 		if err := s.mountPromised(s.life, name); err != nil && s.life.Err() == nil {
 			s.log.Error("layer of an image that was just pulled cannot be mounted; the next container that needs it tries again", "snapshot", name, "err", err)
 		}
