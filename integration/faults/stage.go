@@ -235,8 +235,9 @@ func (s *Stage) awaitImage(ctx context.Context, c Column, what string, done func
 	}
 }
 
-// gate holds requests of micad for blobs of the images of columns Pull and
-// Start: both are halfway when the fault strikes.
+// gate holds requests of micad for the images of columns Pull and Start, for
+// all of the one and for blobs of the other: both are halfway when the fault
+// strikes.
 type gate struct {
 	hold        chan struct{}
 	pull, start atomic.Bool // whether a request has come
@@ -246,11 +247,11 @@ type gate struct {
 func (s *Stage) shut() *gate {
 	g := &gate{hold: make(chan struct{})}
 	rule := func(q *http.Request, _ int64) registry.Fault {
-		if !strings.HasPrefix(q.UserAgent(), "micad/") || !strings.Contains(q.URL.Path, "/blobs/") {
+		if !strings.HasPrefix(q.UserAgent(), "micad/") {
 			return registry.Fault{}
 		}
 		for c, came := range map[Column]*atomic.Bool{Pull: &g.pull, Start: &g.start} {
-			if strings.HasPrefix(q.URL.Path, "/v2/"+string(c)+"/") {
+			if strings.HasPrefix(q.URL.Path, "/v2/"+string(c)+"/") && (c == Pull || strings.Contains(q.URL.Path, "/blobs/")) {
 				came.Store(true)
 				return registry.Fault{Hold: g.hold}
 			}
