@@ -62,6 +62,13 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 	return Mounted{Dir: t.pointDir(mountKey(l.Digest), ""), DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
 }
 
+// promisePatience is how long AwaitPromised waits.
+const promisePatience = time.Second
+
+// AwaitPromised returns when the layers that are promised now have come, or their coming has failed, but after a second at the
+// latest. Status then shows those of a pull that has just ended.
+func (t *Table) AwaitPromised() { t.promises.wait(promisePatience) }
+
 // list returns what the registry, which took so long to answer, tells of the layers of the index that is tried first.
 func (p *pull) list(indexes []ocispec.Descriptor, took time.Duration) map[digest.Digest]artifact.Layer {
 	if len(indexes) == 0 || took < promiseFrom {

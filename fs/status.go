@@ -28,12 +28,8 @@ type Status struct {
 	LastErrorTime time.Time `json:"last_error_time,omitzero"`
 }
 
-// statusPatience is how long Status waits for layers that were promised, so that it shows those of a pull that has just ended.
-const statusPatience = time.Second
-
 // Status returns the layers of the table, ordered by image and layer.
 func (t *Table) Status() []Status {
-	t.promises.wait(statusPatience)
 	t.mu.Lock()
 	slots := make([]*slot, 0, len(t.live))
 	for _, s := range t.live {

@@ -8,10 +8,10 @@ import (
 // promiseOrMount asks Layers for a layer that the caller holds: to promise it, or else to mount it, for which the layers below it
 // have to be mounted.
 func (s *Snapshotter) promiseOrMount(ctx context.Context, l Layer, parents chain) (m Mounted, promised bool, err error) {
+	if err := s.markServed(l.Digest); err != nil {
+		return Mounted{}, false, err
+	}
 	if p, ok := s.layers.(Promiser); ok {
-		if err := s.markServed(l.Digest); err != nil {
-			return Mounted{}, false, err
-		}
 		if m, ok := p.Promise(ctx, l, parents.layers()); ok {
 			return m, true, checkDir(m.Dir)
 		}

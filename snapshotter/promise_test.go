@@ -73,6 +73,9 @@ func TestPromise(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got := s.Stats(); got.Restored != 0 || got.RestoreErrors != 0 {
+		t.Errorf("Stats = %+v: nothing was restored", got)
+	}
 	for _, l := range img.layers {
 		if !layers.isMounted(l) {
 			t.Errorf("layer %s is not mounted", l)

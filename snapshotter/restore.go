@@ -130,17 +130,22 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 	defer s.holds.release(l.served.Layer)
 	layer := l.served.layer()
 	layer.Lower = below.dirs()
-	mounted, err := s.mountLayer(ctx, layer, below.layers())
-	if err != nil {
-		s.counters.restoreErrors.Add(1)
-		return err
+	err := s.markServed(layer.Digest)
+	var mounted Mounted
+	if err == nil {
+		mounted, err = s.mountLayer(ctx, layer, below.layers())
 	}
-	if mounted.Dir != l.served.Dir {
-		s.counters.restoreErrors.Add(1)
-		return fmt.Errorf("is now at %s, not at %s as before: running containers use the former directory", mounted.Dir, l.served.Dir)
+	if err == nil && mounted.Dir != l.served.Dir {
+		err = fmt.Errorf("is now at %s, not at %s as before: running containers use the former directory", mounted.Dir, l.served.Dir)
 	}
-	s.counters.restored.Add(1)
-	return nil
+	switch {
+	case s.restored.promised(l.id): // it is mounted for the first time
+	case err != nil:
+		s.counters.restoreErrors.Add(1)
+	default:
+		s.counters.restored.Add(1)
+	}
+	return err
 }
 
 // brokenError is a layer that could not be mounted again.
@@ -156,7 +161,8 @@ func (e *brokenError) Error() string {
 
 func (e *brokenError) Unwrap() error { return e.err }
 
-// restored knows which snapshots' layers are mounted since the start of the process, by the snapshot's number. The
+// restored knows which snapshots' layers are mounted since the start of the process, by the snapshot's number: those of earlier
+// runs, and those that were promised, are not at first. The
 // zero value is ready.
 type restored struct {
 	mu sync.Mutex
@@ -168,6 +174,7 @@ type restoring struct {
 
 	mu       sync.Mutex
 	mounted  bool
+	promised bool  // this process committed the snapshot before its layer was mounted
 	attempts int   // that have ended
 	err      error // of the last one
 }
@@ -187,12 +194,19 @@ func (r *restored) state(id string) *restoring {
 	return st
 }
 
-// done notes that a snapshot's layer is mounted.
-func (r *restored) done(id string) {
+// made notes a snapshot of this process, whose layer is mounted, or promised.
+func (r *restored) made(id string, promised bool) {
 	st := r.state(id)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	st.mounted = true
+	st.mounted, st.promised = !promised, promised
+}
+
+func (r *restored) promised(id string) bool {
+	st := r.state(id)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.promised
 }
 
 // forget drops what is known of a removed snapshot.

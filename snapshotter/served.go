@@ -103,11 +103,8 @@ func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, pare
 	return existsError(req.target)
 }
 
-// mountLayer asks Layers for a layer that the caller holds.
+// mountLayer asks Layers for a layer that the caller holds and has marked.
 func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error) {
-	if err := s.markServed(l.Digest); err != nil {
-		return Mounted{}, err
-	}
 	mounted, err := s.layers.Mount(ctx, l, parents)
 	if err != nil {
 		return Mounted{}, err
@@ -143,9 +140,7 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 		if id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
-		if !promised {
-			s.restored.done(id) // before anybody sees the snapshot and mounts the layer once more
-		}
+		s.restored.made(id, promised) // before anybody sees the snapshot and mounts the layer once more
 		return nil
 	})
 	if err != nil {

@@ -105,7 +105,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error {
-		d.credentials.retain(ctx, func() ([]fs.Status, bool) { return d.table.Status(), !d.restoring.Load() })
+		d.credentials.retain(ctx, func() ([]fs.Status, bool) { return d.layers(), !d.restoring.Load() })
 		return nil
 	})
 	g.Go(func() error {
@@ -270,7 +270,7 @@ func (d *daemon) restore(ctx context.Context) {
 func (d *daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+admin.PathInfo, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.info()) })
-	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Status()) })
+	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.layers()) })
 	mux.HandleFunc("GET "+admin.PathReplays, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Replays()) })
 	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.fallbacks()) })
 	d.handleCache(mux)
@@ -279,6 +279,12 @@ func (d *daemon) handler() http.Handler {
 	mux.Handle(admin.PathProfiles, profiles)
 	mux.Handle(admin.PathProfiles+"/", profiles)
 	return mux
+}
+
+// layers returns the layers of the node, those of a pull that has just ended included.
+func (d *daemon) layers() []fs.Status {
+	d.table.AwaitPromised()
+	return d.table.Status()
 }
 
 func (d *daemon) answer(w http.ResponseWriter, v any) {

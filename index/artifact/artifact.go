@@ -5,7 +5,8 @@
 // The artifact's manifest has two layers, the bundle's trees blob and its
 // windows blob (package index), and an empty config. The same two descriptors stand in
 // the manifest's annotations: registries repeat annotations in the list of referrers,
-// so a reader of that list can fetch the trees blob without fetching the manifest first.
+// so a reader of that list can fetch the trees blob without fetching the manifest first. Another annotation tells of
+// the layers (Layer), so that a node can promise them before it has the trees.
 package artifact
 
 import (
