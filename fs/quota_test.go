@@ -392,12 +392,33 @@ func TestDiskFullMakesRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for err == nil {
-		_, err = ballast.Write(make([]byte, 64<<10))
+	fill := func() {
+		for _, n := range []int{64 << 10, 1 << 10} {
+			for err := error(nil); err == nil; {
+				_, err = ballast.Write(make([]byte, n))
+			}
+		}
 	}
-	ballast.Close()
+	fill()
+	// Somebody who takes at once whatever is free, until something has gone.
+	var greedy sync.WaitGroup
+	enough := make(chan struct{})
+	greedy.Go(func() {
+		defer ballast.Close()
+		for {
+			select {
+			case <-enough:
+				return
+			default:
+				fill()
+			}
+		}
+	})
+	end := sync.OnceFunc(func() { close(enough); greedy.Wait() })
+	defer end()
 	mustList(t, dirs[1], freshLines)
 	eventually(t, "what nobody uses has gone", func() bool { return table.Cache().Evicted >= files*size })
+	end()
 	mustList(t, dirs[1], freshLines)
 	for i, d := range w.layers {
 		for _, s := range table.Status() {
@@ -443,6 +464,15 @@ func harm(t *testing.T, table *Table, d digest.Digest, offs ...int64) {
 	}
 }
 
+// awaitProof waits for the check that follows the last span of the table's layer.
+func awaitProof(t *testing.T, table *Table) {
+	t.Helper()
+	v := table.opened()[0]
+	eventually(t, "the layer is complete", func() bool { return v.store.Record().State != store.Lazy })
+	v.trust.proving.Lock()
+	v.trust.proving.Unlock()
+}
+
 func TestVerify(t *testing.T) {
 	const files, size = 16, 128 << 10
 	blob, lines := manyFiles(t, 8, files, size)
@@ -477,6 +507,7 @@ func TestVerify(t *testing.T) {
 			if err != nil || ok.Wrong != 0 || ok.Error != "" || ok.Bytes < files*size {
 				t.Fatalf("before: %+v, %v", ok, err)
 			}
+			awaitProof(t, table) // it would find the harm first
 			harm(t, table, d, 700, 700_000, 700_001, 1_200_000)
 			wrong := 3
 			if !c.index {

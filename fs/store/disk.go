@@ -228,11 +228,18 @@ func readFile(d disk, name string, limit int64) ([]byte, error) {
 // folder synced. A temporary that a crash leaves is overwritten by the next
 // call; two calls for one name must not run at once.
 func writeFile(d disk, dir, name string, content []byte) error {
-	tmp := dir + "/" + name + ".tmp"
-	if err := writeSynced(d, tmp, content); err != nil {
+	if err := writeSynced(d, temporary(dir, name), content); err != nil {
 		return err
 	}
-	if err := d.Rename(tmp, dir+"/"+name); err != nil {
+	return publish(d, dir, name)
+}
+
+// temporary is where a file is written before it gets its name.
+func temporary(dir, name string) string { return dir + "/" + name + ".tmp" }
+
+// publish gives a temporary that is durable its name.
+func publish(d disk, dir, name string) error {
+	if err := d.Rename(temporary(dir, name), dir+"/"+name); err != nil {
 		return err
 	}
 	return d.SyncDir(dir)

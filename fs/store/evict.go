@@ -103,7 +103,7 @@ func (l *Layer) unrecord(taken []int, at Place) error {
 	m := l.record.mapping()
 	for range 2 {
 		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
-		if err := l.store.withReserve(func() error { return storePresence(l.store.disk, l.dir, m, p) }); err != nil {
+		if err := l.store.storePresence(l.dir, m, p); err != nil {
 			return err
 		}
 		l.generation = p.generation
@@ -227,7 +227,7 @@ func (l *Layer) renew() (replaced bool, err error) {
 	if err := d.SyncDir(l.dir); err != nil {
 		return false, err
 	}
-	tmp := l.dir + "/" + deviceName + ".tmp"
+	tmp := temporary(l.dir, deviceName)
 	if err := makeDevice(d, tmp, l.Size()); err != nil {
 		return false, err
 	}

@@ -161,8 +161,7 @@ func (l *Layer) flush() error {
 		l.recorded = rec.State
 	} else if l.recorded == Lazy {
 		p := &presence{generation: l.generation + 1, bytes: bytes, bits: bits}
-		store := func() error { return storePresence(l.store.disk, l.dir, rec.mapping(), p) }
-		if err := l.store.withReserve(store); err != nil {
+		if err := l.store.storePresence(l.dir, rec.mapping(), p); err != nil {
 			l.setDirty()
 			return err
 		}

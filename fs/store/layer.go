@@ -197,7 +197,7 @@ func (l *Layer) writeRecord(r *Record) error {
 	if err != nil {
 		return err
 	}
-	return l.store.withReserve(func() error { return writeFile(l.store.disk, l.dir, recordName, b) })
+	return l.store.writeFile(l.dir, recordName, b)
 }
 
 // Digest returns the layer's digest.

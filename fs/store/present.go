@@ -147,13 +147,13 @@ func loadPresence(d disk, name string, m mapping) (*presence, error) {
 
 // storePresence writes p into the slot of its generation's parity and makes it
 // durable. What p calls present must be durable already.
-func storePresence(d disk, dir string, m mapping, p *presence) (err error) {
-	f, err := d.Open(dir+"/"+presentName, os.O_RDWR)
+func (s *Store) storePresence(dir string, m mapping, p *presence) (err error) {
+	f, err := s.disk.Open(dir+"/"+presentName, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		// The other slot reads as zeros, which is no map.
 		b := make([]byte, 2*m.slotSize())
 		copy(b[int64(p.generation&1)*m.slotSize():], m.encode(p))
-		return writeFile(d, dir, presentName, b)
+		return s.writeFile(dir, presentName, b)
 	}
 	if err != nil {
 		return err

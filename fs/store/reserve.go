@@ -2,35 +2,69 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// reserveName is a file below the root that is of no use but for its space: on a full disk it goes, so that what is there can be
-// recorded, and what is to go can go.
+// The reserve is a few files below the root that are of no use but for their space: on a full disk they become what is written there,
+// so that what is here can be recorded, and what is to go can go. Nobody else gets their space meanwhile.
 const (
-	reserveName  = "reserve"
-	reserveBytes = 512 << 10
+	reserveName  = "reserve-" // and a number
+	reserveFiles = 8
+	reserveBytes = 64 << 10 // each
 )
 
-// restock makes the reserve if it is not there and there is room for it.
+func (s *Store) reserve(i int) string { return fmt.Sprintf("%s/%s%d", s.dir, reserveName, i) }
+
+// restock makes what is missing of the reserve, as far as there is room for it.
 func (s *Store) restock() {
-	name := s.dir + "/" + reserveName
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return // it is there; or there is no room
-	}
-	if err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, reserveBytes), f.Close()); err != nil {
-		os.Remove(name)
+	for i := range reserveFiles {
+		f, err := os.OpenFile(s.reserve(i), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		if err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, reserveBytes), f.Close()); err != nil {
+			os.Remove(s.reserve(i))
+			return
+		}
 	}
 }
 
-// withReserve runs fn, which writes a few blocks, and once more without the reserve if the disk is full.
-func (s *Store) withReserve(fn func() error) error {
-	err := fn()
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || os.Remove(s.dir+"/"+reserveName) != nil {
+// writeFile is the function writeFile, for what has to be written on a full disk as well.
+func (s *Store) writeFile(dir, name string, content []byte) error {
+	err := writeFile(s.disk, dir, name, content)
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
-	return fn()
+	tmp := temporary(dir, name)
+	for i := range reserveFiles {
+		if s.disk.Rename(s.reserve(i), tmp) == nil {
+			if err := overwrite(s.disk, tmp, content); err != nil {
+				return err
+			}
+			return publish(s.disk, dir, name)
+		}
+	}
+	return err
+}
+
+// overwrite gives a file other content, durably, without giving up its space before.
+func overwrite(d disk, name string, content []byte) (err error) {
+	f, err := d.Open(name, os.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.WriteAt(content, 0); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(len(content))); err != nil {
+		return err
+	}
+	return f.Sync()
 }
