@@ -170,9 +170,9 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	first := p.first
+	first := p.first.trees
 	if first.rounds == 0 {
-		first = p.plan(d.Size)
+		first = p.plan(d.Size).trees
 	}
 	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)

@@ -70,14 +70,14 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	}
 	blobs := append(p.missing(), x.Windows.Digest)
 	named := p.earlyRanges(indexes[0], blobs)
-	sizes := []int64{x.Trees.Size}
+	var sizes []int64
 	for _, r := range named {
 		sizes = append(sizes, r.Size)
 	}
-	p.first = p.plan(sizes...)
+	p.first = p.plan(x.Trees.Size, sizes...)
 	var pieces []*piece
 	for _, r := range named {
-		pieces = append(pieces, p.t.early.add([]published.BlobRange{r}, p.first.even(r.Size))...)
+		pieces = append(pieces, p.t.early.add([]published.BlobRange{r}, p.first.named.even(r.Size))...)
 	}
 	byIndex := len(pieces)
 	requests, size := earlyRequests, int64(earlyPiece)

@@ -1,5 +1,7 @@
 package fs
 
+import "math"
+
 // What a pull fetches before a container can start, the trees of the image's index and what the index names, comes in several ranges at the
 // same time: a connection begins with firstWindow bytes in a round trip (RFC 6928) and brings twice as many in the next; and data
 // that follow find several of them fast.
@@ -10,37 +12,66 @@ const (
 	// firstRequests is how many requests a pull sends at the most before a container can start, those for tokens and the referrers
 	// included, unless that is not enough for ranges of firstMost bytes; firstLeast are for the ranges in any case.
 	firstRequests, firstLeast = 10, 3
+	// mountRounds is how many round trips of a near registry it takes to mount what the trees describe: named ranges may come so much
+	// later.
+	mountRounds = 2
 	// connections is how many are made when a pull begins, for the ranges and the first data after them.
 	connections = 28
 )
 
-// firstPlan says how a pull's first ranges are fetched: of so many bytes at the most, which come in so many round trips on a new
+// rangePlan says in which ranges blobs are fetched: of so many bytes at the most, which come in so many round trips on a new
 // connection.
-type firstPlan struct{ most, rounds int64 }
+type rangePlan struct{ most, rounds int64 }
 
-// plan returns how what is left of firstRequests is best used for blobs, or ranges of them, of these sizes.
-func (p *pull) plan(sizes ...int64) firstPlan {
-	return planFirst(max(firstRequests-int64(p.image.Stats().Requests), firstLeast), sizes)
+// firstPlan says how a pull's first ranges are fetched: those of the trees, and those that the index names.
+type firstPlan struct{ trees, named rangePlan }
+
+// plan returns how what is left of firstRequests is best used for the trees and named ranges of these sizes.
+func (p *pull) plan(trees int64, named ...int64) firstPlan {
+	return planFirst(max(firstRequests-int64(p.image.Stats().Requests), firstLeast), trees, named)
 }
 
-// planFirst returns the plan with the fewest round trips that makes no more than so many requests for these sizes.
-func planFirst(requests int64, sizes []int64) firstPlan {
-	f := firstPlan{firstWindow, 1}
-	for ; f.most < firstMost; f.rounds++ {
-		n := int64(0)
-		for _, size := range sizes {
-			n += (size + f.most - 1) / f.most
+// planFirst returns the plan that lets a container start soonest with no more than so many requests.
+func planFirst(requests, trees int64, named []int64) (best firstPlan) {
+	soonest := int64(math.MaxInt64)
+	for p := firstRounds(); ; p = p.next() {
+		n := p.requests(trees)
+		f := firstPlan{p, fewestRounds(requests-n, named)}
+		fits := n+f.named.requests(named...) <= requests || p.most == firstMost
+		if at := max(p.rounds+mountRounds, f.named.rounds); fits && at < soonest {
+			best, soonest = f, at
 		}
-		if n <= requests {
-			return f
+		if p.most == firstMost {
+			return best
 		}
-		f.most += firstWindow << f.rounds
 	}
-	return firstPlan{firstMost, f.rounds}
+}
+
+// fewestRounds returns the plan with the fewest round trips for blobs of these sizes.
+func fewestRounds(requests int64, sizes []int64) rangePlan {
+	p := firstRounds()
+	for ; p.most < firstMost && p.requests(sizes...) > requests; p = p.next() {
+	}
+	return p
+}
+
+// firstRounds returns the plan of one round trip, and next that of one more.
+func firstRounds() rangePlan { return rangePlan{firstWindow, 1} }
+
+func (p rangePlan) next() rangePlan {
+	return rangePlan{min(p.most+firstWindow<<p.rounds, firstMost), p.rounds + 1}
+}
+
+// requests returns how many requests the plan makes for blobs of these sizes.
+func (p rangePlan) requests(sizes ...int64) (n int64) {
+	for _, size := range sizes {
+		n += (size + p.most - 1) / p.most
+	}
+	return n
 }
 
 // even returns the size of a blob's ranges if they are equally large.
-func (f firstPlan) even(total int64) int64 {
-	n := max((total+f.most-1)/f.most, 1)
+func (p rangePlan) even(total int64) int64 {
+	n := max(p.requests(total), 1)
 	return max((total+n-1)/n, 1)
 }

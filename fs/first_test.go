@@ -5,27 +5,27 @@ import "testing"
 func TestPlanFirst(t *testing.T) {
 	const k = 1 << 10
 	for _, c := range []struct {
-		requests int64
-		sizes    []int64
-		want     firstPlan
-		even     int64 // of the first
+		requests, trees int64
+		named           []int64
+		want            firstPlan
+		even            int64 // of the trees
 	}{
-		{8, []int64{10 * k}, firstPlan{14 * k, 1}, 10 * k},
-		{8, []int64{112 * k}, firstPlan{14 * k, 1}, 14 * k},
-		{8, []int64{168 * k}, firstPlan{42 * k, 2}, 42 * k}, // four of two round trips, not eight
-		{8, []int64{168 * k, 420 * k}, firstPlan{98 * k, 3}, 84 * k},
-		{3, []int64{168 * k}, firstPlan{98 * k, 3}, 84 * k},
-		{8, []int64{700 * k, 420 * k}, firstPlan{210 * k, 4}, 175 * k},
-		{8, []int64{100 << 20}, firstPlan{1 << 20, 7}, 1 << 20},
-		{8, []int64{0}, firstPlan{14 * k, 1}, 1},
-		{8, nil, firstPlan{14 * k, 1}, 0},
+		{8, 10 * k, nil, firstPlan{rangePlan{14 * k, 1}, rangePlan{14 * k, 1}}, 10 * k},
+		{8, 112 * k, nil, firstPlan{rangePlan{14 * k, 1}, rangePlan{14 * k, 1}}, 14 * k},
+		{8, 168 * k, nil, firstPlan{rangePlan{42 * k, 2}, rangePlan{14 * k, 1}}, 42 * k}, // four of two round trips, not twelve
+		// The trees are here first, and what the index names while they are mounted.
+		{8, 168 * k, []int64{420 * k}, firstPlan{rangePlan{42 * k, 2}, rangePlan{210 * k, 4}}, 42 * k},
+		{8, 700 * k, []int64{420 * k}, firstPlan{rangePlan{210 * k, 4}, rangePlan{210 * k, 4}}, 175 * k},
+		{3, 168 * k, nil, firstPlan{rangePlan{98 * k, 3}, rangePlan{14 * k, 1}}, 84 * k},
+		{8, 100 << 20, []int64{k}, firstPlan{rangePlan{1 << 20, 7}, rangePlan{1 << 20, 7}}, 1 << 20},
+		{8, 0, nil, firstPlan{rangePlan{14 * k, 1}, rangePlan{14 * k, 1}}, 1},
 	} {
-		got := planFirst(c.requests, c.sizes)
+		got := planFirst(c.requests, c.trees, c.named)
 		if got != c.want {
-			t.Errorf("planFirst(%d, %v) = %+v, want %+v", c.requests, c.sizes, got, c.want)
+			t.Errorf("planFirst(%d, %d, %v) = %+v, want %+v", c.requests, c.trees, c.named, got, c.want)
 		}
-		if len(c.sizes) > 0 && got.even(c.sizes[0]) != c.even {
-			t.Errorf("%d in ranges of %d, want %d", c.sizes[0], got.even(c.sizes[0]), c.even)
+		if even := got.trees.even(c.trees); even != c.even {
+			t.Errorf("%d in ranges of %d, want %d", c.trees, even, c.even)
 		}
 	}
 }
