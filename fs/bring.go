@@ -18,8 +18,8 @@ import (
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
-// bring puts a layer into the store: its index, or the whole of it.
-func (p *pull) bring(d digest.Digest) error {
+// bring puts a layer into the store: its index, or the whole of it. It calls atHand when it has come to its index.
+func (p *pull) bring(d digest.Digest, atHand func()) error {
 	if l, err := p.t.store.Layer(d); err == nil {
 		return l.Close() // it came by another way
 	} else if !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, store.ErrDamaged) {
@@ -31,6 +31,7 @@ func (p *pull) bring(d digest.Digest) error {
 			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
 		}
 		if l, ok := b.find(d); ok {
+			atHand()
 			err := p.install(b, l)
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err

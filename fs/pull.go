@@ -204,7 +204,10 @@ func (p *pull) try(ctx context.Context, d digest.Digest) (err error) {
 // mount depends on those below it is left for Mount, which knows them.
 func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 	start := time.Now()
-	if err := p.bring(d); err != nil {
+	release := func() {}
+	defer func() { release() }()
+	// From its index to its mount a layer waits for cores alone, and a container for the layer. Replays have begun by then.
+	if err := p.bring(d, func() { release = p.t.budget.Hold() }); err != nil {
 		return err
 	}
 	brought := time.Now()

@@ -407,8 +407,8 @@ func TestArrange(t *testing.T) {
 		"far apart":          {[]Range{{a, 5 * mib, 100}, {a, 0, 100}}, []Range{{a, 5 * mib, 100}, {a, 0, 100}}},
 		"one inside another": {[]Range{{a, 0, 5000}, {a, 100, 10}}, []Range{{a, 0, 5000}}},
 		"the first group is small": {
-			[]Range{{a, 8 * mib, mib}, {a, 9 * mib, mib}, {a, 7 * mib, mib}, {a, 6 * mib, mib}},
-			[]Range{{a, 8 * mib, 2 * mib}, {a, 6 * mib, 2 * mib}},
+			[]Range{{a, 32 * mib, 4 * mib}, {a, 36 * mib, 4 * mib}, {a, 28 * mib, 4 * mib}, {a, 24 * mib, 4 * mib}},
+			[]Range{{a, 32 * mib, 8 * mib}, {a, 24 * mib, 8 * mib}},
 		},
 		"nonsense": {[]Range{{a, -1, 5}, {a, 0, 0}, {a, 1<<63 - 1, 1<<63 - 1}, {a, 7, -9}}, nil},
 	} {

@@ -23,8 +23,8 @@ const (
 	// The first ranges are fetched in their order. Then so many at a time are put in the order of the
 	// device, so that neighbours go into one request: a group begins with groupFirst device bytes and
 	// doubles up to groupMost.
-	groupFirst = 2 << 20
-	groupMost  = 16 << 20
+	groupFirst = 8 << 20
+	groupMost  = 64 << 20
 	// groupRanges bounds a group as well: a small range still costs a span.
 	groupRanges = 64
 )

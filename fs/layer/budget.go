@@ -69,6 +69,13 @@ func NewBudget(fetch, decode int64) *Budget {
 // Answered tells how long a small request to a registry took that was not a layer's: about a round trip.
 func (b *Budget) Answered(d time.Duration) { b.flow.answered(d, false) }
 
+// holdMost is how long decoding is held at the most.
+const holdMost = 250 * time.Millisecond
+
+// Hold keeps the cores free of decoding that no reader waits for until release is called, but for 250 ms at the most: for what takes a
+// moment if it has them, and makes many wait if not.
+func (b *Budget) Hold() (release func()) { return b.decoders.hold(holdMost) }
+
 // keep takes n bytes for a windows section; they are given back by keep of -n. It does not wait: false says that
 // there are not so many.
 func (b *Budget) keep(n int64) bool {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // claim is how urgent something is that waits at meters, or may wait soon. It can become more urgent meanwhile.
@@ -43,6 +44,9 @@ type meter struct {
 	mu    sync.Mutex
 	free  int64
 	queue [priorities][]*ticket
+	holds int         // that are not released
+	limit *time.Timer // ends what they do
+	held  bool        // only Demand is served
 }
 
 // ticket is somebody who waits for n of the meter's units.
@@ -128,6 +132,36 @@ func (m *meter) release(n int64) {
 	m.grantLocked()
 }
 
+// hold keeps all but Demand waiting until release is called, but for the time most at the longest, which holds that overlap
+// have in all.
+func (m *meter) hold(most time.Duration) (release func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.holds++; m.holds == 1 {
+		m.held = true
+		m.limit = time.AfterFunc(most, m.resume)
+	}
+	return sync.OnceFunc(func() {
+		m.mu.Lock()
+		m.holds--
+		last := m.holds == 0
+		if last {
+			m.limit.Stop()
+		}
+		m.mu.Unlock()
+		if last {
+			m.resume()
+		}
+	})
+}
+
+func (m *meter) resume() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.held = false
+	m.grantLocked()
+}
+
 func (m *meter) used() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -136,6 +170,9 @@ func (m *meter) used() int64 {
 
 func (m *meter) grantLocked() {
 	for prio := range priorities {
+		if m.held && prio > Demand {
+			return
+		}
 		for len(m.queue[prio]) > 0 {
 			t := m.queue[prio][0]
 			left := m.free - t.n

@@ -15,9 +15,13 @@ const (
 	maxGap = 64 << 10
 )
 
-// aheadRequest is the largest request for what nobody waits for yet, bytes: small enough to come over several
-// connections at once, each of which begins slowly, and to be decoded on several cores.
-const aheadRequest = 1 << 20
+const (
+	// aheadRequest is the largest request for what a reader is on its way to, bytes: small enough to come over several
+	// connections at once, each of which begins slowly.
+	aheadRequest = 1 << 20
+	// replayRequest is that of a replay. Requests cost whoever answers them: the reference registry reads 4 MiB for each.
+	replayRequest = 4 << 20
+)
 
 // request is how many bytes of the blob one request of a priority brings at most, where it is more than
 // one span.
@@ -26,6 +30,8 @@ func (b *Budget) request(prio Priority) int64 {
 	switch prio {
 	case Demand:
 		n = maxRequest
+	case Replay:
+		n = replayRequest
 	case Near, Background:
 		n = b.flow.request()
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -116,6 +117,46 @@ func TestMeter(t *testing.T) {
 		m.release(2)
 		if m.free != 100 {
 			t.Errorf("%d bytes are free", m.free)
+		}
+	})
+}
+
+// TestMeterHold: a hold keeps all but readers waiting, and not for ever.
+func TestMeterHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMeter(2)
+		start := time.Now()
+		first, second := m.hold(time.Minute), m.hold(time.Minute)
+		granted := func(c *claim) chan time.Duration {
+			ch := make(chan time.Duration, 1)
+			go func() {
+				if err := m.acquireFor(t.Context(), 1, c); err != nil {
+					t.Error(err)
+				}
+				m.release(1)
+				ch <- time.Since(start)
+			}()
+			return ch
+		}
+		urgent := newClaim(Replay)
+		raised, demand, replay := granted(urgent), granted(newClaim(Demand)), granted(newClaim(Replay))
+		time.Sleep(time.Second)
+		urgent.raise(Demand, m)
+		first()
+		first() // once is enough
+		time.Sleep(time.Second)
+		second()
+		for _, c := range []struct {
+			got  chan time.Duration
+			want time.Duration
+		}{{demand, 0}, {raised, time.Second}, {replay, 2 * time.Second}} {
+			if got := <-c.got; got != c.want {
+				t.Errorf("granted after %v, want %v", got, c.want)
+			}
+		}
+		defer m.hold(time.Minute)()
+		if got := <-granted(newClaim(Replay)); got != 62*time.Second {
+			t.Errorf("held until %v", got)
 		}
 	})
 }
