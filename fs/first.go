@@ -1,6 +1,9 @@
 package fs
 
-import "math"
+import (
+	"math"
+	"time"
+)
 
 // What a pull fetches before a container can start, the trees of the image's index and what the index names, comes in several ranges at the
 // same time: a connection begins with firstWindow bytes in a round trip (RFC 6928) and brings twice as many in the next; and data
@@ -12,9 +15,8 @@ const (
 	// firstRequests is how many requests a pull sends at the most before a container can start, those for tokens and the referrers
 	// included, unless that is not enough for ranges of firstMost bytes; firstLeast are for the ranges in any case.
 	firstRequests, firstLeast = 10, 3
-	// mountRounds is how many round trips of a near registry it takes to mount what the trees describe: named ranges may come so much
-	// later.
-	mountRounds = 2
+	// mountTime is about how long it takes to mount what the trees describe: named ranges may come so much later.
+	mountTime = 25 * time.Millisecond
 	// connections is how many are made when a pull begins, for the ranges and the first data after them.
 	connections = 28
 )
@@ -26,19 +28,22 @@ type rangePlan struct{ most, rounds int64 }
 // firstPlan says how a pull's first ranges are fetched: those of the trees, and those that the index names.
 type firstPlan struct{ trees, named rangePlan }
 
-// plan returns how what is left of firstRequests is best used for the trees and named ranges of these sizes.
-func (p *pull) plan(trees int64, named ...int64) firstPlan {
-	return planFirst(max(firstRequests-int64(p.image.Stats().Requests), firstLeast), trees, named)
+// plan returns how what is left of firstRequests is best used for the trees and named ranges of these sizes, at a registry whose first
+// answer, connection included, took so long.
+func (p *pull) plan(took time.Duration, trees int64, named ...int64) firstPlan {
+	requests := max(firstRequests-int64(p.image.Stats().Requests), firstLeast)
+	return planFirst(requests, int64(mountTime/max(took/2, 1)), trees, named)
 }
 
-// planFirst returns the plan that lets a container start soonest with no more than so many requests.
-func planFirst(requests, trees int64, named []int64) (best firstPlan) {
+// planFirst returns the plan that lets a container start soonest with no more than so many requests, if named ranges may come later than
+// the trees by so many round trips.
+func planFirst(requests, later, trees int64, named []int64) (best firstPlan) {
 	soonest := int64(math.MaxInt64)
 	for p := firstRounds(); ; p = p.next() {
 		n := p.requests(trees)
 		f := firstPlan{p, fewestRounds(requests-n, named)}
 		fits := n+f.named.requests(named...) <= requests || p.most == firstMost
-		if at := max(p.rounds+mountRounds, f.named.rounds); fits && at < soonest {
+		if at := max(p.rounds+later, f.named.rounds); fits && at < soonest {
 			best, soonest = f, at
 		}
 		if p.most == firstMost {
