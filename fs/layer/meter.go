@@ -139,25 +139,23 @@ func (m *meter) hold(most time.Duration) (release func()) {
 	defer m.mu.Unlock()
 	if m.holds++; m.holds == 1 {
 		m.held = true
-		m.limit = time.AfterFunc(most, m.resume)
+		m.limit = time.AfterFunc(most, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.resumeLocked()
+		})
 	}
 	return sync.OnceFunc(func() {
 		m.mu.Lock()
-		m.holds--
-		last := m.holds == 0
-		if last {
+		defer m.mu.Unlock()
+		if m.holds--; m.holds == 0 {
 			m.limit.Stop()
-		}
-		m.mu.Unlock()
-		if last {
-			m.resume()
+			m.resumeLocked()
 		}
 	})
 }
 
-func (m *meter) resume() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *meter) resumeLocked() {
 	m.held = false
 	m.grantLocked()
 }
