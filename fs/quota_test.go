@@ -469,8 +469,8 @@ func awaitProof(t *testing.T, table *Table) {
 	t.Helper()
 	v := table.opened()[0]
 	eventually(t, "the layer is complete", func() bool { return v.store.Record().State != store.Lazy })
-	v.trust.proving.Lock()
-	v.trust.proving.Unlock()
+	v.trust.proving.Lock() // the check has it
+	defer v.trust.proving.Unlock()
 }
 
 func TestVerify(t *testing.T) {
