@@ -172,7 +172,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 	blob := p.image.Blob(d)
 	first := p.first.trees
 	if first.rounds == 0 {
-		first = p.plan(mountTime, d.Size).trees
+		first = fewestRounds(p.left(), []int64{d.Size})
 	}
 	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)

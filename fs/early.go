@@ -65,7 +65,6 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 		return // whoever opens it will meet the error
 	}
 	if p.t.o.Fetch.Fill == fetch.None {
-		p.first = p.plan(took, x.Trees.Size)
 		return
 	}
 	blobs := append(p.missing(), x.Windows.Digest)
@@ -74,7 +73,7 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	for _, r := range named {
 		sizes = append(sizes, r.Size)
 	}
-	p.first = p.plan(took, x.Trees.Size, sizes...)
+	p.first = p.plan(took, x.Trees.Size, sizes)
 	var pieces []*piece
 	for _, r := range named {
 		pieces = append(pieces, p.t.early.add([]published.BlobRange{r}, p.first.named.even(r.Size))...)

@@ -30,10 +30,12 @@ type firstPlan struct{ trees, named rangePlan }
 
 // plan returns how what is left of firstRequests is best used for the trees and named ranges of these sizes, at a registry whose first
 // answer, connection included, took so long.
-func (p *pull) plan(took time.Duration, trees int64, named ...int64) firstPlan {
-	requests := max(firstRequests-int64(p.image.Stats().Requests), firstLeast)
-	return planFirst(requests, int64(mountTime/max(took/2, 1)), trees, named)
+func (p *pull) plan(took time.Duration, trees int64, named []int64) firstPlan {
+	return planFirst(p.left(), int64(mountTime/max(took/2, 1)), trees, named)
 }
+
+// left is how many requests are left for the first ranges.
+func (p *pull) left() int64 { return max(firstRequests-int64(p.image.Stats().Requests), firstLeast) }
 
 // planFirst returns the plan that lets a container start soonest with no more than so many requests, if named ranges may come later than
 // the trees by so many round trips.

@@ -20,9 +20,9 @@ const (
 	// mergeGap is how far apart two ranges may be that are fetched as one, device bytes: less than a
 	// span, so that it seldom brings one more.
 	mergeGap = 256 << 10
-	// The first ranges are fetched in their order. Then so many at a time are put in the order of the
-	// device, so that neighbours go into one request: a group begins with groupFirst device bytes and
-	// doubles up to groupMost.
+	// So many ranges at a time are looked through for neighbours in the device, which go into one request; beyond
+	// that they stay in their order. The first such group has groupFirst device bytes, each other twice as many as the one
+	// before, up to groupMost.
 	groupFirst = 8 << 20
 	groupMost  = 64 << 20
 	// groupRanges bounds a group as well: a small range still costs a span.

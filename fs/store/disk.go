@@ -228,32 +228,31 @@ func readFile(d disk, name string, limit int64) ([]byte, error) {
 // folder synced. A temporary that a crash leaves is overwritten by the next
 // call; two calls for one name must not run at once.
 func writeFile(d disk, dir, name string, content []byte) error {
-	if err := writeSynced(d, temporary(dir, name), content); err != nil {
+	tmp := temporary(dir, name)
+	if err := writeSynced(d, tmp, content); err != nil {
 		return err
 	}
-	return publish(d, dir, name)
-}
-
-// temporary is where a file is written before it gets its name.
-func temporary(dir, name string) string { return dir + "/" + name + ".tmp" }
-
-// publish gives a temporary that is durable its name.
-func publish(d disk, dir, name string) error {
-	if err := d.Rename(temporary(dir, name), dir+"/"+name); err != nil {
+	if err := d.Rename(tmp, dir+"/"+name); err != nil {
 		return err
 	}
 	return d.SyncDir(dir)
 }
 
-// writeSynced writes a new file and makes its content durable, but not yet its
-// name.
+// temporary is where a file is written before it gets its name.
+func temporary(dir, name string) string { return dir + "/" + name + ".tmp" }
+
+// writeSynced gives a file, new or not, this content and makes it durable, but not
+// yet a new name. Space that the file has is used, and not given up before.
 func writeSynced(d disk, name string, content []byte) (err error) {
-	f, err := d.Open(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
+	f, err := d.Open(name, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if _, err := f.WriteAt(content, 0); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(len(content))); err != nil {
 		return err
 	}
 	return f.Sync()

@@ -41,30 +41,10 @@ func (s *Store) writeFile(dir, name string, content []byte) error {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
-	tmp := temporary(dir, name)
 	for i := range reserveFiles {
-		if s.disk.Rename(s.reserve(i), tmp) == nil {
-			if err := overwrite(s.disk, tmp, content); err != nil {
-				return err
-			}
-			return publish(s.disk, dir, name)
+		if s.disk.Rename(s.reserve(i), temporary(dir, name)) == nil {
+			return writeFile(s.disk, dir, name, content)
 		}
 	}
 	return err
-}
-
-// overwrite gives a file other content, durably, without giving up its space before.
-func overwrite(d disk, name string, content []byte) (err error) {
-	f, err := d.Open(name, os.O_WRONLY)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := f.WriteAt(content, 0); err != nil {
-		return err
-	}
-	if err := f.Truncate(int64(len(content))); err != nil {
-		return err
-	}
-	return f.Sync()
 }
