@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -69,10 +68,8 @@ func TestPullSecret(t *testing.T) {
 		t.Errorf("kept: %v, and the secret in clear: %v", err, strings.Contains(string(b), "secret"))
 	}
 
-	if _, err := n.SignalMicad(syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.RestartMicad(ctx); err != nil {
+	n.KillMicad()
+	if err := n.StartMicad(ctx); err != nil {
 		t.Fatal(err)
 	}
 	id, err := c.Run(ctx, pod, ref, "program")

@@ -145,6 +145,12 @@ func (n *Node) StopMicad() error {
 	return p.Stop()
 }
 
+// KillMicad ends micad, and its keeper, without a chance to do anything.
+func (n *Node) KillMicad() {
+	n.micad.Kill()
+	n.micad = nil
+}
+
 // RestartMicad ends micad and starts it again on the same state.
 func (n *Node) RestartMicad(ctx context.Context) error {
 	if err := n.StopMicad(); err != nil {
