@@ -147,8 +147,8 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 // readStored reads a span that the store had when there had been gone evictions; where it cannot, or has it no
 // more, the span is fetched.
 func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
-	n, err := l.readPresent(w.p, w.off)
-	if !l.unchanged(w.off, w.end-w.off, gone) || l.evictions() != gone {
+	n, valid, err := l.readPresent(w.p, w.off, gone)
+	if !valid {
 		return l.fetchWanted(ctx, w) // it may have read a hole, or what somebody else has written
 	}
 	if n == len(w.p) {

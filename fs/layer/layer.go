@@ -151,8 +151,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
 	if gone := l.evictions(); l.present(off, w.end) {
-		got, _ := l.readPresent(p, off)
-		if got == len(p) && l.unchanged(off, n, gone) && l.evictions() == gone {
+		if got, valid, _ := l.readPresent(p, off, gone); valid && got == len(p) {
 			if !l.store.AllPresent() {
 				l.follow(ctx, off, w.end, false)
 			}

@@ -133,8 +133,8 @@ type shaky struct {
 	*store.Layer
 	write func(i int) error
 	read  func(off int64) error
-	after func(p []byte) // may change what was read
-	never bool           // no span is ever sure
+	after func(p []byte, off int64) // may change what was read
+	never bool                      // no span is ever sure
 }
 
 func (s *shaky) Sure(i int) bool { return !s.never && s.Layer.Sure(i) }
@@ -158,7 +158,7 @@ func (s *shaky) ReadAt(p []byte, off int64) (int, error) {
 	}
 	n, err := s.Layer.ReadAt(p, off)
 	if s.after != nil {
-		s.after(p)
+		s.after(p, off)
 	}
 	return n, err
 }

@@ -19,8 +19,10 @@ type Doubting interface {
 	AllSure() bool
 	// Unchanged says that what Sure says holds for what was read just before.
 	Unchanged() bool
-	// Holds says that the n bytes from off on, read just before, were not lost on their way to the disk.
-	Holds(off, n int64, gone uint64) bool
+	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that it was, unless Evictions has
+	// changed since it returned gone.
+	Settled(p []byte, off int64) bool
+	Lost(gone uint64)
 	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
 	Believe(i int, gone uint64)
 	// Repair writes the right bytes over wrong ones.
@@ -49,14 +51,15 @@ func (l *Layer) sure(off, end int64) error {
 	return nil
 }
 
-// unchanged says whether the n bytes from off on, read just before from spans that were sure, are right.
-func (l *Layer) unchanged(off, n int64, gone uint64) bool {
-	return l.doubting == nil || l.doubting.Unchanged() && l.doubting.Holds(off, n, gone)
+// readPresent fills p from spans that the store had when there had been gone evictions. It returns how much of it, with an error if
+// that is not all. valid: what it returns is of the layer, and not of a store that has changed meanwhile.
+func (l *Layer) readPresent(p []byte, off int64, gone uint64) (n int, valid bool, err error) {
+	n, err = l.readSure(p, off, gone)
+	return n, (l.doubting == nil || l.doubting.Unchanged()) && l.evictions() == gone, err
 }
 
-// readPresent fills p from spans that the store has. It returns how much of it, with an error if that is not all; where what was
-// read proves not to be unchanged, it is of no use.
-func (l *Layer) readPresent(p []byte, off int64) (int, error) {
+// readSure is readPresent for a store that does not change meanwhile.
+func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 	end := off + int64(len(p))
 	if err := l.sure(off, end); err != nil {
 		return 0, err
@@ -70,7 +73,17 @@ func (l *Layer) readPresent(p []byte, off int64) (int, error) {
 		}
 		return len(p), nil
 	}
-	return l.store.ReadAt(p, off)
+	n, err := l.store.ReadAt(p, off)
+	if l.doubting == nil || l.doubting.Settled(p[:n], off) {
+		return n, err
+	}
+	if err = l.compared(p, off); err != nil {
+		if errors.Is(err, errWrong) {
+			l.doubting.Lost(gone)
+		}
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // doubtful says whether a span that holds any of [off, end) has to be compared each time that it is read.

@@ -95,7 +95,7 @@ func TestForgetfulDisk(t *testing.T) {
 	f.wait()
 	var reads atomic.Int64
 	f.store.never = true
-	f.store.after = func(p []byte) {
+	f.store.after = func(p []byte, _ int64) {
 		if reads.Add(1)%2 == 0 {
 			clear(p)
 		}
@@ -108,4 +108,41 @@ func TestForgetfulDisk(t *testing.T) {
 	if reads.Load() == 0 {
 		t.Error("nothing was read of the disk")
 	}
+}
+
+// TestLostOnTheWay: a sector of what was written reads as zeros, as a disk that fails has it before anybody hears of an error. No reader
+// sees it, what is not durable comes once more, and zeros that belong there cost nothing.
+func TestLostOnTheWay(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	calls := f.blob.calls.Load()
+	var reads atomic.Int64
+	off, n := f.span(7)
+	lost := (off + n/2) &^ 511
+	var written atomic.Bool
+	f.store.write = func(i int) error {
+		if i == 7 {
+			written.Store(true)
+		}
+		return nil
+	}
+	f.store.after = func(p []byte, off int64) {
+		reads.Add(1)
+		if from, to := max(lost-off, 0), min(lost+512-off, int64(len(p))); from < to && !written.Load() {
+			clear(p[from:to])
+		}
+	}
+	for at := int64(0); at < off; at += 4096 {
+		f.mustRead(at, min(4096, off-at))
+	}
+	if want := (off + 4095) / 4096; reads.Load() != want || f.blob.calls.Load() != calls {
+		t.Errorf("%d reads and %d requests for what is right, want %d and none", reads.Load(), f.blob.calls.Load()-calls, want)
+	}
+	f.mustRead(lost+100, 7)
+	f.wait()
+	if !written.Load() || f.store.Present(0) {
+		t.Errorf("the lost span was written again: %v, another that may be lost is believed: %v", written.Load(), f.store.Present(0))
+	}
+	f.mustRead(0, f.Size())
 }

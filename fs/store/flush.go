@@ -169,7 +169,10 @@ func (l *Layer) flush() error {
 	}
 	l.mu.Lock()
 	l.markDurable(bits, bytes)
-	l.unsynced.Store(len(l.unsaved) > 0)
+	if len(l.unsaved) == 0 {
+		l.unsynced.Store(false)
+		clear(l.zeros)
+	}
 	l.mu.Unlock()
 	if err := l.dropHeld(false); err != nil {
 		l.log.Warn("pages stay in the page cache", "err", err) // the layer is saved all the same
@@ -191,10 +194,10 @@ func (l *Layer) revert() {
 	defer l.mu.Unlock()
 	l.epoch++
 	l.unsaved = nil
-	l.unsynced.Store(false)
-	defer l.evictions.Add(1) // who reads what is not there any more reads again
 	l.present.restore(l.durable)
 	l.bytes = l.durableN
 	l.record.State = l.recorded
 	l.dirty = false
+	l.evictions.Add(1) // who reads what is not there any more reads again
+	l.unsynced.Store(false)
 }

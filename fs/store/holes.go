@@ -6,9 +6,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A file system that cannot place what was written, because the disk fails, may drop it from the page cache and say so to nobody: the
-// file has a hole then, and reads as zeros. So nothing is called durable, and nothing that is not durable is read, before it was
-// looked whether it is one.
+// What a disk that fails loses of what was written reads as zeros: a file system that found no place for it drops it from the page
+// cache, says so to nobody and leaves a hole; one that had a place leaves blocks that were never written there, and says so to those who
+// sync the file, later. So nothing is called durable before it was looked whether it is a hole, and zeros in what is not
+// durable are not believed before they were compared. (Looking for the hole says nothing after a read: the page cache has its zeros then.)
 
 // unsaved is a span that was written since the last sync of the device; -1: all of them were.
 type unsaved struct {
@@ -16,29 +17,31 @@ type unsaved struct {
 	off, n int64
 }
 
-// Holds says whether none of the n bytes from off on, which were read just before, and whose spans were Present after Evictions had
-// returned gone, was lost since it was written. If one was, nothing is Present any more that is not durable, and Evictions has changed.
-func (l *Layer) Holds(off, n int64, gone uint64) bool {
+// Settled says that p, which was read from off on, from spans that were Present and Sure, is what was written there: it is durable,
+// or none of it reads as what was lost does, but for what is known to be zeros.
+func (l *Layer) Settled(p []byte, off int64) bool {
 	if !l.unsynced.Load() {
 		return true
 	}
-	f, err := l.device.get()
-	if err != nil {
-		return true // reads say so
-	}
-	end := min(off+n, l.size)
-	if hole, err := f.NextHole(off); err != nil || off >= end || hole >= end {
-		return true
-	}
+	p = p[:min(int64(len(p)), max(l.size-off, 0))]
+	return eachZero(p, off, func(sector int64, _ bool) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.zeros.has(sector)
+	})
+}
+
+// Lost notes that what was not Settled is wrong, and was Present after Evictions had returned gone: nothing is Present any more that
+// is not durable, and Evictions has changed.
+func (l *Layer) Lost(gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()
 	if l.evictions.Load() != gone {
-		return false
+		return
 	}
 	l.log.Error("the disk has lost what was written: it is fetched again")
 	l.store.faults.note(unix.EIO)
 	l.revert()
-	return false
 }
 
 // checkHoles says whether all is there that was written and did not go. The caller holds flushMu.

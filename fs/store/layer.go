@@ -68,6 +68,7 @@ type Layer struct {
 	sealed   bool  // the kernel may read the device by itself: no span of it goes
 	bytes    int64 // of present spans
 	unsaved  []unsaved
+	zeros    zeros    // in what was written since all was durable
 	dirty    bool     // something is present that the disk does not say
 	epoch    uint64   // counts the failed syncs of the device
 	durable  []uint64 // the spans whose bytes are durable
@@ -103,6 +104,7 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		size:     rec.DeviceSize,
 		present:  newSet(rec.Spans),
 		pages:    newPages(rec.DeviceSize),
+		zeros:    zeros{},
 		record:   rec,
 		recorded: rec.State,
 	}
@@ -307,8 +309,9 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 		l.store.faults.note(err)
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
-	// Before the span is published: whoever sees it sees that it is not durable.
+	// All before the span is published: whoever sees it sees that it is not durable.
 	l.pages.wrote(off, int64(len(data)))
+	zeros := zerosIn(data, off)
 	l.mu.Lock()
 	if l.epoch != epoch {
 		// A sync of the device failed meanwhile and may have dropped these bytes.
@@ -316,15 +319,17 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, unix.EIO)
 	}
 	l.reads.touch(i, i+1)
-	fresh := l.present.add(i)
-	if !l.store.faults.lately() {
-		l.own.sure.add(i)
-	}
+	fresh := !l.present.has(i)
 	if fresh {
 		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data))})
+		l.zeros.add(zeros)
 		l.unsynced.Store(true)
 		l.bytes += int64(len(data))
 		l.dirty = true
+	}
+	l.present.add(i)
+	if !l.store.faults.lately() {
+		l.own.sure.add(i)
 	}
 	l.mu.Unlock()
 	if fresh {

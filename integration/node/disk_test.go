@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/node"
 )
@@ -114,6 +117,62 @@ func TestDiskLimit(t *testing.T) {
 	}
 	if err := read(); err != nil {
 		t.Errorf("read without a limit: %v", err)
+	}
+}
+
+// A disk that fails while a span is on its way there makes zeros of it, and tells nobody for a while: then the store says that what was
+// read may be lost.
+func TestDiskLosesSpan(t *testing.T) {
+	d := disk(t)
+	s, err := store.Open(filepath.Join(d.Dir, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := content(1 << 20)
+	rec := store.Record{
+		Layer: digest.FromString("layer"), DiffID: digest.FromBytes(want), LayerSize: 1, DeviceSize: int64(len(want)), Spans: 1,
+	}
+	in, err := s.Create(rec.Layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Index().Write([]byte("index")); err != nil {
+		t.Fatal(err)
+	}
+	l, err := in.Commit(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.WriteSpan(0, 0, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Limit(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(l.DevicePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, 100_000)
+	fixture.Eventually(t, 20*time.Second, func() string {
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.ReadAt(got, 4096); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(got, want[4096:][:len(got)]) {
+			return "nothing is lost"
+		}
+		return ""
+	})
+	if l.Settled(got, 4096) || !l.Settled(want[:100_000], 0) {
+		t.Error("what was lost is settled, or what was written is not")
+	}
+	if err := l.Close(); err == nil {
+		t.Error("what was lost has been made durable")
 	}
 }
 
