@@ -28,7 +28,7 @@ func (p *pull) bring(d digest.Digest, atHand func()) error {
 	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
 		b, err := p.bundle()
 		if err != nil {
-			return fmt.Errorf("look for an index of %s: %w", p.key.ref, err)
+			return fmt.Errorf("look for an index of %s: %w", p.name(), err)
 		}
 		if l, ok := b.find(d); ok {
 			atHand()
@@ -36,7 +36,7 @@ func (p *pull) bring(d digest.Digest, atHand func()) error {
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err
 			}
-			p.t.log.Error("index from the registry is not usable: the layer is downloaded whole", "ref", p.key.ref, "layer", d, "err", err)
+			p.t.log.Error("index from the registry is not usable: the layer is downloaded whole", "ref", p.name(), "layer", d, "err", err)
 		}
 	}
 	return p.download(d)
@@ -83,12 +83,15 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	if rec.Windows, err = b.windowsOf(l); err != nil {
 		return err
 	}
-	rec.Vouchers = []string{repositoryOf(p.key.ref)}
+	rec.Vouchers = []string{repositoryOf(p.name())}
 	return p.commit(in, rec)
 }
 
 // download brings a layer whole, and makes its index on the way.
 func (p *pull) download(d digest.Digest) error {
+	if err := p.awaitAsked(); err != nil {
+		return err
+	}
 	select {
 	case p.t.sem <- struct{}{}:
 		defer func() { <-p.t.sem }()
@@ -101,14 +104,14 @@ func (p *pull) download(d digest.Digest) error {
 	}
 	desc, ok := layers[d]
 	if !ok {
-		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.key.ref, d)
+		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.name(), d)
 	}
 	for try := 1; ; try++ {
 		err := p.downloadOnce(desc)
 		if try == maxDownloads || !errors.Is(err, errSent) {
 			return err
 		}
-		p.t.log.Warn("downloaded bytes are wrong, somebody else is asked", "ref", p.key.ref, "layer", d, "err", err)
+		p.t.log.Warn("downloaded bytes are wrong, somebody else is asked", "ref", p.name(), "layer", d, "err", err)
 		p.image.Blob(desc).Suspect(0, desc.Size)
 	}
 }
@@ -121,7 +124,7 @@ func (p *pull) downloadOnce(desc ocispec.Descriptor) error {
 	defer p.abort(in)
 	x, err := p.scan(in, desc)
 	if err != nil {
-		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.key.ref, err)
+		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.name(), err)
 	}
 	rec, err := p.record(x, p.t.cache.whole(x.Header().DeviceSize))
 	if err != nil {
@@ -181,14 +184,14 @@ func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
 	h := x.Header()
 	return store.Record{
 		Layer: h.Layer, DiffID: h.DiffID, LayerSize: h.LayerSize, DeviceSize: h.DeviceSize,
-		Spans: len(spans), State: state, Refs: []string{p.key.ref},
+		Spans: len(spans), State: state, Refs: []string{p.name()},
 	}, nil
 }
 
 // abort removes what a failed attempt left. After Commit there is nothing to remove.
 func (p *pull) abort(in *store.Incoming) {
 	if err := in.Abort(); err != nil {
-		p.t.log.Warn("unfinished layer is left over until the next start", "ref", p.key.ref, "err", err)
+		p.t.log.Warn("unfinished layer is left over until the next start", "ref", p.name(), "err", err)
 	}
 }
 
@@ -213,12 +216,12 @@ func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
 	}
 	var m ocispec.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("manifest %s of %s: %w", p.key.manifest, p.key.ref, err)
+		return nil, fmt.Errorf("manifest %s of %s: %w", p.key.manifest, p.name(), err)
 	}
 	layers := make(map[digest.Digest]ocispec.Descriptor, len(m.Layers))
 	for _, l := range m.Layers {
 		if l.Digest.Validate() != nil || l.Size < 0 {
-			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.key.ref, l.Digest, l.Size)
+			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.name(), l.Digest, l.Size)
 		}
 		layers[l.Digest] = l
 	}

@@ -65,24 +65,24 @@ func (p *pull) find() (*bundle, error) {
 		return nil, err
 	}
 	took := time.Since(start)
-	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.key.ref, "found", len(refs), "took", took)
+	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Indexes(refs)
 	p.listed = p.list(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
-		p.t.replay(p.key.ref, best)
+		p.whenAsked(func() { p.t.replay(p.name(), best) })
 	}
 	for _, d := range indexes {
 		b, err := p.openBundle(ctx, d)
 		if err == nil {
-			p.t.log.DebugContext(ctx, "index found", "ref", p.key.ref, "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
+			p.t.log.DebugContext(ctx, "index found", "ref", p.name(), "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
 			return b, nil
 		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		p.t.log.Error("index from the registry is not usable", "ref", p.key.ref, "index", d.Digest, "err", advise(err))
+		p.t.log.Error("index from the registry is not usable", "ref", p.name(), "index", d.Digest, "err", advise(err))
 	}
 	return nil, nil
 }
@@ -95,7 +95,7 @@ func (p *pull) readProfile(ctx context.Context, refs []ocispec.Descriptor) *prof
 	}
 	got, err := p.fetchProfile(ctx, d)
 	if err != nil {
-		p.t.log.Warn("profile from the registry is not usable", "ref", p.key.ref, "profile", d.Digest, "err", err)
+		p.t.log.Warn("profile from the registry is not usable", "ref", p.name(), "profile", d.Digest, "err", err)
 		return nil
 	}
 	return got

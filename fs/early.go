@@ -89,7 +89,7 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if len(pieces) == 0 {
 		return
 	}
-	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.key.ref, "requests", len(pieces))
+	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.name(), "requests", len(pieces))
 	p.t.goes(func(context.Context) {
 		defer p.t.early.drop(pieces...)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
@@ -103,7 +103,7 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 func (p *pull) earlyRanges(d ocispec.Descriptor, blobs []digest.Digest) []published.BlobRange {
 	ranges, err := published.EarlyRanges(d)
 	if err != nil {
-		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.key.ref, "artifact", d.Digest, "err", err)
+		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
 		return nil
 	}
 	return slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })

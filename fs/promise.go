@@ -76,7 +76,7 @@ func (p *pull) list(indexes []ocispec.Descriptor, took time.Duration) map[digest
 	}
 	layers, err := artifact.Layers(indexes[0])
 	if err != nil {
-		p.t.log.Warn("what the registry tells of an index is not usable", "ref", p.key.ref, "err", err)
+		p.t.log.Warn("what the registry tells of an index is not usable", "ref", p.name(), "err", err)
 	}
 	listed := map[digest.Digest]artifact.Layer{}
 	for _, l := range layers {

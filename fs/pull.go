@@ -18,10 +18,10 @@ import (
 // between two layers containerd is busy for some milliseconds; after a cancelled pull for ever.
 const pullIdle = 30 * time.Second
 
-// pullKey is what tells pulls apart.
+// pullKey is what tells pulls apart: two references of one image share a pull.
 type pullKey struct {
-	ref      string
-	manifest digest.Digest
+	repository string
+	manifest   digest.Digest
 }
 
 // pull brings the layers of one image.
@@ -32,6 +32,8 @@ type pull struct {
 	ctx   context.Context
 	stop  context.CancelFunc
 
+	asked chan struct{} // closed when containerd has asked for a layer; before, the image is only announced
+
 	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
 	told     chan struct{}                                        // closed when listed is set, or never will be
 	listed   map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
@@ -39,6 +41,7 @@ type pull struct {
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
 	// Guarded by Table.mu:
+	ref     string // the reference by which it is pulled
 	waiters int
 	idle    *time.Timer
 	brought []digest.Digest // layers that it has started to bring
@@ -75,8 +78,8 @@ func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
 
 // begin joins the pull of a layer's image, and has its start recorded if it is the first. Pair it with leave.
 func (t *Table) begin(l Layer, below []Below) (*pull, error) {
-	p, fresh, err := t.join(pullKey{l.Ref, l.Manifest})
-	if err == nil && fresh {
+	p, err := t.join(l.Ref, l.Manifest)
+	if err == nil && p.ask(l.Ref) {
 		t.record(l, below)
 	}
 	return p, err
@@ -91,17 +94,18 @@ func (t *Table) jobsOf(p *pull, l Layer) *job {
 	return j
 }
 
-// join returns the pull of an image; fresh: a new one, as none is under way.
-func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
-	image, err := t.o.Remote.Image(key.ref)
+// join returns the pull of an image, a new one if none is under way. Pair it with leave.
+func (t *Table) join(ref string, manifest digest.Digest) (*pull, error) {
+	image, err := t.o.Remote.Image(ref)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
+	key := pullKey{repositoryOf(ref), manifest}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p = t.pulls[key]
-	if fresh = p == nil; fresh {
-		p = &pull{t: t, key: key, image: image, told: make(chan struct{})}
+	p := t.pulls[key]
+	if p == nil {
+		p = &pull{t: t, key: key, ref: ref, image: image, told: make(chan struct{}), asked: make(chan struct{})}
 		p.ctx, p.stop = context.WithCancel(t.ctx)
 		p.bundle = sync.OnceValues(p.find)
 		p.manifest = sync.OnceValues(p.fetchManifest)
@@ -112,7 +116,7 @@ func (t *Table) join(key pullKey) (p *pull, fresh bool, err error) {
 		p.idle.Stop()
 		p.idle = nil
 	}
-	return p, fresh, nil
+	return p, nil
 }
 
 // leave ends a pull that nobody joins again soon.
@@ -136,6 +140,7 @@ func (p *pull) end(ctx context.Context) {
 	if t.pulls[p.key] == p {
 		delete(t.pulls, p.key)
 	}
+	t.deaf = t.deaf || !p.askedLocked()
 	p.stop()
 	var jobs []*job
 	for _, d := range p.brought {
@@ -148,7 +153,7 @@ func (p *pull) end(ctx context.Context) {
 		<-j.done
 	}
 	if err := t.sweep(ctx, p.brought); err != nil {
-		t.log.Warn("layers of a pull that was given up are left over", "ref", p.key.ref, "err", err)
+		t.log.Warn("layers of a pull that was given up are left over", "ref", p.name(), "err", err)
 	}
 }
 
@@ -161,11 +166,11 @@ func (t *Table) drop(p *pull) {
 	}
 }
 
-// job returns the job for a layer, started by p if nobody has.
+// job returns the job for a layer, started by p if nobody has, or only for an image that nobody has asked for.
 func (t *Table) job(p *pull, d digest.Digest) *job {
 	t.mu.Lock()
 	j := t.jobs[d]
-	if j != nil {
+	if j != nil && (j.pull.askedLocked() || !p.askedLocked()) {
 		t.mu.Unlock()
 		return j
 	}
@@ -176,7 +181,9 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 	end := func(err error) {
 		j.err = err
 		t.mu.Lock()
-		delete(t.jobs, d)
+		if t.jobs[d] == j {
+			delete(t.jobs, d)
+		}
 		t.mu.Unlock()
 		close(j.done)
 		if err != nil {
@@ -210,8 +217,11 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 	if err := p.bring(d, func() { release = p.t.budget.Hold() }); err != nil {
 		return err
 	}
+	if err := p.awaitAsked(); err != nil {
+		return err
+	}
 	brought := time.Now()
-	v, err := p.t.stored(Layer{Ref: p.key.ref, Digest: d})
+	v, err := p.t.stored(Layer{Ref: p.name(), Digest: d})
 	if err != nil {
 		return err
 	}
@@ -220,6 +230,6 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	_, err = v.mount(ctx, nil)
-	p.t.log.DebugContext(ctx, "layer prepared", "ref", p.key.ref, "layer", d, "bring", brought.Sub(start), "mount", time.Since(brought), "err", err)
+	p.t.log.DebugContext(ctx, "layer prepared", "ref", p.name(), "layer", d, "bring", brought.Sub(start), "mount", time.Since(brought), "err", err)
 	return err
 }

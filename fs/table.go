@@ -7,7 +7,7 @@
 // Mount finds a layer in three places, in this order: in the table, where it is mounted; in
 // the store, where an earlier run left it; at the registry, by a pull. A pull is what all
 // layers of one image share: one look-up of the index, one client. It starts on every layer
-// of the image at once, so that later calls find their layers there. Promise tells what Mount will return as soon as the
+// of the image at once, so that later calls find their layers there. Announce begins one before anybody asks. Promise tells what Mount will return as soon as the
 // registry has told of the index, which is earlier.
 //
 //	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ mount points (m/KEY, dev/KEY)
@@ -101,6 +101,7 @@ type Table struct {
 	closed bool
 	live   map[digest.Digest]*slot
 	pulls  map[pullKey]*pull
+	deaf   bool // the latest announcement of an image was of one that nobody asked for
 	jobs   map[digest.Digest]*job
 	claims claims
 	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open

@@ -28,12 +28,17 @@ const (
 // minCache is the smallest quota, bytes: what readers have in hand at a time has to fit.
 const minCache = 64 << 20
 
+// noContainerd is the address of no containerd.
+const noContainerd = "none"
+
 // config is micad's configuration file. docs/config.md describes the keys.
 type config struct {
 	Root     string     `toml:"root"`
 	Address  string     `toml:"address"`
 	Mode     string     `toml:"mode"`
 	LogLevel slog.Level `toml:"log_level"`
+	// Containerd is containerd's socket, whose pulls micad hears of; empty: it is looked for, noContainerd: micad does not listen.
+	Containerd string `toml:"containerd_address"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
 	MetricsAddress string `toml:"metrics_address"`
 	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/snapshotter"
+	"github.com/mica-snapshotter/mica/snapshotter/announce"
 )
 
 // How long calls under way may take to end when micad stops: the shorter one where the next micad follows at once. Reads of
@@ -104,6 +106,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	d.restoring.Store(true)
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.trim(ctx); return nil })
+	g.Go(func() error { d.hear(ctx); return nil })
 	g.Go(func() error {
 		d.credentials.retain(ctx, func() ([]fs.Status, bool) { return d.layers(), !d.restoring.Load() })
 		return nil
@@ -264,6 +267,19 @@ func (d *daemon) restore(ctx context.Context) {
 	if err := d.table.Sweep(ctx); err != nil && ctx.Err() == nil {
 		d.log.Warn("unused layers are left over", "err", err)
 	}
+}
+
+// hear begins with images of which containerd has no more than the manifest.
+func (d *daemon) hear(ctx context.Context) {
+	if d.config.Containerd == noContainerd {
+		return
+	}
+	address := cmp.Or(d.config.Containerd, d.config.Credentials.ImageService)
+	announce.Watch(ctx, announce.Options{Containerd: address, Snapshotter: d.config.Address, Log: d.log}, func(i announce.Image) {
+		if err := d.table.Announce(i.Repository, i.Manifest, i.Layers); err != nil {
+			d.log.Debug("image is not announced", "repository", i.Repository, "err", err)
+		}
+	})
 }
 
 // handler answers package admin's API.

@@ -1,0 +1,131 @@
+package fs
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// counted counts the requests that the world's registry gets, by a part of their path.
+func (w *world) counted(part string) *atomic.Int64 {
+	var n atomic.Int64
+	count := func(path string) {
+		if strings.Contains(path, part) {
+			n.Add(1)
+		}
+	}
+	w.gate.Store(&count)
+	return &n
+}
+
+func (w *world) announce(t *Table) {
+	w.t.Helper()
+	if err := t.Announce(repositoryOf(w.ref), w.manifest, w.layers); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// has says whether the store has all layers.
+func (w *world) has(t *Table) bool { return !t.lacks(w.layers) }
+
+// pullOf is the one pull of a table, nil if there is none.
+func pullOf(t *Table) *pull {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.pulls {
+		return p
+	}
+	return nil
+}
+
+// TestAnnounce: the index of an image that was announced is here before anybody asks for a layer, nothing is mounted by then, and nobody
+// asks the registry a second time.
+func TestAnnounce(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	table := w.open(testDir(t), Auto)
+	asked := w.counted("/referrers/")
+	w.announce(table)
+	eventually(t, "the layers' indexes are here", func() bool { return w.has(table) })
+	if all := table.Status(); len(all) > 0 {
+		t.Errorf("mounted before anybody has asked: %v", all)
+	}
+	dirs := w.mountAll(table)
+	if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
+		t.Errorf("the layer holds\n%s", got)
+	}
+	if asked.Load() != 1 {
+		t.Errorf("%d requests for referrers, want 1", asked.Load())
+	}
+	for _, s := range table.Status() {
+		if s.Ref != w.ref {
+			t.Errorf("layer %s is said to be of %s, want %s", s.Layer, s.Ref, w.ref)
+		}
+	}
+	w.announce(table) // of what is here
+	time.Sleep(20 * time.Millisecond)
+	if asked.Load() != 1 {
+		t.Error("an image that is here was looked for once more")
+	}
+}
+
+// TestAnnouncedForNobody: what came of an image that was announced for nothing goes, and announcements have no effect until an image is
+// asked for.
+func TestAnnouncedForNobody(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	table := w.open(testDir(t), Auto)
+	w.announce(table)
+	eventually(t, "the layers' indexes are here", func() bool { return w.has(table) })
+	pullOf(table).end(t.Context())
+	if list, err := table.store.Layers(); err != nil || len(list) > 0 {
+		t.Errorf("left over: %v, %v", list, err)
+	}
+	w.announce(table)
+	if p := pullOf(table); p != nil {
+		t.Error("the next announcement has begun a pull")
+	}
+	w.mountAll(table)
+	other := newWorld(t, layerOf(t, entry{"another", 0o644, smallFile}))
+	other.index(nil)
+	other.announce(table)
+	eventually(t, "the other image's index is here", func() bool { return other.has(table) })
+}
+
+// TestAnnouncedWithoutIndex: nothing is downloaded whole of an image before it is asked for.
+func TestAnnouncedWithoutIndex(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	table := w.open(testDir(t), Auto)
+	asked := w.counted("/referrers/")
+	w.announce(table)
+	eventually(t, "referrers are asked for", func() bool { return asked.Load() > 0 })
+	if _, err := pullOf(table).bundle(); err != nil { // which has come to its end then
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond)
+	if n := w.fetched.Load(); n > 0 {
+		t.Errorf("%d bytes were downloaded for nobody", n)
+	}
+	w.mountAll(table)
+	if w.fetched.Load() == 0 {
+		t.Error("nothing was downloaded")
+	}
+}
+
+// TestManyAnnounced: images that are announced and not asked for are bounded in number.
+func TestManyAnnounced(t *testing.T) {
+	w := newWorld(t, layerOf(t, entry{"a", 0o644, smallFile}))
+	table := w.open(testDir(t), Auto)
+	repository := repositoryOf(w.ref)
+	for i := range 3 * maxAnnounced {
+		if err := table.Announce(repository+strings.Repeat("x", i), w.manifest, w.layers); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	if len(table.pulls) == 0 || len(table.pulls) > maxAnnounced {
+		t.Errorf("%d pulls, want at most %d", len(table.pulls), maxAnnounced)
+	}
+}

@@ -1,0 +1,211 @@
+package announce
+
+import (
+	"encoding/json"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+const self = "/proc/self"
+
+var someDigest = digest.FromString("some")
+
+func TestManifestOf(t *testing.T) {
+	for name, c := range map[string]struct {
+		topic string
+		event *events.ContentCreate
+		want  bool
+	}{
+		"a manifest":             {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700, MediaType: ocispec.MediaTypeImageManifest}, true},
+		"of an older containerd": {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700}, true},
+		"an index":               {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700, MediaType: ocispec.MediaTypeImageIndex}, false},
+		"a layer":                {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 7 << 20}, false},
+		"another topic":          {"/content/delete", &events.ContentCreate{Digest: someDigest.String()}, false},
+		"no digest":              {topic, &events.ContentCreate{Digest: "sha256:../.."}, false},
+	} {
+		b, err := proto.Marshal(c.event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, ok := manifestOf(&types.Envelope{Topic: c.topic, Event: &anypb.Any{Value: b}})
+		if ok != c.want || ok && d != someDigest {
+			t.Errorf("%s: %s, %v", name, d, ok)
+		}
+	}
+	if _, ok := manifestOf(&types.Envelope{Topic: topic}); ok {
+		t.Error("an event without content is a manifest")
+	}
+}
+
+// manifest is an image's manifest with so many layers.
+func manifest(t testing.TB, layers int, mediaType string) []byte {
+	t.Helper()
+	m := ocispec.Manifest{Config: ocispec.DescriptorEmptyJSON}
+	for range layers {
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: mediaType, Digest: someDigest, Size: 1})
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestParse(t *testing.T) {
+	for name, c := range map[string]struct {
+		b    []byte
+		want int
+	}{
+		"image":          {manifest(t, 3, ocispec.MediaTypeImageLayerGzip), 3},
+		"docker's image": {manifest(t, 2, "application/vnd.docker.image.rootfs.diff.tar.gzip"), 2},
+		"attestation":    {manifest(t, 2, "application/vnd.in-toto+json"), 0},
+		"too many":       {manifest(t, maxLayers+1, ocispec.MediaTypeImageLayer), 0},
+		"index":          {[]byte(`{"manifests": [{"digest": "` + someDigest.String() + `"}]}`), 0},
+		"no JSON":        {[]byte("\x1f\x8b"), 0},
+	} {
+		if got := parse(c.b); len(got) != c.want {
+			t.Errorf("%s: %d layers, want %d", name, len(got), c.want)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(manifest(f, 2, ocispec.MediaTypeImageLayerGzip))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, d := range parse(b) {
+			if err := d.Validate(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestSource(t *testing.T) {
+	for want, labels := range map[string]map[string]string{
+		"docker.io/library/debian": {"containerd.io/gc.ref.content.0": "x", sourceLabel + "docker.io": "library/debian"},
+		"r.example/b":              {sourceLabel + "r.example": "b,c"},
+		"/":                        {sourceLabel: "a", sourceLabel + "x": ""},
+	} {
+		host, repository, ok := source(labels)
+		if got := host + "/" + repository; got != want || ok != (want != "/") {
+			t.Errorf("of %v: %s, %v", labels, got, ok)
+		}
+	}
+}
+
+// TestListening: a process listens where it does, and not where it is connected to, or somebody else listens.
+func TestListening(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s")
+	for _, name := range []string{path, path + ".ttrpc"} {
+		l, err := net.Listen("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	var here []string
+	for _, p := range listening(self) {
+		if strings.HasPrefix(p, dir) {
+			here = append(here, p)
+		}
+	}
+	if !slices.Equal(here, []string{path}) {
+		t.Errorf("listens at %q, want %q", here, path)
+	}
+	if got := listening("/proc/1"); slices.Contains(got, path) {
+		t.Error("process 1 listens there, too")
+	}
+}
+
+// connect returns the port of a new server to which there is a connection until the test's end.
+func connect(t *testing.T, address string) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+func TestConnected(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		peer := connect(t, address)
+		if got := connected(self); !slices.Contains(got, peer) {
+			t.Errorf("connected to %v, want %v among them", got, peer)
+		}
+	}
+}
+
+// TestWithPort: a registry has the port of the only connection to its host.
+func TestWithPort(t *testing.T) {
+	const host = "127.0.0.77" // nobody else's
+	if got, ok := withPort(t.Context(), self, host); got != host || !ok {
+		t.Errorf("without a connection: %s, %v", got, ok)
+	}
+	peer := connect(t, host+":0")
+	if got, ok := withPort(t.Context(), self, host); got != peer.String() || !ok {
+		t.Errorf("with one to %v: %s, %v", peer, got, ok)
+	}
+	connect(t, host+":0")
+	if got, ok := withPort(t.Context(), self, host); ok {
+		t.Errorf("with two: %s", got)
+	}
+	if got, ok := withPort(t.Context(), self, "no such host.invalid"); got != "no such host.invalid" || !ok {
+		t.Errorf("of a host without address: %s, %v", got, ok)
+	}
+}
+
+const unixTable = `Num       RefCount Protocol Flags    Type St Inode Path
+0000000000000000: 00000002 00000000 00010000 0001 01 4242 /run/containerd/containerd.sock
+0000000000000000: 00000003 00000000 00000000 0001 03 4243 /run/containerd/containerd.sock
+0000000000000000: 00000002 00000000 00010000 0001 01 4244 @abstract
+`
+
+const tcpTable = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:B2A6 0100007F:1389 01 00000000:00000000 00:00000000 00000000     0        0 4242 1 0 20 4 30 10 -1
+   1: 0100007F:1389 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4243 1 0 100 0 0 10 0
+`
+
+func TestTables(t *testing.T) {
+	if got := sockets([]byte(unixTable)); len(got) != 1 || got[4242] != "/run/containerd/containerd.sock" {
+		t.Errorf("sockets: %v", got)
+	}
+	if got := established([]byte(tcpTable)); len(got) != 1 || got[4242].Port() != 5001 {
+		t.Errorf("connections: %v", got)
+	}
+}
+
+func FuzzTables(f *testing.F) {
+	f.Add([]byte(unixTable))
+	f.Add([]byte(tcpTable))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, path := range sockets(b) {
+			if !filepath.IsAbs(path) {
+				t.Errorf("a socket at %q", path)
+			}
+		}
+		for _, peer := range established(b) {
+			if !peer.IsValid() {
+				t.Errorf("a connection to %v", peer)
+			}
+		}
+	})
+}
