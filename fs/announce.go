@@ -61,6 +61,16 @@ func (t *Table) lacks(layers []digest.Digest) bool {
 	return false
 }
 
+// heed has an image that was announced count as asked for, now that one of its layers is.
+func (t *Table) heed(l Layer, below []Below) {
+	t.mu.Lock()
+	p := t.pulls[keyOf(l.Ref, l.Manifest)]
+	t.mu.Unlock()
+	if p != nil && p.ask(l.Ref) {
+		t.record(l, below)
+	}
+}
+
 // ask notes that containerd has asked for a layer of the pull's image, by a reference. It says whether that was the first time.
 func (p *pull) ask(ref string) bool {
 	p.t.mu.Lock()

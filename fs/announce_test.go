@@ -5,6 +5,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/profile"
 )
 
 // counted counts the requests that the world's registry gets, by a part of their path.
@@ -44,7 +47,7 @@ func pullOf(t *Table) *pull {
 func TestAnnounce(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
-	table := w.open(testDir(t), Auto)
+	table := w.openWith(Options{Root: testDir(t), Profiles: profile.NewDir(testDir(t)), Fetch: fetch.Options{Fill: fetch.None}})
 	asked := w.counted("/referrers/")
 	w.announce(table)
 	eventually(t, "the layers' indexes are here", func() bool { return w.has(table) })
@@ -52,6 +55,12 @@ func TestAnnounce(t *testing.T) {
 		t.Errorf("mounted before anybody has asked: %v", all)
 	}
 	dirs := w.mountAll(table)
+	if err := pullOf(table).awaitAsked(); err != nil {
+		t.Error(err)
+	}
+	if list := table.recordings.list.Load(); list == nil || len(*list) != 1 {
+		t.Error("the image's start is not recorded")
+	}
 	if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
 		t.Errorf("the layer holds\n%s", got)
 	}

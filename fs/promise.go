@@ -33,6 +33,7 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 	if _, err := t.kernel(); err != nil {
 		return Mounted{}, false
 	}
+	t.heed(l, below)
 	if here, err := t.store.Layer(l.Digest); err == nil {
 		here.Close()
 		return Mounted{}, false

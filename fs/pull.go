@@ -24,6 +24,10 @@ type pullKey struct {
 	manifest   digest.Digest
 }
 
+func keyOf(ref string, manifest digest.Digest) pullKey {
+	return pullKey{repositoryOf(ref), manifest}
+}
+
 // pull brings the layers of one image.
 type pull struct {
 	t     *Table
@@ -100,7 +104,7 @@ func (t *Table) join(ref string, manifest digest.Digest) (*pull, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := pullKey{repositoryOf(ref), manifest}
+	key := keyOf(ref, manifest)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.pulls[key]

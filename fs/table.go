@@ -303,6 +303,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	if err := t.want(ctx, l.Digest); err != nil {
 		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
 	}
+	t.heed(l, below)
 	v, err := t.layer(ctx, l, below)
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))

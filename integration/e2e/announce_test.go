@@ -15,7 +15,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
-// micad hears of a pull before it is asked for a layer: containerd gets the image's configuration only after micad has looked for its index.
+// micad hears of a pull before it is asked for a layer: containerd gets the image's configuration only after micad has looked for its
+// index, and has it.
 func TestAnnounced(t *testing.T) {
 	r, ref, _ := debian(t, true)
 	config := debianConfig(t)
@@ -27,7 +28,7 @@ func TestAnnounced(t *testing.T) {
 		return ""
 	})
 	looked := make(chan struct{})
-	once := sync.OnceFunc(func() { close(looked) })
+	once := sync.OnceFunc(func() { time.AfterFunc(500*time.Millisecond, func() { close(looked) }) })
 	r.SetRule(func(q *http.Request, _ int64) registry.Fault {
 		switch {
 		case strings.HasPrefix(q.UserAgent(), "micad/"):
@@ -37,7 +38,11 @@ func TestAnnounced(t *testing.T) {
 		}
 		return registry.Fault{}
 	})
+	start := time.Now()
 	fixture.Pull(t, n, mica, ref)
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("the pull took %v", took)
+	}
 	if out := fixture.Run(t, n, mica, ref, "program"); !strings.HasSuffix(out, images.Ready+"\n") {
 		t.Errorf("the program prints %q", out)
 	}
