@@ -44,47 +44,53 @@ func (p *pull) bring(d digest.Digest, atHand func()) error {
 
 // install puts a layer's index from the image's bundle into the store.
 func (p *pull) install(b *bundle, l index.BundleLayer) error {
-	// More at a time than there are cores take memory, 8 MiB each, and no less time.
-	select {
-	case p.t.cores <- struct{}{}:
-		defer func() { <-p.t.cores }()
-	case <-p.ctx.Done():
-		return p.ctx.Err()
-	}
 	in, err := p.t.store.Create(l.Layer)
 	if err != nil {
 		return err
 	}
 	defer p.abort(in)
-	if err := b.Extract(l.Layer, in.Index()); err != nil {
+	rec, err := p.extract(in, b, l)
+	if err != nil {
 		return err
+	}
+	return p.commit(in, rec)
+}
+
+// extract writes a layer's index into a draft, checks it, and returns what the store is to keep about the layer.
+func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec store.Record, err error) {
+	// More at a time than there are cores take memory, 8 MiB each, and no less time.
+	select {
+	case p.t.cores <- struct{}{}:
+		defer func() { <-p.t.cores }()
+	case <-p.ctx.Done():
+		return rec, p.ctx.Err()
+	}
+	if err := b.Extract(l.Layer, in.Index()); err != nil {
+		return rec, err
 	}
 	r, size, err := in.IndexReader()
 	if err != nil {
-		return err
+		return rec, err
 	}
 	x, err := index.Open(r, size)
 	if err != nil {
-		return err
+		return rec, err
 	}
 	if err := index.Check(p.ctx, x); err != nil {
-		return err
+		return rec, err
 	}
 	if err := p.t.o.Limits.layer(x.Header().DeviceSize); err != nil {
-		return advise(err)
-	}
-	rec, err := p.record(x, store.Lazy)
-	if err != nil {
-		return err
+		return rec, advise(err)
 	}
 	if x.Header() != l.Header {
-		return fmt.Errorf("%w: it describes layer %s", index.ErrCorrupt, x.Header().Layer)
+		return rec, fmt.Errorf("%w: it describes layer %s", index.ErrCorrupt, x.Header().Layer)
 	}
-	if rec.Windows, err = b.windowsOf(l); err != nil {
-		return err
+	if rec, err = p.record(x, store.Lazy); err != nil {
+		return rec, err
 	}
+	rec.Windows, err = b.windowsOf(l)
 	rec.Vouchers = []string{repositoryOf(p.name())}
-	return p.commit(in, rec)
+	return rec, err
 }
 
 // download brings a layer whole, and makes its index on the way.

@@ -169,29 +169,38 @@ func (in *Incoming) finish(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	if err := in.device.flush(); err != nil {
+	record := spool{disk: in.store.disk, name: in.dir + "/" + recordName}
+	if _, err := record.Write(b); err != nil {
 		return err
 	}
+	files := []*spool{&in.index, &in.windows, &record, &in.device}
+	for _, f := range files {
+		if err := f.flush(); err != nil {
+			return errors.Join(err, record.close())
+		}
+	}
+	err = in.makeDurable(&record, rec.DeviceSize)
+	for _, f := range files {
+		err = errors.Join(err, f.close())
+	}
+	return err
+}
+
+// makeDurable gives the device its length and syncs all else, of which every file has its name.
+func (in *Incoming) makeDurable(record *spool, deviceSize int64) error {
 	if err := in.device.create(); err != nil {
 		return err
 	}
-	if err := in.device.f.Truncate(roundUp(rec.DeviceSize)); err != nil {
+	if err := in.device.f.Truncate(roundUp(deviceSize)); err != nil {
 		return err
 	}
 	// At once, so that they can share a commit of the file system's journal.
 	var syncs errgroup.Group
 	syncs.Go(in.index.sync)
 	syncs.Go(in.windows.sync)
-	syncs.Go(func() error { return writeSynced(in.store.disk, in.dir+"/"+recordName, b) })
-	if err := syncs.Wait(); err != nil {
-		return err
-	}
-	for _, f := range []*spool{&in.index, &in.windows, &in.device} {
-		if err := f.close(); err != nil {
-			return err
-		}
-	}
-	return in.store.disk.SyncDir(in.dir)
+	syncs.Go(record.sync)
+	syncs.Go(func() error { return in.store.disk.SyncDir(in.dir) })
+	return syncs.Wait()
 }
 
 // arrived publishes a layer whose device came in whole.

@@ -28,12 +28,12 @@ const maxTable = 16 << 20
 
 var errNone = errors.New("no containerd on this machine has micad as a proxy plugin")
 
-// process is a containerd: its socket and its folder in /proc.
+// process is a containerd: its socket and its folder in /proc; "": not known.
 type process struct{ address, proc string }
 
 // find returns the containerd that has a snapshotter's socket as a proxy plugin. containerd itself connects to a
 // snapshotter only when it needs it, and does not say where it listens: so all processes of its name are asked. With an address
-// only that one is looked for, and need not have the plugin.
+// it is the one there.
 func find(ctx context.Context, address, snapshotter string) (process, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -49,6 +49,9 @@ func find(ctx context.Context, address, snapshotter string) (process, error) {
 				return p, nil
 			}
 		}
+	}
+	if address != "" {
+		return process{address: address}, nil
 	}
 	return process{}, errNone
 }

@@ -14,8 +14,11 @@ import (
 const lookupTimeout = 500 * time.Millisecond
 
 // withPort returns a registry's host as references have it. containerd notes it without its port, so that it is the one of the
-// connections that it has there. ok is false where that can be more than one.
+// connections that it has there, where that is known. ok is false where it can be more than one.
 func withPort(ctx context.Context, proc, host string) (authority string, ok bool) {
+	if proc == "" {
+		return host, true
+	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
