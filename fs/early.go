@@ -26,6 +26,9 @@ const (
 	// where it is short, each costs more than it gains.
 	earlyRequests, earlyPiece       = 4, 1 << 20
 	earlyFarRequests, earlyFarPiece = 16, 256 << 10
+	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is
+	// fetched before the index: data of nearer ones cost more time, in which the index is unpacked and mounted, than they save.
+	earlyFrom = 18 * time.Millisecond
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar  = 50 * time.Millisecond
 	earlyStep = 64 << 10 // after so many bytes readers are told
@@ -83,7 +86,7 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if took >= earlyFar {
 		requests, size = earlyFarRequests, earlyFarPiece
 	}
-	if d, ok := published.Newest(refs); ok {
+	if d, ok := published.Newest(refs); ok && took >= earlyFrom {
 		pieces = append(pieces, p.t.early.add(p.earlyRanges(d, blobs), size)...)
 	}
 	if len(pieces) == 0 {
