@@ -65,6 +65,9 @@ func (t *Table) lacks(layers []digest.Digest) bool {
 func (t *Table) heed(l Layer, below []Below) {
 	t.mu.Lock()
 	p := t.pulls[keyOf(l.Ref, l.Manifest)]
+	if p != nil && p.idle != nil {
+		p.idle.Reset(pullIdle)
+	}
 	t.mu.Unlock()
 	if p != nil && p.ask(l.Ref) {
 		t.record(l, below)

@@ -1,10 +1,13 @@
 package fs
 
 import (
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
@@ -100,6 +103,36 @@ func TestAnnouncedForNobody(t *testing.T) {
 	other.index(nil)
 	other.announce(table)
 	eventually(t, "the other image's index is here", func() bool { return other.has(table) })
+}
+
+// TestAnnouncedBesideOthers: giving up an image that was announced for nothing takes no layer away that it has in common with one that is
+// here, whether or not it is known that somebody uses that.
+func TestAnnouncedBesideOthers(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	table := w.open(testDir(t), Auto)
+	w.mountAll(table)
+	eventually(t, "the pull has ended its jobs", func() bool {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		return len(table.jobs) == 0
+	})
+	table.mu.Lock()
+	clear(table.claims.wanted) // as after a restart, and when the metadata are lost
+	clear(table.pulls)
+	table.mu.Unlock()
+	other := digest.FromString("another manifest")
+	if err := table.Announce(w.ref, other, append(slices.Clone(w.layers), digest.FromString("another layer"))); err != nil {
+		t.Fatal(err)
+	}
+	p := pullOf(table)
+	if p == nil {
+		t.Fatal("the announcement has begun no pull")
+	}
+	p.end(t.Context())
+	if !w.has(table) {
+		t.Error("layers went that were there before")
+	}
 }
 
 // TestAnnouncedWithoutIndex: nothing is downloaded whole of an image before it is asked for.

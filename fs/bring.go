@@ -209,6 +209,9 @@ func (p *pull) commit(in *store.Incoming, rec store.Record) error {
 	if err != nil {
 		return err
 	}
+	p.t.mu.Lock()
+	p.came = append(p.came, rec.Layer)
+	p.t.mu.Unlock()
 	return l.Close()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +50,8 @@ type pull struct {
 	waiters int
 	idle    *time.Timer
 	brought []digest.Digest // layers that it has started to bring
+	jobs    []*job          // of these
+	came    []digest.Digest // layers that it has put into the store
 }
 
 // job is the bringing of one layer, for all pulls that want it.
@@ -143,22 +146,31 @@ func (p *pull) end(ctx context.Context) {
 	}
 	if t.pulls[p.key] == p {
 		delete(t.pulls, p.key)
+		t.deaf = t.deaf || !p.askedLocked()
 	}
-	t.deaf = t.deaf || !p.askedLocked()
 	p.stop()
-	var jobs []*job
-	for _, d := range p.brought {
-		if j := t.jobs[d]; j != nil && j.pull == p {
-			jobs = append(jobs, j)
-		}
-	}
+	jobs := slices.Clone(p.jobs)
 	t.mu.Unlock()
 	for _, j := range jobs {
 		<-j.done
 	}
-	if err := t.sweep(ctx, p.brought); err != nil {
+	if err := t.sweep(ctx, p.leftOver()); err != nil {
 		t.log.Warn("layers of a pull that was given up are left over", "ref", p.name(), "err", err)
 	}
+}
+
+// leftOver returns what the pull has brought, but for the layers of other pulls under way: they may be about to be asked for.
+func (p *pull) leftOver() []digest.Digest {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(p.came), func(d digest.Digest) bool {
+		for _, other := range p.t.pulls {
+			if slices.Contains(other.brought, d) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // drop makes later calls begin anew where a pull has failed.
@@ -180,7 +192,7 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 	}
 	j = &job{pull: p, done: make(chan struct{})}
 	t.jobs[d] = j
-	p.brought = append(p.brought, d)
+	p.brought, p.jobs = append(p.brought, d), append(p.jobs, j)
 	t.mu.Unlock()
 	end := func(err error) {
 		j.err = err
@@ -221,8 +233,15 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 	if err := p.bring(d, func() { release = p.t.budget.Hold() }); err != nil {
 		return err
 	}
-	if err := p.awaitAsked(); err != nil {
-		return err
+	select {
+	case <-p.asked:
+	default:
+		release()
+		release = func() {}
+		if err := p.awaitAsked(); err != nil {
+			return err
+		}
+		release = p.t.budget.Hold()
 	}
 	brought := time.Now()
 	v, err := p.t.stored(Layer{Ref: p.name(), Digest: d})

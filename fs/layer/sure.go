@@ -19,10 +19,10 @@ type Doubting interface {
 	AllSure() bool
 	// Unchanged says that what Sure says holds for what was read just before.
 	Unchanged() bool
-	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that it was, unless Evictions has
-	// changed since it returned gone.
+	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that some of the n bytes from off on were,
+	// if they are not durable, unless Evictions has changed since it returned gone.
 	Settled(p []byte, off int64) bool
-	Lost(gone uint64)
+	Lost(off, n int64, gone uint64)
 	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
 	Believe(i int, gone uint64)
 	// Repair writes the right bytes over wrong ones.
@@ -78,8 +78,9 @@ func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 		return n, err
 	}
 	if err = l.compared(p, off); err != nil {
-		if errors.Is(err, errWrong) {
-			l.doubting.Lost(gone)
+		if errors.Is(err, errWrong) && l.doubting.Unchanged() {
+			l.doubting.Lost(off, int64(len(p)), gone)
+			l.completed.Store(l.store.AllPresent())
 		}
 		return 0, err
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,12 +32,15 @@ func (l *Layer) Settled(p []byte, off int64) bool {
 	})
 }
 
-// Lost notes that what was not Settled is wrong, and was Present after Evictions had returned gone: nothing is Present any more that
-// is not durable, and Evictions has changed.
-func (l *Layer) Lost(gone uint64) {
+// Lost notes that of the n bytes from off on, which were not Settled and were Present after Evictions had returned gone, some are wrong.
+// If any of them is not durable, nothing is Present any more that is not, and Evictions has changed. It waits for a flush under way.
+func (l *Layer) Lost(off, n int64, gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()
-	if l.evictions.Load() != gone {
+	l.mu.Lock()
+	unsaved := slices.ContainsFunc(l.unsaved, func(u unsaved) bool { return u.off < off+n && off < u.off+u.n })
+	l.mu.Unlock()
+	if !unsaved || l.evictions.Load() != gone {
 		return
 	}
 	l.log.Error("the disk has lost what was written: it is fetched again")

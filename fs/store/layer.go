@@ -57,7 +57,7 @@ type Layer struct {
 	unsynced  atomic.Bool // something was written since the last sync of the device
 
 	// flushMu serialises what writes to the folder: the map, the record.
-	// It is held over disk writes, so readers and WriteSpan never take it.
+	// It is held over disk writes, so WriteSpan never takes it, and readers only where they find what they read wrong.
 	flushMu    sync.Mutex
 	gone       bool   // the folder is not this Layer's any more: removed, or closed
 	recorded   State  // as layer.json has it

@@ -145,6 +145,27 @@ func connect(t *testing.T, address string) netip.AddrPort {
 	return netip.MustParseAddrPort(l.Addr().String())
 }
 
+// serve accepts a connection from an address, until the test's end.
+func serve(t *testing.T, client string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(client)}}
+	from, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { from.Close() })
+	to, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { to.Close() })
+}
+
 func TestConnected(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		peer := connect(t, address)
@@ -163,6 +184,11 @@ func TestWithPort(t *testing.T) {
 	peer := connect(t, host+":0")
 	if got, ok := withPort(t.Context(), self, host); got != peer.String() || !ok {
 		t.Errorf("with one to %v: %s, %v", peer, got, ok)
+	}
+	const client = "127.0.0.78"
+	serve(t, client)
+	if got, ok := withPort(t.Context(), self, client); got != client || !ok {
+		t.Errorf("of a host that has connected to this one: %s, %v", got, ok)
 	}
 	connect(t, host+":0")
 	if got, ok := withPort(t.Context(), self, host); ok {
@@ -188,8 +214,9 @@ func TestTables(t *testing.T) {
 	if got := sockets([]byte(unixTable)); len(got) != 1 || got[4242] != "/run/containerd/containerd.sock" {
 		t.Errorf("sockets: %v", got)
 	}
-	if got := established([]byte(tcpTable)); len(got) != 1 || got[4242].Port() != 5001 {
-		t.Errorf("connections: %v", got)
+	got := connections([]byte(tcpTable))
+	if len(got) != 2 || got[0].inode != 4242 || got[0].listens || !got[1].listens || got[1].local.Port() != 5001 || got[0].peer.Port() != 5001 {
+		t.Errorf("connections: %+v", got)
 	}
 }
 
@@ -202,9 +229,9 @@ func FuzzTables(f *testing.F) {
 				t.Errorf("a socket at %q", path)
 			}
 		}
-		for _, peer := range established(b) {
-			if !peer.IsValid() {
-				t.Errorf("a connection to %v", peer)
+		for _, c := range connections(b) {
+			if !c.peer.IsValid() || !c.local.IsValid() {
+				t.Errorf("a connection from %v to %v", c.local, c.peer)
 			}
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	introspection "github.com/containerd/containerd/api/services/introspection/v1"
+	"golang.org/x/sys/unix"
 )
 
 // containerd is looked for so often at first, and less and less often when it is not found.
@@ -40,12 +41,15 @@ func find(ctx context.Context, address, snapshotter string) (process, error) {
 		return process{}, err
 	}
 	for _, comm := range procs {
-		if name, err := os.ReadFile(comm); err != nil || string(bytes.TrimSpace(name)) != "containerd" {
-			continue
-		}
 		p := process{proc: filepath.Dir(comm)}
+		if name, err := os.ReadFile(comm); err != nil || string(bytes.TrimSpace(name)) != "containerd" || !ofRoot(p.proc) {
+			continue // anybody may have a process of that name
+		}
 		for _, p.address = range listening(p.proc) {
-			if address == p.address || address == "" && uses(ctx, p.address, snapshotter) {
+			if !same(p.proc+"/root"+p.address, p.address) {
+				continue // in a container of its own
+			}
+			if address != "" && same(p.address, address) || address == "" && uses(ctx, p.address, snapshotter) {
 				return p, nil
 			}
 		}
@@ -54,6 +58,12 @@ func find(ctx context.Context, address, snapshotter string) (process, error) {
 		return process{address: address}, nil
 	}
 	return process{}, errNone
+}
+
+// ofRoot says whether a process, given by its folder in /proc, is root's.
+func ofRoot(proc string) bool {
+	var st unix.Stat_t
+	return unix.Stat(proc, &st) == nil && st.Uid == 0
 }
 
 // listening returns the UNIX sockets at which a process, given by its folder in /proc, listens.

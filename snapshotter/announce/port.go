@@ -14,7 +14,8 @@ import (
 const lookupTimeout = 500 * time.Millisecond
 
 // withPort returns a registry's host as references have it. containerd notes it without its port, so that it is the one of the
-// connections that it has there, where that is known. ok is false where it can be more than one.
+// connections that it has there. ok is false where it has them to several. Where none is known, because it asks a mirror or a proxy, or another
+// name than the registry's, as of Docker Hub, the registry is taken for one without a port.
 func withPort(ctx context.Context, proc, host string) (authority string, ok bool) {
 	if proc == "" {
 		return host, true
@@ -23,7 +24,7 @@ func withPort(ctx context.Context, proc, host string) (authority string, ok bool
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return host, true // by a proxy, then
+		return host, true
 	}
 	ports := map[uint16]bool{}
 	for _, c := range connected(proc) {
@@ -33,42 +34,62 @@ func withPort(ctx context.Context, proc, host string) (authority string, ok bool
 			}
 		}
 	}
-	if len(ports) == 0 || ports[443] || ports[80] {
-		return host, true
-	}
+	authority = host
 	for port := range ports {
-		authority = net.JoinHostPort(host, strconv.Itoa(int(port)))
+		if port != 443 && port != 80 {
+			authority = net.JoinHostPort(host, strconv.Itoa(int(port)))
+		}
 	}
-	return authority, len(ports) == 1
+	return authority, len(ports) <= 1
 }
 
-// connected returns where a process, given by its folder in /proc, has TCP connections to.
+// connected returns where a process, given by its folder in /proc, has made TCP connections to.
 func connected(proc string) (peers []netip.AddrPort) {
 	own := openSockets(proc)
+	serves := map[uint16]bool{}
+	var all []connection
 	for _, name := range []string{"tcp", "tcp6"} {
-		for inode, peer := range established(readTable(proc + "/net/" + name)) {
-			if own[inode] {
-				peers = append(peers, peer)
+		for _, c := range connections(readTable(proc + "/net/" + name)) {
+			if own[c.inode] && c.listens {
+				serves[c.local.Port()] = true
+			} else if own[c.inode] {
+				all = append(all, c)
 			}
+		}
+	}
+	for _, c := range all {
+		if !serves[c.local.Port()] {
+			peers = append(peers, c.peer)
 		}
 	}
 	return peers
 }
 
-// established returns the other ends of the connections of a /proc/net/tcp or tcp6, by inode: proc_pid_net(5).
+// connection is a TCP socket that is connected, or listens.
+type connection struct {
+	inode       uint64
+	local, peer netip.AddrPort
+	listens     bool
+}
+
+// connections returns those of a /proc/net/tcp or tcp6: proc_pid_net(5).
 //
 //	sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …
-func established(table []byte) map[uint64]netip.AddrPort {
-	const isEstablished = "01"
-	list := map[uint64]netip.AddrPort{}
+func connections(table []byte) (list []connection) {
+	const established, listen = "01", "0A"
 	for line := range strings.Lines(string(table)) {
 		f := strings.Fields(line)
-		if len(f) < 10 || f[3] != isEstablished {
+		if len(f) < 10 || f[3] != established && f[3] != listen {
 			continue
 		}
-		inode, err := strconv.ParseUint(f[9], 10, 64)
-		if peer, ok := address(f[2]); ok && err == nil {
-			list[inode] = peer
+		c := connection{listens: f[3] == listen}
+		var err error
+		var ok, ok2 bool
+		c.inode, err = strconv.ParseUint(f[9], 10, 64)
+		c.local, ok = address(f[1])
+		c.peer, ok2 = address(f[2])
+		if err == nil && ok && ok2 {
+			list = append(list, c)
 		}
 	}
 	return list
