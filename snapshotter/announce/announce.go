@@ -6,8 +6,7 @@
 //
 //	containerd ── event /content/create ──▶ Watch ── content, labels ──▶ Image
 //
-// Nothing depends on it: without containerd's events (before 2.1), or where its socket cannot be found, images are pulled as they are
-// when containerd asks.
+// Nothing depends on it: without containerd's events (before 2.1), or where its socket cannot be found, a pull begins when containerd asks.
 package announce
 
 import (
@@ -21,10 +20,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/api/events"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
-
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
