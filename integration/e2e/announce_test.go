@@ -63,6 +63,7 @@ func TestNotAnnounced(t *testing.T) {
 		}
 		return registry.Fault{}
 	})
+	time.Sleep(2 * time.Second) // it would have found containerd by then
 	fixture.Pull(t, n, mica, ref)
 	if early.Load() {
 		t.Error("micad has looked for the index before it was asked for a layer")

@@ -14,17 +14,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
-	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -35,7 +36,7 @@ import (
 
 const (
 	topic       = "/content/create"
-	sourceLabel = "containerd.io/distribution.source." // with the registry's host; its value are repositories
+	sourceLabel = labels.LabelDistributionSource + "." // with the registry's host; its value are repositories
 
 	maxManifest = 1 << 20 // bytes
 	maxLayers   = 512     // more cannot be mounted
@@ -101,7 +102,7 @@ func (p process) listen(ctx context.Context, log *slog.Logger, fn func(Image)) e
 		return err
 	}
 	log.Info("containerd tells of pulls as they begin", "address", p.address)
-	store := contentapi.NewContentClient(conn)
+	store := proxy.NewContentStore(conn)
 	slots := make(chan struct{}, atOnce)
 	for {
 		e, err := stream.Recv()
@@ -144,10 +145,10 @@ func manifestOf(e *types.Envelope) (digest.Digest, bool) {
 }
 
 // look reads a manifest in containerd's content store, which has verified it. ok: it is an image's.
-func (p process) look(ctx context.Context, store contentapi.ContentClient, d digest.Digest) (_ Image, ok bool, err error) {
+func (p process) look(ctx context.Context, store content.Store, d digest.Digest) (_ Image, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, labelWait)
 	defer cancel()
-	b, err := read(ctx, store, d)
+	b, err := content.ReadBlob(ctx, store, ocispec.Descriptor{Digest: d})
 	if err != nil {
 		return Image{}, false, err
 	}
@@ -156,12 +157,12 @@ func (p process) look(ctx context.Context, store contentapi.ContentClient, d dig
 		return Image{}, false, nil
 	}
 	for {
-		r, err := store.Info(ctx, &contentapi.InfoRequest{Digest: d.String()})
+		info, err := store.Info(ctx, d)
 		if err != nil {
 			return Image{}, false, err
 		}
-		if host, repository, ok := source(r.GetInfo().GetLabels()); ok {
-			if host, ok = withPort(ctx, p.proc, host); !ok {
+		if host, repository, ok := source(info.Labels); ok {
+			if host, ok = withPort(ctx, p.pid, host); !ok {
 				return Image{}, false, fmt.Errorf("containerd has connections to several ports of %s", host)
 			}
 			return Image{host + "/" + repository, d, layers}, true, nil
@@ -172,25 +173,6 @@ func (p process) look(ctx context.Context, store contentapi.ContentClient, d dig
 		case <-time.After(labelTick):
 		}
 	}
-}
-
-func read(ctx context.Context, store contentapi.ContentClient, d digest.Digest) ([]byte, error) {
-	stream, err := store.Read(ctx, &contentapi.ReadContentRequest{Digest: d.String()})
-	if err != nil {
-		return nil, err
-	}
-	var b []byte
-	for int64(len(b)) <= maxManifest {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return b, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		b = append(b, r.Data...)
-	}
-	return nil, fmt.Errorf("more than %d bytes", maxManifest)
 }
 
 // parse returns the layers of an image's manifest, none for everything else.
@@ -209,8 +191,8 @@ func parse(b []byte) []digest.Digest {
 }
 
 // source returns a registry's host, without a port, and one of its repositories that containerd has noted for content.
-func source(labels map[string]string) (host, repository string, ok bool) {
-	for key, value := range labels {
+func source(noted map[string]string) (host, repository string, ok bool) {
+	for key, value := range noted {
 		host, ok := strings.CutPrefix(key, sourceLabel)
 		if repository, _, _ := strings.Cut(value, ","); ok && host != "" && repository != "" {
 			return host, repository, true

@@ -2,11 +2,10 @@ package announce
 
 import (
 	"context"
-	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -16,8 +15,8 @@ const lookupTimeout = 500 * time.Millisecond
 // withPort returns a registry's host as references have it. containerd notes it without its port, so that it is the one of the
 // connections that it has there. ok is false where it has them to several. Where none is known, because it asks a mirror or a proxy, or another
 // name than the registry's, as of Docker Hub, the registry is taken for one without a port.
-func withPort(ctx context.Context, proc, host string) (authority string, ok bool) {
-	if proc == "" {
+func withPort(ctx context.Context, pid int, host string) (authority string, ok bool) {
+	if pid == 0 {
 		return host, true
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
@@ -27,7 +26,7 @@ func withPort(ctx context.Context, proc, host string) (authority string, ok bool
 		return host, true
 	}
 	ports := map[uint16]bool{}
-	for _, c := range connected(proc) {
+	for _, c := range connected(pid) {
 		for _, a := range addrs {
 			if c.Addr() == a.Unmap() {
 				ports[c.Port()] = true
@@ -43,73 +42,33 @@ func withPort(ctx context.Context, proc, host string) (authority string, ok bool
 	return authority, len(ports) <= 1
 }
 
-// connected returns where a process, given by its folder in /proc, has made TCP connections to.
-func connected(proc string) (peers []netip.AddrPort) {
-	own := openSockets(proc)
-	serves := map[uint16]bool{}
-	var all []connection
-	for _, name := range []string{"tcp", "tcp6"} {
-		for _, c := range connections(readTable(proc + "/net/" + name)) {
-			if own[c.inode] && c.listens {
-				serves[c.local.Port()] = true
-			} else if own[c.inode] {
-				all = append(all, c)
-			}
+// connected returns where a process has made TCP connections to.
+func connected(pid int) (peers []netip.AddrPort) {
+	const established, listen = 1, 10 // of enum tcp_state
+	fs, own, err := openSockets(pid)
+	if err != nil {
+		return nil
+	}
+	// Without IPv6, or IPv4, there is no such table.
+	v4, err4 := fs.NetTCP()  //nolint:staticcheck // netlink, which is to be used instead, knows micad's own network alone
+	v6, err6 := fs.NetTCP6() //nolint:staticcheck // as above
+	if err4 != nil && err6 != nil {
+		return nil
+	}
+	rows := slices.Concat(v4, v6)
+	serves := map[uint64]bool{}
+	for _, s := range rows {
+		if own[s.Inode] && s.St == listen {
+			serves[s.LocalPort] = true
 		}
 	}
-	for _, c := range all {
-		if !serves[c.local.Port()] {
-			peers = append(peers, c.peer)
+	for _, s := range rows {
+		if !own[s.Inode] || s.St != established || serves[s.LocalPort] {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(s.RemAddr); ok {
+			peers = append(peers, netip.AddrPortFrom(addr.Unmap(), uint16(s.RemPort)))
 		}
 	}
 	return peers
-}
-
-// connection is a TCP socket that is connected, or listens.
-type connection struct {
-	inode       uint64
-	local, peer netip.AddrPort
-	listens     bool
-}
-
-// connections returns those of a /proc/net/tcp or tcp6: proc_pid_net(5).
-//
-//	sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode …
-func connections(table []byte) (list []connection) {
-	const established, listen = "01", "0A"
-	for line := range strings.Lines(string(table)) {
-		f := strings.Fields(line)
-		if len(f) < 10 || f[3] != established && f[3] != listen {
-			continue
-		}
-		c := connection{listens: f[3] == listen}
-		var err error
-		var ok, ok2 bool
-		c.inode, err = strconv.ParseUint(f[9], 10, 64)
-		c.local, ok = address(f[1])
-		c.peer, ok2 = address(f[2])
-		if err == nil && ok && ok2 {
-			list = append(list, c)
-		}
-	}
-	return list
-}
-
-// address parses ADDRESS:PORT as the kernel writes it: the address in 32-bit words, each in the machine's byte order.
-func address(text string) (netip.AddrPort, bool) {
-	ip, port, ok := strings.Cut(text, ":")
-	n, err := strconv.ParseUint(port, 16, 16)
-	if !ok || err != nil || len(ip) != 8 && len(ip) != 32 {
-		return netip.AddrPort{}, false
-	}
-	var b []byte
-	for ; len(ip) > 0; ip = ip[8:] {
-		word, err := strconv.ParseUint(ip[:8], 16, 32)
-		if err != nil {
-			return netip.AddrPort{}, false
-		}
-		b = binary.NativeEndian.AppendUint32(b, uint32(word))
-	}
-	addr, ok := netip.AddrFromSlice(b)
-	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), ok
 }
