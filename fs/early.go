@@ -115,14 +115,14 @@ func (p *pull) earlyRanges(d ocispec.Descriptor, blobs []digest.Digest) []publis
 // missing returns the layers of the image that are not here.
 func (p *pull) missing() (blobs []digest.Digest) {
 	p.t.mu.Lock()
-	layers := slices.Clone(p.brought)
+	jobs := slices.Clone(p.jobs)
 	p.t.mu.Unlock()
-	for _, d := range layers {
-		if l, err := p.t.store.Layer(d); err == nil {
+	for _, j := range jobs {
+		if l, err := p.t.store.Layer(j.layer); err == nil {
 			l.Close()
 			continue
 		}
-		blobs = append(blobs, d)
+		blobs = append(blobs, j.layer)
 	}
 	return blobs
 }

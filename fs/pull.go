@@ -49,16 +49,16 @@ type pull struct {
 	ref     string // the reference by which it is pulled
 	waiters int
 	idle    *time.Timer
-	brought []digest.Digest // layers that it has started to bring
-	jobs    []*job          // of these
+	jobs    []*job          // those that it has started
 	came    []digest.Digest // layers that it has put into the store
 }
 
 // job is the bringing of one layer, for all pulls that want it.
 type job struct {
-	pull *pull
-	done chan struct{}
-	err  error // valid when done is closed
+	pull  *pull
+	layer digest.Digest
+	done  chan struct{}
+	err   error // valid when done is closed
 }
 
 // bring waits until the store has the layer.
@@ -165,7 +165,7 @@ func (p *pull) leftOver() []digest.Digest {
 	defer p.t.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(p.came), func(d digest.Digest) bool {
 		for _, other := range p.t.pulls {
-			if slices.Contains(other.brought, d) {
+			if slices.ContainsFunc(other.jobs, func(j *job) bool { return j.layer == d }) {
 				return true
 			}
 		}
@@ -190,9 +190,9 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 		t.mu.Unlock()
 		return j
 	}
-	j = &job{pull: p, done: make(chan struct{})}
+	j = &job{pull: p, layer: d, done: make(chan struct{})}
 	t.jobs[d] = j
-	p.brought, p.jobs = append(p.brought, d), append(p.jobs, j)
+	p.jobs = append(p.jobs, j)
 	t.mu.Unlock()
 	end := func(err error) {
 		j.err = err

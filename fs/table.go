@@ -7,8 +7,8 @@
 // Mount finds a layer in three places, in this order: in the table, where it is mounted; in
 // the store, where an earlier run left it; at the registry, by a pull. A pull is what all
 // layers of one image share: one look-up of the index, one client. It starts on every layer
-// of the image at once, so that later calls find their layers there. Announce begins one before anybody asks. Promise tells what Mount will return as soon as the
-// registry has told of the index, which is earlier.
+// of the image at once, so that later calls find their layers there. Announce begins one before
+// anybody asks. Promise tells what Mount will return as soon as the registry has told of the index, which is earlier.
 //
 //	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ mount points (m/KEY, dev/KEY)
 //
