@@ -255,6 +255,7 @@ func TestReads(t *testing.T) {
 				f.mustRead(off, r.Int64N(size-off+1))
 			}
 			f.mustRead(0, size)
+			f.wait() // readers do not wait for the disk
 			if f.completed.Load() != 1 {
 				t.Errorf("completion was told %d times", f.completed.Load())
 			}
