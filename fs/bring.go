@@ -76,8 +76,10 @@ func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec 
 	if err != nil {
 		return rec, err
 	}
-	if err := index.Check(p.ctx, x); err != nil {
-		return rec, err
+	if !l.Packed {
+		if err := index.Check(p.ctx, x); err != nil {
+			return rec, err
+		}
 	}
 	if err := p.t.o.Limits.layer(x.Header().DeviceSize); err != nil {
 		return rec, advise(err)

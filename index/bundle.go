@@ -15,7 +15,7 @@ import (
 // The "trees" blob of a bundle:
 //
 //	 0  8  magic "MICATREE"
-//	 8  4  version, 1
+//	 8  4  version, 2 (1 has no form)
 //	12  4  count of layers
 //	16 48  0
 //	64     a record of 256 bytes for every layer, then the frames, in the same order
@@ -33,15 +33,18 @@ import (
 //	216   8  windows section: offset in the windows blob
 //	224   8  windows section: size of the windows
 //	232   8  windows section: size of the content digests, which follow them
-//	240  16  0
+//	240   1  form of the frame: 0 the index file, 1 packed
+//	241  15  0
 //
-// A frame is the index file as one zstd frame. The "windows" blob is the
+// A frame is one zstd frame: of the index file, or of its columns. The "windows" blob is the
 // layers' windows sections, one behind the other.
 const (
 	bundleMagic   = "MICATREE"
-	bundleVersion = 1
+	bundleVersion = 2
 	bundleHeader  = 64
 	bundleRecord  = 256
+	formAt        = 240
+	formPacked    = 1
 )
 
 // maxFrameWindow is the most that a decoder keeps of its output, in bytes; the
@@ -74,6 +77,7 @@ type BundleLayer struct {
 	IndexSize   int64             // bytes of the index file
 	IndexDigest [sha256.Size]byte // of the index file
 	Frame       Range             // of the compressed index file, in the trees blob
+	Packed      bool              // the frame holds columns, of which Extract makes the file
 	Windows     Range             // of the layer's windows, in the windows blob
 	Digests     Range             // of the layer's content digests, in the windows blob
 }
@@ -86,7 +90,7 @@ type Bundle struct {
 
 // OpenBundle reads and checks the table of a trees blob of size bytes. The
 // layers in it are as good as the blob's origin: what Extract writes is to be
-// opened and, unless the blob is one that this node made, put through Check.
+// opened and, unless it was packed or the blob is one that this node made, put through Check.
 func OpenBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 	b, err := openBundle(r, size, lim.withDefaults())
 	if err != nil {
@@ -175,9 +179,10 @@ func (l *BundleLayer) decode(b []byte) error {
 	l.Digests = Range{Off: l.Windows.Off + l.Windows.Size, Size: int64(le.Uint64(b[232:]))}
 	const limit = 1 << 50 // so that sums stay far from overflow
 	if l.IndexSize < headerSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
-		l.Digests.Size < 0 || l.Digests.Size > limit || !allZero(b[240:]) {
+		l.Digests.Size < 0 || l.Digests.Size > limit || b[formAt] > formPacked || !allZero(b[formAt+1:]) {
 		return corrupt("record")
 	}
+	l.Packed = b[formAt] == formPacked
 	return nil
 }
 
@@ -199,6 +204,9 @@ func (l *BundleLayer) encode(b []byte) ([]byte, error) {
 	} {
 		le.PutUint64(r[at:], uint64(v))
 	}
+	if l.Packed {
+		r[formAt] = formPacked
+	}
 	return append(b, r[:]...), nil
 }
 
@@ -217,7 +225,8 @@ func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
 
 // Extract writes the index file of a layer to w, of exactly the size and digest that
 // the table says, or returns an error, with w then holding a part of it that is
-// worth nothing. It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size.
+// worth nothing. It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
+// has no more than 65,536 files, about 300 bytes a file.
 func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	l, ok := b.Layer(layer)
 	if !ok {
@@ -254,7 +263,15 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	sum, head := sha256.New(), new(bytes.Buffer)
 	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
 	in.z = z
-	n, err := io.Copy(out, io.LimitReader(readerFunc(in.decode), l.IndexSize+1))
+	n := l.IndexSize
+	if l.Packed {
+		var c *columns
+		if c, err = readColumns(readerFunc(in.decode)); err == nil {
+			err = unpack(out, c, n)
+		}
+	} else {
+		n, err = io.Copy(out, io.LimitReader(readerFunc(in.decode), n+1))
+	}
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func (w *bundleWriter) add(in *BundleInput) error {
 		Digests:   Range{Off: w.off + h.WindowsSize, Size: digests.Size},
 	}
 	start := w.frames.Len()
-	if b.IndexDigest, err = compressIndex(&w.frames, io.NewSectionReader(in.Index, 0, in.Size)); err != nil {
+	if b.IndexDigest, b.Packed, err = packIndex(&w.frames, l); err != nil {
 		return err
 	}
 	b.Frame.Size = int64(w.frames.Len() - start)
@@ -97,22 +97,47 @@ func atEnd(r io.Reader) bool {
 	return err == io.EOF
 }
 
-// frameWindow is how far back an encoder looks. More finds no more in an index, and a decoder takes memory for all of it.
+// frameWindow is how far back an encoder looks, at the most. More finds no more in an index, and a decoder takes memory for all of it.
 const frameWindow = 512 << 10
 
-// compressIndex writes one zstd frame and returns the sha256 of what is in it.
-func compressIndex(w io.Writer, r io.Reader) (sum [sha256.Size]byte, err error) {
-	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(frameWindow), zstd.WithEncoderCRC(false))
-	if err != nil {
-		return sum, err
-	}
+// packIndex writes the frame of an index file: packed, if that brings back the very same file, and returns the file's sha256.
+func packIndex(w io.Writer, l *Layer) (sum [sha256.Size]byte, packed bool, err error) {
+	file := func() io.Reader { return io.NewSectionReader(l.r, 0, l.header.size) }
 	h := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(z, h), r); err != nil {
-		z.Close()
-		return sum, err
+	if _, err := io.Copy(h, file()); err != nil {
+		return sum, false, err
 	}
-	return [sha256.Size]byte(h.Sum(nil)), z.Close()
+	h.Sum(sum[:0])
+	c, err := pack(l)
+	if err == nil {
+		h.Reset()
+		if err = unpack(h, c, l.header.size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
+			return sum, true, compress(w, c.size(), c.write)
+		}
+	}
+	// Too large, or not as Write would make it: from another writer, or corrupt, which whoever reads it sees.
+	return sum, false, compress(w, l.header.size, func(z *zstd.Encoder) error {
+		_, err := io.Copy(z, file())
+		return err
+	})
+}
+
+// compress writes one zstd frame of what fill writes, about size bytes.
+func compress(w io.Writer, size int64, fill func(*zstd.Encoder) error) error {
+	window := frameWindow
+	for int64(window/2) > max(size, zstd.MinWindowSize) {
+		window /= 2
+	}
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(window), zstd.WithEncoderCRC(false))
+	if err != nil {
+		return err
+	}
+	if err := fill(z); err != nil {
+		z.Close()
+		return err
+	}
+	return z.Close()
 }
 
 func (w *bundleWriter) finish(trees io.Writer) error {

@@ -28,6 +28,7 @@ type place struct {
 	plan  *plan // whose place it is: a draft may be written more than once
 	off   int64 // of the inode in the file
 	block int64 // first block of its own, relative to the first block behind the inodes
+	own   int64 // blocks of its own
 	dir   int32 // its position in plan.dirs
 	nlink uint32
 }
@@ -38,19 +39,15 @@ func (p *place) nid() uint64 { return uint64(p.off-metaOffset) / nidSize }
 type dirPlan struct {
 	node   *Node
 	parent *Node
-	names  []string // sorted by bytes, with "." and ".."
-	size   int64    // i_size: whole blocks and the used part of the last
+	links  []link // in the order of their names' bytes, with "." and ".."
+	size   int64  // i_size: whole blocks and the used part of the last
+	path   int    // bytes of its path
 }
 
-// child returns the node that a name in the directory stands for.
-func (d *dirPlan) child(name string) *Node {
-	switch name {
-	case ".":
-		return d.node
-	case "..":
-		return d.parent
-	}
-	return d.node.Children[name]
+// link is an entry of a directory.
+type link struct {
+	name string
+	node *Node
 }
 
 // newPlan checks d and lays its tree out.
@@ -65,7 +62,7 @@ func newPlan(d *Draft) (*plan, error) {
 		return nil, errors.New("the root is not a directory")
 	}
 	p := &plan{draft: d}
-	if err := p.walk(); err != nil {
+	if err := p.walk(sortedLinks); err != nil {
 		return nil, err
 	}
 	if err := p.layout(); err != nil {
@@ -74,8 +71,9 @@ func newPlan(d *Draft) (*plan, error) {
 	return p, nil
 }
 
-// walk lists the nodes and counts their links.
-func (p *plan) walk() error {
+// walk lists the nodes and counts their links. list returns the entries of a directory but "." and "..", in the order of their
+// names' bytes; it is called for each directory once, after its node was met, in the order of the inodes that the entries name first.
+func (p *plan) walk(list func(dir *Node) ([]link, error)) error {
 	root := p.draft.Root
 	p.add(root, root)
 	entries := 0
@@ -83,31 +81,30 @@ func (p *plan) walk() error {
 		at := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		dir := p.dirs[at].node
-		names, err := sortedNames(dir.Children)
+		links, err := list(dir)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.path(at), err)
 		}
-		p.dirs[at].names = names
-		if entries += len(names) - 2; entries > MaxEntries {
+		if entries += len(links); entries > MaxEntries {
 			return fmt.Errorf("more than %d directory entries", MaxEntries)
 		}
 		firstSub := len(p.dirs)
-		for _, name := range names {
-			if name == "." || name == ".." {
-				continue
-			}
-			child := dir.Children[name]
-			switch {
+		for _, l := range links {
+			switch child := l.node; {
 			case child == nil || typeOf(child.Mode) == 0 || child.Mode > 0xffff:
-				return fmt.Errorf("%s: no type", join(p.path(at), name))
+				return fmt.Errorf("%s: no type", join(p.path(at), l.name))
 			case child.at.plan != p:
 				p.add(child, dir)
+				if sub := len(p.dirs) - 1; p.dirs[sub].node == child {
+					p.dirs[sub].path = p.dirs[at].path + 1 + len(l.name)
+				}
 			case child.Mode&modeType == modeDir:
-				return fmt.Errorf("%s: second link to a directory", join(p.path(at), name))
+				return fmt.Errorf("%s: second link to a directory", join(p.path(at), l.name))
 			default:
 				child.at.nlink++
 			}
 		}
+		p.dirs[at].links = withDots(links, dir, p.dirs[at].parent)
 		for sub := len(p.dirs) - 1; sub >= firstSub; sub-- {
 			stack = append(stack, sub)
 		}
@@ -129,19 +126,25 @@ func (p *plan) add(n, parent *Node) {
 	}
 }
 
-// sortedNames returns the names of a directory with "." and "..", in the order
-// of their bytes.
-func sortedNames(children map[string]*Node) ([]string, error) {
-	names := make([]string, 0, len(children)+2)
-	names = append(names, ".", "..")
-	for name := range children {
+// sortedLinks returns the entries of a directory of a draft.
+func sortedLinks(dir *Node) ([]link, error) {
+	links := make([]link, 0, len(dir.Children)+2) // withDots adds two
+	for name, n := range dir.Children {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
-		names = append(names, name)
+		links = append(links, link{name, n})
 	}
-	slices.Sort(names)
-	return names, nil
+	slices.SortFunc(links, func(a, b link) int { return strings.Compare(a.name, b.name) })
+	return links, nil
+}
+
+// withDots adds "." and ".." to a directory's entries.
+func withDots(links []link, dir, parent *Node) []link {
+	at, _ := slices.BinarySearchFunc(links, ".", func(l link, name string) int { return strings.Compare(l.name, name) })
+	links = slices.Insert(links, at, link{".", dir})
+	at, _ = slices.BinarySearchFunc(links, "..", func(l link, name string) int { return strings.Compare(l.name, name) })
+	return slices.Insert(links, at, link{"..", parent})
 }
 
 // checkName says why name cannot be a directory entry.
@@ -165,7 +168,7 @@ func (p *plan) layout() error {
 	for _, n := range p.nodes {
 		if n.Mode&modeType == modeDir {
 			d := &p.dirs[n.at.dir]
-			d.size = direntsSize(d.names)
+			d.size = direntsSize(d.links)
 		}
 		s, err := p.shape(n)
 		if err != nil {
@@ -175,7 +178,7 @@ func (p *plan) layout() error {
 		if s.inline > 0 && pos/BlockSize != (pos+s.body()-1)/BlockSize {
 			pos = alignUp(pos, BlockSize)
 		}
-		n.at.off, n.at.block = pos, blocks
+		n.at.off, n.at.block, n.at.own = pos, blocks, s.blocks
 		pos += s.body()
 		blocks += s.blocks
 	}
@@ -254,53 +257,56 @@ func (p *plan) shapeFlat(n *Node, s *shape, tail int64) {
 	}
 }
 
-// direntsSize returns the i_size of a directory of the given names.
-func direntsSize(names []string) int64 {
+// direntsSize returns the i_size of a directory of the given entries.
+func direntsSize(links []link) int64 {
 	size := int64(0)
-	eachDirBlock(names, func(block []string, used int64) {
+	eachDirBlock(links, func(block []link, used int64) {
 		size = alignUp(size, BlockSize) + used
 	})
 	return size
 }
 
-// eachDirBlock divides the names of a directory into blocks and calls fn with
-// the names and the bytes of each: an entry of 12 bytes for every name, then
+// eachDirBlock divides the entries of a directory into blocks and calls fn with
+// the entries and the bytes of each: 12 for every entry, then
 // the names.
-func eachDirBlock(names []string, fn func(block []string, used int64)) {
+func eachDirBlock(links []link, fn func(block []link, used int64)) {
 	first, used := 0, int64(0)
-	for i, name := range names {
-		n := int64(direntSize + len(name))
+	for i := range links {
+		n := int64(direntSize + len(links[i].name))
 		if used+n > BlockSize {
-			fn(names[first:i], used)
+			fn(links[first:i], used)
 			first, used = i, 0
 		}
 		used += n
 	}
-	fn(names[first:], used)
+	fn(links[first:], used)
 }
 
 // path returns the path of directory p.dirs[at], for errors.
 func (p *plan) path(at int) string {
 	var names []string
 	for d := &p.dirs[at]; d.node != p.draft.Root; d = &p.dirs[d.parent.at.dir] {
-		for name, c := range d.parent.Children {
-			if c == d.node {
-				names = append(names, name)
-				break
-			}
-		}
+		names = append(names, p.dirs[d.parent.at.dir].nameOf(d.node))
 	}
 	slices.Reverse(names)
 	return "/" + strings.Join(names, "/")
 }
 
+// nameOf returns the name of a directory's child.
+func (d *dirPlan) nameOf(child *Node) string {
+	for _, l := range d.links {
+		if l.node == child && l.name != "." && l.name != ".." {
+			return l.name
+		}
+	}
+	return ""
+}
+
 // nodePath returns a path of n, for errors: it looks at every directory.
 func (p *plan) nodePath(n *Node) string {
 	for at := range p.dirs {
-		for name, c := range p.dirs[at].node.Children {
-			if c == n {
-				return join(p.path(at), name)
-			}
+		if name := p.dirs[at].nameOf(n); name != "" {
+			return join(p.path(at), name)
 		}
 	}
 	return "/"

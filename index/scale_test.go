@@ -100,16 +100,16 @@ func fastest(n int, fn func()) time.Duration {
 	return best
 }
 
-// TestSize: the compressed tree takes no more than 30 bytes a file.
+// TestSize: the compressed tree takes no more than 12 bytes a file.
 func TestSize(t *testing.T) {
 	const files = 20_000
 	index := wide(files).write(t)
 	x := openBytes(t, index)
 	var b bytes.Buffer
-	if _, err := compressIndex(&b, bytes.NewReader(index[:x.TreeSize()])); err != nil {
-		t.Fatal(err)
+	if _, packed, err := packIndex(&b, x); err != nil || !packed {
+		t.Fatalf("packed: %t, %v", packed, err)
 	}
-	if b.Len() > 30*files {
+	if b.Len() > 12*files {
 		t.Errorf("%.1f bytes a file", float64(b.Len())/files)
 	}
 }

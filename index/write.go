@@ -22,19 +22,19 @@ type Draft struct {
 //
 // Errors that are not w's say what of the layer EROFS cannot represent, by path.
 func Write(w io.Writer, d *Draft) (int64, error) {
-	n, err := write(w, d)
+	p, err := newPlan(d)
+	var n int64
+	if err == nil {
+		n, err = p.write(w)
+	}
 	if err != nil {
 		return n, fmt.Errorf("write index of layer %s: %w", d.Layer, err)
 	}
 	return n, nil
 }
 
-func write(w io.Writer, d *Draft) (int64, error) {
-	p, err := newPlan(d)
-	if err != nil {
-		return 0, err
-	}
-	h := fileHeader{Header: d.Header, size: headerSize}
+func (p *plan) write(w io.Writer) (int64, error) {
+	h := fileHeader{Header: p.draft.Header, size: headerSize}
 	for i, emit := range []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit} {
 		if err := h.measure(i, emit); err != nil {
 			return 0, err
@@ -42,7 +42,8 @@ func write(w io.Writer, d *Draft) (int64, error) {
 	}
 	sum := sha256.New()
 	s := &h.section[sectionDigests]
-	s.Off = d.WindowsSize
+	s.Off = p.draft.WindowsSize
+	var err error
 	if s.Size, err = p.writeDigests(sum); err != nil {
 		return 0, err
 	}
@@ -117,13 +118,9 @@ func (p *plan) writeTree(w io.Writer) (int64, error) {
 		out.write(buf)
 	}
 	for _, n := range p.nodes {
-		s, err := p.shape(n)
-		if err != nil {
-			return 0, err
-		}
-		if s.blocks > 0 {
+		if n.at.own > 0 {
 			out.seek(n.at.block * BlockSize)
-			p.writeBlocks(out, n, &s)
+			p.writeBlocks(out, n)
 		}
 	}
 	out.seek(p.blocks * BlockSize)
@@ -149,9 +146,9 @@ func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
 	case s.inline > 0:
 		d := &p.dirs[n.at.dir]
 		at := int64(0)
-		eachDirBlock(d.names, func(block []string, used int64) {
+		eachDirBlock(d.links, func(block []link, used int64) {
 			if at += BlockSize; at > d.size {
-				b = d.appendBlock(b, block)
+				b = appendBlock(b, block)
 			}
 		})
 	}
@@ -188,32 +185,31 @@ func (n *Node) appendHeader(out []byte, s *shape) []byte {
 }
 
 // appendBlock appends the entries and names of one directory block.
-func (d *dirPlan) appendBlock(b []byte, names []string) []byte {
+func appendBlock(b []byte, links []link) []byte {
 	le := binary.LittleEndian
-	at := len(names) * direntSize
-	for _, name := range names {
-		c := d.child(name)
-		b = le.AppendUint64(b, c.at.nid())
+	at := len(links) * direntSize
+	for _, l := range links {
+		b = le.AppendUint64(b, l.node.at.nid())
 		b = le.AppendUint16(b, uint16(at))
-		b = append(b, uint8(typeOf(c.Mode)), 0)
-		at += len(name)
+		b = append(b, uint8(typeOf(l.node.Mode)), 0)
+		at += len(l.name)
 	}
-	for _, name := range names {
-		b = append(b, name...)
+	for _, l := range links {
+		b = append(b, l.name...)
 	}
 	return b
 }
 
 // writeBlocks writes the blocks that n has of its own.
-func (p *plan) writeBlocks(w *imageWriter, n *Node, s *shape) {
+func (p *plan) writeBlocks(w *imageWriter, n *Node) {
 	start := w.off
-	end := start + s.blocks*BlockSize
+	end := start + n.at.own*BlockSize
 	switch n.Mode & modeType {
 	case modeDir:
 		d := &p.dirs[n.at.dir]
-		eachDirBlock(d.names, func(block []string, _ int64) {
+		eachDirBlock(d.links, func(block []link, _ int64) {
 			if w.seek(start + alignUp(w.off-start, BlockSize)); w.off < end {
-				w.write(d.appendBlock(nil, block))
+				w.write(appendBlock(nil, block))
 			}
 		})
 	case modeSymlink:

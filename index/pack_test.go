@@ -1,0 +1,237 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// packable are layers with everything that a tree can have.
+func packable() map[string]*layer {
+	out := map[string]*layer{"nasty": nasty(), "empty": layerOf(), "many": wide(3000)}
+	for i, l := range smallLayers() {
+		out[string(rune('a'+i))] = l
+	}
+	windows := layerOf(file("big", strings.Repeat("b", 20_000)))
+	for i := range windows.draft.Spans {
+		if s := &windows.draft.Spans[i]; i%2 == 1 {
+			s.Codec, s.Bit, s.Window, s.WindowDigest = Deflate, uint8(i), Range{Off: int64(i), Size: 1}, sha256.Sum256([]byte{byte(i)})
+		}
+	}
+	out["windows"] = windows
+	return out
+}
+
+// TestPack: what is packed comes back as the same file.
+func TestPack(t *testing.T) {
+	for name, l := range packable() {
+		t.Run(name, func(t *testing.T) {
+			b := bundleOf(t, l)
+			x := b.open(t)
+			if !x.Layers()[0].Packed {
+				t.Error("not packed")
+			}
+			var out bytes.Buffer
+			if err := x.Extract(x.Layers()[0].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[0]) {
+				t.Errorf("other bytes, %v", err)
+			}
+			if err := Check(t.Context(), openBytes(t, out.Bytes())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestNotPacked: what cannot be packed, or would come back as another file, travels as it is.
+func TestNotPacked(t *testing.T) {
+	odd, large := layerOf(file("a", strings.Repeat("a", 10_000))), wide(maxPackedFiles)
+	foreign := odd.write(t)
+	foreign[openBytes(t, foreign).header.section[sectionSpans].Off+48] = 1 // the digest of a window that is not there
+	for name, l := range map[string]*layer{"too many files": large, "from another writer": odd} {
+		index := l.write(t)
+		if l == odd {
+			index = resign(foreign)
+		}
+		if err := Check(t.Context(), openBytes(t, index)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var trees, windows bytes.Buffer
+		apart := bytes.NewBuffer(make([]byte, l.draft.WindowsSize))
+		if _, err := WriteDigests(apart, &l.draft); err != nil {
+			t.Fatal(err)
+		}
+		if err := WriteBundle(&trees, &windows, []BundleInput{{Index: bytes.NewReader(index), Size: int64(len(index)), Windows: apart}}); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		b, err := OpenBundle(bytes.NewReader(trees.Bytes()), int64(trees.Len()), Limits{})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var out bytes.Buffer
+		if err := b.Extract(b.Layers()[0].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), index) {
+			t.Errorf("%s: other bytes, %v", name, err)
+		}
+		if b.Layers()[0].Packed {
+			t.Errorf("%s: packed", name)
+		}
+	}
+}
+
+// packed returns the columns of a layer.
+func packed(t testing.TB, l *layer) *columns {
+	t.Helper()
+	c, err := pack(l.open(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// encoded returns columns as a frame holds them, decompressed.
+func (c *columns) encoded(t testing.TB) []byte {
+	t.Helper()
+	var frame bytes.Buffer
+	if err := compress(&frame, c.size(), c.write); err != nil {
+		t.Fatal(err)
+	}
+	z, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	b, err := z.DecodeAll(frame.Bytes(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestUnpackRefuses: columns with one thing that is wrong are corrupt.
+func TestUnpackRefuses(t *testing.T) {
+	build := func() *layer {
+		return layerOf(dir("d"), file("d/a", "a"), file("d/b", "b", xattr("user.n", "v")), hardlink("d/c", "d/a"), symlink("s", "t"),
+			node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), pieced("p", 5000, onDevice(512, strings.Repeat("d", 512)), inTree(1024, strings.Repeat("t", 512))))
+	}
+	replace := func(col int, old, to string) func(c *columns) {
+		return func(c *columns) {
+			if bytes.Count(c[col], []byte(old)) != 1 {
+				t.Fatalf("%q is not once in %q", old, c[col])
+			}
+			c[col] = bytes.Replace(c[col], []byte(old), []byte(to), 1)
+		}
+	}
+	cases := map[string]func(c *columns){
+		"other layer":           func(c *columns) { c[colHeader][40] ^= 1 },
+		"header cut off":        func(c *columns) { c[colHeader] = c[colHeader][:headerSize-1] },
+		"names out of order":    replace(colNames, "a\x00b\x00", "b\x00a\x00"),
+		"a name twice":          replace(colNames, "a\x00b\x00", "a\x00a\x00"),
+		"dots":                  replace(colNames, "a\x00b\x00", "..\x00b\x00"),
+		"slash":                 replace(colNames, "a\x00b\x00", "a\x00b/c\x00"),
+		"long name":             replace(colNames, "a\x00b\x00", "a\x00"+strings.Repeat("b", 256)+"\x00"),
+		"other name":            replace(colNames, "null\x00", "zero\x00"),
+		"target with other":     replace(colTargets, "t", "u"),
+		"empty target":          replace(colTargets, "t", ""),
+		"link to nothing":       func(c *columns) { c[colLinks] = []byte{100} },
+		"link to itself":        func(c *columns) { c[colLinks] = []byte{0} },
+		"link to the root":      func(c *columns) { c[colLinks] = []byte{8} },
+		"unknown kind":          func(c *columns) { c[colEntries][0] = 2 },
+		"unknown mtime":         func(c *columns) { c[colTimes][0] = 9 },
+		"unknown flag":          func(c *columns) { c[colKinds][0] = 0x80 },
+		"the root a file":       func(c *columns) { c[colKinds][2] = 0x80 },
+		"no type":               func(c *columns) { c[colKinds][2] = 0 },
+		"far away":              func(c *columns) { c[colPlaces][0] = 0x7e },
+		"before the device":     func(c *columns) { c[colPlaces][0] = 0x7f },
+		"more bytes":            func(c *columns) { c[colNumbers] = append([]byte{1}, c[colNumbers]...) },
+		"other piece":           func(c *columns) { c[colPieces][0]++ },
+		"more attributes":       func(c *columns) { c[colXattrs][0]++ },
+		"long value":            func(c *columns) { c[colXattrs][8] = 0x7f },
+		"span too long":         func(c *columns) { c[colSpans][0]++ },
+		"one more span":         func(c *columns) { c[colSpans] = append(c[colSpans], c[colSpans]...) },
+		"endless number":        func(c *columns) { c[colTimes] = bytes.Repeat([]byte{0xff}, 20) },
+		"one more file's times": func(c *columns) { c[colTimes] = append(c[colTimes], 0) },
+	}
+	for i := range columnCount {
+		if i == colHeader {
+			continue
+		}
+		cases["cut off: "+string(rune('a'+i))] = func(c *columns) { c[i] = c[i][:len(c[i])-1] }
+		cases["left over: "+string(rune('a'+i))] = func(c *columns) { c[i] = append(c[i], 0) }
+	}
+	size := build().open(t).header.size
+	if err := unpack(new(bytes.Buffer), packed(t, build()), size); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range cases {
+		c := packed(t, build())
+		for i := range c {
+			c[i] = slices.Clone(c[i])
+		}
+		change(c)
+		if err := unpack(new(bytes.Buffer), c, size); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	good := packed(t, build()).encoded(t)
+	for n := range good {
+		if _, err := readColumns(bytes.NewReader(good[:n])); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("cut off after %d bytes: %v", n, err)
+		}
+	}
+	if _, err := readColumns(bytes.NewReader(append(good, 0))); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a byte too many: %v", err)
+	}
+	if _, err := readColumns(bytes.NewReader(bytes.Repeat([]byte{0xff}, 100))); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("endless columns: %v", err)
+	}
+	deep := layerOf(dir(strings.Repeat("d/", 2000) + strings.Repeat("e", 96)))
+	if err := unpack(new(bytes.Buffer), packed(t, deep), deep.open(t).header.size); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("path of 4096 bytes: %v", err)
+	}
+}
+
+// FuzzUnpack makes index files of columns that came from anywhere: those that are made are ones that Check accepts, as nobody else
+// checks them. Header and spans are right, which a forger can make as well; FuzzBundle has others.
+func FuzzUnpack(f *testing.F) {
+	device := layerOf()
+	device.finish(1 << 20)
+	spans := packed(f, device)
+	for _, l := range packable() {
+		if c := packed(f, l); c.size() < 64<<10 {
+			f.Add(c[colEntries], c[colKinds], c[colLinks], c[colNames], c[colTimes], c[colMoments], c[colNumbers], c[colPlaces], c[colTargets], c[colXattrs], c[colPieces])
+		}
+	}
+	f.Fuzz(func(t *testing.T, entries, kinds, links, names, times, moments, numbers, places, targets, xattrs, pieces []byte) {
+		c := columns{
+			colEntries: entries, colKinds: kinds, colLinks: links, colNames: names, colTimes: times, colMoments: moments, colNumbers: numbers,
+			colPlaces: places, colTargets: targets, colXattrs: xattrs, colPieces: pieces, colSpans: spans[colSpans], colDigests: spans[colDigests],
+		}
+		p, err := unpackPlan(&c, device.draft.Header)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("not ErrCorrupt: %v", err)
+			}
+			return
+		}
+		if p.blocks > 1<<15 {
+			return // writeAs refuses it if it is not what the header says
+		}
+		var out, again bytes.Buffer
+		if _, err := p.write(&out); err != nil {
+			t.Fatal(err)
+		}
+		x := openBytes(t, out.Bytes())
+		if err := Check(context.Background(), x); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.writeAs(&again, x.header); err != nil || !bytes.Equal(again.Bytes(), out.Bytes()) {
+			t.Fatalf("other bytes the second time: %v", err)
+		}
+	})
+}

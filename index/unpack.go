@@ -1,0 +1,385 @@
+package index
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"strings"
+	"time"
+)
+
+// readColumns reads what columns.write wrote, to the end of r.
+func readColumns(r io.Reader) (*columns, error) {
+	var sizes [4 * columnCount]byte
+	if _, err := io.ReadFull(r, sizes[:]); err != nil {
+		return nil, cutOff(err)
+	}
+	total := int64(0)
+	for i := range columnCount {
+		total += int64(binary.LittleEndian.Uint32(sizes[4*i:]))
+	}
+	if total > maxPacked {
+		return nil, corrupt("packed index of %d bytes, at most %d wanted", total, maxPacked)
+	}
+	var all bytes.Buffer
+	all.Grow(int(min(total, 1<<20)) + bytes.MinRead) // not all at once: the size may be a lie
+	if n, err := io.Copy(&all, io.LimitReader(r, total+1)); err != nil {
+		return nil, err
+	} else if n != total {
+		return nil, corrupt("packed index: columns of %d bytes in %d or more", total, n)
+	}
+	var c columns
+	for i := range c {
+		c[i] = all.Next(int(binary.LittleEndian.Uint32(sizes[4*i:])))
+	}
+	return &c, nil
+}
+
+// cutOff makes the error of bytes that end too early one of ErrCorrupt.
+func cutOff(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return corrupt("packed index: cut off")
+	}
+	return err
+}
+
+// unpack writes the index file of size bytes that columns stand for. What it returns no error for, Check accepts.
+func unpack(w io.Writer, c *columns, size int64) error {
+	if len(c[colHeader]) != headerSize {
+		return corrupt("packed index: header of %d bytes", len(c[colHeader]))
+	}
+	h, err := decodeHeader((*[headerSize]byte)(c[colHeader]), size)
+	if err != nil {
+		return err
+	}
+	p, err := unpackPlan(c, h.Header)
+	if err != nil {
+		return err
+	}
+	return p.writeAs(w, h)
+}
+
+// unpackPlan makes a plan of all columns but the header.
+func unpackPlan(c *columns, h Header) (*plan, error) {
+	files := min(len(c[colEntries]), maxPackedFiles) // about
+	u := unpacker{in: *c, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
+	u.in[colHeader], u.in[colNames] = nil, nil
+	d := &Draft{Header: h, Spans: u.spans(), Root: u.root()}
+	if u.err != nil {
+		return nil, u.err
+	}
+	p := &plan{draft: d, nodes: make([]*Node, 0, files)}
+	if err := p.walk(u.links); err != nil {
+		return nil, corrupt("packed index: %v", err)
+	}
+	for i, c := range u.in {
+		if len(c) > 0 || len(u.names) > 0 {
+			return nil, corrupt("packed index: bytes are left over (column %d)", i)
+		}
+	}
+	for i := range p.dirs {
+		if n := p.dirs[i].path; n > maxPath {
+			return nil, corrupt("packed index: path of %d bytes", n)
+		}
+	}
+	if err := Spans(d.Spans).check(&d.Header); err != nil {
+		return nil, corrupt("packed index: %v", err)
+	}
+	if err := p.layout(); err != nil {
+		return nil, corrupt("packed index: %v", err)
+	}
+	return p, nil
+}
+
+// writeAs writes the index file, once, if it is the one that h describes.
+func (p *plan) writeAs(w io.Writer, h *fileHeader) error {
+	// Few bytes can stand for a large tree: it is as large as was said, or not written.
+	if n := h.section[sectionTree].Size; headerSize+n != p.blocks*BlockSize {
+		return corrupt("packed index: tree of %d blocks, the header says %d bytes", p.blocks, n)
+	}
+	header, err := h.encode()
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(header[:]); err != nil {
+		return err
+	}
+	made := fileHeader{size: headerSize}
+	for i, emit := range []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit} {
+		err := made.measure(i, func(sum io.Writer) (int64, error) { return emit(io.MultiWriter(w, sum)) })
+		if err != nil {
+			return err
+		}
+		if made.section[i] != h.section[i] {
+			return corrupt("packed index: its section %d is not what the header says", i)
+		}
+	}
+	return nil
+}
+
+// unpackSlab is how many nodes or extents are allocated at once.
+const unpackSlab = 256
+
+// unpacker reads columns from their beginning to their end. After an error all that it reads is zero.
+type unpacker struct {
+	in      columns
+	err     error
+	names   string // what is left of that column: parts of it are the names
+	nodes   []*Node
+	room    []Node   // for further ones
+	extents []Extent // the same
+	list    []link   // of one directory
+	kinds   []kind
+	moments []moment
+	end     int64 // in the device, of the file before
+}
+
+// fail keeps the first error.
+func (u *unpacker) fail(format string, args ...any) {
+	if u.err == nil {
+		u.err = corrupt("packed index: "+format, args...)
+	}
+}
+
+func (u *unpacker) bytes(col int, n uint64) []byte {
+	c := u.in[col]
+	if u.err != nil || n > uint64(len(c)) {
+		u.fail("column %d is cut off", col)
+		return nil
+	}
+	u.in[col] = c[n:]
+	return c[:n:n]
+}
+
+func (u *unpacker) uvarint(col int) uint64 {
+	v, n := binary.Uvarint(u.in[col])
+	if u.err != nil || n <= 0 {
+		u.fail("column %d is cut off", col)
+		return 0
+	}
+	u.in[col] = u.in[col][n:]
+	return v
+}
+
+// size reads a number that is at most limit.
+func (u *unpacker) size(col int, limit uint64) int64 {
+	v := u.uvarint(col)
+	if v > limit {
+		u.fail("%d in column %d, at most %d wanted", v, col, limit)
+		return 0
+	}
+	return int64(v)
+}
+
+// step reads a signed number whose magnitude is at most limit.
+func (u *unpacker) step(col int, limit int64) int64 {
+	v, n := binary.Varint(u.in[col])
+	if u.err != nil || n <= 0 || v < -limit || v > limit {
+		u.fail("column %d is cut off or has a number of more than %d", col, limit)
+		return 0
+	}
+	u.in[col] = u.in[col][n:]
+	return v
+}
+
+func (u *unpacker) text(col int) string {
+	text, rest, ok := bytes.Cut(u.in[col], []byte{0})
+	if u.err != nil || !ok {
+		u.fail("column %d is cut off", col)
+		return ""
+	}
+	u.in[col] = rest
+	return string(text)
+}
+
+func (u *unpacker) root() *Node {
+	n := u.entry()
+	if n != nil && n.Mode&modeType != modeDir {
+		u.fail("the root is not a directory")
+	}
+	return n
+}
+
+// name reads a name.
+func (u *unpacker) name() string {
+	name, rest, ok := strings.Cut(u.names, "\x00")
+	if !ok {
+		u.fail("column %d is cut off", colNames)
+		return ""
+	}
+	u.names = rest
+	return name
+}
+
+// links reads the entries of a directory, for plan.walk.
+func (u *unpacker) links(*Node) ([]link, error) {
+	u.list = u.list[:0]
+	for last := ""; ; {
+		name := u.name()
+		if name == "" || u.err != nil {
+			return append(make([]link, 0, len(u.list)+2), u.list...), u.err // withDots adds two
+		}
+		if err := checkName(name); err != nil {
+			return nil, err
+		}
+		if strings.Compare(last, name) >= 0 {
+			u.fail("%.64q is not behind %.64q", name, last)
+		}
+		last = name
+		n := u.entry()
+		if u.err != nil {
+			return nil, u.err
+		}
+		u.list = append(u.list, link{name, n})
+	}
+}
+
+// entry reads what an entry stands for.
+func (u *unpacker) entry() *Node {
+	number := u.uvarint(colEntries)
+	switch {
+	case u.err != nil:
+		return nil
+	case number == 0:
+		return u.earlier()
+	case number == uint64(len(u.kinds))+1:
+		if b := u.bytes(colKinds, kindSize); b != nil {
+			u.kinds = append(u.kinds, decodeKind(b))
+		}
+	}
+	if number > uint64(len(u.kinds)) {
+		u.fail("kind %d of %d", number, len(u.kinds))
+		return nil
+	}
+	if len(u.nodes) == maxPackedFiles {
+		u.fail("more than %d files", maxPackedFiles)
+		return nil
+	}
+	n := u.file(u.kinds[number-1])
+	u.nodes = append(u.nodes, n)
+	return n
+}
+
+// earlier reads which file another name is for. That it is no directory plan.walk sees.
+func (u *unpacker) earlier() *Node {
+	back := u.uvarint(colLinks)
+	if back == 0 || back > uint64(len(u.nodes)) {
+		u.fail("link to the file %d before, of %d", back, len(u.nodes))
+		return nil
+	}
+	return u.nodes[uint64(len(u.nodes))-back]
+}
+
+// file reads a file of a kind.
+func (u *unpacker) file(k kind) *Node {
+	if len(u.room) == 0 {
+		u.room = make([]Node, unpackSlab)
+	}
+	n := &u.room[0]
+	u.room = u.room[1:]
+	*n = Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
+	typ := n.Mode & modeType
+	if k.flags&^kindFlags != 0 || n.Implicit && typ != modeDir || k.flags&kindPieces != 0 && typ != modeRegular {
+		u.fail("flags %#x with mode %#o", k.flags, n.Mode)
+	}
+	if k.flags&kindXattrs != 0 {
+		u.xattrs(n)
+	}
+	switch typ {
+	case modeRegular:
+		n.Size = u.size(colNumbers, maxFile)
+		if k.flags&kindPieces != 0 {
+			u.pieces(n)
+		} else if n.Size > 0 {
+			u.place(n)
+		}
+	case modeChar, modeBlock:
+		n.Rdev = uint64(u.size(colNumbers, 1<<32-1))
+	case modeSymlink:
+		n.Target = u.text(colTargets)
+	}
+	return n
+}
+
+func (u *unpacker) time() time.Time {
+	number := u.uvarint(colTimes)
+	if number == uint64(len(u.moments)) && u.err == nil {
+		m := moment{}
+		if number > 0 {
+			m = u.moments[number-1]
+		}
+		m.sec += u.step(colMoments, 1<<62) // who has the sum overflow gets another time
+		m.nsec = uint32(u.size(colMoments, 1e9-1))
+		u.moments = append(u.moments, m)
+	}
+	if number >= uint64(len(u.moments)) {
+		u.fail("mtime %d of %d", number, len(u.moments))
+		return time.Time{}
+	}
+	m := u.moments[number]
+	return time.Unix(m.sec, int64(m.nsec))
+}
+
+func (u *unpacker) xattrs(n *Node) {
+	n.Xattrs = map[string]string{}
+	for left := u.uvarint(colXattrs); left > 0 && u.err == nil; left-- {
+		name := u.text(colXattrs)
+		n.Xattrs[name] = string(u.bytes(colXattrs, u.uvarint(colXattrs)))
+	}
+}
+
+func (u *unpacker) place(n *Node) {
+	at := u.end + (1+u.step(colPlaces, maxBlocks))*BlockSize
+	if at < 0 || at > MaxDevice {
+		u.fail("file at %d", at)
+		return
+	}
+	if len(u.extents) == 0 {
+		u.extents = make([]Extent, unpackSlab)
+	}
+	n.Extents, u.extents = u.extents[:1:1], u.extents[1:]
+	n.Extents[0] = Extent{Device: at, Size: n.Size} // plan.layout sees whether the device has that much
+	u.end = alignUp(at+n.Size, BlockSize)
+}
+
+func (u *unpacker) pieces(n *Node) {
+	end := int64(0)
+	for left := u.uvarint(colPieces); left > 0 && u.err == nil; left-- {
+		e := Extent{File: end + u.size(colPieces, maxFile/BlockSize)*BlockSize, Size: u.size(colPieces, maxFile)}
+		switch u.size(colPieces, 1) {
+		case 0:
+			e.Device = u.size(colPieces, maxBlocks) * BlockSize
+		case 1:
+			e.Data = u.bytes(colPieces, uint64(e.Size))
+		}
+		if e.Size == 0 || e.File > n.Size {
+			u.fail("piece of %d bytes at %d of %d", e.Size, e.File, n.Size)
+			return
+		}
+		n.Extents = append(n.Extents, e)
+		end = alignUp(e.File+e.Size, BlockSize)
+	}
+}
+
+func (u *unpacker) spans() []Span {
+	const limit = 1 << 60
+	var spans []Span
+	device, blob, window := int64(0), int64(0), int64(0)
+	for len(u.in[colSpans]) > 0 && u.err == nil {
+		s := Span{Device: device, Size: u.size(colSpans, MaxSpanSize)}
+		s.Blob = blob + u.step(colSpans, limit)
+		s.BlobSize = u.size(colSpans, MaxSpanSize)
+		codec := u.size(colSpans, 1<<8-1)
+		s.Codec, s.Bit = Codec(codec>>3), uint8(codec&7)
+		s.Window.Size = u.size(colSpans, MaxWindowSize)
+		copy(s.Digest[:], u.bytes(colDigests, uint64(len(s.Digest))))
+		if s.Window.Size > 0 {
+			s.Window.Off = window + u.step(colSpans, limit)
+			window = s.Window.Off + s.Window.Size
+			copy(s.WindowDigest[:], u.bytes(colDigests, uint64(len(s.WindowDigest))))
+		}
+		device, blob = device+s.Size, s.Blob+s.BlobSize
+		spans = append(spans, s)
+	}
+	return spans
+}
