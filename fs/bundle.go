@@ -20,7 +20,7 @@ import (
 	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
-// maxTrees bounds the trees blob of one image. At 30 bytes a file it has 8 million files.
+// maxTrees bounds the trees blob of one image. At 17 bytes a file it has 15 million files.
 const maxTrees = 256 << 20
 
 // bundle is an image's index from the registry. A nil bundle has no layers.
@@ -170,10 +170,7 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	first := p.first.trees
-	if first.rounds == 0 {
-		first = fewestRounds(p.left(), []int64{d.Size})
-	}
+	first := fewestRounds(p.left(), d.Size)
 	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(firstRequests)

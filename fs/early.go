@@ -32,6 +32,8 @@ const (
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar  = 50 * time.Millisecond
 	earlyStep = 64 << 10 // after so many bytes readers are told
+	// windowsBytes is how many bytes of the windows are fetched for an image without a profile.
+	windowsBytes = 1 << 20
 	// earlyFor is how long they are asked for, and kept for nobody.
 	earlyFor = 15 * time.Second
 )
@@ -57,37 +59,25 @@ type piece struct {
 	more chan struct{} // closed, and replaced, when have or over changes
 }
 
-// fetchEarly begins to fetch what index and newest profile among the referrers, which took so long to come, say that is read first of
-// this image. It plans for the trees as well.
+// fetchEarly begins to fetch what the newest profile among the referrers, which took so long to come, says that a start of this image
+// reads first; for an image without a profile the windows, which the first of its bytes need whichever they are.
 func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) {
-	if len(indexes) == 0 {
+	if len(indexes) == 0 || p.t.o.Fetch.Fill == fetch.None {
 		return
 	}
 	x, ok, err := artifact.FromReferrer(indexes[0])
 	if !ok || err != nil {
 		return // whoever opens it will meet the error
 	}
-	if p.t.o.Fetch.Fill == fetch.None {
-		return
-	}
-	blobs := append(p.missing(), x.Windows.Digest)
-	named := p.earlyRanges(indexes[0], blobs)
-	var sizes []int64
-	for _, r := range named {
-		sizes = append(sizes, r.Size)
-	}
-	p.first = p.plan(took, x.Trees.Size, sizes)
-	var pieces []*piece
-	for _, r := range named {
-		pieces = append(pieces, p.t.early.add([]published.BlobRange{r}, p.first.named.even(r.Size))...)
-	}
-	byIndex := len(pieces)
 	requests, size := earlyRequests, int64(earlyPiece)
 	if took >= earlyFar {
 		requests, size = earlyFarRequests, earlyFarPiece
 	}
-	if d, ok := published.Newest(refs); ok && took >= earlyFrom {
-		pieces = append(pieces, p.t.early.add(p.earlyRanges(d, blobs), size)...)
+	var pieces []*piece
+	if d, ok := published.Newest(refs); !ok {
+		pieces = p.earlyWindows(x)
+	} else if took >= earlyFrom {
+		pieces = p.t.early.add(p.earlyRanges(d, append(p.missing(), x.Windows.Digest)), size)
 	}
 	if len(pieces) == 0 {
 		return
@@ -97,9 +87,17 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 		defer p.t.early.drop(pieces...)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
 		defer cancel()
-		p.t.early.fetch(ctx, p.image, pieces, max(requests, byIndex))
+		p.t.early.fetch(ctx, p.image, pieces, requests)
 		<-ctx.Done()
 	})
+}
+
+// earlyWindows makes room for the first of an index's windows. It leaves the trees the requests that they need.
+func (p *pull) earlyWindows(x artifact.Index) []*piece {
+	r := published.BlobRange{Blob: x.Windows.Digest, BlobSize: x.Windows.Size, Size: min(x.Windows.Size, windowsBytes)}
+	left := p.left()
+	left -= fewestRounds(left, x.Trees.Size).requests(x.Trees.Size)
+	return p.t.early.add([]published.BlobRange{r}, fewestRounds(max(left, 1), r.Size).even(r.Size))
 }
 
 // earlyRanges returns the ranges of these blobs that an artifact names.

@@ -42,7 +42,6 @@ type pull struct {
 	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
 	told     chan struct{}                                        // closed when listed is set, or never will be
 	listed   map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
-	first    firstPlan                                            // how what comes before a container can start is fetched; zero: not known
 	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
 
 	// Guarded by Table.mu:

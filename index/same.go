@@ -162,9 +162,9 @@ func (c *comparer) content(ino *Inode, n *Node) error {
 			want, left := nextPiece(e.File, n.Size, rest)
 			rest = left
 			size := min(e.Size, want.Size)
-			same := e.Device == want.Device
-			if e.Data != nil || want.Data != nil {
-				same = e.Data != nil && want.Data != nil && bytes.Equal(e.Data[:size], want.Data[:size])
+			same := e.Device == want.Device && (want.Data == nil || want.Device > 0)
+			if e.Data != nil {
+				same = want.Data != nil && bytes.Equal(e.Data[:size], want.Data[:size])
 			}
 			if !same {
 				return corrupt("its bytes at %d lie elsewhere", e.File)
@@ -193,7 +193,8 @@ func nextPiece(off, end int64, extents []Extent) (Extent, []Extent) {
 		return Extent{File: off, Size: -cut, Device: Hole}, extents[i:]
 	case e.Data != nil:
 		e.Data = e.Data[cut:]
-	default:
+	}
+	if e.Data == nil || e.Device > 0 {
 		e.Device += cut
 	}
 	e.File, e.Size = off, e.Size-cut

@@ -66,3 +66,32 @@ func TestSame(t *testing.T) {
 		}
 	}
 }
+
+// TestSameKept: a file that a scan keeps in the tree may lie in the device alone, as older writers had it, but nowhere else, and with
+// no other content.
+func TestSameKept(t *testing.T) {
+	content := strings.Repeat("root:x:0:0::/:", 100)
+	build := func() (*layer, *Extent) {
+		l := layerOf(file("before", "b"), file("passwd", content))
+		e := &l.draft.Root.Children["passwd"].Extents[0]
+		e.Data = []byte(content)
+		return l, e
+	}
+	honest, _ := build()
+	for name, c := range map[string]struct {
+		change func(e *Extent)
+		same   bool
+	}{
+		"kept":         {func(*Extent) {}, true},
+		"in place":     {func(e *Extent) { e.Data = nil }, true},
+		"elsewhere":    {func(e *Extent) { e.Data = nil; e.Device -= BlockSize }, false},
+		"other bytes":  {func(e *Extent) { e.Data[700] = 'X' }, false},
+		"other device": {func(e *Extent) { e.Device = 0 }, true}, // which no index says
+	} {
+		l, e := build()
+		c.change(e)
+		if err := Same(l.open(t), honest.draft.Root); (err == nil) != c.same {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

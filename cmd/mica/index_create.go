@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
-	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -299,10 +297,7 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 	if err != nil {
 		return err
 	}
-	manifest, err := b.manifest(x, subject)
-	if err != nil {
-		return err
-	}
+	manifest := x.Manifest(subject, time.Now())
 	if list := artifact.Indexes(refs); len(list) > 0 && sameButTime(list[0].Annotations, manifest.Annotations) {
 		return nil // the same index is the newest already
 	}
@@ -321,20 +316,6 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 	}
 	_, err = im.PushReferrer(ctx, subject, manifest)
 	return err
-}
-
-// manifest returns the artifact's, with what is to be fetched before the index is here.
-func (b *built) manifest(x artifact.Index, subject ocispec.Descriptor) (ocispec.Manifest, error) {
-	m := x.Manifest(subject, time.Now())
-	bundle, err := index.OpenBundle(b.trees, b.treesLen, index.Limits{Layers: math.MaxInt, IndexSize: math.MaxInt64}) // it is ours
-	if err != nil {
-		return m, err
-	}
-	ranges, err := published.Runtime(bundle, x.Windows)
-	if err != nil {
-		return m, err
-	}
-	return m, published.Annotate(m.Annotations, ranges)
 }
 
 // sameButTime tells whether annotations are equal, but for when they were made.

@@ -74,7 +74,7 @@ func (s *scanner) apply(hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	n, err := s.make(hdr, in.dir, name, data)
+	n, err := s.make(hdr, in, name, data)
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,8 @@ func (s *scanner) whiteout(hdr *tar.Header, dir *index.Node, name string, mtime 
 
 // make gives the entry's name an inode: a new one, that of a hard link's
 // target, or of the directory that is there.
-func (s *scanner) make(hdr *tar.Header, dir *index.Node, name string, data stored) (*index.Node, error) {
+func (s *scanner) make(hdr *tar.Header, in place, name string, data stored) (*index.Node, error) {
+	dir := in.dir
 	switch hdr.Typeflag {
 	case tar.TypeDir:
 		return s.makeDir(hdr, dir, name)
@@ -129,7 +130,7 @@ func (s *scanner) make(hdr *tar.Header, dir *index.Node, name string, data store
 			return nil, err
 		}
 		s.tape.data(data.size, s.write)
-		return n, s.content.begin(n, hdr.Size, data, s.tape.off, s.tree)
+		return n, s.content.begin(n, hdr.Size, data, s.tape.off, isKept(in.path, name), s.tree)
 	case tar.TypeChar:
 		return s.makeDevice(hdr, dir, name, unix.S_IFCHR)
 	case tar.TypeBlock:

@@ -10,6 +10,15 @@ import (
 // DigestMinSize is the size of the smallest file whose content digest is taken.
 const DigestMinSize = 4096
 
+// KeptSize is the size of the largest file that is kept in the tree for what it is: the runtime reads it of every
+// image, to look up users and groups, before anything runs in a container.
+const KeptSize = 64 << 10
+
+// isKept tells a file that is kept in the tree if it is not too large.
+func isKept(dir, name string) bool {
+	return dir == "/etc" && (name == "passwd" || name == "group")
+}
+
 // zeros is hashed for holes.
 var zeros [4096]byte
 
@@ -36,8 +45,8 @@ type copied struct {
 	at        int64 // in the extent's data
 }
 
-// begin describes where the file's data lies, which is the next in the stream.
-func (c *content) begin(n *index.Node, size int64, d stored, off int64, t *tree) error {
+// begin describes where the file's data lies, which is the next in the stream; keep: if it is not too large, in the tree as well.
+func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep bool, t *tree) error {
 	if limit := t.meter.lim.FileSize; size > limit {
 		return fmt.Errorf("file of %d bytes: %w", size, over("FileSize", limit))
 	}
@@ -55,10 +64,16 @@ func (c *content) begin(n *index.Node, size int64, d stored, off int64, t *tree)
 	if d.sparse {
 		return c.place(t.meter)
 	}
-	if size > 0 {
-		n.Extents = t.extent(index.Extent{Device: off, Size: size})
+	if size == 0 {
+		return nil
 	}
-	return nil
+	n.Extents = t.extent(index.Extent{Device: off, Size: size})
+	if !keep || size > KeptSize {
+		return nil
+	}
+	n.Extents[0].Data = make([]byte, size)
+	c.copies = append(c.copies, copied{off: off, size: size})
+	return t.meter.tree(size)
 }
 
 // place maps the pieces of a sparse file. All extents begin on a block in

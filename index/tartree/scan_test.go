@@ -232,3 +232,37 @@ func TestDigestWhere(t *testing.T) {
 		t.Error("wrong digest")
 	}
 }
+
+// TestKept: the files that a runtime reads of every image are in the tree as well, if they are not large.
+func TestKept(t *testing.T) {
+	users, large := "root:x:0:0::/:\n"+strings.Repeat("#", 1000), strings.Repeat("x", tartree.KeptSize+1)
+	for name, c := range map[string]struct {
+		tar  []byte
+		path []string
+		want string // kept; "": nothing
+	}{
+		"passwd":            {nastytar.Of(nastytar.File("etc/passwd", users)), []string{"etc", "passwd"}, users},
+		"group":             {nastytar.Of(nastytar.File("./etc/group", users)), []string{"etc", "group"}, users},
+		"the last one":      {nastytar.Of(nastytar.File("etc/passwd", large), nastytar.File("etc/passwd", users)), []string{"etc", "passwd"}, users},
+		"as large as it is": {nastytar.Of(nastytar.File("etc/passwd", large[1:])), []string{"etc", "passwd"}, large[1:]},
+		"too large":         {nastytar.Of(nastytar.File("etc/passwd", large)), []string{"etc", "passwd"}, ""},
+		"empty":             {nastytar.Of(nastytar.File("etc/passwd", "")), []string{"etc", "passwd"}, ""},
+		"another file":      {nastytar.Of(nastytar.File("etc/shadow", users)), []string{"etc", "shadow"}, ""},
+		"elsewhere":         {nastytar.Of(nastytar.File("usr/etc/passwd", users)), []string{"usr", "etc", "passwd"}, ""},
+	} {
+		n := scan(t, c.tar).root
+		for _, p := range c.path {
+			n = n.Children[p]
+		}
+		kept := ""
+		if len(n.Extents) > 0 {
+			kept = string(n.Extents[0].Data)
+			if at := n.Extents[0].Device; !bytes.HasPrefix(c.tar[at:], []byte(kept)) {
+				t.Errorf("%s: device %d has something else", name, at)
+			}
+		}
+		if kept != c.want {
+			t.Errorf("%s: %.50q is kept, want %.50q", name, kept, c.want)
+		}
+	}
+}

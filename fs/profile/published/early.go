@@ -50,15 +50,11 @@ type earlyBlob struct {
 // First returns where in the image's blobs that lies which a start of it reads first, of at most MaxEarly bytes: what can be
 // fetched before the index is here, which tells it for all the rest. windows is the index's blob of windows.
 func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
-	return firstOf(p.Ranges, b, windows)
-}
-
-func firstOf(ranges []profile.Range, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
 	f := first{bundle: b, windows: windows, layers: map[digest.Digest]*firstLayer{}}
 	for _, l := range b.Layers() {
 		f.layers[l.Layer] = &firstLayer{BundleLayer: l}
 	}
-	for _, r := range ranges {
+	for _, r := range p.Ranges {
 		if l := f.layers[r.Layer]; l != nil {
 			if more, err := f.add(l, r); !more {
 				return f.ranges, err
@@ -133,15 +129,6 @@ func (f *first) put(g BlobRange) bool {
 	f.bytes += g.Size
 	f.ranges = append(f.ranges, g)
 	return true
-}
-
-// Annotate adds early ranges to the annotations of an artifact's manifest, unless they are too many to be said.
-func Annotate(annotations map[string]string, ranges []BlobRange) error {
-	text, err := encodeEarly(ranges)
-	if text != "" {
-		annotations[annotationEarly] = text
-	}
-	return err
 }
 
 // encodeEarly returns the annotation; "" where there is nothing to say, or too much.

@@ -4,8 +4,7 @@
 // The artifact's manifest has one layer, the encoded profile (package profile), and an empty config. A profile of at
 // most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
 // referrers, so a reader of that list has the profile with it and needs no further request. Another annotation says where in the
-// image's blobs the first of it lies, which so can be fetched while the index is still on its way. An index has that one too, for what
-// containerd reads of every image (Runtime).
+// image's blobs the first of it lies, which so can be fetched while the index is still on its way.
 //
 // A newer profile does not replace an older one at the registry, it stands beside it: a reader takes Newest.
 package published
