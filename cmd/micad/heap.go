@@ -40,7 +40,7 @@ func heapInUse() int64 {
 	return int64(live[0].Value.Uint64())
 }
 
-// afterCollection calls f after each collection of garbage, until the process ends.
+// afterCollection calls f after collections of garbage, until the process ends: after each, but for those that begin before f has returned.
 func afterCollection(f func()) {
 	// An object that nothing refers to is garbage at the next collection.
 	type mark struct{ _ *byte }
