@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -68,7 +67,15 @@ func ofRoot(pid int) bool {
 // listening returns the UNIX sockets at which a process listens.
 func listening(pid int) (paths []string) {
 	const acceptsConnections = 1 << 16 // __SO_ACCEPTCON
-	fs, own, err := openSockets(pid)
+	sockets, err := socketsOf(pid)
+	if err != nil {
+		return nil
+	}
+	own := map[uint64]bool{}
+	for _, inode := range sockets {
+		own[inode] = true
+	}
+	fs, err := procfs.NewFS(fmt.Sprintf("/proc/%d", pid))
 	if err != nil {
 		return nil
 	}
@@ -84,26 +91,28 @@ func listening(pid int) (paths []string) {
 	return paths
 }
 
-// openSockets returns the inodes of the sockets that a process has open, and where the tables of its network are read.
-func openSockets(pid int) (fs procfs.FS, own map[uint64]bool, err error) {
+// socketsOf returns the descriptors of the sockets that a process has open, and their inodes.
+func socketsOf(pid int) (map[int]uint64, error) {
 	proc, err := procfs.NewProc(pid)
 	if err != nil {
-		return fs, nil, err
+		return nil, err
 	}
-	targets, err := proc.FileDescriptorTargets()
+	all, err := proc.FileDescriptors()
 	if err != nil {
-		return fs, nil, err
+		return nil, err
 	}
-	own = map[uint64]bool{}
-	for _, target := range targets {
-		if text, ok := strings.CutPrefix(target, "socket:["); ok {
-			if inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 64); err == nil {
-				own[inode] = true
-			}
+	sockets := map[int]uint64{}
+	for _, fd := range all {
+		var inode uint64
+		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+		if err != nil {
+			continue // it has been closed
+		}
+		if n, err := fmt.Sscanf(target, "socket:[%d]", &inode); n == 1 && err == nil {
+			sockets[int(fd)] = inode
 		}
 	}
-	fs, err = procfs.NewFS(fmt.Sprintf("/proc/%d", pid))
-	return fs, own, err
+	return sockets, nil
 }
 
 // uses says whether a containerd that answers at address has the snapshotter's socket as a proxy plugin.

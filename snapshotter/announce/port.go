@@ -4,9 +4,10 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lookupTimeout is how long a registry's name may take to be resolved: containerd has just done it.
@@ -42,33 +43,69 @@ func withPort(ctx context.Context, pid int, host string) (authority string, ok b
 	return authority, len(ports) <= 1
 }
 
-// connected returns where a process has made TCP connections to.
-func connected(pid int) (peers []netip.AddrPort) {
-	const established, listen = 1, 10 // of enum tcp_state
-	fs, own, err := openSockets(pid)
+// connected returns where a process has made TCP connections to. It asks the connections themselves, by descriptors of its own: the
+// tables in /proc have a system's connections, of all processes, and are as slow as its hash table is large.
+func connected(pid int) []netip.AddrPort {
+	proc, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil
 	}
-	// Without IPv6, or IPv4, there is no such table.
-	v4, err4 := fs.NetTCP()  //nolint:staticcheck // netlink, which is to be used instead, knows micad's own network alone
-	v6, err6 := fs.NetTCP6() //nolint:staticcheck // as above
-	if err4 != nil && err6 != nil {
+	defer unix.Close(proc)
+	sockets, err := socketsOf(pid)
+	if err != nil {
 		return nil
 	}
-	rows := slices.Concat(v4, v6)
-	serves := map[uint64]bool{}
-	for _, s := range rows {
-		if own[s.Inode] && s.St == listen {
-			serves[s.LocalPort] = true
+	serves := map[uint16]bool{}
+	var peers []netip.AddrPort
+	var from []uint16 // the ports at which they are seen
+	for fd := range sockets {
+		s, err := unix.PidfdGetfd(proc, fd, 0)
+		if err != nil {
+			continue // it has been closed, or may not be had
+		}
+		if at, peer, ok := ends(s); ok && peer.IsValid() {
+			peers, from = append(peers, peer), append(from, at.Port())
+		} else if ok {
+			serves[at.Port()] = true
+		}
+		unix.Close(s)
+	}
+	var made []netip.AddrPort
+	for i, peer := range peers {
+		if !serves[from[i]] { // else the peer has made it
+			made = append(made, peer)
 		}
 	}
-	for _, s := range rows {
-		if !own[s.Inode] || s.St != established || serves[s.LocalPort] {
-			continue
-		}
-		if addr, ok := netip.AddrFromSlice(s.RemAddr); ok {
-			peers = append(peers, netip.AddrPortFrom(addr.Unmap(), uint16(s.RemPort)))
-		}
+	return made
+}
+
+// ends returns the addresses of a TCP socket that is connected, or listens; the latter has no peer.
+func ends(fd int) (at, peer netip.AddrPort, ok bool) {
+	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	if err != nil || protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP { // Go's servers are of the latter
+		return at, peer, false
 	}
-	return peers
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return at, peer, false
+	}
+	at = addrPort(sa)
+	if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 1 {
+		return at, peer, err == nil
+	}
+	if sa, err = unix.Getpeername(fd); err != nil {
+		return at, peer, false
+	}
+	peer = addrPort(sa)
+	return at, peer, peer.IsValid()
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
 }
