@@ -11,25 +11,20 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// mounterIdle is how long a child waits for the next mount: longer than the pauses within a pull, and no longer,
-// because it takes some megabytes.
-const mounterIdle = 2 * time.Second
-
 // Mounter mounts what this process serves itself over FUSE: a child process does it, and waits in this one's stead for
-// the answers that a mount needs. The child is started by the first mount, or before it by Warm, and ends soon
-// after the last. If this process dies, the child does not finish its mount. All methods but Close may run
+// the answers that a mount needs. The child is started by the first mount, or before it by Warm, and stays until Close: its
+// memory is 3 MB beside what it shares with this process, and to start one takes as long as all mounts of a
+// pull. If this process dies, the child does not finish its mount. All methods but Close may run
 // in parallel. The zero value is ready; Close it.
 type Mounter struct {
 	running sync.WaitGroup // the goroutine of each child
 
 	mu    sync.Mutex
 	child *child // nil: none runs
-	idle  *time.Timer
 }
 
 // child is a running child, which answers one request at a time.
@@ -128,14 +123,13 @@ func (m *Mounter) do(job order) (outcome, error) {
 		if try > 0 {
 			return outcome{}, fmt.Errorf("child for mounts: %w", err)
 		}
-		// It was killed, or ended just now.
+		// It was killed.
 	}
 }
 
-// readyLocked returns a child, and puts its end off.
+// readyLocked returns the child.
 func (m *Mounter) readyLocked() (*child, error) {
 	if m.child != nil {
-		m.idle.Reset(mounterIdle)
 		return m.child, nil
 	}
 	cmd := exec.Command("/proc/self/exe", mountVerb)
@@ -164,21 +158,12 @@ func (m *Mounter) readyLocked() (*child, error) {
 	if err := <-started; err != nil {
 		return nil, err
 	}
-	c := &child{in: in, ask: json.NewEncoder(in), told: json.NewDecoder(out)}
-	m.child = c
-	m.idle = time.AfterFunc(mounterIdle, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.child == c {
-			m.dismissLocked()
-		}
-	})
-	return c, nil
+	m.child = &child{in: in, ask: json.NewEncoder(in), told: json.NewDecoder(out)}
+	return m.child, nil
 }
 
 // dismissLocked lets the child end, when it has done what it is at.
 func (m *Mounter) dismissLocked() {
-	m.idle.Stop()
 	_ = m.child.in.Close()
 	m.child = nil
 }
