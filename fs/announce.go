@@ -26,7 +26,6 @@ func (t *Table) Announce(ref string, manifest digest.Digest, layers []digest.Dig
 		return err
 	}
 	defer t.leave(p)
-	t.mounter.Warm()
 	for _, d := range layers {
 		t.job(p, d)
 	}

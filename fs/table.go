@@ -205,7 +205,11 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
 	t.running.Go(func() { c.run(t.ctx) })
 	t.running.Go(func() { c.scrub(t.ctx) })
-	t.running.Go(func() { _, _ = t.kernel() }) // so that the first Mount need not wait for it
+	t.running.Go(func() { // so that the first Mount need not wait for it
+		if k, err := t.kernel(); err == nil && k.lazy == EROFS {
+			t.mounter.Warm()
+		}
+	})
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
 			t.log.Error("store stopped writing its presence maps: layers will be fetched again after a restart", "err", err)
@@ -394,7 +398,6 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 		if !errors.Is(err, os.ErrNotExist) {
 			return v, err
 		}
-		t.mounter.Warm()
 		if err := t.bring(ctx, l, below); err != nil {
 			return nil, err
 		}
