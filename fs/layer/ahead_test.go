@@ -159,10 +159,15 @@ func TestBackgroundIsStored(t *testing.T) {
 	f.mustRead(off, n)
 }
 
-// TestWindowsSection: from the first fetch in the background on, the windows are here.
+// TestWindowsSection: from the first fetch in the background on that needs one, the windows are here.
 func TestWindowsSection(t *testing.T) {
 	f := setup(t, newSample(t), nil)
-	must(t, f.Fetch(t.Context(), 0, 1, Replay))
+	must(t, f.Fetch(t.Context(), 0, 1, Replay)) // the first span needs none
+	if n := f.windows.calls.Load(); n != 0 {
+		t.Errorf("%d requests for windows that nobody needs", n)
+	}
+	off, n := f.span(1)
+	must(t, f.Fetch(t.Context(), off, n, Replay))
 	for i := 3; i < 30; i += 3 {
 		f.mustRead(f.span(i))
 	}

@@ -97,7 +97,11 @@ func (l *Layer) finish(g *group) {
 // begin waits until the group's request may be sent. Until then more urgent readers can take spans
 // out of it; it returns what is left.
 func (l *Layer) begin(g *group) ([]extent, *grant, error) {
-	if g.claim.priority() > Demand {
+	spans, err := l.table()
+	if err != nil {
+		return nil, &grant{budget: l.o.Budget}, err
+	}
+	if g.claim.priority() > Demand && g.extent.windowRange(spans).size() > 0 {
 		l.keepWindows(g.ctx)
 	}
 	admitted, err := l.admit(g, []extent{g.extent})

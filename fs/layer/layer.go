@@ -16,7 +16,8 @@
 //
 // What is fetched has a priority: Demand, Ahead (of readers that read on where they stopped), Replay, Near, Background. Bytes in flight,
 // decoded bytes and decoders go to the more urgent first, and a reader takes over what waits with less
-// urgency. From the first fetch that is not Demand on, a layer's windows are here, all of them by one request.
+// urgency. From the first fetch on that is not Demand and needs one, a layer's
+// windows are here, all of them by one request.
 // Requests of readers that are slower than nearly all before them are sent a second time.
 //
 // # Concurrency
