@@ -29,6 +29,7 @@ type live struct {
 	origins *origins
 	filling filling
 	trust   trust
+	opened  time.Time
 
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
@@ -55,7 +56,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	if err != nil {
 		return nil, damaged(err)
 	}
-	v := &live{t: t, digest: s.Digest(), key: mountKey(s.Digest()), store: s, file: f, points: map[string]*point{}}
+	v := &live{t: t, digest: s.Digest(), key: mountKey(s.Digest()), store: s, file: f, opened: time.Now(), points: map[string]*point{}}
 	if err := v.openIndex(); err != nil {
 		return nil, errors.Join(damaged(err), f.Close())
 	}
@@ -215,9 +216,18 @@ func (v *live) leave() error {
 	return errors.Join(errs...)
 }
 
+// completeAfter is how long after it was opened a layer is complete at the soonest. The checks and mounts of a small layer, which has
+// come when its pull is hardly over, wait until the container has had the cores.
+const completeAfter = 500 * time.Millisecond
+
 // complete checks a layer whose last span has come, and mounts it local over its mount
 // points: containers that start from now on do without the daemon.
 func (v *live) complete(ctx context.Context) {
+	select {
+	case <-time.After(time.Until(v.opened.Add(completeAfter))):
+	case <-ctx.Done():
+		return
+	}
 	v.trust.proving.Lock()
 	defer v.trust.proving.Unlock()
 	log := v.t.log.With("layer", v.digest)

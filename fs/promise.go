@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,7 +25,7 @@ type promises struct {
 
 // Promise returns what Mount is going to return for a layer, as soon as it is known that the image has an index with it: the index
 // itself may still be on its way, so that containerd need not wait for it before it goes on. ok is false where that cannot be said,
-// because the layer is here, or is to be downloaded whole, or looks different on other layers; then there is only Mount. Who
+// because the layer was here before, or is to be downloaded whole, or looks different on other layers; then there is only Mount. Who
 // has got a promise calls Mount all the same, before anybody is to see the layer.
 func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool) {
 	if t.o.Mode == Local || t.o.LocalIndexes || l.Digest.Validate() != nil || t.promises.failed(l.Digest) {
@@ -34,14 +35,17 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 		return Mounted{}, false
 	}
 	t.heed(l, below)
-	if here, err := t.store.Layer(l.Digest); err == nil {
-		here.Close()
-		return Mounted{}, false
-	}
 	if err := t.want(ctx, l.Digest); err != nil {
 		return Mounted{}, false
 	}
-	t.mounter.Warm()
+	if here, err := t.store.Layer(l.Digest); err == nil {
+		here.Close()
+		if p := t.bringer(l); p != nil { // it may have yet to be mounted, or one below it
+			<-p.told // before the index, which has come
+			return p.promise(l)
+		}
+		return Mounted{}, false
+	}
 	p, err := t.begin(l, below)
 	if err != nil {
 		return Mounted{}, false
@@ -55,12 +59,35 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 	case <-ctx.Done():
 		return Mounted{}, false
 	}
+	return p.promise(l)
+}
+
+// promise is Promise, of what the registry has told the pull.
+func (p *pull) promise(l Layer) (m Mounted, ok bool) {
 	told, ok := p.listed[l.Digest]
-	if !ok || l.DiffID != "" && l.DiffID != told.DiffID || t.o.Limits.layer(told.Size) != nil {
+	if !ok || l.DiffID != "" && l.DiffID != told.DiffID || p.t.o.Limits.layer(told.Size) != nil {
 		return Mounted{}, false
 	}
-	t.promises.add(l.Digest)
-	return Mounted{Dir: t.pointDir(mountKey(l.Digest), ""), DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
+	p.t.promises.add(l.Digest)
+	return Mounted{Dir: p.t.pointDir(mountKey(l.Digest), ""), DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
+}
+
+// bringer returns the pull of a layer's image if it has brought the layer, and is still busy with this one or others of the image.
+func (t *Table) bringer(l Layer) *pull {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.pulls[keyOf(l.Ref, l.Manifest)]
+	if p == nil || !slices.Contains(p.came, l.Digest) {
+		return nil
+	}
+	for _, j := range p.jobs {
+		select {
+		case <-j.done:
+		default:
+			return p
+		}
+	}
+	return nil
 }
 
 // promisePatience is how long AwaitPromised waits.
