@@ -59,12 +59,16 @@ func (p *pull) find() (*bundle, error) {
 	tell := sync.OnceFunc(func() { close(p.told) })
 	defer tell()
 	p.image.Connect(ctx, connections)
+	far := time.AfterFunc(farAfter, func() { p.image.Connect(ctx, farConnections) })
+	defer far.Stop()
 	// Not by type: index and profile are to come in one answer.
 	refs, err := p.image.Referrers(ctx, p.key.manifest, "")
 	if err != nil {
 		return nil, err
 	}
+	far.Stop()
 	took := time.Since(start)
+	p.roundTrip = took / 2 // the other one was the connection's
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Indexes(refs)
 	p.listed = p.list(indexes, took)
@@ -170,7 +174,7 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
 	blob := p.image.Blob(d)
-	first := fewestRounds(p.left(), d.Size)
+	first := quickest(p.left(), d.Size, p.roundTrip)
 	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(firstRequests)

@@ -23,8 +23,8 @@ const (
 	// earlyBytes is how many bytes are kept for layers whose index is still on its way, of all pulls together.
 	earlyBytes = 2 * published.MaxEarly
 	// Requests at a time, and bytes of each. Where a round trip is long there are more of them, as a connection begins slowly;
-	// where it is short, each costs more than it gains.
-	earlyRequests, earlyPiece       = 4, 1 << 20
+	// where it is short, two keep the line busy, and more than that only the cores, when a pull ends and a container is created.
+	earlyRequests, earlyPiece       = 2, 4 << 20
 	earlyFarRequests, earlyFarPiece = 16, 256 << 10
 	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is
 	// fetched before the index: data of nearer ones cost more time, in which the index is unpacked and mounted, than they save.
@@ -96,8 +96,8 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 func (p *pull) earlyWindows(x artifact.Index) []*piece {
 	r := published.BlobRange{Blob: x.Windows.Digest, BlobSize: x.Windows.Size, Size: min(x.Windows.Size, windowsBytes)}
 	left := p.left()
-	left -= fewestRounds(left, x.Trees.Size).requests(x.Trees.Size)
-	return p.t.early.add([]published.BlobRange{r}, fewestRounds(max(left, 1), r.Size).even(r.Size))
+	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
+	return p.t.early.add([]published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size))
 }
 
 // earlyRanges returns the ranges of these blobs that an artifact names.
@@ -125,14 +125,14 @@ func (p *pull) missing() (blobs []digest.Digest) {
 	return blobs
 }
 
-// add makes room for ranges, in pieces of size bytes, as far as there is some and they are not here.
+// add makes room for ranges, in pieces of at most size bytes, as far as there is some and they are not here.
 func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pieces == nil {
 		e.pieces = map[digest.Digest][]*piece{}
 	}
-	for _, r := range ranges {
+	for _, r := range published.Join(ranges, size) {
 		blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
 		for off, end := r.Off, r.Off+r.Size; off < end; {
 			if here := e.findLocked(blob, off); here != nil {

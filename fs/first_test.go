@@ -1,24 +1,30 @@
 package fs
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
-func TestFewestRounds(t *testing.T) {
+func TestQuickest(t *testing.T) {
 	const k = 1 << 10
 	for _, c := range []struct {
 		requests, size int64
+		roundTrip      time.Duration
 		want           rangePlan
 		even           int64
 	}{
-		{8, 10 * k, rangePlan{14 * k, 1}, 10 * k},
-		{8, 112 * k, rangePlan{14 * k, 1}, 14 * k},
-		{8, 168 * k, rangePlan{42 * k, 2}, 42 * k}, // four of two round trips, not twelve
-		{3, 168 * k, rangePlan{98 * k, 3}, 84 * k},
-		{8, 100 << 20, rangePlan{1 << 20, 7}, 1 << 20},
-		{8, 0, rangePlan{14 * k, 1}, 1},
+		{8, 10 * k, 10 * time.Millisecond, rangePlan{14 * k, 1}, 10 * k},
+		{8, 66 * k, 50 * time.Millisecond, rangePlan{14 * k, 1}, 13517},
+		{8, 66 * k, 10 * time.Millisecond, rangePlan{42 * k, 2}, 33 * k}, // a round trip more, and three requests less
+		{8, 66 * k, time.Millisecond, rangePlan{98 * k, 3}, 66 * k},
+		{8, 168 * k, 50 * time.Millisecond, rangePlan{42 * k, 2}, 42 * k}, // one round trip would be twelve requests
+		{3, 168 * k, 50 * time.Millisecond, rangePlan{98 * k, 3}, 84 * k},
+		{8, 100 << 20, 10 * time.Millisecond, rangePlan{1 << 20, 7}, 1 << 20},
+		{8, 0, 0, rangePlan{14 * k, 1}, 1},
 	} {
-		got := fewestRounds(c.requests, c.size)
+		got := quickest(c.requests, c.size, c.roundTrip)
 		if got != c.want {
-			t.Errorf("fewestRounds(%d, %d) = %+v, want %+v", c.requests, c.size, got, c.want)
+			t.Errorf("quickest(%d, %d, %v) = %+v, want %+v", c.requests, c.size, c.roundTrip, got, c.want)
 		}
 		if even := got.even(c.size); even != c.even {
 			t.Errorf("%d in ranges of %d, want %d", c.size, even, c.even)

@@ -39,10 +39,11 @@ type pull struct {
 
 	asked chan struct{} // closed when containerd has asked for a layer; before, the image is only announced
 
-	bundle   func() (*bundle, error)                              // the image's index, nil if it has none
-	told     chan struct{}                                        // closed when listed is set, or never will be
-	listed   map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
-	manifest func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
+	bundle    func() (*bundle, error)                              // the image's index, nil if it has none
+	told      chan struct{}                                        // closed when listed is set, or never will be
+	listed    map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
+	manifest  func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
+	roundTrip time.Duration                                        // to the registry, about; for bundle alone
 
 	// Guarded by Table.mu:
 	ref     string // the reference by which it is pulled

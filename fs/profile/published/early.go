@@ -23,10 +23,12 @@ const (
 	maxEarlyText   = 8 << 10
 )
 
-// Near ranges of a blob are made one of up to earlyRange bytes, if no more than earlyGap lies between them.
+// Near ranges of a blob are made one of up to earlyRange bytes, if no more than earlyGap lies between them. Windows come early if a
+// layer has no more than earlyWindows bytes of them.
 const (
-	earlyRange = 1 << 20
-	earlyGap   = 64 << 10
+	earlyRange   = 4 << 20
+	earlyGap     = 64 << 10
+	earlyWindows = 1 << 20
 )
 
 // BlobRange is a range of a blob, bytes.
@@ -95,7 +97,7 @@ func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
 		l.taken[i] = true
 		s := &l.spans[i]
 		// All windows of a layer come with the first span that needs one.
-		if w := l.Windows; s.Window.Size > 0 && !l.windows && w.Size <= earlyRange {
+		if w := l.Windows; s.Window.Size > 0 && !l.windows && w.Size <= earlyWindows {
 			l.windows = true
 			if !f.put(BlobRange{f.windows.Digest, f.windows.Size, w.Off, w.Size}) {
 				return false, nil
@@ -110,25 +112,43 @@ func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
 
 // put adds a range, to one that ends before it if there is one; false: there is no room.
 func (f *first) put(g BlobRange) bool {
-	for i := range f.ranges {
-		o := &f.ranges[i]
-		end := g.Off + g.Size
-		if o.Blob == g.Blob && g.Off >= o.Off && g.Off <= o.Off+o.Size+earlyGap && end-o.Off <= earlyRange {
-			more := max(end-o.Off-o.Size, 0)
-			if f.bytes+more > MaxEarly {
-				return false
-			}
-			f.bytes += more
-			o.Size += more
-			return true
-		}
+	i, more := within(f.ranges, g, earlyRange)
+	if i < 0 {
+		more = g.Size
 	}
-	if f.bytes+g.Size > MaxEarly || len(f.ranges) == maxEarlyRanges {
+	if f.bytes+more > MaxEarly || i < 0 && len(f.ranges) == maxEarlyRanges {
 		return false
 	}
-	f.bytes += g.Size
-	f.ranges = append(f.ranges, g)
+	f.bytes += more
+	if i < 0 {
+		f.ranges = append(f.ranges, g)
+	} else {
+		f.ranges[i].Size += more
+	}
 	return true
+}
+
+// within returns which of the ranges g can be added to, so that it has no more than most bytes, and how many more it then has; -1: to none.
+func within(ranges []BlobRange, g BlobRange, most int64) (i int, more int64) {
+	for i, o := range ranges {
+		end := o.Off + o.Size
+		if o.Blob == g.Blob && o.BlobSize == g.BlobSize && g.Off >= o.Off && g.Off <= end+earlyGap && g.Off+g.Size-o.Off <= most {
+			return i, max(g.Off+g.Size-end, 0)
+		}
+	}
+	return -1, 0
+}
+
+// Join makes one range of those that are near each other, as far as it has no more than most bytes. It stands where the first of them stood.
+func Join(ranges []BlobRange, most int64) (joined []BlobRange) {
+	for _, g := range ranges {
+		if i, more := within(joined, g, most); i >= 0 {
+			joined[i].Size += more
+		} else {
+			joined = append(joined, g)
+		}
+	}
+	return joined
 }
 
 // encodeEarly returns the annotation; "" where there is nothing to say, or too much.
