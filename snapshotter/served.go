@@ -191,7 +191,8 @@ func existsError(target digest.Digest) error {
 
 func (s *Snapshotter) servedDir() string { return filepath.Join(s.root, "served") }
 
-// markServed notes, durably, that Layers knows the layer, before it does. The caller holds the layer.
+// markServed notes that Layers knows the layer, before it does. The caller holds the layer. A mark that a power cut takes away is no
+// loss: layers that nobody asks for after a start are given up by Layers itself.
 func (s *Snapshotter) markServed(d digest.Digest) error {
 	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
@@ -203,11 +204,7 @@ func (s *Snapshotter) markServed(d digest.Digest) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("note layer %s: %w", d, err)
 	}
-	dir, err := os.Open(s.servedDir())
-	if err != nil {
-		return fmt.Errorf("note layer %s: %w", d, err)
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }
 
 // markedLayers returns the layers that Layers may know.
