@@ -15,9 +15,9 @@ import (
 // then others have their turn.
 const patience = time.Minute
 
-// A replay begins with few requests, so that what a start reads first does not share the line with all the rest, and who starts the
-// container not the cores; each that ends makes room for some more.
-const rampFirst, rampStep = 2, 2
+// A replay begins with few requests, so that what a start reads first does not share the line with all the rest; each that
+// ends makes room for some more.
+const rampFirst, rampStep = 4, 3
 
 var errPatience = errors.New("no answer for a minute")
 
