@@ -70,6 +70,30 @@ func TestPromise(t *testing.T) {
 	}
 }
 
+// TestPromiseBusy: a layer that has come is promised as long as its pull has others to bring, below which it may have to wait to be mounted.
+func TestPromiseBusy(t *testing.T) {
+	w := promiseWorld(t)
+	table := w.open(testDir(t), Auto)
+	mounted, err := table.Mount(t.Context(), w.layer(0), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := &job{layer: w.layers[1], done: make(chan struct{})}
+	table.mu.Lock()
+	for _, p := range table.pulls {
+		busy.pull = p
+		p.jobs = append(p.jobs, busy)
+	}
+	table.mu.Unlock()
+	if m, ok := table.Promise(t.Context(), w.layer(0), nil); !ok || m != mounted {
+		t.Errorf("promised %+v, %v; it is mounted as %+v", m, ok, mounted)
+	}
+	close(busy.done)
+	if m, ok := table.Promise(t.Context(), w.layer(0), nil); ok {
+		t.Errorf("promise of a pull that has brought all: %+v", m)
+	}
+}
+
 // TestNoPromise: where it is not certain what Mount returns, there is no promise.
 func TestNoPromise(t *testing.T) {
 	w := promiseWorld(t)

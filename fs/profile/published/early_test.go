@@ -40,6 +40,26 @@ func TestEarlyRoundTrip(t *testing.T) {
 	}
 }
 
+func TestJoin(t *testing.T) {
+	a := func(off, size int64) BlobRange { return BlobRange{blobA, 1 << 20, off, size} }
+	b := func(off, size int64) BlobRange { return BlobRange{blobB, 1 << 20, off, size} }
+	const gap, most = earlyGap, 300 << 10
+	for name, c := range map[string]struct{ in, want []BlobRange }{
+		"nothing":             {nil, nil},
+		"neighbours":          {[]BlobRange{a(0, 10), b(5, 1), a(10, 20)}, []BlobRange{a(0, 30), b(5, 1)}},
+		"near":                {[]BlobRange{a(0, 10), a(10+gap, 20)}, []BlobRange{a(0, 30+gap)}},
+		"not near":            {[]BlobRange{a(0, 10), a(11+gap, 20)}, []BlobRange{a(0, 10), a(11+gap, 20)}},
+		"within":              {[]BlobRange{a(0, 30), a(10, 5)}, []BlobRange{a(0, 30)}},
+		"before":              {[]BlobRange{a(10, 10), a(0, 10)}, []BlobRange{a(10, 10), a(0, 10)}},
+		"as much as there is": {[]BlobRange{a(0, most-1), a(most-1, 1), a(most, 1)}, []BlobRange{a(0, most), a(most, 1)}},
+		"of another size":     {[]BlobRange{a(0, 10), {blobA, 2 << 20, 10, 10}}, []BlobRange{a(0, 10), {blobA, 2 << 20, 10, 10}}},
+	} {
+		if got := Join(c.in, most); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
 func TestEarlyForeign(t *testing.T) {
 	a, b := `{"digest":"`+blobA.String()+`","size":100}`, `{"digest":"`+blobB.String()+`","size":1099511627776}`
 	for name, text := range map[string]string{
