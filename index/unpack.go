@@ -3,6 +3,7 @@ package index
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ func readColumns(r io.Reader) (*columns, error) {
 
 // cutOff makes the error of bytes that end too early one of ErrCorrupt.
 func cutOff(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return corrupt("packed index: cut off")
 	}
 	return err
