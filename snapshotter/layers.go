@@ -46,7 +46,8 @@ type Layers interface {
 	Mount(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error)
 
 	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned for it. Removing
-	// what is not there is no error.
+	// what is not there is no error. A power cut can make a Snapshotter forget a layer that it has no snapshot of: Layers is to give
+	// up by itself, after a start, what no call of Mount has asked for when Restore has returned.
 	Remove(ctx context.Context, layer digest.Digest) error
 }
 

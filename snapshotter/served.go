@@ -192,7 +192,7 @@ func existsError(target digest.Digest) error {
 func (s *Snapshotter) servedDir() string { return filepath.Join(s.root, "served") }
 
 // markServed notes that Layers knows the layer, before it does. The caller holds the layer. A mark that a power cut takes away is no
-// loss: layers that nobody asks for after a start are given up by Layers itself.
+// loss: see Layers.Remove.
 func (s *Snapshotter) markServed(d digest.Digest) error {
 	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
