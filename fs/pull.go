@@ -196,15 +196,15 @@ func (t *Table) job(p *pull, d digest.Digest) *job {
 	t.mu.Unlock()
 	end := func(err error) {
 		j.err = err
+		if err != nil {
+			t.drop(p) // before anybody is told, who may try again at once
+		}
 		t.mu.Lock()
 		if t.jobs[d] == j {
 			delete(t.jobs, d)
 		}
 		t.mu.Unlock()
 		close(j.done)
-		if err != nil {
-			t.drop(p)
-		}
 	}
 	if !t.goes(func(ctx context.Context) { end(p.try(ctx, d)) }) {
 		end(errors.New("micad is stopping"))

@@ -591,8 +591,16 @@ func TestUnavailable(t *testing.T) {
 	l := w.layer(0)
 	l.Digest = digest.FromString("no such layer")
 	l.Image = nil
-	if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("layer that is not in the manifest: %v, want ErrUnavailable", err)
+	for range 100 {
+		if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("layer that is not in the manifest: %v, want ErrUnavailable", err)
+		}
+		table.mu.Lock()
+		left := len(table.pulls)
+		table.mu.Unlock()
+		if left > 0 {
+			t.Fatal("who tries again gets the same error again")
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
