@@ -143,9 +143,9 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 	}
 	m.conn.serve(func() { close(m.done) })
 	// The mount's numbers, without asking the mount itself.
-	at, ok, err := mountinfo.Top(dir)
-	if err == nil && (!ok || at.Type != Type) {
-		err = fmt.Errorf("not in the mount table: %w", os.ErrNotExist)
+	at, ok, err := mountinfo.RootAt(dir)
+	if err == nil && !ok {
+		err = fmt.Errorf("somebody else has unmounted it: %w", os.ErrNotExist)
 	}
 	if err != nil {
 		err = errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH), m.conn.close())

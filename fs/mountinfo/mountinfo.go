@@ -1,13 +1,15 @@
 // Package mountinfo says what is mounted at a directory, without touching the
 // mount itself.
 //
-// It reads /proc/self/mountinfo: a stat(2) of the directory would ask the file
+// It reads /proc/self/mountinfo, or asks the kernel for what it knows by itself: a stat(2) of the directory would ask the file
 // system that is mounted there, which for a FUSE mount may be this very process
 // and may be dead. All functions may be called in parallel.
 package mountinfo
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/moby/sys/mountinfo"
@@ -33,6 +35,10 @@ func At(dir string) ([]Mount, error) {
 	dir, err := resolve(dir)
 	if err != nil {
 		return nil, err
+	}
+	// The table has all mounts of the machine, and most directories that are asked for none.
+	if _, ok, err := RootAt(dir); err == nil && !ok {
+		return nil, nil
 	}
 	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != dir, false })
 	if err != nil {
@@ -92,16 +98,42 @@ func resolve(dir string) (string, error) {
 	return filepath.Join(parent, filepath.Base(dir)), nil
 }
 
-// ID returns the number of the mount that is visible at dir, without reading the whole mount table. It is dir's parent's where dir
-// is no mount point. The file system is not asked for anything, whatever its kind.
+// Root is a mount, as statx(2) shows it.
+type Root struct {
+	ID     int    // Mount.ID
+	Device string // Mount.Device
+}
+
+// RootAt returns the mount that is visible at dir, without reading the whole mount table. ok is false where dir is no mount point, or is
+// not there. The error wraps EOPNOTSUPP before Linux 5.8.
+func RootAt(dir string) (r Root, ok bool, err error) {
+	st, err := statx(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return Root{}, false, nil
+	}
+	if err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		err = fmt.Errorf("mount at %s: %w", dir, unix.EOPNOTSUPP)
+	}
+	if err != nil {
+		return Root{}, false, err
+	}
+	return Root{int(st.Mnt_id), fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)}, st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// ID returns the number of the mount that is visible at dir, or of its parent's where dir is no mount point.
 func ID(dir string) (int, error) {
-	var st unix.Statx_t
-	// DONT_SYNC: what the kernel knows is good enough. A FUSE server would be asked else.
+	st, err := statx(dir)
+	return int(st.Mnt_id), err
+}
+
+// statx returns what the kernel knows of dir by itself: no file system is asked for anything, whatever its kind.
+func statx(dir string) (st unix.Statx_t, err error) {
+	// DONT_SYNC: a FUSE server would be asked else.
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
-		return 0, fmt.Errorf("statx %s: %w", dir, err)
+		return st, fmt.Errorf("statx %s: %w", dir, err)
 	}
 	if st.Mask&unix.STATX_MNT_ID == 0 {
-		return 0, fmt.Errorf("number of the mount at %s: %w", dir, unix.EOPNOTSUPP)
+		return st, fmt.Errorf("number of the mount at %s: %w", dir, unix.EOPNOTSUPP)
 	}
-	return int(st.Mnt_id), nil
+	return st, nil
 }

@@ -55,6 +55,10 @@ func TestAt(t *testing.T) {
 		if id, err := mountinfo.ID(path); err != nil || ok != (id == top.ID) {
 			t.Errorf("%s: number %d, %v, want %d", path, id, err, top.ID)
 		}
+		want := mountinfo.Root{ID: top.ID, Device: top.Device}
+		if root, there, err := mountinfo.RootAt(path); err != nil || there != ok || ok && root != want {
+			t.Errorf("%s: root %+v, %t, %v, want %+v, %t", path, root, there, err, want, ok)
+		}
 	}
 	expect(dir)
 	mountTmpfs(t, "one", dir)
