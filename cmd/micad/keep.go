@@ -32,6 +32,14 @@ func keep(args []string) (bool, error) {
 	default:
 		return false, nil
 	}
+	// What cannot be right would be started again and again.
+	o, err := parse(args[1:])
+	if err != nil || o.done {
+		return true, err
+	}
+	if _, err := o.config(); err != nil {
+		return true, err
+	}
 	surviveBrokenLog()
 	path, err := ownPath()
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,10 +13,13 @@ import (
 	"time"
 )
 
+// noteEnv names the file in which a daemon notes its process.
+const noteEnv = "MICA_TEST_NOTE"
+
 // TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and waits.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "--note" {
-		if err := os.WriteFile(os.Args[2], []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
+	if note := os.Getenv(noteEnv); note != "" && len(os.Args) == 1 {
+		if err := os.WriteFile(note, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 			os.Exit(1)
 		}
 		time.Sleep(2 * time.Minute)
@@ -37,7 +41,8 @@ func TestKeepExecutesTheFileAnew(t *testing.T) {
 	link(t, "one", called)
 
 	note := filepath.Join(dir, "pid")
-	k := exec.Command(called, "keep", "--note", note)
+	k := exec.Command(called, "keep")
+	k.Env = append(os.Environ(), noteEnv+"="+note)
 	r, w, err := os.Pipe() // a log that nobody reads: what keeps must not die of it
 	if err != nil {
 		t.Fatal(err)
@@ -130,4 +135,30 @@ func executable(t *testing.T, pid int) string {
 		t.Fatal(err)
 	}
 	return exe
+}
+
+// What cannot run at all is not started, again and again.
+func TestKeepOfNothing(t *testing.T) {
+	broken := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(broken, []byte("mode = \"quick\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		says string
+		good bool
+	}{
+		{[]string{"--help"}, "micad keep", true},
+		{[]string{"--version"}, "micad " + version, true},
+		{[]string{"--no-such-flag"}, "no-such-flag", false},
+		{[]string{"--config", broken}, "quick", false},
+		{[]string{"--config", filepath.Join(t.TempDir(), "none")}, "none", false},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		out, err := exec.CommandContext(ctx, os.Args[0], append([]string{"keep"}, c.args...)...).CombinedOutput()
+		cancel()
+		if ctx.Err() == context.DeadlineExceeded || !strings.Contains(string(out), c.says) || (err == nil) != c.good {
+			t.Errorf("%v: %v\n%s", c.args, err, out)
+		}
+	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -41,42 +42,76 @@ func exit(err error) {
 	os.Exit(1)
 }
 
-// run reads flags and configuration and runs the daemon until ctx ends.
+// run runs the daemon until ctx ends.
 func run(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("micad", flag.ContinueOnError)
-	path := flags.String("config", defaultConfig, "configuration file")
-	root := flags.String("root", "", "folder for all state (over the configuration's root)")
-	address := flags.String("address", "", "socket to listen at (over the configuration's address)")
-	logLevel := flags.String("log-level", "", "debug, info, warn or error (over the configuration's log_level)")
-	showVersion := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
+	o, err := parse(args)
+	if err != nil || o.done {
 		return err
 	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)", flags.Arg(0))
-	}
-	if *showVersion {
-		fmt.Println("micad", version)
-		return nil
-	}
-	named := false
-	flags.Visit(func(f *flag.Flag) { named = named || f.Name == "config" })
-	c, err := readConfig(*path, named)
+	c, err := o.config()
 	if err != nil {
 		return err
-	}
-	if *root != "" {
-		c.Root = *root
-	}
-	if *address != "" {
-		c.Address = *address
-	}
-	if *logLevel != "" {
-		if err := c.LogLevel.UnmarshalText([]byte(*logLevel)); err != nil {
-			return fmt.Errorf("--log-level %q: use debug, info, warn or error", *logLevel)
-		}
 	}
 	tuneMemory()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
 	return serve(ctx, c, log)
+}
+
+// options is what the flags say.
+type options struct {
+	path, root, address, logLevel string
+	named                         bool // the configuration file was
+	done                          bool // a flag asked for words only, which have been printed
+}
+
+const usage = `Usage: micad [FLAG...]
+       micad keep [FLAG...]     under a parent that keeps containers alive while micad is away (systemd does the same)
+
+`
+
+func parse(args []string) (o options, err error) {
+	flags := flag.NewFlagSet("micad", flag.ContinueOnError)
+	flags.StringVar(&o.path, "config", defaultConfig, "configuration file")
+	flags.StringVar(&o.root, "root", "", "folder for all state (over the configuration's root)")
+	flags.StringVar(&o.address, "address", "", "socket to listen at (over the configuration's address)")
+	flags.StringVar(&o.logLevel, "log-level", "", "debug, info, warn or error (over the configuration's log_level)")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	flags.Usage = func() {
+		fmt.Fprint(flags.Output(), usage)
+		flags.PrintDefaults()
+	}
+	err = flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return options{done: true}, nil
+	case err != nil:
+		return o, err
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)", flags.Arg(0))
+	case *showVersion:
+		fmt.Println("micad", version)
+		o.done = true
+	}
+	flags.Visit(func(f *flag.Flag) { o.named = o.named || f.Name == "config" })
+	return o, nil
+}
+
+// config returns the configuration that the flags name and change.
+func (o options) config() (config, error) {
+	c, err := readConfig(o.path, o.named)
+	if err != nil {
+		return c, err
+	}
+	if o.root != "" {
+		c.Root = o.root
+	}
+	if o.address != "" {
+		c.Address = o.address
+	}
+	if o.logLevel != "" {
+		if err := c.LogLevel.UnmarshalText([]byte(o.logLevel)); err != nil {
+			return c, fmt.Errorf("--log-level %q: use debug, info, warn or error", o.logLevel)
+		}
+	}
+	return c, nil
 }
