@@ -173,6 +173,25 @@ func (p *pull) leftOver() []digest.Digest {
 	})
 }
 
+// lost ends the pulls, that nobody waits for, of images that have lost a layer: who asks for such an image again has it begun anew,
+// with its replay.
+func (t *Table) lost(d digest.Digest) {
+	var over []*pull
+	t.mu.Lock()
+	for key, p := range t.pulls {
+		p.came = slices.DeleteFunc(p.came, func(c digest.Digest) bool { return c == d })
+		if p.idle != nil && p.askedLocked() && slices.ContainsFunc(p.jobs, func(j *job) bool { return j.layer == d }) {
+			p.idle.Stop()
+			delete(t.pulls, key)
+			over = append(over, p)
+		}
+	}
+	t.mu.Unlock()
+	for _, p := range over {
+		t.goes(p.end)
+	}
+}
+
 // drop makes later calls begin anew where a pull has failed.
 func (t *Table) drop(p *pull) {
 	t.mu.Lock()

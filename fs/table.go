@@ -345,6 +345,7 @@ func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
 	delete(t.claims.wanted, d)
 	t.mu.Unlock()
 	t.promises.settle(d, nil)
+	t.lost(d)
 	return t.discard(ctx, d)
 }
 

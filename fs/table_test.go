@@ -446,6 +446,17 @@ func TestFillAndReplay(t *testing.T) {
 	if r := second.Replays()[0]; r.Read != r.Brought || r.Missed != 0 {
 		t.Errorf("replay brought %d bytes, %d of them were read, %d reads missed", r.Brought, r.Read, r.Missed)
 	}
+
+	for _, d := range slices.Backward(w.layers) {
+		if err := second.Remove(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.mountAll(second)
+	eventually(t, "the profile was replayed again for an image that had been removed", func() bool {
+		all := second.Replays()
+		return len(all) == 2 && all[0].Finished && all[0].Brought == all[1].Brought
+	})
 }
 
 // eventually waits until ok holds.
