@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/integration/known"
-	"github.com/mica-snapshotter/mica/integration/node"
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
@@ -76,7 +75,7 @@ func (s *Stage) five(ctx context.Context) (map[Column]Cell, error) {
 			cells[c] = Cell{Tries: tries, Trouble: err, Ready: s.sinceStruck()}
 		})
 	}
-	try(Pull, func(ctx context.Context, _ int) error { return s.Node.Pull(ctx, node.Snapshotter, s.ref(Pull)) })
+	try(Pull, func(ctx context.Context, _ int) error { return s.pull(ctx, Pull) })
 	try(Start, func(ctx context.Context, n int) error { return s.run(ctx, Start, fmt.Sprint(n)) })
 	err := g.await(ctx)
 	if err == nil {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
@@ -115,6 +116,27 @@ func (s *Stage) reads(c Column) Reads {
 		r.Step = time.Second // the rest is the fill's to fetch
 	}
 	return r
+}
+
+// pull pulls a column's image. containerd takes what is at the registry in the
+// meantime for the image, a log-in page too: that is no image, and pulled again.
+func (s *Stage) pull(ctx context.Context, c Column) error {
+	if err := s.Node.Pull(ctx, node.Snapshotter, s.ref(c)); err != nil {
+		return err
+	}
+	client, err := s.Node.Client()
+	if err != nil {
+		return err
+	}
+	ctx = namespaces.WithNamespace(ctx, s.Node.Namespace())
+	image, err := client.GetImage(ctx, s.ref(c))
+	if err != nil {
+		return err
+	}
+	if _, err := image.Config(ctx); err != nil {
+		return fmt.Errorf("what came for %s is no image: %w", s.ref(c), err)
+	}
+	return nil
 }
 
 // run starts a column's container; name tells one of its containers from another.
