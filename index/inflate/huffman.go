@@ -8,8 +8,10 @@ const (
 	fastInput = 16
 	// fastOutput is what the fast loop may write in one round: three entries of
 	// literals of 2 bytes, and a match of 258 bytes that is written 8 bytes
-	// at a time and at least 16.
-	fastOutput = 3*2 + 258 + 16
+	// at a time and at least leap.
+	fastOutput = 3*2 + 258 + leap
+	// leap is how many bytes of a match are written at once, however few it has.
+	leap = 24
 )
 
 // huffman decodes symbols until the block ends, the output is full or the
@@ -123,34 +125,41 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 	hold, n := in.hold, in.n
 	lastR, lastW := len(src)-fastInput, len(dst)-fastOutput
 	for r <= lastR && w <= lastW {
-		hold |= binary.LittleEndian.Uint64(src[r:]) << (n & 63)
-		r += int((63 - n&63) >> 3)
+		// One check of bounds each for nearly all of a round. Of n only the low 6 bits count: what is above code and
+		// extra bits in an entry is not masked before it is taken off.
+		next := (*[fastInput]byte)(src[r : r+fastInput])
+		out := (*[fastOutput]byte)(dst[w : w+fastOutput])
+		hold |= binary.LittleEndian.Uint64(next[:8]) << (n & 63)
+		used := (63 - n&63) >> 3
 		n |= 56
 
-		// Three primary lookups take at most 33 of 56 bits.
+		// Three primary lookups take at most 36 of 56 bits.
+		at := uint(0)
 		e := d.lit[hold&(1<<litBits-1)]
 		if e&flagLiteral != 0 {
-			binary.LittleEndian.PutUint16(dst[w:], uint16(e>>16))
-			w += int(e >> 8 & 3)
+			binary.LittleEndian.PutUint16(out[:2], uint16(e>>16))
+			at = uint(e >> 8 & 3)
 			hold >>= e & 63
-			n -= uint(e & 63)
+			n -= uint(e)
 			e = d.lit[hold&(1<<litBits-1)]
 			if e&flagLiteral != 0 {
-				binary.LittleEndian.PutUint16(dst[w:], uint16(e>>16))
-				w += int(e >> 8 & 3)
+				binary.LittleEndian.PutUint16(out[at:at+2], uint16(e>>16))
+				at += uint(e >> 8 & 3)
 				hold >>= e & 63
-				n -= uint(e & 63)
+				n -= uint(e)
 				e = d.lit[hold&(1<<litBits-1)]
 				if e&flagLiteral != 0 {
-					binary.LittleEndian.PutUint16(dst[w:], uint16(e>>16))
-					w += int(e >> 8 & 3)
+					binary.LittleEndian.PutUint16(out[at:at+2], uint16(e>>16))
+					w += int(at + uint(e>>8&3))
 					hold >>= e & 63
-					n -= uint(e & 63)
+					n -= uint(e)
+					r += int(used)
 					continue
 				}
 			}
 		}
-		// 34 bits are left: a long code and extra bits take at most 20.
+		w += int(at)
+		// 32 bits are left: a long code and extra bits take at most 20.
 		if e&flagSpecial != 0 {
 			if e&flagSub != 0 {
 				hold >>= litBits
@@ -161,26 +170,28 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 				dst[w] = byte(e >> 16)
 				w++
 				hold >>= e & 63
-				n -= uint(e & 63)
+				n -= uint(e)
+				r += int(used)
 				continue
 			}
 			if e&flagSpecial != 0 {
+				r += int(used)
 				if e == invalid {
 					err = corrupt("literal or length code")
 					break
 				}
 				hold >>= e & 63
-				n -= uint(e & 63)
+				n -= uint(e)
 				done = true
 				break
 			}
 		}
 		length := int(e>>16) + int(hold&(1<<(e&63)-1)>>(e>>8&63))
 		hold >>= e & 63
-		n -= uint(e & 63)
+		n -= uint(e)
 
-		hold |= binary.LittleEndian.Uint64(src[r:]) << (n & 63)
-		r += int((63 - n&63) >> 3)
+		hold |= binary.LittleEndian.Uint64(next[used:used+8]) << (n & 63)
+		r += int(used + (63-n&63)>>3)
 		n |= 56
 		e = d.dist[hold&(1<<distBits-1)]
 		if e&flagSpecial != 0 {
@@ -196,7 +207,7 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 		}
 		dist := int(e>>16) + int(hold&(1<<(e&63)-1)>>(e>>8&63))
 		hold >>= e & 63
-		n -= uint(e & 63)
+		n -= uint(e)
 
 		from := w - dist
 		if from < 0 {
@@ -209,13 +220,16 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 		}
 		end := w + length
 		if dist >= 8 {
-			binary.LittleEndian.PutUint64(dst[w:], binary.LittleEndian.Uint64(dst[from:]))
-			binary.LittleEndian.PutUint64(dst[w+8:], binary.LittleEndian.Uint64(dst[from+8:]))
-			if length > 16 {
-				if dist >= length {
-					copy(dst[w+16:end], dst[from+16:])
+			at &= 7 // as it is; the compiler does not see that
+			back := (*[leap]byte)(dst[from : from+leap])
+			binary.LittleEndian.PutUint64(out[at:at+8], binary.LittleEndian.Uint64(back[:8]))
+			binary.LittleEndian.PutUint64(out[at+8:at+16], binary.LittleEndian.Uint64(back[8:16]))
+			binary.LittleEndian.PutUint64(out[at+16:at+leap], binary.LittleEndian.Uint64(back[16:]))
+			if length > leap {
+				if dist >= length && length > 64 { // a call costs more than a few rounds of the loop
+					copy(dst[w+leap:end], dst[from+leap:])
 				} else {
-					for i := 16; i < length; i += 8 {
+					for i := leap; i < length; i += 8 {
 						binary.LittleEndian.PutUint64(dst[w+i:], binary.LittleEndian.Uint64(dst[from+i:]))
 					}
 				}
@@ -232,6 +246,6 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 		}
 		w = end
 	}
-	in.r, in.hold, in.n = r, hold, n
+	in.r, in.hold, in.n = r, hold, n&63
 	return w, done, err
 }

@@ -15,7 +15,7 @@ package inflate
 //
 // The primary entry of two literals whose codes fit into it together holds both.
 const (
-	litBits  = 11
+	litBits  = 12
 	distBits = 9
 	maxCode  = 15
 
