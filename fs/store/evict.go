@@ -185,11 +185,11 @@ func (l *Layer) Empty() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
-	bits, bytes := l.present.snapshot(), l.bytes
+	bits, bytes, written := l.present.snapshot(), l.bytes, append(l.saving, l.unsaved...)
 	l.present.restore(nil)
 	l.own.sure.restore(nil)
 	l.own.stamp.Store(0)
-	l.bytes, l.dirty, l.unsaved = 0, false, nil
+	l.bytes, l.dirty, l.unsaved, l.saving = 0, false, nil, nil
 	l.record.State = Lazy
 	l.markDurable(nil, 0)
 	l.evictions.Add(1)
@@ -199,6 +199,7 @@ func (l *Layer) Empty() error {
 		l.mu.Lock()
 		l.present.restore(bits)
 		l.bytes, l.dirty, l.record.State = bytes, true, l.recorded
+		l.unsaved = append(written, l.unsaved...)
 		l.mu.Unlock()
 	}
 	if err != nil {

@@ -13,8 +13,8 @@ const (
 	// a power cut can cost at most, in time.
 	flushDelay = 2 * time.Second
 	// flushBytes begins a flush earlier, so that no flush has more than about
-	// that many bytes to write.
-	flushBytes = 64 << 20
+	// that many bytes to write. It is more than what most containers read while they start: the disk and the cores are theirs then.
+	flushBytes = 256 << 20
 )
 
 // Run makes durable what layers have present, in batches, and drops from the page
@@ -132,13 +132,16 @@ func (l *Layer) flush() error {
 	// sync that follows covers them.
 	bits, bytes := l.present.snapshot(), l.bytes
 	written := l.unsaved
-	l.unsaved = nil
+	l.unsaved, l.saving = nil, l.unsaved
 	rec := l.record.clone()
 	l.mu.Unlock()
 
 	f, err := l.device.get()
 	if err != nil {
-		l.setDirty()
+		l.mu.Lock()
+		l.dirty = true
+		l.unsaved, l.saving = append(l.saving, l.unsaved...), nil
+		l.mu.Unlock()
 		return err
 	}
 	l.pages.beginSync()
@@ -169,6 +172,7 @@ func (l *Layer) flush() error {
 	}
 	l.mu.Lock()
 	l.markDurable(bits, bytes)
+	l.saving = nil
 	if len(l.unsaved) == 0 {
 		l.unsynced.Store(false)
 		clear(l.zeros)
@@ -193,7 +197,7 @@ func (l *Layer) revert() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epoch++
-	l.unsaved = nil
+	l.unsaved, l.saving = nil, nil
 	l.present.restore(l.durable)
 	l.bytes = l.durableN
 	l.record.State = l.recorded

@@ -18,6 +18,8 @@ type unsaved struct {
 	off, n int64
 }
 
+func (u *unsaved) overlaps(off, n int64) bool { return u.off < off+n && off < u.off+u.n }
+
 // Settled says that p, which was read from off on, from spans that were Present and Sure, is what was written there: it is durable,
 // or none of it reads as what was lost does, but for what is known to be zeros.
 func (l *Layer) Settled(p []byte, off int64) bool {
@@ -25,11 +27,21 @@ func (l *Layer) Settled(p []byte, off int64) bool {
 		return true
 	}
 	p = p[:min(int64(len(p)), max(l.size-off, 0))]
-	return eachZero(p, off, func(sector int64, _ bool) bool {
+	l.mu.Lock()
+	risk := l.atRisk(off, int64(len(p)))
+	l.mu.Unlock()
+	return !risk || eachZero(p, off, func(sector int64, _ bool) bool {
+		const size = 1 << sectorShift
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.zeros.has(sector)
+		return l.zeros.has(sector) || !l.atRisk(sector*size, size)
 	})
+}
+
+// atRisk says whether any of the n bytes from off on may not be durable. The caller holds mu.
+func (l *Layer) atRisk(off, n int64) bool {
+	at := func(u unsaved) bool { return u.overlaps(off, n) }
+	return slices.ContainsFunc(l.saving, at) || slices.ContainsFunc(l.unsaved, at)
 }
 
 // Lost notes that of the n bytes from off on, which were not Settled and were Present after Evictions had returned gone, some are wrong.
@@ -38,7 +50,7 @@ func (l *Layer) Lost(off, n int64, gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()
 	l.mu.Lock()
-	unsaved := slices.ContainsFunc(l.unsaved, func(u unsaved) bool { return u.off < off+n && off < u.off+u.n })
+	unsaved := l.atRisk(off, n)
 	l.mu.Unlock()
 	if !unsaved || l.evictions.Load() != gone {
 		return

@@ -68,11 +68,12 @@ type Layer struct {
 	sealed   bool  // the kernel may read the device by itself: no span of it goes
 	bytes    int64 // of present spans
 	unsaved  []unsaved
-	zeros    zeros    // in what was written since all was durable
-	dirty    bool     // something is present that the disk does not say
-	epoch    uint64   // counts the failed syncs of the device
-	durable  []uint64 // the spans whose bytes are durable
-	durableN int64    // bytes of these
+	saving   []unsaved // what a flush under way is about
+	zeros    zeros     // in what was written since all was durable
+	dirty    bool      // something is present that the disk does not say
+	epoch    uint64    // counts the failed syncs of the device
+	durable  []uint64  // the spans whose bytes are durable
+	durableN int64     // bytes of these
 }
 
 // loadLayer opens the folder of layer d as the last run left it, or as much of it
