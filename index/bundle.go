@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -252,18 +253,31 @@ func (b *Bundle) Spans(layer digest.Digest) (Spans, error) {
 	return l.Spans()
 }
 
-func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
-	in := &frameReader{r: io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size)}
-	z, err := zstd.NewReader(in,
+// frameDecoders are decoders of frames that wait for the next one: an image's layers are extracted one after the other.
+var frameDecoders = sync.Pool{New: func() any {
+	z, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxFrameWindow))
 	if err != nil {
+		panic(err) // the options are wrong
+	}
+	return z
+}}
+
+func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
+	in := &frameReader{r: io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size)}
+	z := frameDecoders.Get().(*zstd.Decoder)
+	if err := z.Reset(in); err != nil {
 		return err
 	}
-	defer z.Close()
+	defer func() {
+		_ = z.Reset(nil) // which has no error, and lets go of in
+		frameDecoders.Put(z)
+	}()
 	sum, head := sha256.New(), new(bytes.Buffer)
 	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
 	in.z = z
 	n := l.IndexSize
+	var err error
 	if l.Packed {
 		var c *columns
 		if c, err = readColumns(readerFunc(in.decode)); err == nil {

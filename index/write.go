@@ -81,9 +81,10 @@ func (h *fileHeader) measure(i int, emit func(io.Writer) (int64, error)) error {
 
 // imageWriter writes an image from front to back and knows where it is.
 type imageWriter struct {
-	w    *bufio.Writer
-	off  int64 // in the file
-	zero [BlockSize]byte
+	w     *bufio.Writer
+	off   int64 // in the file
+	block []byte
+	zero  [BlockSize]byte
 }
 
 func (w *imageWriter) write(b []byte) {
@@ -209,7 +210,8 @@ func (p *plan) writeBlocks(w *imageWriter, n *Node) {
 		d := &p.dirs[n.at.dir]
 		eachDirBlock(d.links, func(block []link, _ int64) {
 			if w.seek(start + alignUp(w.off-start, BlockSize)); w.off < end {
-				w.write(appendBlock(nil, block))
+				w.block = appendBlock(w.block[:0], block)
+				w.write(w.block)
 			}
 		})
 	case modeSymlink:
@@ -227,7 +229,7 @@ func (p *plan) writeBlocks(w *imageWriter, n *Node) {
 
 // writeSpans writes the span table and returns its size.
 func (p *plan) writeSpans(w io.Writer) (int64, error) {
-	out := bufio.NewWriterSize(w, 64<<10)
+	out := bufio.NewWriterSize(w, min(64<<10, len(p.draft.Spans)*spanSize))
 	var buf []byte
 	for i := range p.draft.Spans {
 		buf = p.draft.Spans[i].append(buf[:0])
