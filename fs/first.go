@@ -13,7 +13,7 @@ const (
 	// included, unless that is not enough for ranges of firstMost bytes; firstLeast are for the ranges in any case.
 	firstRequests, firstLeast = 10, 3
 	// requestCost is what one request more takes of everybody's time. The reference registry reads 4 MiB for each, however little it is
-	// asked for: 3 to 5 ms of a core, which others want as well, here or there. The rest is for round trips being measured too long.
+	// asked for: 3 to 5 ms of a core, which others want as well, here or there.
 	requestCost = 4 * time.Millisecond
 	// connections is how many are made when a pull begins, for the ranges and the first data after them; farConnections where
 	// there is no answer after farAfter, because then they take long, and each begins slowly.
