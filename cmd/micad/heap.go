@@ -10,8 +10,8 @@ import (
 const (
 	// heapFloor is the heap's size below which it may grow by heapMost percent over what is in use until garbage is collected, bytes: a
 	// pull then is not slowed by collections that have little to find. Above it grows by heapLeast.
-	heapFloor           = 40 << 20
-	heapLeast, heapMost = 50, 1000
+	heapFloor           = 16 << 20
+	heapLeast, heapMost = 50, 400
 	// memoryLimit is what the Go runtime keeps to if it can, bytes: buffers come and go with pulls.
 	memoryLimit = 96 << 20
 )

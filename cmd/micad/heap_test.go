@@ -8,12 +8,11 @@ import (
 
 func TestGrowth(t *testing.T) {
 	for inUse, want := range map[int64]int{
-		0:         1000,
-		1 << 20:   1000,
-		8 << 20:   400,
-		20 << 20:  100,
-		30 << 20:  50,
-		40 << 20:  50,
+		0:         400,
+		1 << 20:   400,
+		8 << 20:   100,
+		12 << 20:  50,
+		16 << 20:  50,
 		200 << 20: 50,
 	} {
 		if got := growth(inUse); got != want {
