@@ -180,6 +180,11 @@ func TestExtractRefused(t *testing.T) {
 			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
 				t.Error(err)
 			}
+			// the decoder that met it is used again
+			good := bundleOf(t, nasty()).open(t)
+			if err := good.Extract(good.Layers()[0].Layer, io.Discard); err != nil {
+				t.Errorf("a good one after it: %v", err)
+			}
 		})
 	}
 }

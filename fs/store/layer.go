@@ -68,7 +68,7 @@ type Layer struct {
 	sealed   bool  // the kernel may read the device by itself: no span of it goes
 	bytes    int64 // of present spans
 	unsaved  []unsaved
-	saving   []unsaved // what a flush under way is about
+	saving   []unsaved // what the flush under way, or the last one if it failed, took from unsaved
 	zeros    zeros     // in what was written since all was durable
 	dirty    bool      // something is present that the disk does not say
 	epoch    uint64    // counts the failed syncs of the device
