@@ -212,7 +212,7 @@ func FuzzUnpack(f *testing.F) {
 			colEntries: entries, colKinds: kinds, colLinks: links, colNames: names, colTimes: times, colMoments: moments, colNumbers: numbers,
 			colPlaces: places, colTargets: targets, colXattrs: xattrs, colPieces: pieces, colSpans: spans[colSpans], colDigests: spans[colDigests],
 		}
-		p, err := unpackPlan(&c, device.draft.Header)
+		p, err := unpackPlan(&c, device.draft.Header, new(slabs))
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatalf("not ErrCorrupt: %v", err)

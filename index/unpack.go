@@ -53,17 +53,19 @@ func unpack(w io.Writer, c *columns, size int64) error {
 	if err != nil {
 		return err
 	}
-	p, err := unpackPlan(c, h.Header)
+	var s slabs
+	defer s.release()
+	p, err := unpackPlan(c, h.Header, &s)
 	if err != nil {
 		return err
 	}
 	return p.writeAs(w, h)
 }
 
-// unpackPlan makes a plan of all columns but the header.
-func unpackPlan(c *columns, h Header) (*plan, error) {
+// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of s, which the caller releases after the plan's use.
+func unpackPlan(c *columns, h Header, s *slabs) (*plan, error) {
 	files := min(len(c[colEntries]), maxPackedFiles) // about
-	u := unpacker{in: *c, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
+	u := unpacker{in: *c, slabs: s, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
 	u.in[colHeader], u.in[colNames] = nil, nil
 	d := &Draft{Header: h, Spans: u.spans(), Root: u.root()}
 	if u.err != nil {
@@ -118,18 +120,14 @@ func (p *plan) writeAs(w io.Writer, h *fileHeader) error {
 	return nil
 }
 
-// unpackSlab is how many nodes or extents are allocated at once.
-const unpackSlab = 256
-
 // unpacker reads columns from their beginning to their end. After an error all that it reads is zero.
 type unpacker struct {
 	in      columns
 	err     error
 	names   string // what is left of that column: parts of it are the names
 	nodes   []*Node
-	room    []Node   // for further ones
-	extents []Extent // the same
-	list    []link   // of one directory
+	slabs   *slabs // for further ones
+	list    []link // of one directory
 	kinds   []kind
 	moments []moment
 	end     int64 // in the device, of the file before
@@ -273,11 +271,7 @@ func (u *unpacker) earlier() *Node {
 
 // file reads a file of a kind.
 func (u *unpacker) file(k kind) *Node {
-	if len(u.room) == 0 {
-		u.room = make([]Node, unpackSlab)
-	}
-	n := &u.room[0]
-	u.room = u.room[1:]
+	n := u.slabs.node()
 	*n = Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
 	typ := n.Mode & modeType
 	if k.flags&^kindFlags != 0 || n.Implicit && typ != modeDir || k.flags&kindPieces != 0 && typ != modeRegular {
@@ -335,10 +329,7 @@ func (u *unpacker) place(n *Node) {
 		u.fail("file at %d", at)
 		return
 	}
-	if len(u.extents) == 0 {
-		u.extents = make([]Extent, unpackSlab)
-	}
-	n.Extents, u.extents = u.extents[:1:1], u.extents[1:]
+	n.Extents = u.slabs.extent()
 	n.Extents[0] = Extent{Device: at, Size: n.Size} // plan.layout sees whether the device has that much
 	u.end = alignUp(at+n.Size, BlockSize)
 }
