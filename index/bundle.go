@@ -227,7 +227,8 @@ func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
 // Extract writes the index file of a layer to w, of exactly the size and digest that
 // the table says, or returns an error, with w then holding a part of it that is
 // worth nothing. It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
-// has no more than 65,536 files, about 300 bytes a file.
+// has no more than 65,536 files, about 300 bytes a file, two thirds of which are kept for the
+// next one until the second collection of garbage.
 func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	l, ok := b.Layer(layer)
 	if !ok {

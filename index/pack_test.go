@@ -212,7 +212,9 @@ func FuzzUnpack(f *testing.F) {
 			colEntries: entries, colKinds: kinds, colLinks: links, colNames: names, colTimes: times, colMoments: moments, colNumbers: numbers,
 			colPlaces: places, colTargets: targets, colXattrs: xattrs, colPieces: pieces, colSpans: spans[colSpans], colDigests: spans[colDigests],
 		}
-		p, err := unpackPlan(&c, device.draft.Header, new(slabs))
+		a := newArena()
+		defer a.release() // the next input finds nothing of this one
+		p, err := unpackPlan(&c, device.draft.Header, a)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Fatalf("not ErrCorrupt: %v", err)

@@ -2,49 +2,51 @@ package index
 
 import "sync"
 
-// slabSize is how many nodes or extents are allocated at once.
+// slabSize is how many things are allocated at once.
 const slabSize = 256
 
-// Slabs of those who are done with them. Unpacking an image's layers, one after the other, then leaves little garbage.
+// Slabs that are in no use. Unpacking an image's layers, one after the other, then leaves little garbage.
 var (
 	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]Node) }}
 	extentSlabs = sync.Pool{New: func() any { return new([slabSize]Extent) }}
 )
 
-// slabs hands out nodes and extents, all of which are given back at once.
-type slabs struct {
-	nodes                  []*[slabSize]Node
-	extents                []*[slabSize]Extent
-	usedNodes, usedExtents int // of the last slab
+// arena holds the nodes and extents of one tree.
+type arena struct {
+	nodes   slabs[Node]
+	extents slabs[Extent]
 }
 
-// node returns a zero node.
-func (s *slabs) node() *Node {
-	if len(s.nodes) == 0 || s.usedNodes == slabSize {
-		s.nodes, s.usedNodes = append(s.nodes, nodeSlabs.Get().(*[slabSize]Node)), 0
-	}
-	s.usedNodes++
-	return &s.nodes[len(s.nodes)-1][s.usedNodes-1]
+func newArena() *arena {
+	return &arena{nodes: slabs[Node]{pool: &nodeSlabs}, extents: slabs[Extent]{pool: &extentSlabs}}
 }
 
-// extent returns a slice of one zero extent. Appending to it leaves the slab.
-func (s *slabs) extent() []Extent {
-	if len(s.extents) == 0 || s.usedExtents == slabSize {
-		s.extents, s.usedExtents = append(s.extents, extentSlabs.Get().(*[slabSize]Extent)), 0
-	}
-	s.usedExtents++
-	return s.extents[len(s.extents)-1][s.usedExtents-1 : s.usedExtents : s.usedExtents]
+// release gives back all that the arena handed out: nothing may refer to it any more.
+func (a *arena) release() {
+	a.nodes.release()
+	a.extents.release()
 }
 
-// release gives back all that was handed out: nothing may refer to it any more.
-func (s *slabs) release() {
-	for _, slab := range s.nodes {
-		clear(slab[:]) // of what it refers to as well
-		nodeSlabs.Put(slab)
+// slabs hands out zero values of T, from slabs of a pool.
+type slabs[T any] struct {
+	pool  *sync.Pool // of *[slabSize]T, all zero
+	slabs []*[slabSize]T
+	used  int // of the last slab
+}
+
+// next returns a further one, as a slice that cannot grow in its slab.
+func (s *slabs[T]) next() []T {
+	if len(s.slabs) == 0 || s.used == slabSize {
+		s.slabs, s.used = append(s.slabs, s.pool.Get().(*[slabSize]T)), 0
 	}
-	for _, slab := range s.extents {
-		clear(slab[:])
-		extentSlabs.Put(slab)
+	s.used++
+	return s.slabs[len(s.slabs)-1][s.used-1 : s.used : s.used]
+}
+
+func (s *slabs[T]) release() {
+	for _, slab := range s.slabs {
+		clear(slab[:]) // what it refers to is garbage then
+		s.pool.Put(slab)
 	}
-	*s = slabs{}
+	s.slabs, s.used = nil, 0
 }

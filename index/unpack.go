@@ -53,19 +53,19 @@ func unpack(w io.Writer, c *columns, size int64) error {
 	if err != nil {
 		return err
 	}
-	var s slabs
-	defer s.release()
-	p, err := unpackPlan(c, h.Header, &s)
+	a := newArena()
+	defer a.release()
+	p, err := unpackPlan(c, h.Header, a)
 	if err != nil {
 		return err
 	}
 	return p.writeAs(w, h)
 }
 
-// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of s, which the caller releases after the plan's use.
-func unpackPlan(c *columns, h Header, s *slabs) (*plan, error) {
+// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of a, which the caller releases after the plan's use.
+func unpackPlan(c *columns, h Header, a *arena) (*plan, error) {
 	files := min(len(c[colEntries]), maxPackedFiles) // about
-	u := unpacker{in: *c, slabs: s, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
+	u := unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
 	u.in[colHeader], u.in[colNames] = nil, nil
 	d := &Draft{Header: h, Spans: u.spans(), Root: u.root()}
 	if u.err != nil {
@@ -126,7 +126,7 @@ type unpacker struct {
 	err     error
 	names   string // what is left of that column: parts of it are the names
 	nodes   []*Node
-	slabs   *slabs // for further ones
+	arena   *arena // for further ones
 	list    []link // of one directory
 	kinds   []kind
 	moments []moment
@@ -271,7 +271,7 @@ func (u *unpacker) earlier() *Node {
 
 // file reads a file of a kind.
 func (u *unpacker) file(k kind) *Node {
-	n := u.slabs.node()
+	n := &u.arena.nodes.next()[0]
 	*n = Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
 	typ := n.Mode & modeType
 	if k.flags&^kindFlags != 0 || n.Implicit && typ != modeDir || k.flags&kindPieces != 0 && typ != modeRegular {
@@ -329,7 +329,7 @@ func (u *unpacker) place(n *Node) {
 		u.fail("file at %d", at)
 		return
 	}
-	n.Extents = u.slabs.extent()
+	n.Extents = u.arena.extents.next()
 	n.Extents[0] = Extent{Device: at, Size: n.Size} // plan.layout sees whether the device has that much
 	u.end = alignUp(at+n.Size, BlockSize)
 }
