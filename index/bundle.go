@@ -76,7 +76,7 @@ func (l Limits) withDefaults() Limits {
 type BundleLayer struct {
 	Header
 	IndexSize   int64             // bytes of the index file
-	IndexDigest [sha256.Size]byte // of the index file
+	IndexDigest [sha256.Size]byte // of the index file; Extract does not compare it if that is Packed
 	Frame       Range             // of the compressed index file, in the trees blob
 	Packed      bool              // the frame holds columns, of which Extract makes the file
 	Windows     Range             // of the layer's windows, in the windows blob
@@ -224,9 +224,11 @@ func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
 	return BundleLayer{}, false
 }
 
-// Extract writes the index file of a layer to w, of exactly the size and digest that
-// the table says, or returns an error, with w then holding a part of it that is
-// worth nothing. It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
+// Extract writes the index file of a layer to w, or returns an error, with w then holding a part of it that is worth nothing.
+// The file has the size and describes the layer that the table says. It has the table's digest as well, unless it was packed: its sections then
+// have the digests that its header gives, and the file's would say no more, for a seventh of the time.
+//
+// It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
 // has no more than 65,536 files, about 300 bytes a file, two thirds of which are kept for the
 // next one until the second collection of garbage.
 func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
@@ -274,26 +276,14 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 		_ = z.Reset(nil) // which has no error, and lets go of in
 		frameDecoders.Put(z)
 	}()
-	sum, head := sha256.New(), new(bytes.Buffer)
-	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
 	in.z = z
-	n := l.IndexSize
+	var h *fileHeader
 	var err error
 	if l.Packed {
-		var c *columns
-		if c, err = readColumns(readerFunc(in.decode)); err == nil {
-			err = unpack(out, c, n)
-		}
+		h, err = extractPacked(w, readerFunc(in.decode), l.IndexSize)
 	} else {
-		n, err = io.Copy(out, io.LimitReader(readerFunc(in.decode), n+1))
+		h, err = extractFile(w, readerFunc(in.decode), l)
 	}
-	if err != nil {
-		return err
-	}
-	if n != l.IndexSize || [sha256.Size]byte(sum.Sum(nil)) != l.IndexDigest {
-		return corrupt("frame holds other bytes than the table says")
-	}
-	h, err := decodeHeader((*[headerSize]byte)(head.Bytes()), l.IndexSize)
 	if err != nil {
 		return err
 	}
@@ -301,6 +291,29 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 		return corrupt("the index file says other things of its layer than the table")
 	}
 	return nil
+}
+
+// extractPacked writes the index file of size bytes that a packed frame stands for.
+func extractPacked(w io.Writer, frame io.Reader, size int64) (*fileHeader, error) {
+	c, err := readColumns(frame)
+	if err != nil {
+		return nil, err
+	}
+	return unpack(w, c, size)
+}
+
+// extractFile writes the index file that a frame is.
+func extractFile(w io.Writer, frame io.Reader, l *BundleLayer) (*fileHeader, error) {
+	sum, head := sha256.New(), new(bytes.Buffer)
+	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
+	n, err := io.Copy(out, io.LimitReader(frame, l.IndexSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if n != l.IndexSize || [sha256.Size]byte(sum.Sum(nil)) != l.IndexDigest {
+		return nil, corrupt("frame holds other bytes than the table says")
+	}
+	return decodeHeader((*[headerSize]byte)(head.Bytes()), l.IndexSize)
 }
 
 // frameReader tells errors of the blob's reader from those of the decoder, which

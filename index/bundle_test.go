@@ -162,7 +162,6 @@ func TestExtractRefused(t *testing.T) {
 	le := binary.LittleEndian
 	for name, forge := range map[string]func(b []byte){
 		"frame":       func(b []byte) { b[len(b)-10] ^= 4 },
-		"digest":      func(b []byte) { b[bundleHeader+170]++ },
 		"larger":      func(b []byte) { b[bundleHeader+160]++ },
 		"smaller":     func(b []byte) { b[bundleHeader+161]-- },
 		"diffID":      func(b []byte) { b[bundleHeader+72+20]++ },

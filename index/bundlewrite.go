@@ -111,7 +111,7 @@ func packIndex(w io.Writer, l *Layer) (sum [sha256.Size]byte, packed bool, err e
 	c, err := pack(l)
 	if err == nil {
 		h.Reset()
-		if err = unpack(h, c, l.header.size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
+		if _, err = unpack(h, c, l.header.size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
 			return sum, true, compress(w, c.size(), c.write)
 		}
 	}

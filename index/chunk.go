@@ -18,6 +18,14 @@ type piece struct {
 // pieces calls fn for the pieces of n in file order, without gaps up to its
 // last block, neighbours merged; blocks kept in the tree begin at block.
 func (p *plan) pieces(n *Node, block int64, fn func(piece)) error {
+	if len(n.Extents) == 1 && n.Extents[0].Data == nil && n.Extents[0].Size == n.Size && n.Size > 0 { // nearly all files
+		e := &n.Extents[0]
+		if err := p.checkExtent(n, e, 0); err != nil {
+			return fmt.Errorf("extent 0: %w", err)
+		}
+		fn(piece{end: alignUp(n.Size, BlockSize), device: deviceInUse, block: e.Device / BlockSize})
+		return nil
+	}
 	var last piece
 	emit := func(q piece) {
 		merge := q.device == last.device && q.data == nil && last.data == nil && last.end > last.off &&
@@ -100,17 +108,19 @@ func (p *plan) shapeFile(n *Node, s *shape) error {
 	s.layout = layoutChunked
 	s.bits = uint16(bits.TrailingZeros64(uint64(bounds))) - blockBits
 	size := int64(BlockSize) << s.bits
-	if s.chunks = (n.Size-1)/size + 1; s.chunks > maxChunks {
+	chunks := (n.Size-1)/size + 1
+	if chunks > maxChunks {
 		return fmt.Errorf("sparse file of %d bytes with pieces aligned to %d bytes: needs a table of %d chunks, the limit is %d; "+
 			"align its data (cp --sparse=always aligns to the file system's blocks), or store the file whole",
-			n.Size, size, s.chunks, maxChunks)
+			n.Size, size, chunks, maxChunks)
 	}
+	s.chunks = int32(chunks)
 	return nil
 }
 
-// appendChunks appends the chunk indexes of a file of shape s.
-func (p *plan) appendChunks(b []byte, n *Node, s *shape) ([]byte, error) {
-	size := int64(BlockSize) << s.bits
+// appendChunks appends the chunk indexes of a file.
+func (p *plan) appendChunks(b []byte, n *Node) ([]byte, error) {
+	size := int64(BlockSize) << n.at.shape.bits
 	err := p.pieces(n, n.at.block, func(q piece) {
 		for off := q.off; off < q.end; off += size {
 			block := q.block

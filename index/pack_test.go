@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -80,6 +81,10 @@ func TestNotPacked(t *testing.T) {
 		}
 		if b.Layers()[0].Packed {
 			t.Errorf("%s: packed", name)
+		}
+		b.layers[0].IndexDigest[2]++ // which nothing else stands for here
+		if err := b.Extract(b.Layers()[0].Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s, with another digest in the table: %v", name, err)
 		}
 	}
 }
@@ -165,7 +170,7 @@ func TestUnpackRefuses(t *testing.T) {
 		cases["left over: "+string(rune('a'+i))] = func(c *columns) { c[i] = append(c[i], 0) }
 	}
 	size := build().open(t).header.size
-	if err := unpack(new(bytes.Buffer), packed(t, build()), size); err != nil {
+	if _, err := unpack(new(bytes.Buffer), packed(t, build()), size); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range cases {
@@ -174,7 +179,7 @@ func TestUnpackRefuses(t *testing.T) {
 			c[i] = slices.Clone(c[i])
 		}
 		change(c)
-		if err := unpack(new(bytes.Buffer), c, size); !errors.Is(err, ErrCorrupt) {
+		if _, err := unpack(new(bytes.Buffer), c, size); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -191,7 +196,7 @@ func TestUnpackRefuses(t *testing.T) {
 		t.Errorf("endless columns: %v", err)
 	}
 	deep := layerOf(dir(strings.Repeat("d/", 2000) + strings.Repeat("e", 96)))
-	if err := unpack(new(bytes.Buffer), packed(t, deep), deep.open(t).header.size); !errors.Is(err, ErrCorrupt) {
+	if _, err := unpack(new(bytes.Buffer), packed(t, deep), deep.open(t).header.size); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("path of 4096 bytes: %v", err)
 	}
 }

@@ -28,9 +28,9 @@ type place struct {
 	plan  *plan // whose place it is: a draft may be written more than once
 	off   int64 // of the inode in the file
 	block int64 // first block of its own, relative to the first block behind the inodes
-	own   int64 // blocks of its own
 	dir   int32 // its position in plan.dirs
 	nlink uint32
+	shape shape
 }
 
 func (p *place) nid() uint64 { return uint64(p.off-metaOffset) / nidSize }
@@ -170,15 +170,15 @@ func (p *plan) layout() error {
 			d := &p.dirs[n.at.dir]
 			d.size = direntsSize(d.links)
 		}
-		s, err := p.shape(n)
-		if err != nil {
+		s := &n.at.shape
+		if err := p.shape(n, s); err != nil {
 			return fmt.Errorf("%s: %w", p.nodePath(n), err)
 		}
 		pos = alignUp(pos, nidSize)
 		if s.inline > 0 && pos/BlockSize != (pos+s.body()-1)/BlockSize {
 			pos = alignUp(pos, BlockSize)
 		}
-		n.at.off, n.at.block, n.at.own = pos, blocks, s.blocks
+		n.at.off, n.at.block = pos, blocks
 		pos += s.body()
 		blocks += s.blocks
 	}
@@ -199,47 +199,47 @@ func (p *plan) layout() error {
 // shape is how one inode is stored.
 type shape struct {
 	layout uint16
-	size   int64 // i_size
-	xattrs int64 // bytes of attributes behind the inode
-	inline int64 // bytes of data behind the attributes
-	chunks int64 // chunk indexes behind the attributes, from a multiple of 8 on
 	bits   uint16
+	xattrs int32 // bytes of attributes behind the inode
+	inline int32 // bytes of data behind the attributes
+	chunks int32 // chunk indexes behind the attributes, from a multiple of 8 on
+	size   int64 // i_size
 	blocks int64 // blocks of its own
 }
 
 // body returns the bytes from the inode's first to the last that belongs to it.
 func (s *shape) body() int64 {
 	if s.layout == layoutChunked {
-		return alignUp(inodeSize+s.xattrs, chunkSize) + s.chunks*chunkSize
+		return alignUp(inodeSize+int64(s.xattrs), chunkSize) + int64(s.chunks)*chunkSize
 	}
-	return inodeSize + s.xattrs + s.inline
+	return inodeSize + int64(s.xattrs) + int64(s.inline)
 }
 
-// shape returns how n is stored; for a directory, its size must be known.
-func (p *plan) shape(n *Node) (shape, error) {
-	var s shape
-	var err error
-	if s.xattrs, err = xattrAreaSize(n.Xattrs); err != nil {
-		return s, err
+// shape sets s, which is zero, to how n is stored; for a directory, its size must be known.
+func (p *plan) shape(n *Node, s *shape) error {
+	area, err := xattrAreaSize(n.Xattrs)
+	if err != nil {
+		return err
 	}
+	s.xattrs = int32(area)
 	if n.Mode&modeType != modeDir && n.Children != nil {
-		return s, errors.New("has children, but is not a directory")
+		return errors.New("has children, but is not a directory")
 	}
 	switch n.Mode & modeType {
 	case modeDir:
 		s.size = p.dirs[n.at.dir].size
-		p.shapeFlat(n, &s, s.size%BlockSize)
+		p.shapeFlat(n, s, s.size%BlockSize)
 	case modeSymlink:
 		s.size = int64(len(n.Target))
 		if s.size == 0 || s.size > maxTarget || strings.IndexByte(n.Target, 0) >= 0 {
-			return s, fmt.Errorf("target of %d bytes: a symbolic link has 1 to %d, none of them NUL", s.size, maxTarget)
+			return fmt.Errorf("target of %d bytes: a symbolic link has 1 to %d, none of them NUL", s.size, maxTarget)
 		}
-		p.shapeFlat(n, &s, s.size)
+		p.shapeFlat(n, s, s.size)
 	case modeRegular:
 		s.size = n.Size
-		err = p.shapeFile(n, &s)
+		return p.shapeFile(n, s)
 	}
-	return s, err
+	return nil
 }
 
 // shapeFlat decides whether the last tail bytes of directories and targets lie behind
@@ -251,8 +251,8 @@ func (p *plan) shapeFlat(n *Node, s *shape, tail int64) {
 		room = rootInline
 	}
 	s.blocks = blocksOf(s.size)
-	if tail > 0 && inodeSize+s.xattrs+tail <= room {
-		s.layout, s.inline = layoutInline, tail
+	if tail > 0 && inodeSize+int64(s.xattrs)+tail <= room {
+		s.layout, s.inline = layoutInline, int32(tail)
 		s.blocks = (s.size - tail) / BlockSize
 	}
 }

@@ -23,7 +23,7 @@ func readColumns(r io.Reader) (*columns, error) {
 		return nil, corrupt("packed index of %d bytes, at most %d wanted", total, maxPacked)
 	}
 	var all bytes.Buffer
-	all.Grow(int(min(total, 1<<20)) + bytes.MinRead) // not all at once: the size may be a lie
+	all.Grow(int(min(total, 4<<20)) + bytes.MinRead) // not always all at once: the size may be a lie
 	if n, err := io.Copy(&all, io.LimitReader(r, total+1)); err != nil {
 		return nil, err
 	} else if n != total {
@@ -44,22 +44,22 @@ func cutOff(err error) error {
 	return err
 }
 
-// unpack writes the index file of size bytes that columns stand for. What it returns no error for, Check accepts.
-func unpack(w io.Writer, c *columns, size int64) error {
+// unpack writes the index file of size bytes that columns stand for, and returns its header. What it returns no error for, Check accepts.
+func unpack(w io.Writer, c *columns, size int64) (*fileHeader, error) {
 	if len(c[colHeader]) != headerSize {
-		return corrupt("packed index: header of %d bytes", len(c[colHeader]))
+		return nil, corrupt("packed index: header of %d bytes", len(c[colHeader]))
 	}
 	h, err := decodeHeader((*[headerSize]byte)(c[colHeader]), size)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	a := newArena()
 	defer a.release()
 	p, err := unpackPlan(c, h.Header, a)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return p.writeAs(w, h)
+	return h, p.writeAs(w, h)
 }
 
 // unpackPlan makes a plan of all columns but the header. Its nodes and extents are of a, which the caller releases after the plan's use.

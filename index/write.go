@@ -119,7 +119,7 @@ func (p *plan) writeTree(w io.Writer) (int64, error) {
 		out.write(buf)
 	}
 	for _, n := range p.nodes {
-		if n.at.own > 0 {
+		if n.at.shape.blocks > 0 {
 			out.seek(n.at.block * BlockSize)
 			p.writeBlocks(out, n)
 		}
@@ -130,18 +130,15 @@ func (p *plan) writeTree(w io.Writer) (int64, error) {
 
 // appendInode appends the inode of n and all that lies behind it.
 func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
-	s, err := p.shape(n)
-	if err != nil {
-		return nil, err
-	}
-	b = n.appendHeader(b, &s)
+	s := &n.at.shape
+	b = n.appendHeader(b)
 	b = appendXattrs(b, n.Xattrs)
 	switch {
 	case s.layout == layoutChunked:
 		for len(b)%chunkSize != 0 {
 			b = append(b, 0)
 		}
-		return p.appendChunks(b, n, &s)
+		return p.appendChunks(b, n)
 	case s.inline > 0 && n.Mode&modeType == modeSymlink:
 		b = append(b, n.Target...)
 	case s.inline > 0:
@@ -157,11 +154,12 @@ func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
 }
 
 // appendHeader appends the 64 bytes of n's extended inode.
-func (n *Node) appendHeader(out []byte, s *shape) []byte {
+func (n *Node) appendHeader(out []byte) []byte {
 	var b [inodeSize]byte
+	s := &n.at.shape
 	le := binary.LittleEndian
 	le.PutUint16(b[0:], s.layout<<1|formatExtended)
-	le.PutUint16(b[2:], xattrCount(s.xattrs))
+	le.PutUint16(b[2:], xattrCount(int64(s.xattrs)))
 	le.PutUint16(b[4:], uint16(n.Mode))
 	le.PutUint64(b[8:], uint64(s.size))
 	switch {
@@ -204,7 +202,7 @@ func appendBlock(b []byte, links []link) []byte {
 // writeBlocks writes the blocks that n has of its own.
 func (p *plan) writeBlocks(w *imageWriter, n *Node) {
 	start := w.off
-	end := start + n.at.own*BlockSize
+	end := start + n.at.shape.blocks*BlockSize
 	switch n.Mode & modeType {
 	case modeDir:
 		d := &p.dirs[n.at.dir]
