@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -186,4 +187,34 @@ func TestExtractRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestExtractTogether: indexes are extracted in several goroutines, which share decoders, nodes and extents one after the other, and some of
+// which meet a frame that breaks off.
+func TestExtractTogether(t *testing.T) {
+	b := bundleOf(t, nasty(), wide(3000), layerOf(file("d/a", "a"), pieced("p", 5000, onDevice(512, strings.Repeat("d", 512)))))
+	bad := bytes.Clone(b.trees.Bytes())
+	last := b.open(t).Layers()[2]
+	bad[last.Frame.Off+last.Frame.Size-10] ^= 4
+	broken, err := OpenBundle(bytes.NewReader(bad), int64(len(bad)), Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := b.open(t)
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for round := range 20 {
+				at := (i + round) % 3
+				var out bytes.Buffer
+				if err := good.Extract(good.Layers()[at].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[at]) {
+					t.Errorf("layer %d: other bytes, %v", at, err)
+				}
+				if err := broken.Extract(last.Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
+					t.Errorf("broken frame: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }

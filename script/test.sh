@@ -30,9 +30,14 @@ choose_dir() {
 step() {
 	case $1 in
 	unit) go test -timeout 10m ./... ;;
-	race) # index and its formats work in one goroutine, and their tests are the slowest under the detector
-		# and a process with the detector waits a second at its end, which tests with many children pay for
-		go list ./... | grep -v /index | CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 xargs go test -race -timeout 20m ;;
+	race) # index and its formats work in one goroutine, except where pulls extract at the same time, and their tests are the slowest under the
+		# detector; and a process with it waits a second at its end, which tests with many children pay for
+		local failed=0
+		local -x CGO_ENABLED=1 GORACE=atexit_sleep_ms=0
+		go list ./... | grep -v /index | xargs go test -race -timeout 20m || failed=1
+		go test -race -run Together ./index || failed=1
+		return $failed
+		;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	soak) go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}" ;;
