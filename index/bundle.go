@@ -76,7 +76,7 @@ func (l Limits) withDefaults() Limits {
 type BundleLayer struct {
 	Header
 	IndexSize   int64             // bytes of the index file
-	IndexDigest [sha256.Size]byte // of the index file; Extract does not compare it if that is Packed
+	IndexDigest [sha256.Size]byte // of the index file; of a packed one Extract does not compare it
 	Frame       Range             // of the compressed index file, in the trees blob
 	Packed      bool              // the frame holds columns, of which Extract makes the file
 	Windows     Range             // of the layer's windows, in the windows blob
@@ -225,8 +225,8 @@ func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
 }
 
 // Extract writes the index file of a layer to w, or returns an error, with w then holding a part of it that is worth nothing.
-// The file has the size and describes the layer that the table says. It has the table's digest as well, unless it was packed: its sections then
-// have the digests that its header gives, and the file's would say no more, for a seventh of the time.
+// The file has the size, and describes the layer, that the table says. Its digest is compared with the table's, unless it was packed: then its sections'
+// are compared with those in its header, and the file's would say no more, for a seventh of the time.
 //
 // It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
 // has no more than 65,536 files, about 300 bytes a file, two thirds of which are kept for the

@@ -18,7 +18,8 @@ type piece struct {
 // pieces calls fn for the pieces of n in file order, without gaps up to its
 // last block, neighbours merged; blocks kept in the tree begin at block.
 func (p *plan) pieces(n *Node, block int64, fn func(piece)) error {
-	if len(n.Extents) == 1 && n.Extents[0].Data == nil && n.Extents[0].Size == n.Size && n.Size > 0 { // nearly all files
+	// Nearly all files are one piece of the device: for them there is nothing to merge.
+	if len(n.Extents) == 1 && n.Extents[0].Data == nil && n.Extents[0].Size == n.Size && n.Size > 0 {
 		e := &n.Extents[0]
 		if err := p.checkExtent(n, e, 0); err != nil {
 			return fmt.Errorf("extent 0: %w", err)

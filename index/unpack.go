@@ -23,7 +23,7 @@ func readColumns(r io.Reader) (*columns, error) {
 		return nil, corrupt("packed index of %d bytes, at most %d wanted", total, maxPacked)
 	}
 	var all bytes.Buffer
-	all.Grow(int(min(total, 4<<20)) + bytes.MinRead) // not always all at once: the size may be a lie
+	all.Grow(int(min(total, 4<<20)) + bytes.MinRead) // that much at once, not more: the size may be a lie
 	if n, err := io.Copy(&all, io.LimitReader(r, total+1)); err != nil {
 		return nil, err
 	} else if n != total {
