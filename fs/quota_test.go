@@ -509,10 +509,7 @@ func TestVerify(t *testing.T) {
 			}
 			awaitProof(t, table) // it would find the harm first
 			harm(t, table, d, 700, 700_000, 700_001, 1_200_000)
-			wrong := 3
-			if !c.index {
-				wrong = 2 // larger spans
-			}
+			wrong := 3 // spans
 			if c.cut {
 				l, _ := table.store.Layer(d)
 				if err := os.Truncate(l.DevicePath(), 1_500_000); err != nil {

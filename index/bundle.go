@@ -16,7 +16,7 @@ import (
 // The "trees" blob of a bundle:
 //
 //	 0  8  magic "MICATREE"
-//	 8  4  version, 2 (1 has no form)
+//	 8  4  version, 3 (1 has no form, 2 packs windows' digests)
 //	12  4  count of layers
 //	16 48  0
 //	64     a record of 256 bytes for every layer, then the frames, in the same order
@@ -41,7 +41,7 @@ import (
 // layers' windows sections, one behind the other.
 const (
 	bundleMagic   = "MICATREE"
-	bundleVersion = 2
+	bundleVersion = 3
 	bundleHeader  = 64
 	bundleRecord  = 256
 	formAt        = 240

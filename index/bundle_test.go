@@ -131,7 +131,7 @@ func TestBundleRefused(t *testing.T) {
 	}{
 		"short":        {forge: func(b []byte) []byte { return b[:60] }, want: "bundle of 60 bytes"},
 		"magic":        {forge: func(b []byte) []byte { b[0]++; return b }, want: "not a bundle"},
-		"newer":        {forge: func(b []byte) []byte { b[8] = 3; return b }, want: "bundle version 3 is newer than this mica understands (2): upgrade mica"},
+		"newer":        {forge: func(b []byte) []byte { b[8] = 4; return b }, want: "bundle version 4 is newer than this mica understands (3): upgrade mica"},
 		"layers":       {forge: func(b []byte) []byte { le.PutUint32(b[12:], 1<<31); return b }, want: "over the limit of 1000 (Limits.Layers)"},
 		"limit":        {lim: Limits{Layers: 1}, want: "over the limit of 1 (Limits.Layers)"},
 		"index limit":  {lim: Limits{IndexSize: 2000}, want: "over the limit of 2000 (Limits.IndexSize)"},

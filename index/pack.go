@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"maps"
@@ -180,6 +181,9 @@ func (p *packer) pieces(n *Node) {
 	}
 }
 
+// digestUnstated is the bit, above those of codec and bit, of a packed span that states no digest of its window.
+const digestUnstated = 1 << 5
+
 func (p *packer) spans() {
 	blob, window := int64(0), int64(0)
 	for i := range p.plan.draft.Spans {
@@ -187,14 +191,21 @@ func (p *packer) spans() {
 		p.uvarint(colSpans, uint64(s.Size))
 		p.varint(colSpans, s.Blob-blob)
 		p.uvarint(colSpans, uint64(s.BlobSize))
-		p.uvarint(colSpans, uint64(s.Codec)<<3|uint64(s.Bit))
+		form := uint64(s.Codec)<<3 | uint64(s.Bit)
+		stated := s.WindowDigest != [sha256.Size]byte{}
+		if !stated {
+			form |= digestUnstated
+		}
+		p.uvarint(colSpans, form)
 		p.uvarint(colSpans, uint64(s.Window.Size))
 		blob = s.Blob + s.BlobSize
 		p.out[colDigests] = append(p.out[colDigests], s.Digest[:]...)
 		if s.Window.Size > 0 {
 			p.varint(colSpans, s.Window.Off-window)
 			window = s.Window.Off + s.Window.Size
-			p.out[colDigests] = append(p.out[colDigests], s.WindowDigest[:]...)
+			if stated {
+				p.out[colDigests] = append(p.out[colDigests], s.WindowDigest[:]...)
+			}
 		}
 	}
 }

@@ -35,7 +35,7 @@ type Span struct {
 	// Window is the place of the encoded window in the layer's windows
 	// section; Size 0: none is needed.
 	Window       Range
-	WindowDigest [sha256.Size]byte // of the encoded window
+	WindowDigest [sha256.Size]byte // of the encoded window; zero: not stated, as Digest tells of a wrong one as well
 	Digest       [sha256.Size]byte // of the span's device bytes
 }
 

@@ -22,6 +22,8 @@ const (
 //	24  1  codec              80 32  sha256 of the device bytes
 //	25  1  bit
 //	26  6  0
+//
+// Older versions of mica state the window's digest, newer ones leave it zero: a third of a packed span.
 const spanSize = 112
 
 // Spans is the span table of a layer, in the order of device offsets.

@@ -361,14 +361,18 @@ func (u *unpacker) spans() []Span {
 		s := Span{Device: device, Size: u.size(colSpans, MaxSpanSize)}
 		s.Blob = blob + u.step(colSpans, limit)
 		s.BlobSize = u.size(colSpans, MaxSpanSize)
-		codec := u.size(colSpans, 1<<8-1)
-		s.Codec, s.Bit = Codec(codec>>3), uint8(codec&7)
+		form := u.size(colSpans, 1<<8-1)
+		stated := form&digestUnstated == 0
+		form &^= digestUnstated
+		s.Codec, s.Bit = Codec(form>>3), uint8(form&7)
 		s.Window.Size = u.size(colSpans, MaxWindowSize)
 		copy(s.Digest[:], u.bytes(colDigests, uint64(len(s.Digest))))
 		if s.Window.Size > 0 {
 			s.Window.Off = window + u.step(colSpans, limit)
 			window = s.Window.Off + s.Window.Size
-			copy(s.WindowDigest[:], u.bytes(colDigests, uint64(len(s.WindowDigest))))
+			if stated {
+				copy(s.WindowDigest[:], u.bytes(colDigests, uint64(len(s.WindowDigest))))
+			}
 		}
 		device, blob = device+s.Size, s.Blob+s.BlobSize
 		spans = append(spans, s)

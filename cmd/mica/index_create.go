@@ -57,7 +57,7 @@ The image itself is not changed.`,
 	cmd.Flags().BoolVar(&c.push, "push", false, "store the index beside the image, where micad finds it")
 	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
 	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
-	cmd.Flags().StringVar(&c.spanSize, "span-size", "1MiB", "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
+	cmd.Flags().StringVar(&c.spanSize, "span-size", units.BytesSize(targz.DefaultSpanSize), "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
 	cmd.Flags().StringVar(&c.from, "profile", "", "with --push: publish the profile in this file beside the index, as mica profile push does")
 	c.registry.add(cmd)
 	return cmd

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// maxSection is the largest windows section that is kept in memory, bytes. A section has 1 to 4
+// maxSection is the largest windows section that is kept in memory, bytes. A section has 3 to 10
 // thousandths of the blob's.
 const maxSection = 4 << 20
 

@@ -56,14 +56,8 @@ type output struct {
 	hash        hash.Hash
 	size        int64
 	digests     [][sha256.Size]byte
-	ranges      []encoded
+	ranges      []index.Range // the windows' places in their section
 	windowsSize int64
-}
-
-// encoded is a window in the windows section.
-type encoded struct {
-	at     index.Range
-	digest [sha256.Size]byte
 }
 
 func newOutput(ctx context.Context, o Options) *output {
@@ -187,7 +181,7 @@ func (out *output) runWindows() error {
 			return nil
 		}
 		if c == nil || c.member {
-			out.ranges = append(out.ranges, encoded{})
+			out.ranges = append(out.ranges, index.Range{})
 			continue
 		}
 		enc, err := window.Encode(c.window[:c.n], &c.refs)
@@ -195,10 +189,10 @@ func (out *output) runWindows() error {
 			return err
 		}
 		if len(enc) == 0 {
-			out.ranges = append(out.ranges, encoded{})
+			out.ranges = append(out.ranges, index.Range{})
 			continue
 		}
-		out.ranges = append(out.ranges, encoded{index.Range{Off: out.windowsSize, Size: int64(len(enc))}, sha256.Sum256(enc)})
+		out.ranges = append(out.ranges, index.Range{Off: out.windowsSize, Size: int64(len(enc))})
 		out.windowsSize += int64(len(enc))
 		if out.o.Windows != nil {
 			if _, err := out.o.Windows.Write(enc); err != nil {
@@ -229,8 +223,7 @@ func (out *output) describe(spans []index.Span) {
 	for i := range spans {
 		spans[i].Digest = out.digests[i]
 		if i < len(out.ranges) {
-			spans[i].Window = out.ranges[i].at
-			spans[i].WindowDigest = out.ranges[i].digest
+			spans[i].Window = out.ranges[i]
 		}
 	}
 }

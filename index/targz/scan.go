@@ -34,7 +34,7 @@ import (
 )
 
 // DefaultSpanSize is the span size aimed at, in device bytes.
-const DefaultSpanSize = 1 << 20
+const DefaultSpanSize = 512 << 10
 
 // MaxSpan is the size of a span, in device bytes, from which on a layer counts as
 // unindexable: any read in a span has to fetch and decode what lies before it
