@@ -27,7 +27,7 @@ const (
 	colXattrs         // files with extended attributes: their number; for each name, bytes of the value, value
 	colPieces         // other regular files: number of pieces; for each blocks after the one before, bytes, 0 and block of the device or 1 and content
 	colSpans          // a span: bytes of the device, gap in the blob (signed), bytes of the blob, 8 x codec + bit, bytes of its window, if it has one gap in the windows (signed)
-	colDigests        // a span: sha256, and that of the window if it has one
+	colDigests        // a span: sha256, and that of its window where it is stated
 	columnCount
 )
 

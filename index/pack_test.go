@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -28,6 +29,9 @@ func packable() map[string]*layer {
 				s.WindowDigest = sha256.Sum256([]byte{byte(i)}) // as older versions wrote it
 			}
 		}
+	}
+	if n := len(windows.draft.Spans); n < 4 {
+		panic(fmt.Sprintf("%d spans: windows with and without a digest are not tested", n))
 	}
 	out["windows"] = windows
 	return out
