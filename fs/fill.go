@@ -55,6 +55,10 @@ func (v *live) wasRead() {
 	}
 }
 
+// Starting tells that a container is about to start, which may find all that it reads at hand: what is done in the background leaves
+// the cores to it.
+func (t *Table) Starting() { t.fetch.Starting() }
+
 // opened returns the layers that are open.
 func (t *Table) opened() []*live {
 	t.mu.Lock()

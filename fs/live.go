@@ -228,6 +228,7 @@ func (v *live) complete(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
+	v.t.fetch.Calm(ctx)
 	v.trust.proving.Lock()
 	defer v.trust.proving.Unlock()
 	log := v.t.log.With("layer", v.digest)

@@ -66,6 +66,12 @@ type Promiser interface {
 	Promise(ctx context.Context, l Layer, parents []digest.Digest) (m Mounted, ok bool)
 }
 
+// Starter is what Layers may be as well.
+type Starter interface {
+	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does not block.
+	Starting()
+}
+
 // Mounted is a layer that can be read.
 type Mounted struct {
 	Dir   string          // where it is to be seen

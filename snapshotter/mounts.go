@@ -31,10 +31,18 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
+	s.starting(parents)
 	if err := s.await(ctx, parents); err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
 	return s.mounts(snapshot.ID, info, parents), nil
+}
+
+// starting tells Layers that a snapshot on these parents is about to be mounted.
+func (s *Snapshotter) starting(parents chain) {
+	if starter, ok := s.layers.(Starter); ok && len(parents) > 0 {
+		starter.Starting()
+	}
 }
 
 // mounts returns the mounts of the active snapshot or view with this number, on these parents. The order of

@@ -53,6 +53,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
+	s.starting(parents)
 	if err := s.await(ctx, parents); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ var (
 	_ snapshotter.Layers   = layers{}
 	_ snapshotter.Checker  = layers{}
 	_ snapshotter.Promiser = layers{}
+	_ snapshotter.Starter  = layers{}
 )
 
 // Displaced implements snapshotter.Checker.
@@ -42,6 +43,9 @@ func (l layers) Promise(ctx context.Context, want snapshotter.Layer, parents []d
 	m, ok := l.table.Promise(ctx, layerOf(want), below(want, parents))
 	return mounted(m), ok
 }
+
+// Starting implements snapshotter.Starter.
+func (l layers) Starting() { l.table.Starting() }
 
 func layerOf(want snapshotter.Layer) fs.Layer {
 	return fs.Layer{Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID, Image: want.Image}

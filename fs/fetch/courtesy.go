@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"runtime"
 	"strconv"
@@ -21,6 +22,7 @@ const (
 	busyShare = 0.25                   // of all cores: with more in use by others, fills wait
 	lookAgain = 25 * time.Millisecond  // how long they wait before they look again
 	trickle   = 250 * time.Millisecond // what they do in any case: one request in that time
+	announced = 600 * time.Millisecond // a container that is about to start need not have read anything for so long
 
 	replayTime = time.Second           // for how long after a replay's request they wait for it to end
 	settling   = 50 * time.Millisecond // readers that waited for a replay have got their bytes so long after it
@@ -30,6 +32,7 @@ const (
 type courtesy struct {
 	until time.Time    // starts are under way until then
 	read  atomic.Int64 // when something was read last, in nanoseconds since 1970
+	calls time.Time    // when a container was about to start last
 	last  time.Time    // when a request was let through last
 	// When a request of a replay was begun last, and when one ended.
 	replayBegan, replayEnded time.Time
@@ -41,11 +44,46 @@ type courtesy struct {
 func (s *Scheduler) Started() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.courtesy.started(time.Now())
+}
+
+// Starting tells that a container is about to begin to read, if what it reads is not in the kernel's memory already.
+func (s *Scheduler) Starting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
-	if !now.Before(s.courtesy.until) {
-		s.courtesy.last = now
+	s.courtesy.started(now)
+	s.courtesy.calls = now
+}
+
+// Calm waits, for as long as a start is thought to take, until no container that starts needs the cores.
+func (s *Scheduler) Calm(ctx context.Context) {
+	for end := time.Now().Add(startTime); ctx.Err() == nil && time.Now().Before(end); {
+		s.mu.Lock()
+		busy := s.courtesy.busy(time.Now())
+		s.mu.Unlock()
+		if !busy {
+			return
+		}
+		pause(ctx, nil, lookAgain)
 	}
-	s.courtesy.until = now.Add(startTime)
+}
+
+func (c *courtesy) started(now time.Time) {
+	if !now.Before(c.until) {
+		c.last = now
+	}
+	c.until = now.Add(startTime)
+}
+
+// starting says that a container starts, as far as is known.
+func (c *courtesy) starting(now time.Time) bool {
+	return now.Before(c.until) && (now.UnixNano()-c.read.Load() < int64(calm) || now.Sub(c.calls) < announced)
+}
+
+// busy says that a container starts and that others use the cores.
+func (c *courtesy) busy(now time.Time) bool {
+	return c.starting(now) && c.load.others(now) > busyShare*float64(runtime.NumCPU())
 }
 
 // Reading tells that a container reads. It takes next to no time.
@@ -57,14 +95,9 @@ func (c *courtesy) hold(now time.Time, quiet time.Duration, replaying bool) time
 	if replaying && now.Sub(c.replayBegan) < replayTime {
 		return lookAgain
 	}
-	starting := now.Before(c.until) && now.UnixNano()-c.read.Load() < int64(calm)
 	// Those that waited for the replay do not count: it has brought what they waited for.
 	waits := quiet < unwaited && quiet < now.Sub(c.replayEnded)-settling
-	if !starting || waits || now.Sub(c.last) >= trickle {
-		c.last = now
-		return 0
-	}
-	if c.load.others(now) > busyShare*float64(runtime.NumCPU()) {
+	if !waits && now.Sub(c.last) < trickle && c.busy(now) {
 		return lookAgain
 	}
 	c.last = now

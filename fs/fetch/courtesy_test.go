@@ -1,8 +1,10 @@
 package fetch
 
 import (
+	"context"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -14,6 +16,7 @@ func TestCourtesy(t *testing.T) {
 	for name, tc := range map[string]struct {
 		until time.Time
 		read  int64
+		calls time.Time
 		last  time.Time
 		load  load
 		quiet time.Duration
@@ -27,18 +30,62 @@ func TestCourtesy(t *testing.T) {
 		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: forever},
 		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
 		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: forever},
+		"busy, and about to read":   {until: start, calls: now.Add(-announced / 2), last: now, load: busy, quiet: forever, want: lookAgain},
+		"busy, but never read":      {until: start, calls: now.Add(-announced), last: now, load: busy, quiet: forever},
 		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: forever},
 		"replay":                    {load: idle, quiet: time.Millisecond, began: now, want: lookAgain},
 		"replay that hangs":         {load: idle, quiet: time.Millisecond, began: now.Add(-2 * replayTime)},
 		"reads waited for a replay": {until: start, read: reading, last: now, load: busy, quiet: 100 * time.Millisecond, ended: now.Add(-120 * time.Millisecond), want: lookAgain},
 		"reads wait after a replay": {until: start, read: reading, last: now, load: busy, quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
 	} {
-		c := courtesy{until: tc.until, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
+		c := courtesy{until: tc.until, calls: tc.calls, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
 		c.read.Store(tc.read)
 		if got := c.hold(now, tc.quiet, !tc.began.IsZero()); got != tc.want {
 			t.Errorf("%s: held for %v, want %v", name, got, tc.want)
 		}
 	}
+}
+
+// What is done for a complete layer waits while a container starts on a busy machine, but for no longer than a start takes.
+func TestCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Options{})
+		s.courtesy.load = load{at: time.Now().Add(time.Hour), cores: float64(runtime.NumCPU())}
+		wait := func(ctx context.Context) time.Duration {
+			begin := time.Now()
+			s.Calm(ctx)
+			return time.Since(begin)
+		}
+		if took := wait(t.Context()); took != 0 {
+			t.Errorf("%v where nothing starts", took)
+		}
+		s.Starting()
+		if took := wait(t.Context()); took < announced || took > announced+2*lookAgain {
+			t.Errorf("%v for a container that reads nothing, want %v", took, announced)
+		}
+		s.Starting()
+		ctx, cancel := context.WithTimeout(t.Context(), announced/2)
+		defer cancel()
+		if took := wait(ctx); took > announced/2+lookAgain {
+			t.Errorf("%v after the caller has ended", took)
+		}
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() {
+			for ctx.Err() == nil {
+				s.Starting()
+				pause(ctx, nil, announced/2)
+			}
+		}()
+		if took := wait(t.Context()); took < startTime || took > startTime+2*lookAgain {
+			t.Errorf("%v while one container after another starts, want %v", took, startTime)
+		}
+		cancel()
+		s.courtesy.load.cores = 0
+		s.Starting()
+		if took := wait(t.Context()); took != 0 {
+			t.Errorf("%v on an idle machine", took)
+		}
+	})
 }
 
 // What this process uses is a part of what the machine uses, and not counted as others' load.
