@@ -68,7 +68,7 @@ func (p *pull) find() (*bundle, error) {
 	}
 	far.Stop()
 	took := time.Since(start)
-	p.roundTrip = took / 2 // the other one was the connection's
+	p.roundTrip = took / time.Duration(1+max(p.image.Stats().Requests, 1)) // one was the connection's
 	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Indexes(refs)
 	p.listed = p.list(indexes, took)

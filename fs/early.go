@@ -3,7 +3,6 @@ package fs
 import (
 	"context"
 	"io"
-
 	"slices"
 	"sync"
 	"time"
@@ -36,10 +35,14 @@ const (
 	windowsBytes = 1 << 20
 	// earlyFor is how long they are asked for, and kept for nobody.
 	earlyFor = 15 * time.Second
+	// earlyStall is how long nothing may come of a request, which who waits for the bytes then asks himself: a copy may be shorter than
+	// it is said to be.
+	earlyStall = 2 * time.Second
 )
 
-// early is ranges of blobs that are fetched before there is an index: what a profile says that a start reads first. A
-// source takes from it what it has; who reads verifies that as all else.
+// early is ranges of blobs that are fetched before there is an index: what a profile says that a start reads first. They come from
+// the blobs, or by few requests from a copy that lies beside the profile. A source takes from it what it has; who reads verifies that as
+// all else.
 type early struct {
 	mu     sync.Mutex
 	taken  int64
@@ -73,41 +76,88 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if took >= earlyFar {
 		requests, size = earlyFarRequests, earlyFarPiece
 	}
-	var pieces []*piece
+	var runs []run
 	if d, ok := published.Newest(refs); !ok {
-		pieces = p.earlyWindows(x)
+		runs = p.earlyWindows(x)
 	} else if took >= earlyFrom {
-		pieces = p.t.early.add(p.earlyRanges(d, append(p.missing(), x.Windows.Digest)), size)
+		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), size)
 	}
-	if len(pieces) == 0 {
+	if len(runs) == 0 {
 		return
 	}
-	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.name(), "requests", len(pieces))
+	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.name(), "requests", len(runs))
 	p.t.goes(func(context.Context) {
-		defer p.t.early.drop(pieces...)
+		defer func() {
+			for _, r := range runs {
+				p.t.early.drop(r.pieces...)
+			}
+		}()
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
 		defer cancel()
-		p.t.early.fetch(ctx, p.image, pieces, requests)
+		p.t.early.fetch(ctx, p.image, runs, requests)
 		<-ctx.Done()
 	})
 }
 
 // earlyWindows makes room for the first of an index's windows. It leaves the trees the requests that they need.
-func (p *pull) earlyWindows(x artifact.Index) []*piece {
+func (p *pull) earlyWindows(x artifact.Index) []run {
 	r := published.BlobRange{Blob: x.Windows.Digest, BlobSize: x.Windows.Size, Size: min(x.Windows.Size, windowsBytes)}
 	left := p.left()
 	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
-	return p.t.early.add([]published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size))
+	return alone(p.t.early.add([]published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)))
 }
 
-// earlyRanges returns the ranges of these blobs that an artifact names.
-func (p *pull) earlyRanges(d ocispec.Descriptor, blobs []digest.Digest) []published.BlobRange {
-	ranges, err := published.EarlyRanges(d)
+// earlyRuns makes room for the ranges of these blobs that an artifact names, in requests of at most size bytes.
+func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, size int64) []run {
+	early, err := published.EarlyRanges(d)
 	if err != nil {
 		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
 		return nil
 	}
-	return slices.DeleteFunc(ranges, func(r published.BlobRange) bool { return !slices.Contains(blobs, r.Blob) })
+	wanted := func(r published.BlobRange) bool { return slices.Contains(blobs, r.Blob) }
+	if early.Copy.Size == 0 {
+		ranges := slices.DeleteFunc(early.Ranges, func(r published.BlobRange) bool { return !wanted(r) })
+		return alone(p.t.early.add(published.Join(ranges, size), size))
+	}
+	var runs []run
+	at := int64(0)
+	for _, r := range early.Ranges {
+		if wanted(r) {
+			for _, piece := range p.t.early.add([]published.BlobRange{r}, size) {
+				runs = appendRun(runs, run{early.Copy, at + piece.off - r.Off, int64(len(piece.buf)), piece.list()}, size)
+			}
+		}
+		at += r.Size
+	}
+	return runs
+}
+
+// run is pieces that one request brings: they lie one behind the other, in their own blob or in a copy of the early ranges.
+type run struct {
+	desc      ocispec.Descriptor // the blob
+	off, size int64
+	pieces    []*piece
+}
+
+// alone has each piece fetched from its own blob.
+func alone(pieces []*piece) []run {
+	runs := make([]run, len(pieces))
+	for i, p := range pieces {
+		runs[i] = run{p.desc, p.off, int64(len(p.buf)), p.list()}
+	}
+	return runs
+}
+
+// appendRun appends a run, to the last one if it goes on there and has no more than most bytes then.
+func appendRun(runs []run, r run, most int64) []run {
+	if n := len(runs); n > 0 {
+		if last := &runs[n-1]; last.off+last.size == r.off && last.size+r.size <= most {
+			last.size += r.size
+			last.pieces = append(last.pieces, r.pieces...)
+			return runs
+		}
+	}
+	return append(runs, r)
 }
 
 // missing returns the layers of the image that are not here.
@@ -132,7 +182,7 @@ func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) 
 	if e.pieces == nil {
 		e.pieces = map[digest.Digest][]*piece{}
 	}
-	for _, r := range published.Join(ranges, size) {
+	for _, r := range ranges {
 		blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
 		for off, end := r.Off, r.Off+r.Size; off < end; {
 			if here := e.findLocked(blob, off); here != nil {
@@ -153,13 +203,13 @@ func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) 
 	return pieces
 }
 
-// fetch brings the pieces, in their order, so many at a time.
-func (e *early) fetch(ctx context.Context, image *remote.Image, pieces []*piece, requests int) {
+// fetch brings the runs, in their order, so many at a time.
+func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requests int) {
 	var g errgroup.Group
 	g.SetLimit(requests)
-	for _, p := range pieces {
+	for _, r := range runs {
 		g.Go(func() error {
-			if err := p.fetch(ctx, image); err != nil {
+			for _, p := range r.pieces[r.fetch(ctx, image):] {
 				e.drop(p) // those who read it ask themselves
 				p.advance(0)
 			}
@@ -217,12 +267,32 @@ func (e *early) suspect(blob digest.Digest, off, n int64) {
 	}
 }
 
-func (p *piece) fetch(ctx context.Context, image *remote.Image) error {
-	body, err := image.Blob(p.desc).Range(ctx, p.off, int64(len(p.buf)))
+// fetch brings the pieces, and returns how many have come whole.
+func (r *run) fetch(ctx context.Context, image *remote.Image) (came int) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	opening := time.AfterFunc(earlyStall, cancel)
+	body, err := image.Blob(r.desc).Range(ctx, r.off, r.size)
+	opening.Stop()
 	if err != nil {
-		return err
+		return 0
 	}
 	defer body.Close()
+	in := watch(body, earlyStall, cancel)
+	defer in.stop()
+	for _, p := range r.pieces {
+		if p.fill(in) != nil {
+			break
+		}
+		came++
+	}
+	return came
+}
+
+func (p *piece) list() []*piece { return []*piece{p} }
+
+// fill reads the piece from body.
+func (p *piece) fill(body io.Reader) error {
 	for b := p.buf; len(b) > 0; {
 		n, err := io.ReadFull(body, b[:min(earlyStep, len(b))])
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,6 +14,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/remote"
 )
 
 func profilePushCommand() *cobra.Command {
@@ -84,6 +86,11 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
 		return err
 	}
+	if len(a.Copy) > 0 {
+		if err := im.PushBlob(ctx, a.CopyBlob, bytes.NewReader(a.Copy)); err != nil {
+			return err
+		}
+	}
 	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON, bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
 		return err
 	}
@@ -110,7 +117,40 @@ func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profi
 	if err != nil {
 		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
 	}
-	return a.Early(ranges)
+	copied, err := readRanges(ctx, im, ranges)
+	if err != nil {
+		return err
+	}
+	return a.Early(ranges, copied)
+}
+
+// readRanges returns the bytes of ranges of an image's blobs, one behind the other.
+func readRanges(ctx context.Context, im image, ranges []published.BlobRange) ([]byte, error) {
+	var all []byte
+	for _, r := range ranges {
+		all = slices.Grow(all, int(r.Size))[:len(all)+int(r.Size)]
+		if err := readRange(ctx, im, r, all[len(all)-int(r.Size):]); err != nil {
+			return nil, fmt.Errorf("read [%d, +%d) of blob %s of %s: %w", r.Off, r.Size, r.Blob, im.Ref(), err)
+		}
+	}
+	return all, nil
+}
+
+func readRange(ctx context.Context, im image, r published.BlobRange, p []byte) error {
+	d := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
+	if at, ok := im.(*remote.Image); ok {
+		return at.Blob(d).ReadAt(ctx, p, r.Off)
+	}
+	body, err := im.Open(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if _, err := io.CopyN(io.Discard, body, r.Off); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(body, p)
+	return err
 }
 
 // fetchProfile returns the profile that an entry of the list of referrers stands for.

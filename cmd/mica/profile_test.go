@@ -246,9 +246,16 @@ func TestIndexCreateProfile(t *testing.T) {
 	if !ok {
 		t.Fatalf("nothing is published: %v", list)
 	}
-	ranges, err := published.EarlyRanges(d)
+	early, err := published.EarlyRanges(d)
 	want := []published.BlobRange{{Blob: p.Ranges[0].Layer, BlobSize: manifest.Layers[0].Size, Size: manifest.Layers[0].Size}}
-	if err != nil || !reflect.DeepEqual(ranges, want) {
-		t.Errorf("early ranges are %v, %v; want %v", ranges, err, want)
+	if err != nil || !reflect.DeepEqual(early.Ranges, want) {
+		t.Errorf("early ranges are %v, %v; want %v", early.Ranges, err, want)
+	}
+	layer, err := l.Image("").FetchBlob(t.Context(), manifest.Layers[0], 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.Image("").FetchBlob(t.Context(), early.Copy, 1<<20); err != nil || !bytes.Equal(got, layer) {
+		t.Errorf("the copy has %d bytes, %v; want the layer", len(got), err)
 	}
 }

@@ -15,6 +15,9 @@ import (
 // annotationEarly holds the early ranges as JSON; see docs/profile-format.md.
 const annotationEarly = "dev.mica.profile.early.v1"
 
+// MediaTypeCopy is the type of a copy of the early ranges.
+const MediaTypeCopy = "application/vnd.mica.profile.early.v1"
+
 // Bounds of the early ranges: their bytes, their number, the blobs that they lie in, and the characters of the annotation.
 const (
 	MaxEarly       = 8 << 20
@@ -38,10 +41,19 @@ type BlobRange struct {
 	Off, Size int64
 }
 
+// Early is what a start reads first, as an artifact says it.
+type Early struct {
+	Ranges []BlobRange
+	// Copy is a blob that holds the bytes of the ranges, one behind the other; no digest: there is none. One request brings of it what
+	// would take one for each range.
+	Copy ocispec.Descriptor
+}
+
 // earlyText is the JSON. A range is the blob's number, offset and size.
 type earlyText struct {
-	Blobs  []earlyBlob `json:"blobs"`
-	Ranges [][3]int64  `json:"ranges"`
+	Blobs  []earlyBlob   `json:"blobs"`
+	Ranges [][3]int64    `json:"ranges"`
+	Copy   digest.Digest `json:"copy,omitempty"`
 }
 
 type earlyBlob struct {
@@ -151,9 +163,9 @@ func Join(ranges []BlobRange, most int64) (joined []BlobRange) {
 	return joined
 }
 
-// encodeEarly returns the annotation; "" where there is nothing to say, or too much.
-func encodeEarly(ranges []BlobRange) (string, error) {
-	var t earlyText
+// encodeEarly returns the annotation; "" where there is nothing to say, or too much. made is the digest of the copy, "" if there is none.
+func encodeEarly(ranges []BlobRange, made digest.Digest) (string, error) {
+	t := earlyText{Copy: made}
 	number := map[digest.Digest]int64{}
 	for _, r := range ranges {
 		n, ok := number[r.Blob]
@@ -176,13 +188,13 @@ func encodeEarly(ranges []BlobRange) (string, error) {
 
 // EarlyRanges returns what an entry of a list of referrers says of the ranges that a start reads first, in that order and of at
 // most MaxEarly bytes; none if it says nothing. Whether these are blobs of the image the caller has to see.
-func EarlyRanges(d ocispec.Descriptor) ([]BlobRange, error) {
+func EarlyRanges(d ocispec.Descriptor) (Early, error) {
 	text := d.Annotations[annotationEarly]
 	if text == "" {
-		return nil, nil
+		return Early{}, nil
 	}
-	wrong := func(format string, args ...any) ([]BlobRange, error) {
-		return nil, fmt.Errorf("annotation %s of %s: "+format, append([]any{annotationEarly, d.Digest}, args...)...)
+	wrong := func(format string, args ...any) (Early, error) {
+		return Early{}, fmt.Errorf("annotation %s of %s: "+format, append([]any{annotationEarly, d.Digest}, args...)...)
 	}
 	if len(text) > maxEarlyText {
 		return wrong("%d characters, at most %d wanted", len(text), maxEarlyText)
@@ -202,6 +214,11 @@ func EarlyRanges(d ocispec.Descriptor) ([]BlobRange, error) {
 			return wrong("blob %s is named twice", b.Digest)
 		}
 	}
+	if t.Copy != "" {
+		if err := t.Copy.Validate(); err != nil {
+			return wrong("copy %q: %w", t.Copy, err)
+		}
+	}
 	var ranges []BlobRange
 	var bytes int64
 	for _, r := range t.Ranges {
@@ -216,5 +233,9 @@ func EarlyRanges(d ocispec.Descriptor) ([]BlobRange, error) {
 		bytes += size
 		ranges = append(ranges, BlobRange{b.Digest, b.Size, off, size})
 	}
-	return ranges, nil
+	e := Early{Ranges: ranges}
+	if t.Copy != "" && bytes > 0 {
+		e.Copy = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: t.Copy, Size: bytes}
+	}
+	return e, nil
 }

@@ -1,6 +1,7 @@
 package published
 
 import (
+	"bytes"
 	"reflect"
 	"slices"
 	"strings"
@@ -12,31 +13,54 @@ import (
 
 var blobA, blobB = digest.FromString("a"), digest.FromString("b")
 
-func referrer(t testing.TB, ranges []BlobRange) ocispec.Descriptor {
+func referrer(t testing.TB, ranges []BlobRange, copied []byte) ocispec.Descriptor {
 	t.Helper()
 	a, err := New(profileOf(3), made)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Early(ranges); err != nil {
+	if err := a.Early(ranges, copied); err != nil {
 		t.Fatal(err)
 	}
 	return ocispec.Descriptor{Digest: subject.Digest, Annotations: a.Manifest(subject).Annotations}
 }
 
 func TestEarlyRoundTrip(t *testing.T) {
-	want := []BlobRange{{blobA, 1000, 0, 10}, {blobB, 1 << 40, 1<<40 - 7, 7}, {blobA, 1000, 500, 500}}
-	got, err := EarlyRanges(referrer(t, want))
-	if err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("got %v, %v", got, err)
+	ranges := []BlobRange{{blobA, 1000, 0, 10}, {blobB, 1 << 40, 1<<40 - 7, 7}, {blobA, 1000, 500, 500}}
+	copied := bytes.Repeat([]byte("x"), 10+7+500)
+	for _, want := range []Early{
+		{Ranges: ranges},
+		{Ranges: ranges, Copy: ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(copied), Size: 517}},
+	} {
+		got, err := EarlyRanges(referrer(t, ranges, copied[:want.Copy.Size]))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
 	}
 	for name, ranges := range map[string][]BlobRange{"none": nil, "too many": make([]BlobRange, maxEarlyRanges+1)} {
-		if d := referrer(t, ranges); d.Annotations[annotationEarly] != "" {
+		if d := referrer(t, ranges, copied); d.Annotations[annotationEarly] != "" {
 			t.Errorf("%s: says %q", name, d.Annotations[annotationEarly])
 		}
 	}
-	if got, err := EarlyRanges(ocispec.Descriptor{}); len(got) != 0 || err != nil {
+	if got, err := EarlyRanges(ocispec.Descriptor{}); len(got.Ranges) != 0 || err != nil {
 		t.Errorf("without the annotation: %v, %v", got, err)
+	}
+	// A registry keeps what a manifest names.
+	a, err := New(profileOf(3), made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Early(ranges, copied); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Manifest(subject).Layers; len(got) != 2 || got[1].Digest != digest.FromBytes(copied) || !bytes.Equal(a.Copy, copied) {
+		t.Errorf("the manifest names %v", got)
+	}
+	if err := a.Early(make([]BlobRange, maxEarlyRanges+1), copied); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Manifest(subject).Layers; len(got) != 1 || a.Copy != nil {
+		t.Errorf("a copy of ranges that are not said: %v", got)
 	}
 }
 
@@ -67,6 +91,7 @@ func TestEarlyForeign(t *testing.T) {
 		"too long":          strings.Repeat(" ", maxEarlyText) + "{}",
 		"no digest":         `{"blobs":[{"digest":"sha256:1","size":1}],"ranges":[]}`,
 		"a blob twice":      `{"blobs":[` + a + `,` + a + `],"ranges":[[1,0,1]]}`,
+		"no digest of copy": `{"blobs":[` + a + `],"ranges":[[0,0,1]],"copy":"sha256:1"}`,
 		"other blob":        `{"blobs":[` + a + `],"ranges":[[1,0,1]]}`,
 		"negative blob":     `{"blobs":[` + a + `],"ranges":[[-1,0,1]]}`,
 		"negative offset":   `{"blobs":[` + a + `],"ranges":[[0,-1,1]]}`,
@@ -78,22 +103,24 @@ func TestEarlyForeign(t *testing.T) {
 		"too many ranges":   `{"blobs":[` + a + `],"ranges":[` + strings.Repeat("[0,0,1],", maxEarlyRanges) + `[0,0,1]]}`,
 	} {
 		got, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
-		if err == nil || got != nil {
+		if err == nil || !reflect.DeepEqual(got, Early{}) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }
 
 func FuzzEarlyRanges(f *testing.F) {
-	f.Add(referrer(f, []BlobRange{{blobA, 1000, 0, 10}, {blobB, 20, 3, 7}}).Annotations[annotationEarly])
+	for _, copied := range []string{"", "of 17 bytes......"} {
+		f.Add(referrer(f, []BlobRange{{blobA, 1000, 0, 10}, {blobB, 20, 3, 7}}, []byte(copied)).Annotations[annotationEarly])
+	}
 	f.Add(`{"blobs":[],"ranges":[[0,0,1]]}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		ranges, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
+		early, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
 		if err != nil {
 			return
 		}
 		var bytes int64
-		for _, r := range ranges {
+		for _, r := range early.Ranges {
 			if r.Blob.Validate() != nil || r.Off < 0 || r.Size <= 0 || r.Off > r.BlobSize-r.Size {
 				t.Errorf("accepted %+v", r)
 			}
@@ -102,12 +129,15 @@ func FuzzEarlyRanges(f *testing.F) {
 		if bytes > MaxEarly {
 			t.Errorf("%d bytes", bytes)
 		}
-		text, err = encodeEarly(ranges)
-		if err != nil || (text == "") != (len(ranges) == 0) {
-			t.Fatalf("%d ranges encoded as %q, %v", len(ranges), text, err)
+		if c := early.Copy; c.Digest != "" && (c.Digest.Validate() != nil || c.Size != bytes) {
+			t.Errorf("%d bytes, and a copy of them: %+v", bytes, c)
+		}
+		text, err = encodeEarly(early.Ranges, early.Copy.Digest)
+		if err != nil || (text == "") != (len(early.Ranges) == 0) {
+			t.Fatalf("%d ranges encoded as %q, %v", len(early.Ranges), text, err)
 		}
 		again, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
-		if err != nil || !slices.Equal(again, ranges) {
+		if err != nil || !reflect.DeepEqual(again, early) {
 			t.Errorf("came back as %v, %v", again, err)
 		}
 	})

@@ -1,10 +1,11 @@
 // Package published says how a profile lies in a registry or an OCI layout: an OCI artifact whose subject is the
 // image's manifest, as an index is (package index/artifact).
 //
-// The artifact's manifest has one layer, the encoded profile (package profile), and an empty config. A profile of at
+// The artifact's manifest has a layer, the encoded profile (package profile), and an empty config. A profile of at
 // most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
 // referrers, so a reader of that list has the profile with it and needs no further request. Another annotation says where in the
-// image's blobs the first of it lies, which so can be fetched while the index is still on its way.
+// image's blobs the first of it lies, which so can be fetched while the index is still on its way; and these bytes can be a
+// second layer, from which few requests bring them.
 //
 // A newer profile does not replace an older one at the registry, it stands beside it: a reader takes Newest.
 package published
@@ -40,8 +41,11 @@ const (
 type Artifact struct {
 	Blob    ocispec.Descriptor // of Content
 	Content []byte
-	created time.Time
-	early   string
+	// Copy is the blob of the bytes of the early ranges, of the descriptor CopyBlob; empty: there is none.
+	Copy     []byte
+	CopyBlob ocispec.Descriptor
+	created  time.Time
+	early    string
 }
 
 // New encodes a profile that was made at the given time.
@@ -60,10 +64,16 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 	}, nil
 }
 
-// Early adds what First returned: a reader of the list of referrers can begin with it before it has an index. Ranges that are
-// too many to be said are not.
-func (a *Artifact) Early(ranges []BlobRange) (err error) {
-	a.early, err = encodeEarly(ranges)
+// Early adds what First returned, and the bytes of these ranges, one behind the other, or nil: a reader of the list of referrers can
+// begin with it before it has an index. Ranges that are too many to be said are not.
+func (a *Artifact) Early(ranges []BlobRange, bytes []byte) (err error) {
+	a.Copy, a.CopyBlob = nil, ocispec.Descriptor{}
+	if len(bytes) > 0 {
+		a.CopyBlob = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(bytes), Size: int64(len(bytes))}
+	}
+	if a.early, err = encodeEarly(ranges, a.CopyBlob.Digest); err == nil && a.early != "" {
+		a.Copy = bytes
+	}
 	return err
 }
 
@@ -83,6 +93,9 @@ func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	}
 	if a.early != "" {
 		m.Annotations[annotationEarly] = a.early
+	}
+	if len(a.Copy) > 0 {
+		m.Layers = append(m.Layers, a.CopyBlob)
 	}
 	return m
 }
