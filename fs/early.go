@@ -25,8 +25,8 @@ const (
 	// where it is short, two keep the line busy, and more than that only the cores, when a pull ends and a container is created.
 	earlyRequests, earlyPiece       = 2, 4 << 20
 	earlyFarRequests, earlyFarPiece = 16, 256 << 10
-	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is
-	// fetched before the index: data of nearer ones cost more time, in which the index is unpacked and mounted, than they save.
+	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is fetched
+	// before the index range by range: requests to nearer ones cost more time, in which the index is unpacked and mounted, than they save.
 	earlyFrom = 18 * time.Millisecond
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar  = 50 * time.Millisecond
@@ -79,8 +79,8 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	var runs []run
 	if d, ok := published.Newest(refs); !ok {
 		runs = p.earlyWindows(x)
-	} else if took >= earlyFrom {
-		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), size)
+	} else {
+		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), size, took < earlyFrom)
 	}
 	if len(runs) == 0 {
 		return
@@ -107,14 +107,18 @@ func (p *pull) earlyWindows(x artifact.Index) []run {
 	return alone(p.t.early.add([]published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)))
 }
 
-// earlyRuns makes room for the ranges of these blobs that an artifact names, in requests of at most size bytes.
-func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, size int64) []run {
+// earlyRuns makes room for the ranges of these blobs that an artifact names, in requests of at most size bytes. Near registries are asked
+// for them only where there is a copy.
+func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, size int64, near bool) []run {
 	early, err := published.EarlyRanges(d)
 	if err != nil {
 		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
 		return nil
 	}
 	wanted := func(r published.BlobRange) bool { return slices.Contains(blobs, r.Blob) }
+	if early.Copy.Size == 0 && near {
+		return nil
+	}
 	if early.Copy.Size == 0 {
 		ranges := slices.DeleteFunc(early.Ranges, func(r published.BlobRange) bool { return !wanted(r) })
 		return alone(p.t.early.add(published.Join(ranges, size), size))

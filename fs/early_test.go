@@ -74,6 +74,7 @@ func TestEarly(t *testing.T) {
 	for name, c := range map[string]struct {
 		change   func(r []published.BlobRange, bytes []byte) ([]published.BlobRange, []byte)
 		lost     bool // the copy
+		near     bool // the registry
 		noLayers bool // all comes from the copy
 	}{
 		"right": {change: func(r []published.BlobRange, _ []byte) ([]published.BlobRange, []byte) { return r, nil }},
@@ -86,7 +87,8 @@ func TestEarly(t *testing.T) {
 			}
 			return r, nil
 		}},
-		"copied": {noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
+		"copied":       {noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
+		"copied, near": {near: true, noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
 		"copied, behind another image's": {noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) {
 			other := published.BlobRange{Blob: stranger, BlobSize: 1 << 30, Off: 0, Size: 1000}
 			return append([]published.BlobRange{other}, r...), append(make([]byte, other.Size), b...)
@@ -108,8 +110,8 @@ func TestEarly(t *testing.T) {
 				p.Ranges = append(p.Ranges, profile.Range{Layer: l, Size: 2 << 20, Runs: 1})
 			}
 			w.publish(p, c.change, c.lost)
-			far := func(path string) { // a registry that is not near
-				if strings.Contains(path, "/referrers/") {
+			far := func(path string) {
+				if !c.near && strings.Contains(path, "/referrers/") {
 					time.Sleep(2 * earlyFrom)
 				}
 			}
