@@ -66,7 +66,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
-		Complete: func() { t.goes(v.complete) },
+		Complete: func() { t.goes(v.completed) },
 		Waited:   func(off, end int64) { t.fetch.Near(v.digest, off, end) },
 		Log:      t.log,
 	}
@@ -78,7 +78,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
 	} else if len(rec.Vouchers) > 0 {
-		t.goes(v.complete) // an earlier run has not come to it
+		t.goes(v.completed) // an earlier run has not come to it
 	}
 	return v, nil
 }
@@ -220,15 +220,38 @@ func (v *live) leave() error {
 // come when its pull is hardly over, wait until the container has had the cores.
 const completeAfter = 500 * time.Millisecond
 
-// complete checks a layer whose last span has come, and mounts it local over its mount
-// points: containers that start from now on do without the daemon.
-func (v *live) complete(ctx context.Context) {
+// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container that starts needs the cores.
+func (v *live) completed(ctx context.Context) {
+	if v.saved(ctx) {
+		v.t.fetch.Calm(ctx)
+		if v.store.AllPresent() { // else it completes once more
+			v.complete(ctx)
+		}
+	}
+}
+
+// saved makes a complete layer durable, and says whether it is.
+func (v *live) saved(ctx context.Context) bool {
 	select {
 	case <-time.After(time.Until(v.opened.Add(completeAfter))):
 	case <-ctx.Done():
-		return
+		return false
 	}
-	v.t.fetch.Calm(ctx)
+	s, err := v.t.store.Layer(v.digest)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	if err := s.Mark(store.Complete); err != nil {
+		v.t.log.Error("complete layer is not recorded as such", "layer", v.digest, "err", err)
+		return false
+	}
+	return true
+}
+
+// complete checks a layer whose last span has come, and mounts it local over its mount
+// points: containers that start from now on do without the daemon.
+func (v *live) complete(ctx context.Context) {
 	v.trust.proving.Lock()
 	defer v.trust.proving.Unlock()
 	log := v.t.log.With("layer", v.digest)
@@ -238,10 +261,6 @@ func (v *live) complete(ctx context.Context) {
 		return
 	}
 	defer s.Close()
-	if err := s.Mark(store.Complete); err != nil {
-		log.Error("complete layer is not recorded as such", "err", err)
-		return
-	}
 	if err := v.prove(ctx, s); err != nil {
 		if ctx.Err() == nil {
 			log.Error("complete layer stays served by micad", "err", err)

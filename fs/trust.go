@@ -122,7 +122,9 @@ func (v *live) fetchAndProve(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	v.complete(ctx)
+	if v.saved(ctx) {
+		v.complete(ctx)
+	}
 	if len(v.store.Record().Vouchers) > 0 {
 		return errors.New("its index could not be proved")
 	}
