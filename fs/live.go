@@ -220,13 +220,17 @@ func (v *live) leave() error {
 // come when its pull is hardly over, wait until the container has had the cores.
 const completeAfter = 500 * time.Millisecond
 
-// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container that starts needs the cores.
+// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container that starts needs the
+// cores. What is lost until then is fetched anew, and the layer completes once more.
 func (v *live) completed(ctx context.Context) {
 	if v.saved(ctx) {
 		v.t.fetch.Calm(ctx)
-		if v.store.AllPresent() { // else it completes once more
+		if v.store.AllPresent() {
 			v.complete(ctx)
 		}
+	}
+	if ctx.Err() == nil && !v.store.AllPresent() {
+		v.refill()
 	}
 }
 

@@ -1,0 +1,41 @@
+package fs
+
+import (
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/store"
+)
+
+// TestLostBeforeCheck: what the store loses of a layer that has come whole, before it is checked, comes again.
+func TestLostBeforeCheck(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	come := make(chan struct{})
+	release := sync.OnceFunc(func() { close(come) })
+	defer release()
+	gate := func(path string) {
+		if strings.HasSuffix(path, w.layers[0].String()) {
+			<-come
+		}
+	}
+	w.gate.Store(&gate)
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
+	w.mountAll(table)
+	v, err := table.stored(Layer{Digest: w.layers[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		v.trust.proving.Lock() // nothing is checked
+		defer v.trust.proving.Unlock()
+		release()
+		eventually(t, "all has come", v.store.AllPresent)
+		if n, err := v.data.Evict([]int{0}); n == 0 || err != nil {
+			t.Fatalf("%d bytes are lost: %v", n, err)
+		}
+	}()
+	eventually(t, "the layer is whole and checked", func() bool { return v.store.Record().State == store.Verified })
+}
