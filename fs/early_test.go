@@ -53,8 +53,8 @@ func (w *world) publish(p *profile.Profile, change func(ranges []published.BlobR
 	if err := a.Early(change(ranges, all)); err != nil {
 		w.t.Fatal(err)
 	}
-	for d, b := range map[*ocispec.Descriptor][]byte{&a.Blob: a.Content, &a.CopyBlob: a.Copy} {
-		if len(b) == 0 || lost && d == &a.CopyBlob {
+	for d, b := range map[*ocispec.Descriptor][]byte{&a.Blob: a.Content, &a.Copy: a.Copied} {
+		if len(b) == 0 || lost && d == &a.Copy {
 			continue
 		}
 		if err := im.PushBlob(w.t.Context(), *d, bytes.NewReader(b)); err != nil {
@@ -119,10 +119,14 @@ func TestEarly(t *testing.T) {
 			w.fetched.Store(0)
 			table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.Profile}})
 			dirs := w.mountAll(table)
+			start := time.Now()
 			eventually(t, "the profile was replayed", func() bool {
 				all := table.Replays()
 				return len(all) == 1 && all[0].Finished && all[0].Brought > 0
 			})
+			if took := time.Since(start); took > earlyFor-earlyStall {
+				t.Errorf("the replay waited %v for what does not come early", took)
+			}
 			if got := w.fetched.Load(); (got == 0) != c.noLayers {
 				t.Errorf("the profile took %d bytes of layers", got)
 			}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -86,8 +85,8 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
 		return err
 	}
-	if len(a.Copy) > 0 {
-		if err := im.PushBlob(ctx, a.CopyBlob, bytes.NewReader(a.Copy)); err != nil {
+	if len(a.Copied) > 0 {
+		if err := im.PushBlob(ctx, a.Copy, bytes.NewReader(a.Copied)); err != nil {
 			return err
 		}
 	}
@@ -128,14 +127,16 @@ func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profi
 func readRanges(ctx context.Context, im image, ranges []published.BlobRange) ([]byte, error) {
 	var all []byte
 	for _, r := range ranges {
-		all = slices.Grow(all, int(r.Size))[:len(all)+int(r.Size)]
-		if err := readRange(ctx, im, r, all[len(all)-int(r.Size):]); err != nil {
+		p := make([]byte, r.Size)
+		if err := readRange(ctx, im, r, p); err != nil {
 			return nil, fmt.Errorf("read [%d, +%d) of blob %s of %s: %w", r.Off, r.Size, r.Blob, im.Ref(), err)
 		}
+		all = append(all, p...)
 	}
 	return all, nil
 }
 
+// readRange fills p, of the range's size.
 func readRange(ctx context.Context, im image, r published.BlobRange, p []byte) error {
 	d := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
 	if at, ok := im.(*remote.Image); ok {

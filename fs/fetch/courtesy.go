@@ -32,7 +32,7 @@ const (
 type courtesy struct {
 	until time.Time    // starts are under way until then
 	read  atomic.Int64 // when something was read last, in nanoseconds since 1970
-	calls time.Time    // when a container was about to start last
+	told  time.Time    // when a container was about to start last
 	last  time.Time    // when a request was let through last
 	// When a request of a replay was begun last, and when one ended.
 	replayBegan, replayEnded time.Time
@@ -53,7 +53,7 @@ func (s *Scheduler) Starting() {
 	defer s.mu.Unlock()
 	now := time.Now()
 	s.courtesy.started(now)
-	s.courtesy.calls = now
+	s.courtesy.told = now
 }
 
 // Calm waits, for as long as a start is thought to take, until no container that starts needs the cores.
@@ -78,7 +78,7 @@ func (c *courtesy) started(now time.Time) {
 
 // starting says that a container starts, as far as is known.
 func (c *courtesy) starting(now time.Time) bool {
-	return now.Before(c.until) && (now.UnixNano()-c.read.Load() < int64(calm) || now.Sub(c.calls) < announced)
+	return now.Before(c.until) && (now.UnixNano()-c.read.Load() < int64(calm) || now.Sub(c.told) < announced)
 }
 
 // busy says that a container starts and that others use the cores.

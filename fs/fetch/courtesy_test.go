@@ -16,7 +16,7 @@ func TestCourtesy(t *testing.T) {
 	for name, tc := range map[string]struct {
 		until time.Time
 		read  int64
-		calls time.Time
+		told  time.Time
 		last  time.Time
 		load  load
 		quiet time.Duration
@@ -30,15 +30,15 @@ func TestCourtesy(t *testing.T) {
 		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: forever},
 		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
 		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: forever},
-		"busy, and about to read":   {until: start, calls: now.Add(-announced / 2), last: now, load: busy, quiet: forever, want: lookAgain},
-		"busy, but never read":      {until: start, calls: now.Add(-announced), last: now, load: busy, quiet: forever},
+		"busy, and about to read":   {until: start, told: now.Add(-announced / 2), last: now, load: busy, quiet: forever, want: lookAgain},
+		"busy, but never read":      {until: start, told: now.Add(-announced), last: now, load: busy, quiet: forever},
 		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: forever},
 		"replay":                    {load: idle, quiet: time.Millisecond, began: now, want: lookAgain},
 		"replay that hangs":         {load: idle, quiet: time.Millisecond, began: now.Add(-2 * replayTime)},
 		"reads waited for a replay": {until: start, read: reading, last: now, load: busy, quiet: 100 * time.Millisecond, ended: now.Add(-120 * time.Millisecond), want: lookAgain},
 		"reads wait after a replay": {until: start, read: reading, last: now, load: busy, quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
 	} {
-		c := courtesy{until: tc.until, calls: tc.calls, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
+		c := courtesy{until: tc.until, told: tc.told, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
 		c.read.Store(tc.read)
 		if got := c.hold(now, tc.quiet, !tc.began.IsZero()); got != tc.want {
 			t.Errorf("%s: held for %v, want %v", name, got, tc.want)

@@ -53,13 +53,13 @@ func TestEarlyRoundTrip(t *testing.T) {
 	if err := a.Early(ranges, copied); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.Manifest(subject).Layers; len(got) != 2 || got[1].Digest != digest.FromBytes(copied) || !bytes.Equal(a.Copy, copied) {
+	if got := a.Manifest(subject).Layers; len(got) != 2 || got[1].Digest != digest.FromBytes(copied) || !bytes.Equal(a.Copied, copied) {
 		t.Errorf("the manifest names %v", got)
 	}
 	if err := a.Early(make([]BlobRange, maxEarlyRanges+1), copied); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.Manifest(subject).Layers; len(got) != 1 || a.Copy != nil {
+	if got := a.Manifest(subject).Layers; len(got) != 1 || a.Copied != nil {
 		t.Errorf("a copy of ranges that are not said: %v", got)
 	}
 }

@@ -41,11 +41,10 @@ const (
 type Artifact struct {
 	Blob    ocispec.Descriptor // of Content
 	Content []byte
-	// Copy is the blob of the bytes of the early ranges, of the descriptor CopyBlob; empty: there is none.
-	Copy     []byte
-	CopyBlob ocispec.Descriptor
-	created  time.Time
-	early    string
+	Copy    ocispec.Descriptor // of Copied
+	Copied  []byte             // the bytes of the early ranges, one behind the other; empty: they are not copied
+	created time.Time
+	early   string
 }
 
 // New encodes a profile that was made at the given time.
@@ -67,13 +66,14 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 // Early adds what First returned, and the bytes of these ranges, one behind the other, or nil: a reader of the list of referrers can
 // begin with it before it has an index. Ranges that are too many to be said are not.
 func (a *Artifact) Early(ranges []BlobRange, bytes []byte) (err error) {
-	a.Copy, a.CopyBlob = nil, ocispec.Descriptor{}
+	var d ocispec.Descriptor
 	if len(bytes) > 0 {
-		a.CopyBlob = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(bytes), Size: int64(len(bytes))}
+		d = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(bytes), Size: int64(len(bytes))}
 	}
-	if a.early, err = encodeEarly(ranges, a.CopyBlob.Digest); err == nil && a.early != "" {
-		a.Copy = bytes
+	if a.early, err = encodeEarly(ranges, d.Digest); a.early == "" {
+		d, bytes = ocispec.Descriptor{}, nil
 	}
+	a.Copy, a.Copied = d, bytes
 	return err
 }
 
@@ -94,8 +94,8 @@ func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	if a.early != "" {
 		m.Annotations[annotationEarly] = a.early
 	}
-	if len(a.Copy) > 0 {
-		m.Layers = append(m.Layers, a.CopyBlob)
+	if a.Copy.Size > 0 {
+		m.Layers = append(m.Layers, a.Copy)
 	}
 	return m
 }
