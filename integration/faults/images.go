@@ -24,7 +24,7 @@ var trees = map[Column]known.Tree{
 	Start:   {Seed: 2, Files: 90, Size: 124 << 10},
 	Load:    {Seed: 3, Files: 90, Size: 124 << 10},
 	Idle:    {Seed: 4, Files: 90, Size: 124 << 10},
-	Fill:    {Seed: 5, Files: 20, Size: 96 << 10},
+	Fill:    {Seed: 5, Files: 30, Size: 96 << 10}, // 9 s at the bandwidth of a row, in which its container has to be reading
 	Restore: {Seed: 6, Files: 90, Size: 124 << 10},
 }
 
