@@ -55,7 +55,8 @@ func TestKills(t *testing.T) {
 			}
 			l.remove(t)
 			fixture.Ctr(t, n, append([]string{"images", "rm", "--sync"}, refs...)...)
-			fixture.Eventually(t, 30*time.Second, func() string {
+			// micad keeps idle connections to the registry for 90 s, with two goroutines each
+			fixture.Eventually(t, 2*time.Minute, func() string {
 				after, err := soak.Look(ctx, n)
 				if err != nil {
 					return err.Error()

@@ -47,7 +47,7 @@ func Look(ctx context.Context, n *node.Node) (Traces, error) {
 }
 
 // slack is how many descriptors and goroutines come and go with answers to
-// metrics, idle connections and timers.
+// metrics and timers.
 const slack = 8
 
 // More says what t has that an earlier look had not; "": nothing.
