@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -38,4 +40,37 @@ func TestLostBeforeCheck(t *testing.T) {
 		}
 	}()
 	eventually(t, "the layer is whole and checked", func() bool { return v.store.Record().State == store.Verified })
+}
+
+// TestFolderGoneBeforeFill: a layer comes whole, though somebody took its folder away before anything of it had come.
+func TestFolderGoneBeforeFill(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	come := make(chan struct{})
+	release := sync.OnceFunc(func() { close(come) })
+	defer release()
+	gate := func(path string) {
+		if strings.HasSuffix(path, w.layers[0].String()) {
+			<-come
+		}
+	}
+	w.gate.Store(&gate)
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
+	w.mountAll(table)
+	v, err := table.stored(Layer{Digest: w.layers[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.startFill()
+	away := filepath.Join(testDir(t), "away")
+	if err := os.Rename(v.store.Dir(), away); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // closing the table saves it
+		if err := os.Rename(away, v.store.Dir()); err != nil {
+			t.Error(err)
+		}
+	}()
+	release()
+	eventually(t, "all has come", v.store.AllPresent)
 }

@@ -372,6 +372,20 @@ func (l *Layer) Mark(state State) error {
 	return nil
 }
 
+// Hold opens the layer's files, which their first use does otherwise: from then on they are here for who has the layer open, also
+// when somebody deletes its folder.
+func (l *Layer) Hold() error {
+	_, err := l.device.get()
+	_, without := l.windows.get()
+	if errors.Is(without, fs.ErrNotExist) {
+		without = nil // not every layer has windows
+	}
+	if err := errors.Join(err, without); err != nil {
+		return fmt.Errorf("hold layer %s: %w", l.digest, err)
+	}
+	return nil
+}
+
 // Close gives up one opening of the layer. The last one makes durable what is
 // present and closes the files.
 func (l *Layer) Close() error { return l.store.unref(l.digest, l.entry) }
