@@ -23,13 +23,9 @@ type filling struct {
 
 // startFill brings the rest of the layer in the background.
 func (v *live) startFill() {
-	if v.filling.started.Swap(true) {
-		return
+	if !v.filling.started.Swap(true) {
+		v.t.fetch.Fill(v.digest)
 	}
-	if err := v.store.Hold(); err != nil {
-		v.t.log.Warn("layer that is to be filled cannot be written", "layer", v.digest, "err", err) // the fill tries again
-	}
-	v.t.fetch.Fill(v.digest)
 }
 
 // refill brings what was thrown away of a layer that had been filled.

@@ -75,6 +75,9 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	}
 	v.data = layer.New(v.index, t.cache.guard(s), o)
 	if !s.AllPresent() {
+		if err := s.Hold(); err != nil {
+			t.log.Warn("layer's files do not open: what comes of it is not kept until they do", "layer", v.digest, "err", err)
+		}
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
 	} else if len(rec.Vouchers) > 0 {

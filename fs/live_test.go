@@ -11,13 +11,12 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 )
 
-// TestLostBeforeCheck: what the store loses of a layer that has come whole, before it is checked, comes again.
-func TestLostBeforeCheck(t *testing.T) {
+// stalled returns the first layer of an image, of which nothing comes until release is called.
+func stalled(t *testing.T) (v *live, release func()) {
+	t.Helper()
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
 	come := make(chan struct{})
-	release := sync.OnceFunc(func() { close(come) })
-	defer release()
 	gate := func(path string) {
 		if strings.HasSuffix(path, w.layers[0].String()) {
 			<-come
@@ -25,11 +24,19 @@ func TestLostBeforeCheck(t *testing.T) {
 	}
 	w.gate.Store(&gate)
 	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
+	release = sync.OnceFunc(func() { close(come) })
+	t.Cleanup(release) // before the table is closed
 	w.mountAll(table)
 	v, err := table.stored(Layer{Digest: w.layers[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return v, release
+}
+
+// TestLostBeforeCheck: what the store loses of a layer that has come whole, before it is checked, comes again.
+func TestLostBeforeCheck(t *testing.T) {
+	v, release := stalled(t)
 	func() {
 		v.trust.proving.Lock() // nothing is checked
 		defer v.trust.proving.Unlock()
@@ -44,24 +51,10 @@ func TestLostBeforeCheck(t *testing.T) {
 
 // TestFolderGoneBeforeFill: a layer comes whole, though somebody took its folder away before anything of it had come.
 func TestFolderGoneBeforeFill(t *testing.T) {
-	w := newWorld(t, twoLayers(t)...)
-	w.index(nil)
-	come := make(chan struct{})
-	release := sync.OnceFunc(func() { close(come) })
-	defer release()
-	gate := func(path string) {
-		if strings.HasSuffix(path, w.layers[0].String()) {
-			<-come
-		}
+	v, release := stalled(t)
+	if n, _ := v.store.Count(); n > 0 {
+		t.Fatalf("%d spans have come", n)
 	}
-	w.gate.Store(&gate)
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
-	w.mountAll(table)
-	v, err := table.stored(Layer{Digest: w.layers[0]})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v.startFill()
 	away := filepath.Join(testDir(t), "away")
 	if err := os.Rename(v.store.Dir(), away); err != nil {
 		t.Fatal(err)

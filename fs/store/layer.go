@@ -372,15 +372,15 @@ func (l *Layer) Mark(state State) error {
 	return nil
 }
 
-// Hold opens the layer's files, which their first use does otherwise: from then on they are here for who has the layer open, also
-// when somebody deletes its folder.
+// Hold opens the files that spans are written to and decoded with, which their first use does otherwise. They stay open until the last
+// Close, also when somebody deletes the layer's folder: what comes of it is kept all the same.
 func (l *Layer) Hold() error {
 	_, err := l.device.get()
-	_, without := l.windows.get()
-	if errors.Is(without, fs.ErrNotExist) {
-		without = nil // not every layer has windows
+	_, noWindows := l.windows.get()
+	if errors.Is(noWindows, fs.ErrNotExist) {
+		noWindows = nil // they are at the registry, or there are none
 	}
-	if err := errors.Join(err, without); err != nil {
+	if err := errors.Join(err, noWindows); err != nil {
 		return fmt.Errorf("hold layer %s: %w", l.digest, err)
 	}
 	return nil
