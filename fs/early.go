@@ -18,8 +18,12 @@ import (
 const (
 	// Requests at a time, and bytes of each. Where a round trip is long there are more of them, as a connection begins slowly;
 	// where it is short, two keep the line busy, and more than that only the cores, when a pull ends and a container is created.
-	earlyRequests, earlyPiece       = 2, 4 << 20
-	earlyFarRequests, earlyFarPiece = 16, 256 << 10
+	earlyRequests, earlyRequest       = 2, 4 << 20
+	earlyFarRequests, earlyFarRequest = 16, 256 << 10
+	// earlyFarLater is how many bytes requests have when each connection has had one.
+	earlyFarLater = 1 << 20
+	// earlyPiece is how many bytes are kept until all of them have been read.
+	earlyPiece = 1 << 20
 	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is fetched
 	// before the index range by range: requests to nearer ones cost more time, in which the index is unpacked and mounted, than they save.
 	earlyFrom = 18 * time.Millisecond
@@ -44,15 +48,15 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if !ok || err != nil {
 		return // whoever opens it will meet the error
 	}
-	requests, size := earlyRequests, int64(earlyPiece)
+	requests := earlyRequests
 	if took >= earlyFar {
-		requests, size = earlyFarRequests, earlyFarPiece
+		requests = earlyFarRequests
 	}
 	var runs []run
 	if d, ok := published.Newest(refs); !ok {
 		runs = p.earlyWindows(x)
 	} else {
-		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), size, took < earlyFrom)
+		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), took)
 	}
 	if len(runs) == 0 {
 		return
@@ -76,31 +80,44 @@ func (p *pull) earlyWindows(x artifact.Index) []run {
 	r := published.BlobRange{Blob: x.Windows.Digest, BlobSize: x.Windows.Size, Size: min(x.Windows.Size, windowsBytes)}
 	left := p.left()
 	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
-	return alone(p.t.early.add([]published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)))
+	return alone(p.t.early.add(&feed{}, []published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)))
 }
 
-// earlyRuns makes room for the ranges of these blobs that an artifact names, in requests of at most size bytes. Near registries are asked
+// earlyRuns plans the ranges of these blobs that an artifact names. A registry whose first answer took so long that it is near is asked
 // for them only where there is a copy.
-func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, size int64, near bool) []run {
+func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, took time.Duration) []run {
 	early, err := published.EarlyRanges(d)
 	if err != nil {
 		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
 		return nil
 	}
 	wanted := func(r published.BlobRange) bool { return slices.Contains(blobs, r.Blob) }
+	request := func(n int) int64 { // bytes of the request behind n
+		switch {
+		case took < earlyFar:
+			return earlyRequest
+		case n < earlyFarRequests:
+			return earlyFarRequest
+		}
+		return earlyFarLater
+	}
+	f := &feed{}
 	if early.Copy.Size == 0 {
-		if near {
+		if took < earlyFrom {
 			return nil
 		}
 		ranges := slices.DeleteFunc(early.Ranges, func(r published.BlobRange) bool { return !wanted(r) })
-		return alone(p.t.early.add(published.Join(ranges, size), size))
+		return alone(p.t.early.add(f, published.Join(ranges, request(0)), request(0)))
 	}
 	var runs []run
 	at := int64(0) // of the range in the copy
 	for _, r := range early.Ranges {
+		if at+r.Size > published.MaxEarly && p.t.o.Fetch.Bandwidth > 0 {
+			break // all the rest is the scheduler's, which keeps to it
+		}
 		if wanted(r) {
-			for _, pc := range p.t.early.add([]published.BlobRange{r}, size) {
-				runs = appendRun(runs, run{early.Copy, at + pc.off - r.Off, int64(len(pc.buf)), []*piece{pc}}, size)
+			for _, pc := range p.t.early.add(f, []published.BlobRange{r}, min(earlyPiece, request(0))) {
+				runs = appendRun(runs, run{desc: early.Copy, off: at + pc.off - r.Off, pieces: []*piece{pc}}, request(len(runs)-1))
 			}
 		}
 		at += r.Size
@@ -110,16 +127,24 @@ func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, size int64
 
 // run is pieces that one request brings: they lie one behind the other, in their own blob or in a copy of the early ranges.
 type run struct {
-	desc      ocispec.Descriptor // the blob
-	off, size int64
-	pieces    []*piece
+	desc   ocispec.Descriptor // the blob
+	off    int64
+	pieces []*piece
+}
+
+// size returns how many bytes the pieces have.
+func (r *run) size() (n int64) {
+	for _, p := range r.pieces {
+		n += p.size
+	}
+	return n
 }
 
 // alone has each piece fetched from its own blob.
 func alone(pieces []*piece) []run {
 	runs := make([]run, len(pieces))
 	for i, p := range pieces {
-		runs[i] = run{p.desc, p.off, int64(len(p.buf)), []*piece{p}}
+		runs[i] = run{p.desc, p.off, []*piece{p}}
 	}
 	return runs
 }
@@ -127,8 +152,7 @@ func alone(pieces []*piece) []run {
 // appendRun appends a run, to the last one if it goes on there and has no more than most bytes then.
 func appendRun(runs []run, r run, most int64) []run {
 	if n := len(runs); n > 0 {
-		if last := &runs[n-1]; last.off+last.size == r.off && last.size+r.size <= most {
-			last.size += r.size
+		if last := &runs[n-1]; last.off+last.size() == r.off && last.size()+r.size() <= most {
 			last.pieces = append(last.pieces, r.pieces...)
 			return runs
 		}
@@ -151,13 +175,25 @@ func (p *pull) missing() (blobs []digest.Digest) {
 	return blobs
 }
 
-// fetch brings the runs, in their order, so many at a time.
+// fetch brings the runs, in their order, so many at a time, and as there is room. If one of a copy does not come, no further one is asked
+// for.
 func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requests int) {
 	var g errgroup.Group
 	g.SetLimit(requests)
-	for _, r := range runs {
+	for i, r := range runs {
 		g.Go(func() error {
-			for _, p := range r.pieces[r.fetch(ctx, image):] {
+			if !e.begin(ctx, &r) {
+				return nil
+			}
+			lost := r.pieces[r.fetch(ctx, image):]
+			if len(lost) > 0 && r.desc.Digest != lost[0].desc.Digest {
+				for _, later := range runs[i+1:] {
+					if later.desc.Digest == r.desc.Digest {
+						e.spareAll(later.pieces)
+					}
+				}
+			}
+			for _, p := range lost {
 				e.drop(p) // those who read it ask themselves
 				p.advance(0)
 			}
@@ -172,7 +208,7 @@ func (r *run) fetch(ctx context.Context, image *remote.Image) (came int) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	opening := time.AfterFunc(earlyStall, cancel)
-	body, err := image.Blob(r.desc).Range(ctx, r.off, r.size)
+	body, err := image.Blob(r.desc).Range(ctx, r.off, r.size())
 	opening.Stop()
 	if err != nil {
 		return 0

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -34,7 +35,7 @@ func (w *world) publish(p *profile.Profile, change func(ranges []published.BlobR
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ranges, err := published.First(p, b, w.indexed.Windows)
+	ranges, err := published.First(p, b, w.indexed.Windows, published.MaxCopy)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -152,30 +153,37 @@ func TestEarly(t *testing.T) {
 	}
 }
 
+// earlyImage returns an image whose registry answers as handle does, the origins of a layer of it, and what counts the requests.
+func earlyImage(t *testing.T, handle http.HandlerFunc) (*remote.Image, *origins, func(name string) int64) {
+	t.Helper()
+	host, asked := repositories(t, map[string]http.HandlerFunc{"image": handle})
+	client, err := remote.New(remote.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	image, err := client.Image(host + "/image:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &origins{client: client, early: &early{}}
+	o.add(host + "/image:1")
+	return image, o, asked
+}
+
 // TestEarlySource: a source takes what was fetched early, asks for the rest, and asks for all where that is wrong or does
 // not come.
 func TestEarlySource(t *testing.T) {
 	blob := bytes.Repeat([]byte("0123456789abcdef"), 20_000)
 	var broken atomic.Bool
-	host, asked := repositories(t, map[string]http.HandlerFunc{"image": func(rw http.ResponseWriter, r *http.Request) {
+	image, o, asked := earlyImage(t, func(rw http.ResponseWriter, r *http.Request) {
 		if broken.Load() {
 			rw.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		serves(blob)(rw, r)
-	}})
-	client, err := remote.New(remote.Config{Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	image, err := client.Image(host + "/image:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &early{}
-	o := &origins{client: client, early: e}
-	o.add(host + "/image:1")
+	})
+	e := o.early
 	d := digest.FromBytes(blob)
 	const windows = 64 // the source begins there in the blob
 	s := newSource(o, d, int64(len(blob)), windows, int64(len(blob))-windows)
@@ -196,8 +204,8 @@ func TestEarlySource(t *testing.T) {
 		}
 	}
 	ranges := []published.BlobRange{{Blob: d, BlobSize: int64(len(blob)), Off: 1064, Size: 100_000}}
-	pieces := e.add(ranges, 30_000)
-	if len(pieces) != 4 || len(e.add(ranges, 30_000)) != 0 {
+	pieces := e.add(&feed{}, ranges, 30_000)
+	if len(pieces) != 4 || len(e.add(&feed{}, ranges, 30_000)) != 0 {
 		t.Errorf("%d pieces", len(pieces))
 	}
 	e.fetch(t.Context(), image, alone(pieces), 2)
@@ -210,8 +218,7 @@ func TestEarlySource(t *testing.T) {
 		t.Errorf("%d bytes are left", e.taken)
 	}
 
-	pieces = e.add(ranges, 30_000)
-	copy(pieces[1].buf, "wrong")
+	pieces = e.add(&feed{}, ranges, 30_000)
 	e.fetch(t.Context(), image, alone(pieces), 2)
 	pieces[1].buf[7] ^= 1
 	s.Suspect(40_000, 5)
@@ -219,7 +226,7 @@ func TestEarlySource(t *testing.T) {
 	e.drop(pieces...)
 
 	broken.Store(true)
-	pieces = e.add(ranges, 30_000)
+	pieces = e.add(&feed{}, ranges, 30_000)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	done := make(chan struct{})
@@ -227,6 +234,7 @@ func TestEarlySource(t *testing.T) {
 		defer close(done)
 		e.fetch(ctx, image, alone(pieces), 2)
 	}()
+	eventually(t, "they are asked for", func() bool { return !s.Planned(1000, 100) })
 	body, err := s.Range(t.Context(), 1000, 100)
 	if err != nil {
 		t.Fatal(err)
@@ -240,7 +248,76 @@ func TestEarlySource(t *testing.T) {
 	if e.taken != 0 {
 		t.Errorf("%d bytes of requests that failed are left", e.taken)
 	}
-	if got := e.add([]published.BlobRange{{Blob: d, BlobSize: 1 << 40, Size: 10 * earlyBytes}}, 1<<20); int64(len(got))<<20 != earlyBytes {
-		t.Errorf("%d MiB are kept", len(got))
+}
+
+// TestEarlyRoom: of a copy that is larger than there is room for comes more as readers read; what they pass, or ask for themselves, holds
+// nothing up.
+func TestEarlyRoom(t *testing.T) {
+	const size, part, request = 2*earlyBytes + 4<<20, 1 << 20, 4 << 20
+	layer := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(layer)
+	var fromLayer, fromCopy atomic.Int64
+	layerDigest, copyDigest := digest.FromString("layer"), digest.FromString("copy")
+	image, o, _ := earlyImage(t, func(rw http.ResponseWriter, r *http.Request) {
+		n := &fromLayer
+		if strings.HasSuffix(r.URL.Path, copyDigest.String()) {
+			n = &fromCopy
+		}
+		n.Add(1)
+		serves(layer)(rw, r)
+	})
+	e := o.early
+	s := newSource(o, layerDigest, size, 0, size)
+	taken := func() int64 {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.taken
 	}
+	read := func(off, n int64) {
+		t.Helper()
+		body, err := s.Range(t.Context(), off, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer body.Close()
+		got, err := io.ReadAll(body)
+		if err != nil || !bytes.Equal(got, layer[off:off+n]) {
+			t.Fatalf("read [%d, +%d): %d bytes, %v", off, n, len(got), err)
+		}
+	}
+
+	var runs []run
+	for _, p := range e.add(&feed{}, []published.BlobRange{{Blob: layerDigest, BlobSize: size, Size: size}}, part) {
+		runs = appendRun(runs, run{ocispec.Descriptor{Digest: copyDigest, Size: size}, p.off, []*piece{p}}, request)
+	}
+	requests := int64(len(runs))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		e.fetch(t.Context(), image, runs, 2)
+	}()
+	eventually(t, "the room is full", func() bool { return taken() == earlyBytes })
+	if !s.Planned(earlyBytes-part, 2*part) || s.Planned(0, earlyBytes) {
+		t.Error("what is planned is not what there is no room for")
+	}
+	last := int64(size) - request
+	read(last, request) // a reader who does not wait
+	if fromLayer.Load() != 1 || s.Planned(last, request) {
+		t.Errorf("%d requests, and it is planned: %t", fromLayer.Load(), s.Planned(last, request))
+	}
+	for off := int64(part); off < last; off += part { // the first is never read
+		eventually(t, "the next piece is asked for", func() bool { return !s.Planned(off, part) })
+		read(off, part)
+	}
+	<-done
+	if n := fromLayer.Load(); n != 1 {
+		t.Errorf("%d requests to the layer, want that of who did not wait", n)
+	}
+	if n := fromCopy.Load(); n != requests-1 {
+		t.Errorf("%d requests to the copy, want %d", n, requests-1)
+	}
+	if n := taken(); n != part {
+		t.Errorf("%d bytes are left, want the first piece", n)
+	}
+	eventually(t, "what readers have passed is dropped", func() bool { e.dropUnread(); return taken() == 0 })
 }

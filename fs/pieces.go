@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -14,35 +15,53 @@ import (
 )
 
 const (
-	// earlyBytes is how many bytes are kept for layers whose index is still on its way, of all pulls together.
-	earlyBytes = 2 * published.MaxEarly
-	earlyStep  = 64 << 10 // after so many bytes readers are told
+	// earlyBytes is how many bytes are kept that nobody has read yet, of all pulls together.
+	earlyBytes = 16 << 20
+	// earlyUnread is how long they are kept at the least, if a reader has passed them, where others want the room: they have come by
+	// another way.
+	earlyUnread = time.Second
+	earlyStep   = 64 << 10 // after so many bytes readers are told
 )
 
-// early is ranges of blobs that are fetched before there is an index: what a profile says that a start reads first. They come from
-// the blobs, or by few requests from a copy that lies beside the profile. A source takes from it what it has; who reads verifies that as
-// all else.
+// early is ranges of blobs that are fetched before there is an index, or in few large requests although they lie here and there: what a
+// profile says that a start reads first. They come from the blobs, or from a copy that lies beside the profile. A source takes
+// from it what it has; who reads verifies that as all else.
+//
+// A piece is planned at first, then it is asked for, for which there has to be room, and arrives; whoever has read it to its end drops it.
 type early struct {
 	mu     sync.Mutex
-	taken  int64
+	taken  int64 // bytes of the buffers of the pieces that were asked for
 	pieces map[digest.Digest][]*piece
+	count  int           // of all pieces so far
+	spent  spent         // to be used again as long as there are pieces
+	room   chan struct{} // closed, and replaced, when pieces are dropped; nil: nobody waits for it
 }
 
-// piece is a range of a blob, on its way.
+// piece is a range of a blob, on its way. Its fields down to buf are guarded by early.mu; buf changes from nil to its own bytes when the
+// piece is asked for, and back when all have come and it is dropped, then with mu held as well.
 type piece struct {
-	desc ocispec.Descriptor // the blob
-	off  int64
-	buf  []byte
+	desc      ocispec.Descriptor // the blob
+	off, size int64
+	feed      *feed
+	number    int
+	dropped   bool
+	buf       []byte // nil: it is planned, or dropped
 
 	mu   sync.Mutex
 	have int           // bytes that are here
 	read int           // bytes that were taken
 	over bool          // no more will come
 	more chan struct{} // closed, and replaced, when have or over changes
+	came time.Time     // when all were here
 }
 
-// add makes room for ranges, in pieces of at most size bytes, as far as there is some and they are not here.
-func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) {
+// feed is the pieces of one pull, which are read in about their order.
+type feed struct {
+	reached int // the latest that somebody wanted to read; guarded by early.mu
+}
+
+// add plans ranges, in pieces of at most size bytes, as far as they are not planned, or here.
+func (e *early) add(f *feed, ranges []published.BlobRange, size int64) (pieces []*piece) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pieces == nil {
@@ -52,57 +71,187 @@ func (e *early) add(ranges []published.BlobRange, size int64) (pieces []*piece) 
 		blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
 		for off, end := r.Off, r.Off+r.Size; off < end; {
 			if here := e.findLocked(blob, off); here != nil {
-				off = here.off + int64(len(here.buf))
+				off = here.off + here.size
 				continue
 			}
-			n := min(size, end-off)
-			if e.taken+n > earlyBytes {
-				return pieces
-			}
-			p := &piece{desc: blob, off: off, buf: make([]byte, n), more: make(chan struct{})}
-			e.taken += n
+			e.count++
+			p := &piece{desc: blob, off: off, size: min(size, end-off), feed: f, number: e.count, more: make(chan struct{})}
 			e.pieces[r.Blob] = append(e.pieces[r.Blob], p)
 			pieces = append(pieces, p)
-			off += n
+			off += p.size
 		}
 	}
 	return pieces
 }
 
-// find returns the piece that holds a byte of a blob; nil: there is none. Those of a profile that gives the blob another size do
-// not count: they may never come.
-func (e *early) find(blob ocispec.Descriptor, off int64) *piece {
+// begin makes room for a run's pieces as soon as there is some, and leaves out those at its ends that nobody wants any more. false: that is
+// all of them, or ctx has ended.
+func (e *early) begin(ctx context.Context, r *run) bool {
+	for {
+		room, ok := e.tryBegin(r)
+		if ok || len(r.pieces) == 0 {
+			return ok
+		}
+		unread := time.NewTimer(earlyUnread)
+		select {
+		case <-room:
+		case <-unread.C:
+			e.dropUnread()
+		case <-ctx.Done():
+		}
+		unread.Stop()
+		if ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// tryBegin is begin without the wait, which is for room.
+func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.findLocked(blob, off)
+	for len(r.pieces) > 0 && r.pieces[0].dropped {
+		r.off += r.pieces[0].size
+		r.pieces = r.pieces[1:]
+	}
+	for len(r.pieces) > 0 && r.pieces[len(r.pieces)-1].dropped {
+		r.pieces = r.pieces[:len(r.pieces)-1]
+	}
+	size := int64(0)
+	for _, p := range r.pieces {
+		if !p.dropped {
+			size += roundUp(p.size)
+		}
+	}
+	if size == 0 {
+		return nil, false
+	}
+	if e.taken > 0 && e.taken+size > earlyBytes {
+		if e.room == nil {
+			e.room = make(chan struct{})
+		}
+		return e.room, false
+	}
+	for _, p := range r.pieces {
+		if !p.dropped {
+			p.buf = e.spent.get(p.size, earlyBytes-e.taken)
+			e.taken += int64(cap(p.buf))
+		}
+	}
+	return nil, true
+}
+
+// dropUnread drops what readers have passed some time ago.
+func (e *early) dropUnread() {
+	e.mu.Lock()
+	var old []*piece
+	for _, list := range e.pieces {
+		for _, p := range list {
+			if p.buf != nil && p.number < p.feed.reached && p.cameBefore(time.Now().Add(-earlyUnread)) {
+				old = append(old, p)
+			}
+		}
+	}
+	e.mu.Unlock()
+	e.drop(old...)
+}
+
+func (p *piece) cameBefore(t time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.came.IsZero() && p.came.Before(t)
+}
+
+// reach returns the piece that holds a byte of a blob, for somebody who is going to read from there on; nil: there is none that
+// was asked for. Those of a profile that gives the blob another size do not count: they may never come.
+func (e *early) reach(blob ocispec.Descriptor, off int64) *piece {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.findLocked(blob, off)
+	if p == nil || p.buf == nil {
+		return nil
+	}
+	p.feed.reached = max(p.feed.reached, p.number)
+	return p
+}
+
+// planned says whether some of n bytes of a blob are planned.
+func (e *early) planned(blob ocispec.Descriptor, off, n int64) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.ContainsFunc(e.pieces[blob.Digest], func(p *piece) bool {
+		return p.buf == nil && p.desc.Size == blob.Size && p.off < off+n && off < p.off+p.size
+	})
+}
+
+// spare drops what is planned of n bytes of a blob: they are asked for now.
+func (e *early) spare(blob ocispec.Descriptor, off, n int64) {
+	e.mu.Lock()
+	var needless []*piece
+	for _, p := range e.pieces[blob.Digest] {
+		if p.desc.Size == blob.Size && off <= p.off && p.off+p.size <= off+n {
+			needless = append(needless, p)
+		}
+	}
+	e.mu.Unlock()
+	e.spareAll(needless)
+}
+
+// spareAll drops those pieces that are planned.
+func (e *early) spareAll(pieces []*piece) {
+	e.mu.Lock()
+	planned := slices.DeleteFunc(slices.Clone(pieces), func(p *piece) bool { return p.buf != nil })
+	e.mu.Unlock()
+	e.drop(planned...) // one that was asked for in between is asked for twice
 }
 
 func (e *early) findLocked(blob ocispec.Descriptor, off int64) *piece {
 	for _, p := range e.pieces[blob.Digest] {
-		if p.desc.Size == blob.Size && p.off <= off && off < p.off+int64(len(p.buf)) {
+		if p.desc.Size == blob.Size && p.off <= off && off < p.off+p.size {
 			return p
 		}
 	}
 	return nil
 }
 
-// drop forgets pieces. Who reads one goes on.
+// drop forgets pieces. Who reads one asks for the rest, or goes on until all that was on its way has come.
 func (e *early) drop(pieces ...*piece) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range pieces {
-		list := e.pieces[p.desc.Digest]
-		i := slices.Index(list, p)
-		if i < 0 {
+		if p.dropped {
 			continue
 		}
-		e.taken -= int64(len(p.buf))
-		if list = slices.Delete(list, i, i+1); len(list) == 0 {
+		p.dropped = true
+		e.taken -= int64(cap(p.buf))
+		if b := p.end(); b != nil {
+			e.spent.put(b)
+		}
+		list := slices.DeleteFunc(e.pieces[p.desc.Digest], func(o *piece) bool { return o == p })
+		if e.pieces[p.desc.Digest] = list; len(list) == 0 {
 			delete(e.pieces, p.desc.Digest)
-		} else {
-			e.pieces[p.desc.Digest] = list
 		}
 	}
+	if len(e.pieces) == 0 {
+		e.spent = spent{}
+	}
+	if e.room != nil {
+		close(e.room)
+		e.room = nil
+	}
+}
+
+// end returns the buffer of a dropped piece that has come whole: nobody writes to it any more, or reads from it from now on. The caller
+// holds early.mu.
+func (p *piece) end() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.buf == nil || p.have < len(p.buf) {
+		return nil
+	}
+	b := p.buf
+	p.buf, p.have, p.over = nil, 0, true
+	return b
 }
 
 // suspect drops what holds any of the n bytes from off on, which were wrong.
@@ -111,14 +260,18 @@ func (e *early) suspect(blob digest.Digest, off, n int64) {
 	list := slices.Clone(e.pieces[blob])
 	e.mu.Unlock()
 	for _, p := range list {
-		if p.off < off+n && off < p.off+int64(len(p.buf)) {
+		if p.off < off+n && off < p.off+p.size {
 			e.drop(p)
 		}
 	}
 }
 
-// fill reads the piece from body.
+// fill reads the piece from body, past which it goes if nobody wants it.
 func (p *piece) fill(body io.Reader) error {
+	if p.buf == nil {
+		_, err := io.CopyN(io.Discard, body, p.size)
+		return err
+	}
 	for b := p.buf; len(b) > 0; {
 		n, err := io.ReadFull(body, b[:min(earlyStep, len(b))])
 		if err != nil {
@@ -136,6 +289,9 @@ func (p *piece) advance(n int) {
 	defer p.mu.Unlock()
 	p.have += n
 	p.over = n == 0
+	if p.have == len(p.buf) {
+		p.came = time.Now()
+	}
 	close(p.more)
 	p.more = make(chan struct{})
 }
@@ -147,7 +303,7 @@ func (p *piece) take(ctx context.Context, b []byte, off int64) (n int, last bool
 		p.mu.Lock()
 		if n = copy(b, p.buf[min(off-p.off, int64(p.have)):p.have]); n > 0 || p.over {
 			p.read += n
-			last = p.read >= len(p.buf)
+			last = int64(p.read) >= p.size
 			p.mu.Unlock()
 			return n, last, nil
 		}
@@ -182,7 +338,7 @@ func (b *earlyBody) Read(p []byte) (int, error) {
 	p = p[:min(int64(len(p)), b.end-b.off)]
 	early := b.s.origins.early
 	for b.rest == nil && len(p) > 0 {
-		piece := early.find(b.s.desc, b.off)
+		piece := early.reach(b.s.desc, b.off)
 		if piece == nil {
 			rest, err := b.s.ask(b.ctx, b.off, b.end-b.off)
 			if err != nil {

@@ -20,6 +20,7 @@ var (
 	_ layer.Source    = (*source)(nil)
 	_ layer.Ranger    = (*source)(nil)
 	_ layer.Suspecter = (*source)(nil)
+	_ layer.Planner   = (*source)(nil)
 )
 
 // origins are the images that brought a layer: where its blob can be read. The latest is asked
@@ -116,20 +117,24 @@ func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 0 || n > s.size-off {
 		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
 	}
-	if n > 0 && s.origins.early.find(s.desc, s.off+off) != nil {
+	if n > 0 && s.origins.early.reach(s.desc, s.off+off) != nil {
 		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, nil
 	}
 	return s.ask(ctx, s.off+off, n)
 }
 
-// ask asks the registries for n bytes from off on, in the blob.
+// ask asks the registries for n bytes from off on, in the blob. Nobody else need do so.
 func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	s.origins.early.spare(s.desc, off, n)
 	blob, err := s.origins.blob(s.desc)
 	if err != nil {
 		return nil, err
 	}
 	return blob.Range(ctx, off, n)
 }
+
+// Planned implements layer.Planner.
+func (s *source) Planned(off, n int64) bool { return s.origins.early.planned(s.desc, s.off+off, n) }
 
 // Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while.
 func (s *source) Suspect(off, n int64) {

@@ -9,11 +9,13 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/remote"
+	"github.com/mica-snapshotter/mica/remote/layout"
 )
 
 func profilePushCommand() *cobra.Command {
@@ -96,8 +98,12 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
-		bytesText(int64(len(a.Content))))
+	copied := ""
+	if a.Copy.Size > 0 {
+		copied = fmt.Sprintf(", and a copy of what a start reads first %s", bytesText(a.Copy.Size))
+	}
+	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
+		bytesText(int64(len(a.Content))), copied)
 	return err
 }
 
@@ -111,7 +117,7 @@ func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profi
 	x, b, err := fetchIndex(ctx, im, list[0])
 	var ranges []published.BlobRange
 	if err == nil {
-		ranges, err = published.First(p, b, x.Windows)
+		ranges, err = published.First(p, b, x.Windows, published.MaxCopy)
 	}
 	if err != nil {
 		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
@@ -123,35 +129,42 @@ func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profi
 	return a.Early(ranges, copied)
 }
 
+// readRequests is how many ranges are read at a time.
+const readRequests = 4
+
 // readRanges returns the bytes of ranges of an image's blobs, one behind the other.
 func readRanges(ctx context.Context, im image, ranges []published.BlobRange) ([]byte, error) {
-	var all []byte
+	size := int64(0)
 	for _, r := range ranges {
-		p := make([]byte, r.Size)
-		if err := readRange(ctx, im, r, p); err != nil {
-			return nil, fmt.Errorf("read [%d, +%d) of blob %s of %s: %w", r.Off, r.Size, r.Blob, im.Ref(), err)
-		}
-		all = append(all, p...)
+		size += r.Size
 	}
-	return all, nil
+	all := make([]byte, size)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readRequests)
+	rest := all
+	for _, r := range ranges {
+		p := rest[:r.Size]
+		rest = rest[r.Size:]
+		g.Go(func() error {
+			if err := readRange(ctx, im, r, p); err != nil {
+				return fmt.Errorf("read [%d, +%d) of blob %s of %s: %w", r.Off, r.Size, r.Blob, im.Ref(), err)
+			}
+			return nil
+		})
+	}
+	return all, g.Wait()
 }
 
 // readRange fills p, of the range's size.
 func readRange(ctx context.Context, im image, r published.BlobRange, p []byte) error {
 	d := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
-	if at, ok := im.(*remote.Image); ok {
-		return at.Blob(d).ReadAt(ctx, p, r.Off)
+	switch im := im.(type) {
+	case *remote.Image:
+		return im.Blob(d).ReadAt(ctx, p, r.Off)
+	case *layout.Image:
+		return im.Blob(d).ReadAt(ctx, p, r.Off)
 	}
-	body, err := im.Open(ctx, d)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	if _, err := io.CopyN(io.Discard, body, r.Off); err != nil {
-		return err
-	}
-	_, err = io.ReadFull(body, p)
-	return err
+	return fmt.Errorf("%T has no ranges", im)
 }
 
 // fetchProfile returns the profile that an entry of the list of referrers stands for.

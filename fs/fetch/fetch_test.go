@@ -35,6 +35,7 @@ type fake struct {
 
 	mu       sync.Mutex
 	present  map[int64]bool
+	planned  map[int64]bool
 	expected int64
 	most     int // requests at a time
 	running  int
@@ -80,7 +81,7 @@ func (f *fake) Next(off, end int64, _ layer.Priority) (layer.Run, error) {
 	if i+1 < last && !f.present[i+1] {
 		n = 2
 	}
-	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2}, nil
+	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2, Planned: f.planned[i]}, nil
 }
 
 func (f *fake) Fetch(ctx context.Context, off, n int64, prio layer.Priority) error {
@@ -214,6 +215,35 @@ func TestFillAgain(t *testing.T) {
 		s.Fill(a.id())
 		time.Sleep(time.Minute)
 		expect(t, l, "fill a 2+1")
+	})
+}
+
+// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and fetches what lies behind it meanwhile.
+func TestPlanned(t *testing.T) {
+	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
+		a := l.layer("a", 9)
+		a.delay = 0
+		a.planned = map[int64]bool{0: true, 3: true}
+		come := func(block int64) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			delete(a.planned, block)
+		}
+		r := s.Replay([]Range{{a.id(), 0, 1}, {a.id(), 3000, 1}, {a.id(), 6000, 1}})
+		r.todo = []*part{{Range: Range{a.id(), 0, 1}}, {Range: Range{a.id(), 3000, 1}}, {Range: Range{a.id(), 6000, 1}}}
+		s.Add(a.id(), a)
+		s.Fill(a.id())
+		expect(t, l, "replay a 6+1")
+		time.Sleep(time.Second)
+		expect(t, l)
+		come(0)
+		time.Sleep(plannedAgain)
+		expect(t, l, "replay a 0+1")
+		time.Sleep(plannedMost)
+		<-r.Done()
+		if got := l.take(); len(got) == 0 || got[0] != "replay a 3+1" {
+			t.Errorf("fetched %q after what did not come", got)
+		}
 	})
 }
 
@@ -413,7 +443,7 @@ func TestArrange(t *testing.T) {
 		"nonsense": {[]Range{{a, -1, 5}, {a, 0, 0}, {a, 1<<63 - 1, 1<<63 - 1}, {a, 7, -9}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := arrange(c.in); !reflect.DeepEqual(got, c.want) {
+			if got := Arrange(c.in); !reflect.DeepEqual(got, c.want) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}
 		})

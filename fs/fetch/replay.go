@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -37,10 +38,34 @@ type Replay struct {
 	done   chan struct{}
 
 	// Guarded by Scheduler.mu:
-	todo    []*Range               // what nothing is under way for
+	todo    []*part                // what nothing is under way for
 	running int                    // requests
 	ended   bool                   // done is closed
 	seen    map[digest.Digest]*use // the layers that were found so far
+}
+
+// part is a range of a replay.
+type part struct {
+	Range
+	// What is about to come without a request is put off until then, and for the first time then.
+	later, first time.Time
+}
+
+const (
+	plannedAgain = 10 * time.Millisecond // how long what is about to come is put off before it is looked at again
+	plannedMost  = 2 * time.Second       // how long in all
+	plannedParts = 8                     // so many parts are put off at a time; those behind them are not looked at
+)
+
+// putOff puts off a place whose bytes are about to come without a request, for as long as that may take.
+func (s *Scheduler) putOff(p *place, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.todo.first.IsZero() {
+		p.todo.first = now
+	}
+	p.todo.later = now.Add(plannedAgain)
+	return now.Sub(p.todo.first) < plannedMost
 }
 
 // use is what a replay has to do with one layer.
@@ -68,12 +93,12 @@ func (s *Scheduler) Replay(ranges []Range) *Replay {
 	for _, g := range ranges {
 		r.bytes += g.Size
 	}
-	for _, g := range arrange(ranges) {
-		r.todo = append(r.todo, &g)
+	for _, g := range Arrange(ranges) {
+		r.todo = append(r.todo, &part{Range: g})
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.todo = slices.DeleteFunc(r.todo, func(g *Range) bool {
+	r.todo = slices.DeleteFunc(r.todo, func(g *part) bool {
 		e := s.layers[g.Layer]
 		return s.o.Fill == None || e != nil && e.stopped
 	})
@@ -130,25 +155,25 @@ func (r *Replay) meetLocked(e *entry) []Range {
 	var expected []Range
 	for _, g := range r.todo {
 		if g.Layer == e.digest {
-			expected = append(expected, *g)
+			expected = append(expected, g.Range)
 		}
 	}
 	return expected
 }
 
 // advanceLocked takes away what lies before off of a range that is still to be fetched.
-func (r *Replay) advanceLocked(g *Range, off int64) {
+func (r *Replay) advanceLocked(g *part, off int64) {
 	if g.Size -= off - g.Off; g.Size <= 0 {
-		r.todo = slices.DeleteFunc(r.todo, func(o *Range) bool { return o == g })
+		r.todo = slices.DeleteFunc(r.todo, func(o *part) bool { return o == g })
 		r.endLocked()
 		return
 	}
-	g.Off = off
+	g.Off, g.first = off, time.Time{}
 }
 
 // dropLocked drops what is left of a layer, and its numbers stay what they are.
 func (r *Replay) dropLocked(e *entry) {
-	r.todo = slices.DeleteFunc(r.todo, func(g *Range) bool { return g.Layer == e.digest })
+	r.todo = slices.DeleteFunc(r.todo, func(g *part) bool { return g.Layer == e.digest })
 	if u := r.seen[e.digest]; u != nil && u.after == nil && u.layer == e.layer {
 		now := e.layer.Uses()
 		u.after = &now
@@ -166,8 +191,8 @@ func (r *Replay) endLocked() {
 	close(r.done)
 }
 
-// arrange makes of ranges in the order of access larger ones that are in about that order.
-func arrange(ranges []Range) []Range {
+// Arrange makes of ranges in the order of access larger ones that are in about that order: those that a replay fetches.
+func Arrange(ranges []Range) []Range {
 	var all []Range
 	most := int64(groupFirst)
 	for len(ranges) > 0 {

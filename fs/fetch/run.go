@@ -70,7 +70,7 @@ type place struct {
 	prio     layer.Priority
 	off, end int64
 	replay   *Replay // nil: a fill
-	todo     *Range  // what is left of the replay's range
+	todo     *part   // what is left of the replay's range
 	spot     *spot   // of a fill: where its range comes from; nil: it is the next in the layer
 	asked    int     // of the entry, when it was chosen
 }
@@ -99,6 +99,10 @@ func (s *Scheduler) next(ctx context.Context) (*job, time.Duration) {
 		if err == nil {
 			run, err = l.Next(p.off, p.end, p.prio)
 		}
+		if err == nil && run.Planned && p.replay != nil && s.putOff(p, now) {
+			p.entry.users.Done()
+			continue
+		}
 		if j := s.begin(p, run, err, now); j != nil {
 			return j, 0
 		}
@@ -122,7 +126,11 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		}
 		return true
 	}
-	if p = s.replayPlaceLocked(usable); p != nil {
+	p, later := s.replayPlaceLocked(usable, now)
+	if later > 0 {
+		return nil, nil, min(wait, later)
+	}
+	if p != nil {
 		if s.running.replay == 0 {
 			s.ramp = rampFirst
 		}
@@ -143,19 +151,31 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 	return p, expected, wait
 }
 
-func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool) *place {
+// replayPlaceLocked returns the place of the replay whose turn it is; nil where replays have nothing to fetch now. later is how long all
+// that they have is put off.
+func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool, now time.Time) (p *place, later time.Duration) {
 	for i, r := range s.replays {
+		putOff := 0
 		for _, g := range r.todo {
 			e := s.layers[g.Layer]
 			if e == nil || !usable(e) {
 				continue
 			}
+			if left := g.later.Sub(now); left > 0 {
+				if later == 0 || left < later {
+					later = left
+				}
+				if putOff++; putOff == plannedParts {
+					break
+				}
+				continue
+			}
 			// Replays take turns.
 			s.replays = append(slices.Delete(s.replays, i, i+1), r)
-			return &place{entry: e, prio: layer.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g}
+			return &place{entry: e, prio: layer.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g}, 0
 		}
 	}
-	return nil
+	return nil, later
 }
 
 func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
@@ -279,7 +299,7 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 	case err != nil:
 		s.failedLocked(e, err, now)
 		if r != nil && !e.stopped {
-			r.todo = slices.Insert(r.todo, 0, &Range{e.digest, j.run.Off, j.run.Size})
+			r.todo = slices.Insert(r.todo, 0, &part{Range: Range{e.digest, j.run.Off, j.run.Size}})
 		}
 	case r != nil:
 		e.backoff.worked(now)

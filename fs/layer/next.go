@@ -4,6 +4,7 @@ package layer
 type Run struct {
 	Off, Size int64 // in the device, bytes; whole spans
 	Bytes     int64 // in the blob
+	Planned   bool  // some of these are about to come without being asked for
 }
 
 // Next returns the first run of missing spans that hold any of the device's bytes [off, end), no longer than
@@ -32,6 +33,10 @@ func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
 		}
 		e = longer
 	}
-	first, final := &spans[e.first], &spans[e.first+e.n-1]
-	return Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: e.blobRange(spans).size()}, nil
+	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
+	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
+	if p, ok := l.o.Blob.(Planner); ok {
+		run.Planned = p.Planned(at.from, at.size())
+	}
+	return run, nil
 }

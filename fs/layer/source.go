@@ -23,6 +23,12 @@ type Suspecter interface {
 	Suspect(off, n int64)
 }
 
+// Planner is what a Source may be as well: it says whether any of the n bytes from off on are about to come by another way than being
+// asked for. Who cannot wait for them asks.
+type Planner interface {
+	Planned(off, n int64) bool
+}
+
 // Index is what a Layer needs of an *index.Layer. Spans is asked for at the
 // first read; an error is not kept.
 type Index interface {

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -18,12 +19,14 @@ const annotationEarly = "dev.mica.profile.early.v1"
 // MediaTypeCopy is the type of a copy of the early ranges.
 const MediaTypeCopy = "application/vnd.mica.profile.early.v1"
 
-// Bounds of the early ranges: their bytes, their number, the blobs that they lie in, and the characters of the annotation.
+// Bounds of the early ranges: their bytes, those with a copy and those without, their number, the blobs that they lie in, and the
+// characters of the annotation: with it the list of referrers is to come in one round trip.
 const (
+	MaxCopy        = 64 << 20
 	MaxEarly       = 8 << 20
-	maxEarlyRanges = 64
+	maxEarlyRanges = 256
 	maxEarlyBlobs  = 32
-	maxEarlyText   = 8 << 10
+	maxEarlyText   = 16 << 10
 )
 
 // Near ranges of a blob are made one of up to earlyRange bytes, if no more than earlyGap lies between them. Windows come early if a
@@ -61,14 +64,18 @@ type earlyBlob struct {
 	Size   int64         `json:"size"`
 }
 
-// First returns where in the image's blobs that lies which a start of it reads first, of at most MaxEarly bytes: what can be
-// fetched before the index is here, which tells it for all the rest. windows is the index's blob of windows.
-func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]BlobRange, error) {
-	f := first{bundle: b, windows: windows, layers: map[digest.Digest]*firstLayer{}}
+// First returns where in the image's blobs that lies which a replay of a profile fetches first, of at most so many bytes. Without a copy
+// more than MaxEarly are of no use, and with one more than MaxCopy. windows is the index's blob of windows.
+func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor, most int64) ([]BlobRange, error) {
+	f := first{bundle: b, windows: windows, most: most, layers: map[digest.Digest]*firstLayer{}}
 	for _, l := range b.Layers() {
 		f.layers[l.Layer] = &firstLayer{BundleLayer: l}
 	}
-	for _, r := range p.Ranges {
+	ranges := make([]fetch.Range, len(p.Ranges))
+	for i, r := range p.Ranges {
+		ranges[i] = fetch.Range{Layer: r.Layer, Off: r.Off, Size: r.Size}
+	}
+	for _, r := range fetch.Arrange(ranges) {
 		if l := f.layers[r.Layer]; l != nil {
 			if more, err := f.add(l, r); !more {
 				return f.ranges, err
@@ -82,6 +89,7 @@ func First(p *profile.Profile, b *index.Bundle, windows ocispec.Descriptor) ([]B
 type first struct {
 	bundle  *index.Bundle
 	windows ocispec.Descriptor
+	most    int64
 	layers  map[digest.Digest]*firstLayer
 	ranges  []BlobRange
 	bytes   int64
@@ -95,14 +103,14 @@ type firstLayer struct {
 }
 
 // add adds the spans that hold a range; more says that there is room for further ones.
-func (f *first) add(l *firstLayer, r profile.Range) (more bool, err error) {
+func (f *first) add(l *firstLayer, r fetch.Range) (more bool, err error) {
 	if l.spans == nil {
 		if l.spans, err = f.bundle.Spans(l.Layer); err != nil {
 			return false, err
 		}
 		l.taken = map[int]bool{}
 	}
-	for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.End(); i++ {
+	for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.Off+r.Size; i++ {
 		if l.taken[i] {
 			continue
 		}
@@ -128,7 +136,7 @@ func (f *first) put(g BlobRange) bool {
 	if i < 0 {
 		more = g.Size
 	}
-	if f.bytes+more > MaxEarly || i < 0 && len(f.ranges) == maxEarlyRanges {
+	if f.bytes+more > f.most || i < 0 && len(f.ranges) == maxEarlyRanges {
 		return false
 	}
 	f.bytes += more
@@ -187,7 +195,7 @@ func encodeEarly(ranges []BlobRange, made digest.Digest) (string, error) {
 }
 
 // EarlyRanges returns what an entry of a list of referrers says of the ranges that a start reads first, in that order and of at
-// most MaxEarly bytes; none if it says nothing. Whether these are blobs of the image the caller has to see.
+// most MaxCopy bytes, MaxEarly without a copy; none if it says nothing. Whether these are blobs of the image the caller has to see.
 func EarlyRanges(d ocispec.Descriptor) (Early, error) {
 	text := d.Annotations[annotationEarly]
 	if text == "" {
@@ -220,14 +228,17 @@ func EarlyRanges(d ocispec.Descriptor) (Early, error) {
 		}
 	}
 	var ranges []BlobRange
-	var bytes int64
+	most, bytes := int64(MaxEarly), int64(0)
+	if t.Copy != "" {
+		most = MaxCopy
+	}
 	for _, r := range t.Ranges {
 		n, off, size := r[0], r[1], r[2]
 		if n < 0 || n >= int64(len(t.Blobs)) {
 			return wrong("range of blob %d of %d", n, len(t.Blobs))
 		}
 		b := t.Blobs[n]
-		if off < 0 || size <= 0 || size > MaxEarly-bytes || off > b.Size || size > b.Size-off {
+		if off < 0 || size <= 0 || size > most-bytes || off > b.Size || size > b.Size-off {
 			return wrong("range [%d, +%d) of a blob of %d bytes", off, size, b.Size)
 		}
 		bytes += size

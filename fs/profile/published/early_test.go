@@ -37,6 +37,10 @@ func TestEarlyRoundTrip(t *testing.T) {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	}
+	large := []BlobRange{{blobB, 1 << 40, 0, MaxCopy}}
+	if got, err := EarlyRanges(referrer(t, large, copied)); err != nil || !slices.Equal(got.Ranges, large) || got.Copy.Size != MaxCopy {
+		t.Errorf("a large copy: %+v, %v", got, err)
+	}
 	for name, ranges := range map[string][]BlobRange{"none": nil, "too many": make([]BlobRange, maxEarlyRanges+1)} {
 		if d := referrer(t, ranges, copied); d.Annotations[annotationEarly] != "" {
 			t.Errorf("%s: says %q", name, d.Annotations[annotationEarly])
@@ -87,20 +91,21 @@ func TestJoin(t *testing.T) {
 func TestEarlyForeign(t *testing.T) {
 	a, b := `{"digest":"`+blobA.String()+`","size":100}`, `{"digest":"`+blobB.String()+`","size":1099511627776}`
 	for name, text := range map[string]string{
-		"no JSON":           "{",
-		"too long":          strings.Repeat(" ", maxEarlyText) + "{}",
-		"no digest":         `{"blobs":[{"digest":"sha256:1","size":1}],"ranges":[]}`,
-		"a blob twice":      `{"blobs":[` + a + `,` + a + `],"ranges":[[1,0,1]]}`,
-		"no digest of copy": `{"blobs":[` + a + `],"ranges":[[0,0,1]],"copy":"sha256:1"}`,
-		"other blob":        `{"blobs":[` + a + `],"ranges":[[1,0,1]]}`,
-		"negative blob":     `{"blobs":[` + a + `],"ranges":[[-1,0,1]]}`,
-		"negative offset":   `{"blobs":[` + a + `],"ranges":[[0,-1,1]]}`,
-		"no bytes":          `{"blobs":[` + a + `],"ranges":[[0,0,0]]}`,
-		"behind the end":    `{"blobs":[` + a + `],"ranges":[[0,99,2]]}`,
-		"far behind it":     `{"blobs":[` + a + `],"ranges":[[0,9223372036854775807,1]]}`,
-		"too many bytes":    `{"blobs":[` + b + `],"ranges":[[0,0,8388608],[0,0,1]]}`,
-		"many bytes in one": `{"blobs":[` + b + `],"ranges":[[0,0,8388609]]}`,
-		"too many ranges":   `{"blobs":[` + a + `],"ranges":[` + strings.Repeat("[0,0,1],", maxEarlyRanges) + `[0,0,1]]}`,
+		"no JSON":            "{",
+		"too long":           strings.Repeat(" ", maxEarlyText) + "{}",
+		"no digest":          `{"blobs":[{"digest":"sha256:1","size":1}],"ranges":[]}`,
+		"a blob twice":       `{"blobs":[` + a + `,` + a + `],"ranges":[[1,0,1]]}`,
+		"no digest of copy":  `{"blobs":[` + a + `],"ranges":[[0,0,1]],"copy":"sha256:1"}`,
+		"other blob":         `{"blobs":[` + a + `],"ranges":[[1,0,1]]}`,
+		"negative blob":      `{"blobs":[` + a + `],"ranges":[[-1,0,1]]}`,
+		"negative offset":    `{"blobs":[` + a + `],"ranges":[[0,-1,1]]}`,
+		"no bytes":           `{"blobs":[` + a + `],"ranges":[[0,0,0]]}`,
+		"behind the end":     `{"blobs":[` + a + `],"ranges":[[0,99,2]]}`,
+		"far behind it":      `{"blobs":[` + a + `],"ranges":[[0,9223372036854775807,1]]}`,
+		"too many bytes":     `{"blobs":[` + b + `],"ranges":[[0,0,8388608],[0,0,1]]}`,
+		"too many of a copy": `{"blobs":[` + b + `],"ranges":[[0,0,67108864],[0,0,1]],"copy":"` + blobA.String() + `"}`,
+		"many bytes in one":  `{"blobs":[` + b + `],"ranges":[[0,0,8388609]]}`,
+		"too many ranges":    `{"blobs":[` + a + `],"ranges":[` + strings.Repeat("[0,0,1],", maxEarlyRanges) + `[0,0,1]]}`,
 	} {
 		got, err := EarlyRanges(ocispec.Descriptor{Annotations: map[string]string{annotationEarly: text}})
 		if err == nil || !reflect.DeepEqual(got, Early{}) {
