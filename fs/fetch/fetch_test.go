@@ -218,32 +218,29 @@ func TestFillAgain(t *testing.T) {
 	})
 }
 
-// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and fetches what lies behind it meanwhile.
+// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and fetches what lies behind it meanwhile;
+// fills wait with it.
 func TestPlanned(t *testing.T) {
 	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
-		a := l.layer("a", 9)
-		a.delay = 0
-		a.planned = map[int64]bool{0: true, 3: true}
-		come := func(block int64) {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			delete(a.planned, block)
+		a, b, c := l.layer("a", 1), l.layer("b", 1), l.layer("c", 2)
+		a.planned, b.planned = map[int64]bool{0: true}, map[int64]bool{0: true}
+		r := s.Replay([]Range{{a.id(), 0, 1}, {b.id(), 0, 1}, {c.id(), 1000, 1}})
+		for _, f := range []*fake{a, b, c} {
+			f.delay = 0
+			s.Add(f.id(), f)
 		}
-		r := s.Replay([]Range{{a.id(), 0, 1}, {a.id(), 3000, 1}, {a.id(), 6000, 1}})
-		r.todo = []*part{{Range: Range{a.id(), 0, 1}}, {Range: Range{a.id(), 3000, 1}}, {Range: Range{a.id(), 6000, 1}}}
-		s.Add(a.id(), a)
-		s.Fill(a.id())
-		expect(t, l, "replay a 6+1")
-		time.Sleep(time.Second)
+		s.Fill(c.id())
+		expect(t, l, "replay c 1+1")
+		time.Sleep(plannedMost / 2)
 		expect(t, l)
-		come(0)
+		a.mu.Lock()
+		delete(a.planned, 0)
+		a.mu.Unlock()
 		time.Sleep(plannedAgain)
 		expect(t, l, "replay a 0+1")
 		time.Sleep(plannedMost)
 		<-r.Done()
-		if got := l.take(); len(got) == 0 || got[0] != "replay a 3+1" {
-			t.Errorf("fetched %q after what did not come", got)
-		}
+		expect(t, l, "replay b 0+1", "fill c 0+1")
 	})
 }
 
