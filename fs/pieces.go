@@ -55,9 +55,10 @@ type piece struct {
 	came time.Time     // when all were here
 }
 
-// feed is the pieces of one pull, which are read in about their order.
+// feed is the pieces of one pull, which are read in about their order. Guarded by early.mu.
 type feed struct {
-	reached int // the latest that somebody wanted to read; guarded by early.mu
+	reached int   // the latest that somebody wanted to read
+	taken   int64 // as early.taken, of these
 }
 
 // add plans ranges, in pieces of at most size bytes, as far as they are not planned, or here.
@@ -87,20 +88,18 @@ func (e *early) add(f *feed, ranges []published.BlobRange, size int64) (pieces [
 // begin makes room for a run's pieces as soon as there is some, and leaves out those at its ends that nobody wants any more. false: that is
 // all of them, or ctx has ended.
 func (e *early) begin(ctx context.Context, r *run) bool {
+	unread := time.NewTicker(earlyUnread)
+	defer unread.Stop()
 	for {
 		room, ok := e.tryBegin(r)
 		if ok || len(r.pieces) == 0 {
 			return ok
 		}
-		unread := time.NewTimer(earlyUnread)
 		select {
 		case <-room:
 		case <-unread.C:
 			e.dropUnread()
 		case <-ctx.Done():
-		}
-		unread.Stop()
-		if ctx.Err() != nil {
 			return false
 		}
 	}
@@ -136,6 +135,7 @@ func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 		if !p.dropped {
 			p.buf = e.spent.get(p.size, earlyBytes-e.taken)
 			e.taken += int64(cap(p.buf))
+			p.feed.taken += int64(cap(p.buf))
 		}
 	}
 	return nil, true
@@ -175,12 +175,13 @@ func (e *early) reach(blob ocispec.Descriptor, off int64) *piece {
 	return p
 }
 
-// planned says whether some of n bytes of a blob are planned.
+// planned says whether some of n bytes of a blob are planned, and about to be asked for: those of a pull that has nothing here may wait for
+// room that another one takes.
 func (e *early) planned(blob ocispec.Descriptor, off, n int64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.ContainsFunc(e.pieces[blob.Digest], func(p *piece) bool {
-		return p.buf == nil && p.desc.Size == blob.Size && p.off < off+n && off < p.off+p.size
+		return p.buf == nil && p.feed.taken > 0 && p.desc.Size == blob.Size && p.off < off+n && off < p.off+p.size
 	})
 }
 
@@ -216,6 +217,9 @@ func (e *early) findLocked(blob ocispec.Descriptor, off int64) *piece {
 
 // drop forgets pieces. Who reads one asks for the rest, or goes on until all that was on its way has come.
 func (e *early) drop(pieces ...*piece) {
+	if len(pieces) == 0 {
+		return
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range pieces {
@@ -224,6 +228,7 @@ func (e *early) drop(pieces ...*piece) {
 		}
 		p.dropped = true
 		e.taken -= int64(cap(p.buf))
+		p.feed.taken -= int64(cap(p.buf))
 		if b := p.end(); b != nil {
 			e.spent.put(b)
 		}
