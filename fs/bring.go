@@ -58,13 +58,10 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 
 // extract writes a layer's index into a draft, checks it, and returns what the store is to keep about the layer.
 func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec store.Record, err error) {
-	// More at a time than there are cores take memory, 8 MiB each, and no less time.
-	select {
-	case p.t.cores <- struct{}{}:
-		defer func() { <-p.t.cores }()
-	case <-p.ctx.Done():
-		return rec, p.ctx.Err()
+	if err := p.t.cores.acquire(p.ctx, l.IndexSize); err != nil {
+		return rec, err
 	}
+	defer p.t.cores.release()
 	if err := b.Extract(l.Layer, in.Index()); err != nil {
 		return rec, err
 	}

@@ -91,7 +91,7 @@ type Table struct {
 	fetch   *fetch.Scheduler
 	kernel  func() (kernel, error) // what the kernel can do; tried once
 	sem     chan struct{}          // one token a download
-	cores   chan struct{}          // one token an index that is decompressed and checked
+	cores   cores                  // for indexes that are decompressed and checked
 	mounter erofs.Mounter          // of what this process serves
 	ctx     context.Context        // of what runs in the background; ended by Close
 	stop    context.CancelFunc
@@ -191,7 +191,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		memory: fuse.NewMemory(0),
 		fetch:  fetch.New(o.Fetch),
 		sem:    make(chan struct{}, o.Downloads),
-		cores:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+		cores:  cores{free: runtime.GOMAXPROCS(0)},
 		live:   map[digest.Digest]*slot{},
 		pulls:  map[pullKey]*pull{},
 		jobs:   map[digest.Digest]*job{},
