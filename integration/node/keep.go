@@ -29,11 +29,14 @@ func (n *Node) MicadPID() int {
 // KeeperPID is the process id of micad's keeper.
 func (n *Node) KeeperPID() int { return n.micad.PID() }
 
+// ErrNoMicad is returned where micad's keeper has none at the moment.
+var ErrNoMicad = errors.New("no micad is running")
+
 // SignalMicad sends a signal to micad itself and returns the process id that it had.
 func (n *Node) SignalMicad(sig syscall.Signal) (int, error) {
 	pid := n.MicadPID()
 	if pid == 0 {
-		return 0, errors.New("no micad is running")
+		return 0, ErrNoMicad
 	}
 	return pid, syscall.Kill(pid, sig)
 }

@@ -1,6 +1,7 @@
 package soak_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"syscall"
@@ -42,10 +43,12 @@ func TestKills(t *testing.T) {
 			l := startLoad(t, n, refs, trees, over/200)
 			for _, at := range moments(kills, over) {
 				time.Sleep(time.Until(at))
-				for n.MicadPID() == 0 { // it is being started
+				_, err := n.SignalMicad(syscall.SIGKILL)
+				for errors.Is(err, node.ErrNoMicad) || errors.Is(err, syscall.ESRCH) { // the last kill is not long ago
 					time.Sleep(time.Millisecond)
+					_, err = n.SignalMicad(syscall.SIGKILL)
 				}
-				if _, err := n.SignalMicad(syscall.SIGKILL); err != nil {
+				if err != nil {
 					t.Fatal(err)
 				}
 			}
