@@ -19,8 +19,8 @@ const annotationEarly = "dev.mica.profile.early.v1"
 // MediaTypeCopy is the type of a copy of the early ranges.
 const MediaTypeCopy = "application/vnd.mica.profile.early.v1"
 
-// Bounds of the early ranges: their bytes, those with a copy and those without, their number, the blobs that they lie in, and the
-// characters of the annotation: with it the list of referrers is to come in one round trip.
+// Bounds of the early ranges: their bytes with a copy and without one, their number, the blobs that they lie in, and the characters of
+// the annotation, which a pull waits for with the list of referrers: 48 MB of a copy take about 3,000.
 const (
 	MaxCopy        = 64 << 20
 	MaxEarly       = 8 << 20
