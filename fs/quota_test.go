@@ -468,8 +468,11 @@ func harm(t *testing.T, table *Table, d digest.Digest, offs ...int64) {
 func awaitProof(t *testing.T, table *Table) {
 	t.Helper()
 	v := table.opened()[0]
-	eventually(t, "the layer is complete", func() bool { return v.store.Record().State != store.Lazy })
-	v.trust.proving.Lock() // the check has it
+	eventually(t, "the layer is proved", func() bool {
+		r := v.store.Record()
+		return r.State != store.Lazy && len(r.Vouchers) == 0
+	})
+	v.trust.proving.Lock() // the check has it until it has ended
 	defer v.trust.proving.Unlock()
 }
 
