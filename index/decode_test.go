@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
@@ -83,6 +85,56 @@ func TestSpanDecode(t *testing.T) {
 		}
 		if member == 1<<30 && windows == 0 {
 			t.Error("no span has a window: nothing is tested")
+		}
+	}
+}
+
+// zstdSpan returns a span of data as zstd frames of so many bytes of it, the last of fewer.
+func zstdSpan(t testing.TB, data []byte, frame int) (*index.Span, []byte) {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	var blob []byte
+	for rest := data; len(rest) > 0; {
+		n := min(frame, len(rest))
+		blob = z.EncodeAll(rest[:n], blob)
+		rest = rest[n:]
+	}
+	return &index.Span{Size: int64(len(data)), BlobSize: int64(len(blob)), Codec: index.Zstd, Digest: sha256.Sum256(data)}, blob
+}
+
+func TestSpanDecodeZstd(t *testing.T) {
+	l := newGzipLayer(t, 700_000, 1<<30)
+	noise := make([]byte, 300_000)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	for name, data := range map[string][]byte{"text": l.device, "zeros": make([]byte, 1<<20), "noise": noise, "a byte": {7}} {
+		for _, frame := range []int{len(data), (len(data) + 3) / 4} {
+			s, blob := zstdSpan(t, data, frame)
+			mem := bytes.Repeat([]byte{0xaa}, len(data)+300)
+			if err := s.Decode(mem[:s.Size], blob, nil); err != nil || !bytes.Equal(mem[:s.Size], data) {
+				t.Fatalf("%s, in frames of %d: %v", name, frame, err)
+			}
+			if !bytes.Equal(mem[s.Size:], bytes.Repeat([]byte{0xaa}, 300)) {
+				t.Fatalf("%s, in frames of %d: wrote behind dst", name, frame)
+			}
+			for what, change := range map[string]func(*index.Span){
+				"shorter":        func(s *index.Span) { s.Size-- },
+				"longer":         func(s *index.Span) { s.Size++ },
+				"another digest": func(s *index.Span) { s.Digest[1]++ },
+			} {
+				o := *s
+				change(&o)
+				if err := o.Decode(mem[:o.Size], blob, nil); !errors.Is(err, index.ErrCorrupt) {
+					t.Errorf("%s, %s: %v", name, what, err)
+				}
+			}
+			s.BlobSize--
+			if err := s.Decode(mem[:s.Size], blob[:s.BlobSize], nil); !errors.Is(err, index.ErrCorrupt) {
+				t.Errorf("%s, cut: %v", name, err)
+			}
 		}
 	}
 }
@@ -183,6 +235,8 @@ func FuzzSpanDecode(f *testing.F) {
 	blob, window := l.parts(&s)
 	f.Add(blob, window, uint8(s.Codec), s.Bit, uint16(9999))
 	f.Add([]byte("stored"), []byte(nil), uint8(index.Stored), uint8(0), uint16(6))
+	_, packed := zstdSpan(f, l.device[:9000], 4000)
+	f.Add(packed, []byte(nil), uint8(index.Zstd), uint8(0), uint16(9000))
 	f.Fuzz(func(t *testing.T, blob, window []byte, codec, bit uint8, size uint16) {
 		s := &index.Span{
 			Size: int64(size), BlobSize: int64(len(blob)), Codec: index.Codec(codec), Bit: bit,

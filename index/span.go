@@ -16,6 +16,7 @@ const (
 	Stored  Codec = iota // the blob's bytes are the device's: an uncompressed tar
 	Deflate              // inside a gzip member: raw deflate from bit Bit of the first byte, after a window
 	Gzip                 // a gzip member's header starts here; no window
+	Zstd                 // zstd frames (RFC 8878); no window. Not in an index: of copies of spans, which lie elsewhere
 )
 
 // Span is the unit that is fetched, decoded and verified: a range of the device
