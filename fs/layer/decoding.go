@@ -145,6 +145,7 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 	buf.free()
 	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) {
 		l.section.drop(l.o.Budget)
+		l.leaveCopy()
 		if l.o.Complete != nil {
 			l.o.Complete()
 		}

@@ -196,21 +196,32 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]cor
 		}
 	}
 	work.Go(func() error { return d.receive(ctx, work, e) })
-	if err := work.Wait(); err != nil {
+	err = work.Wait()
+	if err != nil && copied(&spans[e.first]) && g.ctx.Err() == nil {
+		d.bad, err = l.notCopied(g, e, err), nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	l.suspect(d.bad, spans)
 	return d.bad, nil
 }
 
-// suspect tells the sources what they got wrong.
+// suspect tells the sources what they got wrong. A copy gets no second chance.
 func (l *Layer) suspect(bad []corruption, spans index.Spans) {
 	for _, b := range bad {
 		s := &spans[b.span]
-		l.counters.corrupt.Add(1)
-		l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
-		if src, ok := l.o.Blob.(Suspecter); ok {
-			src.Suspect(s.Blob, s.BlobSize)
+		if copied(s) {
+			if l.leaveCopy() {
+				l.log.Warn("the copy of what a start reads is of no use: all is fetched from the layer", "err", b.err)
+			}
+		} else {
+			l.counters.corrupt.Add(1)
+			l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
+		}
+		src, off := l.source(s.Blob)
+		if src, ok := src.(Suspecter); ok {
+			src.Suspect(off, s.BlobSize)
 		}
 		if src, ok := l.o.Windows.(Suspecter); ok && s.Window.Size > 0 {
 			src.Suspect(s.Window.Off, s.Window.Size)

@@ -55,6 +55,7 @@ const deviceAlign = index.BlockSize
 type Options struct {
 	Blob    Source // the layer's compressed blob
 	Windows Source // the layer's windows section; nil where the store has it, or no span needs one
+	Copy    *Copy  // spans that are to come from elsewhere; may be nil
 	Budget  *Budget
 	// Deadline is how long one read waits for what cannot be fetched; 0:
 	// DefaultDeadline.
@@ -81,7 +82,8 @@ type Layer struct {
 	log        *slog.Logger
 	name       string // the layer's digest
 	deviceSize int64
-	spans      atomic.Pointer[index.Spans] // nil until needed
+	spans      atomic.Pointer[index.Spans] // nil until needed; see table
+	tables     tables
 	completed  atomic.Bool
 	counters   counters
 	expects    expectations
@@ -214,19 +216,6 @@ func (l *Layer) present(off, end int64) bool {
 		}
 	}
 	return true
-}
-
-// table returns the spans, loaded if need be.
-func (l *Layer) table() (index.Spans, error) {
-	if t := l.spans.Load(); t != nil {
-		return *t, nil
-	}
-	t, err := l.index.Spans()
-	if err != nil {
-		return nil, err
-	}
-	l.spans.Store(&t)
-	return t, nil
 }
 
 // unreadable notes that the store failed to return what it has.

@@ -35,8 +35,9 @@ func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
 	}
 	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
 	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
-	if p, ok := l.o.Blob.(Planner); ok {
-		run.Planned = p.Planned(at.from, at.size())
+	src, from := l.source(at.from)
+	if p, ok := src.(Planner); ok {
+		run.Planned = p.Planned(from, at.size())
 	}
 	return run, nil
 }

@@ -54,11 +54,12 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// openBlob begins to read a range of the blob. For filled see flow.answered.
+// openBlob begins to read a range of the blob, or of its copy. For filled see flow.answered.
 func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority, filled bool) (io.ReadCloser, error) {
 	one := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		start := time.Now()
-		body, err := l.open(ctx, l.o.Blob, off, n)
+		src, off := l.source(off)
+		body, err := l.open(ctx, src, off, n)
 		if c, ok := body.(*counted); ok && !c.held {
 			l.o.Budget.flow.answered(time.Since(start), filled)
 		}

@@ -1,0 +1,100 @@
+package layer
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// withCopy opens a lazy layer of which a copy has spans 2 to 9 and 20; its source is in memory.
+func withCopy(t *testing.T, change func(*Copy, *memory)) (*fixture, *memory) {
+	t.Helper()
+	s := newSample(t)
+	z, err := zstd.NewWriter(nil)
+	must(t, err)
+	defer z.Close()
+	m := &memory{}
+	c := &Copy{Source: m, Frames: map[int]index.Range{}}
+	for _, i := range []int{20, 2, 3, 4, 5, 6, 7, 8, 9} {
+		f := z.EncodeAll(s.device[s.spans[i].Device:][:s.spans[i].Size], nil)
+		c.Frames[i] = index.Range{Off: int64(len(m.b)), Size: int64(len(f))}
+		m.b = append(m.b, f...)
+	}
+	if change != nil {
+		change(c, m)
+	}
+	return setup(t, s, func(_ *fixture, o *Options) { o.Copy = c }), m
+}
+
+// all reads the device, in pieces that have little to do with spans.
+func (f *fixture) all() {
+	f.t.Helper()
+	const n = 300_000
+	for off := int64(0); off < f.Size(); off += n {
+		f.mustRead(off, min(n, f.Size()-off))
+	}
+}
+
+// TestCopy: what a copy has comes from there, in one request where it lies together, and without windows.
+func TestCopy(t *testing.T) {
+	f, m := withCopy(t, nil)
+	off, _ := f.span(2)
+	last, n := f.span(9)
+	run, err := f.Next(off, last+n, Replay)
+	must(t, err)
+	if run.Off != off || run.Size != last+n-off || run.Bytes != int64(len(m.b))-f.o.Copy.Frames[20].Size {
+		t.Errorf("the run is %+v", run)
+	}
+	f.mustRead(off, last+n-off)
+	off, n = f.span(20)
+	f.mustRead(off+7, n-7)
+	if b, c, w := f.blob.calls.Load(), m.calls.Load(), f.windows.calls.Load(); b != 0 || c != 2 || w != 0 {
+		t.Errorf("requests: %d to the blob, %d to the copy, %d to the windows", b, c, w)
+	}
+	f.all()
+	f.wait()
+	if c := m.bytes.Load(); c != int64(len(m.b)) || f.completed.Load() != 1 {
+		t.Errorf("%d bytes of a copy of %d; %d times complete", c, len(m.b), f.completed.Load())
+	}
+	// What goes later comes from the blob.
+	_, err = f.Evict([]int{3})
+	must(t, err)
+	before := m.calls.Load()
+	off, n = f.span(3)
+	f.mustRead(off, n)
+	if m.calls.Load() != before {
+		t.Error("the copy was asked for a span that had come before")
+	}
+}
+
+// TestCopyOfNoUse: a copy that is wrong, or does not come, costs a request, and no reader anything else.
+func TestCopyOfNoUse(t *testing.T) {
+	for name, change := range map[string]func(*Copy, *memory){
+		"wrong bytes":   func(_ *Copy, m *memory) { m.b[len(m.b)/2] ^= 4 },
+		"another span":  func(c *Copy, _ *memory) { c.Frames[4], c.Frames[5] = c.Frames[5], c.Frames[4] },
+		"cut":           func(_ *Copy, m *memory) { m.b = m.b[:len(m.b)/2] },
+		"no such spans": func(c *Copy, _ *memory) { c.Frames[1000], c.Frames[-1] = c.Frames[5], c.Frames[5] },
+		"not to be fetched": func(_ *Copy, m *memory) {
+			m.fault = func(context.Context, int, []byte, int64) error { return errors.New("gone") }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, m := withCopy(t, change)
+			f.all()
+			f.wait()
+			if f.completed.Load() != 1 {
+				t.Error("not complete")
+			}
+			if st := f.Stats(); st.Corrupt != 0 {
+				t.Errorf("%+v", st)
+			}
+			if name == "not to be fetched" && m.calls.Load() > 3 {
+				t.Errorf("it was asked %d times", m.calls.Load())
+			}
+		})
+	}
+}
