@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"io"
 	"slices"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -24,11 +26,10 @@ const (
 	earlyFarLater = 1 << 20
 	// earlyPiece is how many bytes are kept until all of them have been read.
 	earlyPiece = 1 << 20
-	// earlyFrom is how long the first answer of a registry takes, connection included, from which on what a profile names is fetched
-	// before the index range by range: requests to nearer ones cost more time, in which the index is unpacked and mounted, than they save.
-	earlyFrom = 18 * time.Millisecond
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far away.
 	earlyFar = 50 * time.Millisecond
+	// limitedCopy is how many bytes of a copy are fetched before the index where there is a limit of bandwidth.
+	limitedCopy = 8 << 20
 	// windowsBytes is how many bytes of the windows are fetched for an image without a profile.
 	windowsBytes = 1 << 20
 	// earlyFor is how long they are asked for, and kept for nobody.
@@ -38,8 +39,8 @@ const (
 	earlyStall = 2 * time.Second
 )
 
-// fetchEarly begins to fetch what the newest profile among the referrers, which took so long to come, says that a start of this image
-// reads first; for an image without a profile the windows, which the first of its bytes need whichever they are.
+// fetchEarly begins to fetch the copy of what a start of this image reads that the newest profile among the referrers, which took so long to
+// come, has beside it; for an image without one the windows, which the first of its bytes need whichever they are.
 func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) {
 	if len(indexes) == 0 || p.t.o.Fetch.Fill == fetch.None {
 		return
@@ -52,11 +53,9 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if took >= earlyFar {
 		requests = earlyFarRequests
 	}
-	var runs []run
-	if d, ok := published.Newest(refs); !ok {
+	runs, ok := p.earlyCopy(refs, x, took)
+	if !ok {
 		runs = p.earlyWindows(x)
-	} else {
-		runs = p.earlyRuns(d, append(p.missing(), x.Windows.Digest), took)
 	}
 	if len(runs) == 0 {
 		return
@@ -65,7 +64,7 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	p.t.goes(func(context.Context) {
 		defer func() {
 			for _, r := range runs {
-				p.t.early.drop(r.pieces...)
+				p.t.early.drop(r...)
 			}
 		}()
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
@@ -77,22 +76,40 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 
 // earlyWindows makes room for the first of an index's windows. It leaves the trees the requests that they need.
 func (p *pull) earlyWindows(x artifact.Index) []run {
-	r := published.BlobRange{Blob: x.Windows.Digest, BlobSize: x.Windows.Size, Size: min(x.Windows.Size, windowsBytes)}
+	r := index.Range{Size: min(x.Windows.Size, windowsBytes)}
 	left := p.left()
 	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
-	return alone(p.t.early.add(&feed{}, []published.BlobRange{r}, quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)))
+	size := quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)
+	return runsOf(p.t.early.add(&feed{}, x.Windows, []index.Range{r}, size), func(int) int64 { return size })
 }
 
-// earlyRuns plans the ranges of these blobs that an artifact names. A registry whose first answer took so long that it is near is asked
-// for them only where there is a copy.
-func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, took time.Duration) []run {
-	early, err := published.EarlyRanges(d)
+// earlyCopy plans what the copy of a profile has of layers that are not here, and has these layers read it there. false: there is none that
+// is usable.
+func (p *pull) earlyCopy(refs []ocispec.Descriptor, x artifact.Index, took time.Duration) ([]run, bool) {
+	d, _ := published.Newest(refs)
+	c, ok, err := published.CopyOf(d)
 	if err != nil {
-		p.t.log.Warn("ranges that are to be fetched first are not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
-		return nil
+		p.t.log.Warn("copy of what a start reads is not usable", "ref", p.name(), "artifact", d.Digest, "err", err)
 	}
-	wanted := func(r published.BlobRange) bool { return slices.Contains(blobs, r.Blob) }
-	request := func(n int) int64 { // bytes of the request behind n
+	if !ok || c.Trees != x.Trees.Digest {
+		return nil, false
+	}
+	missing := p.missing()
+	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool { return !slices.Contains(missing, f.Layer) })
+	p.t.copies.add(p.image, &c)
+	context.AfterFunc(p.ctx, func() { p.t.copies.remove(&c) })
+	var ranges []index.Range
+	for _, f := range c.Frames {
+		if f.Off+f.Size > limitedCopy && p.t.o.Fetch.Bandwidth > 0 {
+			break // all the rest is the scheduler's, which keeps to it
+		}
+		if n := len(ranges); n > 0 && ranges[n-1].Off+ranges[n-1].Size == f.Off {
+			ranges[n-1].Size += f.Size
+		} else {
+			ranges = append(ranges, f.Range)
+		}
+	}
+	request := func(n int) int64 {
 		switch {
 		case took < earlyFar:
 			return earlyRequest
@@ -101,63 +118,33 @@ func (p *pull) earlyRuns(d ocispec.Descriptor, blobs []digest.Digest, took time.
 		}
 		return earlyFarLater
 	}
-	f := &feed{}
-	if early.Copy.Size == 0 {
-		if took < earlyFrom {
-			return nil
-		}
-		ranges := slices.DeleteFunc(early.Ranges, func(r published.BlobRange) bool { return !wanted(r) })
-		return alone(p.t.early.add(f, published.Join(ranges, request(0)), request(0)))
-	}
-	var runs []run
-	at := int64(0) // of the range in the copy
-	for _, r := range early.Ranges {
-		if at+r.Size > published.MaxEarly && p.t.o.Fetch.Bandwidth > 0 {
-			break // all the rest is the scheduler's, which keeps to it
-		}
-		if wanted(r) {
-			for _, pc := range p.t.early.add(f, []published.BlobRange{r}, min(earlyPiece, request(0))) {
-				runs = appendRun(runs, run{desc: early.Copy, off: at + pc.off - r.Off, pieces: []*piece{pc}}, request(len(runs)-1))
-			}
-		}
-		at += r.Size
-	}
-	return runs
+	return runsOf(p.t.early.add(&feed{}, c.Blob, ranges, min(earlyPiece, request(0))), request), true
 }
 
-// run is pieces that one request brings: they lie one behind the other, in their own blob or in a copy of the early ranges.
-type run struct {
-	desc   ocispec.Descriptor // the blob
-	off    int64
-	pieces []*piece
-}
+// run is pieces that lie one behind the other: one request brings them.
+type run []*piece
 
 // size returns how many bytes the pieces have.
-func (r *run) size() (n int64) {
-	for _, p := range r.pieces {
+func (r run) size() (n int64) {
+	for _, p := range r {
 		n += p.size
 	}
 	return n
 }
 
-// alone has each piece fetched from its own blob.
-func alone(pieces []*piece) []run {
-	runs := make([]run, len(pieces))
-	for i, p := range pieces {
-		runs[i] = run{p.desc, p.off, []*piece{p}}
+// runsOf makes runs of pieces of one blob, the nth of which has at most request(n) bytes.
+func runsOf(pieces []*piece, request func(n int) int64) (runs []run) {
+	for _, p := range pieces {
+		if n := len(runs); n > 0 {
+			r := runs[n-1]
+			if last := r[len(r)-1]; last.off+last.size == p.off && r.size()+p.size <= request(n-1) {
+				runs[n-1] = append(r, p)
+				continue
+			}
+		}
+		runs = append(runs, run{p})
 	}
 	return runs
-}
-
-// appendRun appends a run, to the last one if it goes on there and has no more than most bytes then.
-func appendRun(runs []run, r run, most int64) []run {
-	if n := len(runs); n > 0 {
-		if last := &runs[n-1]; last.off+last.size() == r.off && last.size()+r.size() <= most {
-			last.pieces = append(last.pieces, r.pieces...)
-			return runs
-		}
-	}
-	return append(runs, r)
 }
 
 // missing returns the layers of the image that are not here.
@@ -175,7 +162,7 @@ func (p *pull) missing() (blobs []digest.Digest) {
 	return blobs
 }
 
-// fetch brings the runs, in their order, so many at a time, and as there is room. If one of a copy does not come, no further one is asked
+// fetch brings the runs of one blob, in their order, so many at a time, and as there is room. If one does not come, no further one is asked
 // for.
 func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requests int) {
 	var g errgroup.Group
@@ -185,12 +172,10 @@ func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requ
 			if !e.begin(ctx, &r) {
 				return nil
 			}
-			lost := r.pieces[r.fetch(ctx, image):]
-			if len(lost) > 0 && r.desc.Digest != lost[0].desc.Digest {
+			lost := r[r.fetch(ctx, image):]
+			if len(lost) > 0 {
 				for _, later := range runs[i+1:] {
-					if later.desc.Digest == r.desc.Digest {
-						e.spareAll(later.pieces)
-					}
+					e.spareAll(later)
 				}
 			}
 			for _, p := range lost {
@@ -204,23 +189,43 @@ func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requ
 }
 
 // fetch brings the pieces, and returns how many have come whole.
-func (r *run) fetch(ctx context.Context, image *remote.Image) (came int) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	opening := time.AfterFunc(earlyStall, cancel)
-	body, err := image.Blob(r.desc).Range(ctx, r.off, r.size())
-	opening.Stop()
+func (r run) fetch(ctx context.Context, image *remote.Image) (came int) {
+	body, err := openImpatient(ctx, image.Blob(r[0].desc), r[0].off, r.size())
 	if err != nil {
 		return 0
 	}
 	defer body.Close()
-	in := watch(body, earlyStall, cancel)
-	defer in.stop()
-	for _, p := range r.pieces {
-		if p.fill(in) != nil {
+	for _, p := range r {
+		if p.fill(body) != nil {
 			break
 		}
 		came++
 	}
 	return came
+}
+
+// impatient is a range of a blob, for who can do without: it ends when nothing comes for earlyStall.
+type impatient struct {
+	*watched
+	body   io.Closer
+	cancel context.CancelFunc
+}
+
+func openImpatient(ctx context.Context, blob *remote.Blob, off, n int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	opening := time.AfterFunc(earlyStall, cancel)
+	body, err := blob.Range(ctx, off, n)
+	opening.Stop()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &impatient{watch(body, earlyStall, cancel), body, cancel}, nil
+}
+
+// Close implements io.Closer.
+func (b *impatient) Close() error {
+	b.stop()
+	b.cancel()
+	return b.body.Close()
 }

@@ -24,9 +24,8 @@ import (
 	"github.com/mica-snapshotter/mica/remote"
 )
 
-// publish pushes a profile of an image that has an index. change is given its first ranges; what it returns of their bytes, if any, is
-// pushed as their copy, if it is not lost.
-func (w *world) publish(p *profile.Profile, change func(ranges []published.BlobRange, bytes []byte) ([]published.BlobRange, []byte), lost bool) {
+// publish pushes a profile of an image that has an index, and a copy of what it names, of which change is given what it is made of.
+func (w *world) publish(p *profile.Profile, change func(c *copied)) {
 	w.t.Helper()
 	a, err := published.New(p, time.Now())
 	if err != nil {
@@ -36,27 +35,26 @@ func (w *world) publish(p *profile.Profile, change func(ranges []published.BlobR
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ranges, err := published.First(p, b, w.indexed.Windows, published.MaxCopy)
-	if err != nil {
+	c := copied{trees: w.indexed.Trees.Digest}
+	if c.spans, err = published.Spans(p, b); err != nil {
 		w.t.Fatal(err)
 	}
 	im, err := w.client().Image(w.ref)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	var all []byte
-	for _, r := range ranges {
-		p := make([]byte, r.Size)
-		if err := im.Blob(ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}).ReadAt(w.t.Context(), p, r.Off); err != nil {
-			w.t.Fatal(err)
-		}
-		all = append(all, p...)
+	read := func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error {
+		return im.Blob(d).ReadAt(ctx, p, off)
 	}
-	if err := a.Early(change(ranges, all)); err != nil {
+	if c.frames, err = published.Compress(w.t.Context(), read, w.indexed.Windows, c.spans); err != nil {
+		w.t.Fatal(err)
+	}
+	change(&c)
+	if err := a.AddCopy(c.trees, c.spans, c.frames); err != nil {
 		w.t.Fatal(err)
 	}
 	for d, b := range map[*ocispec.Descriptor][]byte{&a.Blob: a.Content, &a.Copy: a.Copied} {
-		if len(b) == 0 || lost && d == &a.Copy {
+		if len(b) == 0 || c.lost && d == &a.Copy {
 			continue
 		}
 		if err := im.PushBlob(w.t.Context(), *d, bytes.NewReader(b)); err != nil {
@@ -69,40 +67,42 @@ func (w *world) publish(p *profile.Profile, change func(ranges []published.BlobR
 	}
 }
 
-// TestEarly: what a published profile says that a start reads first is fetched with the index, once, and whatever else it says
-// harms nobody.
+// copied is what a copy is made of.
+type copied struct {
+	trees  digest.Digest
+	spans  []published.LayerSpan
+	frames [][]byte
+	lost   bool // at the registry
+}
+
+// TestEarly: what a start reads is fetched with the index, from the copy, once, and whatever that says or has harms nobody.
 func TestEarly(t *testing.T) {
-	stranger := digest.FromString("another image's layer")
 	for name, c := range map[string]struct {
-		change   func(r []published.BlobRange, bytes []byte) ([]published.BlobRange, []byte)
-		lost     bool // the copy
-		near     bool // the registry
+		change   func(c *copied)
+		far      bool // the registry
 		noLayers bool // all comes from the copy
 	}{
-		"right": {change: func(r []published.BlobRange, _ []byte) ([]published.BlobRange, []byte) { return r, nil }},
-		"of another image": {change: func(r []published.BlobRange, _ []byte) ([]published.BlobRange, []byte) {
-			return append(r, published.BlobRange{Blob: stranger, BlobSize: 1 << 30, Off: 0, Size: 1 << 20}), nil
+		"right":      {noLayers: true, change: func(*copied) {}},
+		"right, far": {far: true, noLayers: true, change: func(*copied) {}},
+		"behind another image's": {noLayers: true, change: func(c *copied) {
+			var other published.LayerSpan
+			other.Layer = digest.FromString("another image's layer")
+			c.spans, c.frames = append([]published.LayerSpan{other}, c.spans...), append([][]byte{make([]byte, 1000)}, c.frames...)
 		}},
-		"of another size": {change: func(r []published.BlobRange, _ []byte) ([]published.BlobRange, []byte) {
-			for i := range r {
-				r[i].BlobSize += 4096
+		"part of it":       {change: func(c *copied) { c.spans, c.frames = c.spans[:2], c.frames[:2] }},
+		"of another index": {change: func(c *copied) { c.trees = digest.FromString("other trees") }},
+		"of other spans": {change: func(c *copied) {
+			for i := range c.spans {
+				c.spans[i].Number++
 			}
-			return r, nil
 		}},
-		"copied":       {noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
-		"copied, near": {near: true, noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
-		"copied, behind another image's": {noLayers: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) {
-			other := published.BlobRange{Blob: stranger, BlobSize: 1 << 30, Off: 0, Size: 1000}
-			return append([]published.BlobRange{other}, r...), append(make([]byte, other.Size), b...)
-		}},
-		"copied wrongly": {change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) {
-			for i := range b {
-				b[i] ^= byte(i >> 9)
+		"wrong": {change: func(c *copied) {
+			for _, f := range c.frames {
+				f[len(f)/2] ^= 1
 			}
-			return r, b
 		}},
-		"cut copy":       {change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b[:len(b)/2] }},
-		"copy that went": {lost: true, change: func(r []published.BlobRange, b []byte) ([]published.BlobRange, []byte) { return r, b }},
+		"gone": {change: func(c *copied) { c.lost = true }},
+		"none": {change: func(c *copied) { c.spans = nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
@@ -111,10 +111,10 @@ func TestEarly(t *testing.T) {
 			for _, l := range w.layers {
 				p.Ranges = append(p.Ranges, profile.Range{Layer: l, Size: 2 << 20, Runs: 1})
 			}
-			w.publish(p, c.change, c.lost)
+			w.publish(p, c.change)
 			far := func(path string) {
-				if !c.near && strings.Contains(path, "/referrers/") {
-					time.Sleep(2 * earlyFrom)
+				if c.far && strings.Contains(path, "/referrers/") {
+					time.Sleep(2 * earlyFar)
 				}
 			}
 			w.gate.Store(&far)
@@ -135,14 +135,11 @@ func TestEarly(t *testing.T) {
 			if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
 				t.Errorf("wrong content:\n%s", got)
 			}
-			if name == "of another size" {
-				return // it is asked for in vain
-			}
 			var size int64
 			for _, b := range w.blobs {
 				size += int64(len(b))
 			}
-			if got := w.fetched.Load(); got > size && name != "copied wrongly" { // spans that share a byte are asked for one by one
+			if got := w.fetched.Load(); got > size+100 { // spans that are asked for one by one share bytes
 				t.Errorf("fetched %d bytes of layers of %d", got, size)
 			}
 			eventually(t, "what was taken is dropped", func() bool {
@@ -212,9 +209,10 @@ func TestEarlySource(t *testing.T) {
 			t.Errorf("read [%d, +%d): %d requests, want %d", off, n, more, requests)
 		}
 	}
-	ranges := []published.BlobRange{{Blob: d, BlobSize: int64(len(blob)), Off: 1064, Size: 100_000}}
-	pieces := e.add(&feed{}, ranges, 30_000)
-	if len(pieces) != 4 || len(e.add(&feed{}, ranges, 30_000)) != 0 {
+	ranges := []index.Range{{Off: 1064, Size: 100_000}}
+	alone := func(pieces []*piece) []run { return runsOf(pieces, func(int) int64 { return 0 }) }
+	pieces := e.add(&feed{}, s.desc, ranges, 30_000)
+	if len(pieces) != 4 || len(e.add(&feed{}, s.desc, ranges, 30_000)) != 0 {
 		t.Errorf("%d pieces", len(pieces))
 	}
 	e.fetch(t.Context(), image, alone(pieces), 2)
@@ -227,7 +225,7 @@ func TestEarlySource(t *testing.T) {
 		t.Errorf("%d bytes are left", e.taken)
 	}
 
-	pieces = e.add(&feed{}, ranges, 30_000)
+	pieces = e.add(&feed{}, s.desc, ranges, 30_000)
 	e.fetch(t.Context(), image, alone(pieces), 2)
 	pieces[1].buf[7] ^= 1
 	s.Suspect(40_000, 5)
@@ -235,7 +233,7 @@ func TestEarlySource(t *testing.T) {
 	e.drop(pieces...)
 
 	broken.Store(true)
-	pieces = e.add(&feed{}, ranges, 30_000)
+	pieces = e.add(&feed{}, s.desc, ranges, 30_000)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	done := make(chan struct{})
@@ -263,20 +261,12 @@ func TestEarlySource(t *testing.T) {
 // nothing up.
 func TestEarlyRoom(t *testing.T) {
 	const size, part, request = 2*earlyBytes + 4<<20, 1 << 20, 4 << 20
-	layer := make([]byte, size)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(layer)
-	var fromLayer, fromCopy atomic.Int64
-	layerDigest, copyDigest := digest.FromString("layer"), digest.FromString("copy")
-	image, o, _ := earlyImage(t, func(rw http.ResponseWriter, r *http.Request) {
-		n := &fromLayer
-		if strings.HasSuffix(r.URL.Path, copyDigest.String()) {
-			n = &fromCopy
-		}
-		n.Add(1)
-		serves(layer)(rw, r)
-	})
+	blob := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(blob)
+	image, o, asked := earlyImage(t, serves(blob))
 	e := o.early
-	s := newSource(o, layerDigest, size, 0, size)
+	desc := ocispec.Descriptor{Digest: digest.FromString("copy"), Size: size}
+	s := newCopySource(image, e, desc)
 	taken := func() int64 {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -290,45 +280,41 @@ func TestEarlyRoom(t *testing.T) {
 		}
 		defer body.Close()
 		got, err := io.ReadAll(body)
-		if err != nil || !bytes.Equal(got, layer[off:off+n]) {
+		if err != nil || !bytes.Equal(got, blob[off:off+n]) {
 			t.Fatalf("read [%d, +%d): %d bytes, %v", off, n, len(got), err)
 		}
 	}
 
-	var runs []run
-	for _, p := range e.add(&feed{}, []published.BlobRange{{Blob: layerDigest, BlobSize: size, Size: size}}, part) {
-		runs = appendRun(runs, run{ocispec.Descriptor{Digest: copyDigest, Size: size}, p.off, []*piece{p}}, request)
-	}
+	runs := runsOf(e.add(&feed{}, desc, []index.Range{{Size: size}}, part), func(int) int64 { return request })
 	requests := int64(len(runs))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		e.fetch(t.Context(), image, runs, 2)
 	}()
-	eventually(t, "the room is full", func() bool { return taken() == earlyBytes })
+	const full = earlyBytes / request
+	eventually(t, "the room is full", func() bool { return taken() == earlyBytes && asked("image") == full })
 	if !s.Planned(earlyBytes-part, 2*part) || s.Planned(0, earlyBytes) {
 		t.Error("what is planned is not what there is no room for")
 	}
-	e.add(&feed{}, []published.BlobRange{{Blob: copyDigest, BlobSize: size, Size: size}}, part)
-	if e.planned(ocispec.Descriptor{Digest: copyDigest, Size: size}, 0, size) {
+	other := ocispec.Descriptor{Digest: digest.FromString("other"), Size: size}
+	e.drop(e.add(&feed{}, other, []index.Range{{Size: size}}, part)[1:]...)
+	if e.planned(other, 0, size) {
 		t.Error("another pull waits for this one's readers")
 	}
-	e.drop(slices.Clone(e.pieces[copyDigest])...)
+	e.drop(slices.Clone(e.pieces[other.Digest])...)
 	last := int64(size) - request
 	read(last, request) // a reader who does not wait
-	if fromLayer.Load() != 1 || s.Planned(last, request) {
-		t.Errorf("%d requests, and it is planned: %t", fromLayer.Load(), s.Planned(last, request))
+	if n := asked("image"); n != full+1 || s.Planned(last, request) {
+		t.Errorf("%d requests, and it is planned: %t", n, s.Planned(last, request))
 	}
 	for off := int64(part); off < last; off += part { // the first is never read
 		eventually(t, "the next piece is asked for", func() bool { return e.asked(s.desc, off) })
 		read(off, part)
 	}
 	<-done
-	if n := fromLayer.Load(); n != 1 {
-		t.Errorf("%d requests to the layer, want that of who did not wait", n)
-	}
-	if n := fromCopy.Load(); n != requests-1 {
-		t.Errorf("%d requests to the copy, want %d", n, requests-1)
+	if n := asked("image"); n != requests {
+		t.Errorf("%d requests, want %d", n, requests)
 	}
 	if n := taken(); n != part {
 		t.Errorf("%d bytes are left, want the first piece", n)

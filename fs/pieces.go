@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
-	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index"
 )
 
 const (
@@ -23,9 +23,8 @@ const (
 	earlyStep   = 64 << 10 // after so many bytes readers are told
 )
 
-// early is ranges of blobs that are fetched before there is an index, or in few large requests although they lie here and there: what a
-// profile says that a start reads first. They come from the blobs, or from a copy that lies beside the profile. A source takes
-// from it what it has; who reads verifies that as all else.
+// early is ranges of blobs that are fetched before there is an index, in few large requests: what a start reads, of the copy beside a
+// profile, or windows. A source takes from it what it has; who reads verifies that as all else.
 //
 // A piece is planned at first, then it is asked for, for which there has to be room, and arrives; whoever has read it to its end drops it.
 type early struct {
@@ -62,14 +61,13 @@ type feed struct {
 }
 
 // add plans ranges, in pieces of at most size bytes, as far as they are not planned, or here.
-func (e *early) add(f *feed, ranges []published.BlobRange, size int64) (pieces []*piece) {
+func (e *early) add(f *feed, blob ocispec.Descriptor, ranges []index.Range, size int64) (pieces []*piece) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pieces == nil {
 		e.pieces = map[digest.Digest][]*piece{}
 	}
 	for _, r := range ranges {
-		blob := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
 		for off, end := r.Off, r.Off+r.Size; off < end; {
 			if here := e.findLocked(blob, off); here != nil {
 				off = here.off + here.size
@@ -77,7 +75,7 @@ func (e *early) add(f *feed, ranges []published.BlobRange, size int64) (pieces [
 			}
 			e.count++
 			p := &piece{desc: blob, off: off, size: min(size, end-off), feed: f, number: e.count, more: make(chan struct{})}
-			e.pieces[r.Blob] = append(e.pieces[r.Blob], p)
+			e.pieces[blob.Digest] = append(e.pieces[blob.Digest], p)
 			pieces = append(pieces, p)
 			off += p.size
 		}
@@ -92,7 +90,7 @@ func (e *early) begin(ctx context.Context, r *run) bool {
 	defer unread.Stop()
 	for {
 		room, ok := e.tryBegin(r)
-		if ok || len(r.pieces) == 0 {
+		if ok || len(*r) == 0 {
 			return ok
 		}
 		select {
@@ -109,15 +107,14 @@ func (e *early) begin(ctx context.Context, r *run) bool {
 func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for len(r.pieces) > 0 && r.pieces[0].dropped {
-		r.off += r.pieces[0].size
-		r.pieces = r.pieces[1:]
+	for len(*r) > 0 && (*r)[0].dropped {
+		*r = (*r)[1:]
 	}
-	for len(r.pieces) > 0 && r.pieces[len(r.pieces)-1].dropped {
-		r.pieces = r.pieces[:len(r.pieces)-1]
+	for len(*r) > 0 && (*r)[len(*r)-1].dropped {
+		*r = (*r)[:len(*r)-1]
 	}
 	size := int64(0)
-	for _, p := range r.pieces {
+	for _, p := range *r {
 		if !p.dropped {
 			size += roundUp(p.size)
 		}
@@ -131,7 +128,7 @@ func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 		}
 		return e.room, false
 	}
-	for _, p := range r.pieces {
+	for _, p := range *r {
 		if !p.dropped {
 			p.buf = e.spent.get(p.size, earlyBytes-e.taken)
 			e.taken += int64(cap(p.buf))
@@ -341,7 +338,7 @@ func (b *earlyBody) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	p = p[:min(int64(len(p)), b.end-b.off)]
-	early := b.s.origins.early
+	early := b.s.early
 	for b.rest == nil && len(p) > 0 {
 		piece := early.reach(b.s.desc, b.off)
 		if piece == nil {

@@ -87,14 +87,29 @@ func (o *origins) add(ref string) bool {
 // source reads a range of a blob from whichever images of its origins have it. It is a layer.Source, and
 // streams.
 type source struct {
+	early   *early
 	origins *origins
+	image   *remote.Image      // instead of origins: the one that has it, which is asked only if it answers at once
 	desc    ocispec.Descriptor // of the whole blob
 	off     int64              // where the source begins in the blob
 	size    int64
 }
 
 func newSource(o *origins, d digest.Digest, blobSize, off, size int64) *source {
-	return &source{origins: o, desc: ocispec.Descriptor{Digest: d, Size: blobSize}, off: off, size: size}
+	return &source{early: o.early, origins: o, desc: ocispec.Descriptor{Digest: d, Size: blobSize}, off: off, size: size}
+}
+
+// newCopySource returns the source of a copy that lies beside an image.
+func newCopySource(image *remote.Image, e *early, d ocispec.Descriptor) *source {
+	return &source{early: e, image: image, desc: d, size: d.Size}
+}
+
+// blob returns the blob where it can be read.
+func (s *source) blob() (*remote.Blob, error) {
+	if s.image != nil {
+		return s.image.Blob(s.desc), nil
+	}
+	return s.origins.blob(s.desc)
 }
 
 // Size returns the number of bytes.
@@ -117,7 +132,7 @@ func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	if off < 0 || n < 0 || n > s.size-off {
 		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
 	}
-	if n > 0 && s.origins.early.reach(s.desc, s.off+off) != nil {
+	if n > 0 && s.early.reach(s.desc, s.off+off) != nil {
 		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, nil
 	}
 	return s.ask(ctx, s.off+off, n)
@@ -125,21 +140,24 @@ func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 
 // ask asks the registries for n bytes from off on, in the blob. Nobody else need do so.
 func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	s.origins.early.spare(s.desc, off, n)
-	blob, err := s.origins.blob(s.desc)
+	s.early.spare(s.desc, off, n)
+	blob, err := s.blob()
 	if err != nil {
 		return nil, err
+	}
+	if s.image != nil {
+		return openImpatient(ctx, blob, off, n)
 	}
 	return blob.Range(ctx, off, n)
 }
 
 // Planned implements layer.Planner.
-func (s *source) Planned(off, n int64) bool { return s.origins.early.planned(s.desc, s.off+off, n) }
+func (s *source) Planned(off, n int64) bool { return s.early.planned(s.desc, s.off+off, n) }
 
 // Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while.
 func (s *source) Suspect(off, n int64) {
-	s.origins.early.suspect(s.desc.Digest, s.off+off, n)
-	if blob, err := s.origins.blob(s.desc); err == nil { // else nobody sent them
+	s.early.suspect(s.desc.Digest, s.off+off, n)
+	if blob, err := s.blob(); err == nil { // else nobody sent them
 		blob.Suspect(s.off+off, n)
 	}
 }

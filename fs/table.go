@@ -85,6 +85,7 @@ type Table struct {
 	log     *slog.Logger
 	store   *store.Store
 	early   early
+	copies  copies
 	cache   *cache
 	budget  *layer.Budget
 	memory  *fuse.Memory

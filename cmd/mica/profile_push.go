@@ -9,7 +9,6 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
@@ -81,7 +80,7 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err != nil {
 		return err
 	}
-	if err := addEarly(ctx, im, list, p, &a); err != nil {
+	if err := addCopy(ctx, im, list, p, &a); err != nil {
 		return err
 	}
 	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
@@ -100,69 +99,52 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	}
 	copied := ""
 	if a.Copy.Size > 0 {
-		copied = fmt.Sprintf(", and a copy of what a start reads first %s", bytesText(a.Copy.Size))
+		copied = fmt.Sprintf(", and a copy of what a start reads %s", bytesText(a.Copy.Size))
 	}
 	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
 		bytesText(int64(len(a.Content))), copied)
 	return err
 }
 
-// addEarly adds to a profile where in the blobs its first ranges lie, if the image has an index among its referrers, which
-// tells it.
-func addEarly(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
+// addCopy adds to a profile a copy of what it names, if the image has an index among its referrers, whose spans these are.
+func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
 	list = artifact.Indexes(list)
 	if len(list) == 0 {
 		return nil
 	}
 	x, b, err := fetchIndex(ctx, im, list[0])
-	var ranges []published.BlobRange
+	var spans []published.LayerSpan
 	if err == nil {
-		ranges, err = published.First(p, b, x.Windows, published.MaxCopy)
+		spans, err = published.Spans(p, b)
 	}
 	if err != nil {
 		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
 	}
-	copied, err := readRanges(ctx, im, ranges)
+	// Few have more bytes as zstd than as gzip: what is beyond that has no room.
+	room := int64(published.MaxCopy)
+	for i := range spans {
+		if room -= spans[i].Span.BlobSize; room < 0 {
+			spans = spans[:i]
+			break
+		}
+	}
+	read := func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error {
+		return readAt(ctx, im, d, p, off)
+	}
+	frames, err := published.Compress(ctx, read, x.Windows, spans)
 	if err != nil {
-		return err
+		return fmt.Errorf("copy what a start of %s reads: %w", im.Ref(), err)
 	}
-	return a.Early(ranges, copied)
+	return a.AddCopy(x.Trees.Digest, spans, frames)
 }
 
-// readRequests is how many ranges are read at a time.
-const readRequests = 4
-
-// readRanges returns the bytes of ranges of an image's blobs, one behind the other.
-func readRanges(ctx context.Context, im image, ranges []published.BlobRange) ([]byte, error) {
-	size := int64(0)
-	for _, r := range ranges {
-		size += r.Size
-	}
-	all := make([]byte, size)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(readRequests)
-	rest := all
-	for _, r := range ranges {
-		p := rest[:r.Size]
-		rest = rest[r.Size:]
-		g.Go(func() error {
-			if err := readRange(ctx, im, r, p); err != nil {
-				return fmt.Errorf("read [%d, +%d) of blob %s of %s: %w", r.Off, r.Size, r.Blob, im.Ref(), err)
-			}
-			return nil
-		})
-	}
-	return all, g.Wait()
-}
-
-// readRange fills p, of the range's size.
-func readRange(ctx context.Context, im image, r published.BlobRange, p []byte) error {
-	d := ocispec.Descriptor{Digest: r.Blob, Size: r.BlobSize}
+// readAt fills p from a blob of an image, from off on.
+func readAt(ctx context.Context, im image, d ocispec.Descriptor, p []byte, off int64) error {
 	switch im := im.(type) {
 	case *remote.Image:
-		return im.Blob(d).ReadAt(ctx, p, r.Off)
+		return im.Blob(d).ReadAt(ctx, p, off)
 	case *layout.Image:
-		return im.Blob(d).ReadAt(ctx, p, r.Off)
+		return im.Blob(d).ReadAt(ctx, p, off)
 	}
 	return fmt.Errorf("%T has no ranges", im)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote/layout"
 )
 
@@ -246,16 +248,20 @@ func TestIndexCreateProfile(t *testing.T) {
 	if !ok {
 		t.Fatalf("nothing is published: %v", list)
 	}
-	early, err := published.EarlyRanges(d)
-	want := []published.BlobRange{{Blob: p.Ranges[0].Layer, BlobSize: manifest.Layers[0].Size, Size: manifest.Layers[0].Size}}
-	if err != nil || !reflect.DeepEqual(early.Ranges, want) {
-		t.Errorf("early ranges are %v, %v; want %v", early.Ranges, err, want)
+	c, ok, err := published.CopyOf(d)
+	if err != nil || !ok || len(c.Frames) != 1 || c.Frames[0].Layer != p.Ranges[0].Layer || c.Frames[0].Span != 0 {
+		t.Fatalf("the copy is %+v, %v", c, err)
 	}
 	layer, err := l.Image("").FetchBlob(t.Context(), manifest.Layers[0], 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := l.Image("").FetchBlob(t.Context(), early.Copy, 1<<20); err != nil || !bytes.Equal(got, layer) {
-		t.Errorf("the copy has %d bytes, %v; want the layer", len(got), err)
+	got, err := l.Image("").FetchBlob(t.Context(), c.Blob, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := index.Span{Size: int64(len(layer)), BlobSize: int64(len(got)), Codec: index.Zstd, Digest: sha256.Sum256(layer)}
+	if err := s.Decode(make([]byte, len(layer)), got, nil); err != nil {
+		t.Errorf("the copy is not of the layer: %v", err)
 	}
 }

@@ -3,9 +3,8 @@
 //
 // The artifact's manifest has a layer, the encoded profile (package profile), and an empty config. A profile of at
 // most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
-// referrers, so a reader of that list has the profile with it and needs no further request. Another annotation says where in the
-// image's blobs the first of it lies, which so can be fetched while the index is still on its way; and these bytes can be a
-// second layer, from which few requests bring them.
+// referrers, so a reader of that list has the profile with it and needs no further request. A second layer can be a copy of what the
+// profile names, from which few requests bring it while the index is still on its way; another annotation says what lies where in it.
 //
 // A newer profile does not replace an older one at the registry, it stands beside it: a reader takes Newest.
 package published
@@ -42,9 +41,9 @@ type Artifact struct {
 	Blob    ocispec.Descriptor // of Content
 	Content []byte
 	Copy    ocispec.Descriptor // of Copied
-	Copied  []byte             // the bytes of the early ranges, one behind the other; empty: they are not copied
+	Copied  []byte             // what a start reads, see AddCopy; empty: there is no copy
 	created time.Time
-	early   string
+	copied  string // annotationCopy
 }
 
 // New encodes a profile that was made at the given time.
@@ -63,20 +62,6 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 	}, nil
 }
 
-// Early adds what First returned, and the bytes of these ranges, one behind the other, or nil: a reader of the list of referrers can
-// begin with it before it has an index. Ranges that are too many to be said are not.
-func (a *Artifact) Early(ranges []BlobRange, bytes []byte) (err error) {
-	var d ocispec.Descriptor
-	if len(bytes) > 0 {
-		d = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(bytes), Size: int64(len(bytes))}
-	}
-	if a.early, err = encodeEarly(ranges, d.Digest); a.early == "" {
-		d, bytes = ocispec.Descriptor{}, nil
-	}
-	a.Copy, a.Copied = d, bytes
-	return err
-}
-
 // Manifest returns the artifact's manifest for the image manifest subject. Equal arguments give equal manifests.
 func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	m := ocispec.Manifest{
@@ -91,10 +76,8 @@ func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	if len(a.Content) <= MaxInline {
 		m.Annotations[annotationContent] = base64.StdEncoding.EncodeToString(a.Content)
 	}
-	if a.early != "" {
-		m.Annotations[annotationEarly] = a.early
-	}
 	if a.Copy.Size > 0 {
+		m.Annotations[annotationCopy] = a.copied
 		m.Layers = append(m.Layers, a.Copy)
 	}
 	return m
