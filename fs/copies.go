@@ -1,12 +1,14 @@
 package fs
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -19,14 +21,16 @@ type copies struct {
 
 // place is a copy, and the image beside which it lies.
 type place struct {
-	image *remote.Image
-	copy  *published.Copy
+	image      *remote.Image
+	repository string
+	windows    digest.Digest // of the index that the copy's spans are of
+	copy       *published.Copy
 }
 
-func (c *copies) add(image *remote.Image, copied *published.Copy) {
+func (c *copies) add(p place) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all = append(c.all, place{image, copied})
+	c.all = append(c.all, p)
 }
 
 func (c *copies) remove(copied *published.Copy) {
@@ -40,14 +44,18 @@ func (c *copies) remove(copied *published.Copy) {
 	}
 }
 
-// of returns the copy of a layer's spans, nil if there is none. What is read of it is taken from e where that has it.
-func (c *copies) of(d digest.Digest, e *early) *layer.Copy {
+// of returns the copy of a layer's spans, nil if none is known of its index in a repository that vouches for that. What is read of it is
+// taken from e where that has it.
+func (c *copies) of(rec *store.Record, e *early) *layer.Copy {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.all {
+		if p.windows != rec.Windows.Blob || !slices.Contains(rec.Vouchers, p.repository) {
+			continue
+		}
 		frames := map[int]index.Range{}
 		for _, f := range p.copy.Frames {
-			if f.Layer == d {
+			if f.Layer == rec.Layer {
 				frames[f.Span] = f.Range
 			}
 		}

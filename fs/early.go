@@ -4,11 +4,11 @@ import (
 	"context"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
@@ -30,7 +30,7 @@ const (
 	earlyFar = 50 * time.Millisecond
 	// limitedCopy is how many bytes of a copy are fetched before the index where there is a limit of bandwidth.
 	limitedCopy = 8 << 20
-	// windowsBytes is how many bytes of the windows are fetched for an image without a profile.
+	// windowsBytes is how many bytes of the windows are fetched for an image without a copy.
 	windowsBytes = 1 << 20
 	// earlyFor is how long they are asked for, and kept for nobody.
 	earlyFor = 15 * time.Second
@@ -96,7 +96,7 @@ func (p *pull) earlyCopy(refs []ocispec.Descriptor, x artifact.Index, took time.
 	}
 	missing := p.missing()
 	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool { return !slices.Contains(missing, f.Layer) })
-	p.t.copies.add(p.image, &c)
+	p.t.copies.add(place{p.image, repositoryOf(p.name()), x.Windows.Digest, &c})
 	context.AfterFunc(p.ctx, func() { p.t.copies.remove(&c) })
 	var ranges []index.Range
 	for _, f := range c.Frames {
@@ -165,13 +165,17 @@ func (p *pull) missing() (blobs []digest.Digest) {
 // fetch brings the runs of one blob, in their order, so many at a time, and as there is room. If one does not come, no further one is asked
 // for.
 func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requests int) {
-	var g errgroup.Group
-	g.SetLimit(requests)
+	var running sync.WaitGroup
+	defer running.Wait()
+	slots := make(chan struct{}, requests)
 	for i, r := range runs {
-		g.Go(func() error {
-			if !e.begin(ctx, &r) {
-				return nil
-			}
+		slots <- struct{}{}
+		if !e.begin(ctx, &r) {
+			<-slots
+			continue
+		}
+		running.Go(func() {
+			defer func() { <-slots }()
 			lost := r[r.fetch(ctx, image):]
 			if len(lost) > 0 {
 				for _, later := range runs[i+1:] {
@@ -182,10 +186,8 @@ func (e *early) fetch(ctx context.Context, image *remote.Image, runs []run, requ
 				e.drop(p) // those who read it ask themselves
 				p.advance(0)
 			}
-			return nil
 		})
 	}
-	_ = g.Wait() // of nil
 }
 
 // fetch brings the pieces, and returns how many have come whole.

@@ -81,6 +81,7 @@ func TestEarly(t *testing.T) {
 		change   func(c *copied)
 		far      bool // the registry
 		noLayers bool // all comes from the copy
+		unusable bool // it is not looked at: the windows come early
 	}{
 		"right":      {noLayers: true, change: func(*copied) {}},
 		"right, far": {far: true, noLayers: true, change: func(*copied) {}},
@@ -90,7 +91,7 @@ func TestEarly(t *testing.T) {
 			c.spans, c.frames = append([]published.LayerSpan{other}, c.spans...), append([][]byte{make([]byte, 1000)}, c.frames...)
 		}},
 		"part of it":       {change: func(c *copied) { c.spans, c.frames = c.spans[:2], c.frames[:2] }},
-		"of another index": {change: func(c *copied) { c.trees = digest.FromString("other trees") }},
+		"of another index": {unusable: true, change: func(c *copied) { c.trees = digest.FromString("other trees") }},
 		"of other spans": {change: func(c *copied) {
 			for i := range c.spans {
 				c.spans[i].Number++
@@ -102,7 +103,7 @@ func TestEarly(t *testing.T) {
 			}
 		}},
 		"gone": {change: func(c *copied) { c.lost = true }},
-		"none": {change: func(c *copied) { c.spans = nil }},
+		"none": {unusable: true, change: func(c *copied) { c.spans = nil }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
@@ -141,6 +142,9 @@ func TestEarly(t *testing.T) {
 			}
 			if got := w.fetched.Load(); got > size+100 { // spans that are asked for one by one share bytes
 				t.Errorf("fetched %d bytes of layers of %d", got, size)
+			}
+			if c.unusable {
+				return // some of the windows are for nobody, and stay for some time
 			}
 			eventually(t, "what was taken is dropped", func() bool {
 				table.early.mu.Lock()

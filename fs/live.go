@@ -64,7 +64,7 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, early: &t.early, refs: rec.Refs}
 	o := layer.Options{
 		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
-		Copy:     t.copies.of(rec.Layer, &t.early),
+		Copy:     t.copies.of(&rec, &t.early),
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
 		Complete: func() { t.goes(v.completed) },

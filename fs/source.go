@@ -154,8 +154,12 @@ func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 // Planned implements layer.Planner.
 func (s *source) Planned(off, n int64) bool { return s.early.planned(s.desc, s.off+off, n) }
 
-// Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while.
+// Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while. Of a copy nothing more is fetched in advance.
 func (s *source) Suspect(off, n int64) {
+	if s.image != nil {
+		s.early.suspect(s.desc.Digest, 0, s.size)
+		return
+	}
 	s.early.suspect(s.desc.Digest, s.off+off, n)
 	if blob, err := s.blob(); err == nil { // else nobody sent them
 		blob.Suspect(s.off+off, n)

@@ -89,7 +89,8 @@ func (s *Span) decode(dst, blob, win []byte) error {
 	return d.members(dst[n:], blob[inflate.TrailerSize:])
 }
 
-// zstdDecoder has as many decoders as there are processors, and no goroutines of its own. What it allocates for a frame grows with dst alone.
+// zstdDecoder has as many decoders as there are processors, and no goroutines of its own. What it allocates for a frame grows with
+// dst alone: one without a size can have a block more than dst before it is refused.
 var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxSpanSize),
 		zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))

@@ -120,8 +120,8 @@ func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profil
 	if err != nil {
 		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
 	}
-	// Few have more bytes as zstd than as gzip: what is beyond that has no room.
-	room := int64(published.MaxCopy)
+	// Of a gzip layer little more than that has room.
+	room := int64(2 * published.MaxCopy)
 	for i := range spans {
 		if room -= spans[i].Span.BlobSize; room < 0 {
 			spans = spans[:i]

@@ -108,7 +108,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 		}
 	}
 	for _, e := range plan(spans, missing, l.o.Budget.request(Ahead)) {
-		g := l.startLocked(ctx, e, Ahead)
+		g := l.startLocked(ctx, spans, e, Ahead)
 		g.expiry = time.AfterFunc(aheadPatience, func() { l.expire(g) })
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -11,23 +12,26 @@ import (
 )
 
 // withCopy opens a lazy layer of which a copy has spans 2 to 9 and 20; its source is in memory.
-func withCopy(t *testing.T, change func(*Copy, *memory)) (*fixture, *memory) {
+func withCopy(t *testing.T, change func(*Copy, *memory)) (*fixture, *memory, *Copy) {
 	t.Helper()
 	s := newSample(t)
-	z, err := zstd.NewWriter(nil)
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression))
 	must(t, err)
 	defer z.Close()
 	m := &memory{}
 	c := &Copy{Source: m, Frames: map[int]index.Range{}}
 	for _, i := range []int{20, 2, 3, 4, 5, 6, 7, 8, 9} {
 		f := z.EncodeAll(s.device[s.spans[i].Device:][:s.spans[i].Size], nil)
+		if o := &s.spans[i]; int64(len(f)) > o.BlobSize+o.Window.Size {
+			t.Fatalf("span %d has %d bytes as zstd, and %d with its window in the blob", i, len(f), o.BlobSize+o.Window.Size)
+		}
 		c.Frames[i] = index.Range{Off: int64(len(m.b)), Size: int64(len(f))}
 		m.b = append(m.b, f...)
 	}
 	if change != nil {
 		change(c, m)
 	}
-	return setup(t, s, func(_ *fixture, o *Options) { o.Copy = c }), m
+	return setup(t, s, func(_ *fixture, o *Options) { o.Copy = c }), m, c
 }
 
 // all reads the device, in pieces that have little to do with spans.
@@ -41,12 +45,12 @@ func (f *fixture) all() {
 
 // TestCopy: what a copy has comes from there, in one request where it lies together, and without windows.
 func TestCopy(t *testing.T) {
-	f, m := withCopy(t, nil)
+	f, m, c := withCopy(t, nil)
 	off, _ := f.span(2)
 	last, n := f.span(9)
 	run, err := f.Next(off, last+n, Replay)
 	must(t, err)
-	if run.Off != off || run.Size != last+n-off || run.Bytes != int64(len(m.b))-f.o.Copy.Frames[20].Size {
+	if run.Off != off || run.Size != last+n-off || run.Bytes != int64(len(m.b))-c.Frames[20].Size {
 		t.Errorf("the run is %+v", run)
 	}
 	f.mustRead(off, last+n-off)
@@ -78,12 +82,21 @@ func TestCopyOfNoUse(t *testing.T) {
 		"another span":  func(c *Copy, _ *memory) { c.Frames[4], c.Frames[5] = c.Frames[5], c.Frames[4] },
 		"cut":           func(_ *Copy, m *memory) { m.b = m.b[:len(m.b)/2] },
 		"no such spans": func(c *Copy, _ *memory) { c.Frames[1000], c.Frames[-1] = c.Frames[5], c.Frames[5] },
+		"large frames": func(c *Copy, m *memory) {
+			m.b = append(m.b, make([]byte, DefaultFetchBytes)...)
+			c.Frames[4] = index.Range{Size: int64(len(m.b))}
+		},
+		"tiny frames": func(c *Copy, m *memory) {
+			for i := range newSample(t).spans {
+				c.Frames[i] = index.Range{Off: int64(i), Size: 1}
+			}
+		},
 		"not to be fetched": func(_ *Copy, m *memory) {
 			m.fault = func(context.Context, int, []byte, int64) error { return errors.New("gone") }
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f, m := withCopy(t, change)
+			f, m, _ := withCopy(t, change)
 			f.all()
 			f.wait()
 			if f.completed.Load() != 1 {
@@ -95,6 +108,77 @@ func TestCopyOfNoUse(t *testing.T) {
 			if name == "not to be fetched" && m.calls.Load() > 3 {
 				t.Errorf("it was asked %d times", m.calls.Load())
 			}
+			if n := f.blob.calls.Load(); n > 30 {
+				t.Errorf("%d requests to the blob", n)
+			}
 		})
+	}
+}
+
+// TestCopyLeftMeanwhile: what is under way from a copy that others have left comes from it all the same.
+func TestCopyLeftMeanwhile(t *testing.T) {
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	f, _, _ := withCopy(t, func(c *Copy, m *memory) {
+		last := c.Frames[20]
+		m.b[last.Off+last.Size/2] ^= 8
+		m.fault = func(ctx context.Context, _ int, _ []byte, off int64) error {
+			if off == last.Off {
+				return ctx.Err()
+			}
+			close(arrived)
+			<-goOn
+			return ctx.Err()
+		}
+	})
+	off, n := f.span(3)
+	done := make(chan error)
+	go func() { done <- f.read(t.Context(), off, n) }()
+	<-arrived
+	wrong, size := f.span(20)
+	f.mustRead(wrong, size)
+	before := f.blob.calls.Load()
+	close(goOn)
+	must(t, <-done)
+	if f.blob.calls.Load() != before {
+		t.Error("it was fetched from the blob")
+	}
+	f.all()
+}
+
+// TestCopyThatHangs: who waits in vain for a copy is the last to.
+func TestCopyThatHangs(t *testing.T) {
+	f, m, _ := withCopy(t, func(_ *Copy, m *memory) {
+		m.fault = func(ctx context.Context, _ int, _ []byte, _ int64) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+	})
+	f.o.Deadline = 100 * time.Millisecond
+	off, n := f.span(3)
+	if err := f.read(t.Context(), off, n); !errors.Is(err, ErrDeadline) {
+		t.Errorf("from a copy that hangs: %v", err)
+	}
+	f.o.Deadline = DefaultDeadline
+	f.mustRead(off, n)
+	if m.calls.Load() == 0 {
+		t.Error("the copy was not asked")
+	}
+}
+
+// TestCopyOfTooLarge: a span that the budget has no room for, but for its frame, fails by itself, and holds up nobody.
+func TestCopyOfTooLarge(t *testing.T) {
+	f, _, _ := withCopy(t, func(c *Copy, m *memory) {
+		c.Frames[3] = index.Range{Size: 1}
+	})
+	f.o.Budget.fetch.size = 4 << 10 // less than any span has in the blob
+	f.o.Budget.fetch.free, f.o.Budget.fetch.reserve = 4<<10, 1<<10
+	off, n := f.span(3)
+	if err := f.read(t.Context(), off, n); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("a span that is too large: %v", err)
+	}
+	must(t, f.o.Budget.fetch.acquire(t.Context(), 4<<10, Demand))
+	f.o.Budget.fetch.release(4 << 10)
+	if err := f.o.Budget.fetch.acquire(t.Context(), 4<<10+1, Demand); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("more than there is: %v", err)
 	}
 }

@@ -44,6 +44,14 @@ func (l *Layer) run(g *group) {
 			bad = append(bad, b...)
 		}
 		admitted.close()
+		if len(bad) > 0 && copied(&g.spans[g.extent.first]) {
+			if todo, admitted, err = l.planAnew(g, bad); err != nil {
+				l.giveUp(g, err)
+				return
+			}
+			try = 0 // of the layer's blob
+			continue
+		}
 		todo = todo[:0]
 		var wrong error
 		for _, b := range bad {
@@ -97,13 +105,7 @@ func (l *Layer) finish(g *group) {
 // begin waits until the group's request may be sent. Until then more urgent readers can take spans
 // out of it; it returns what is left.
 func (l *Layer) begin(g *group) ([]extent, *grant, error) {
-	spans, err := l.table()
-	if err != nil {
-		return nil, &grant{budget: l.o.Budget}, err
-	}
-	if g.claim.priority() > Demand && g.extent.windowRange(spans).size() > 0 {
-		l.keepWindows(g.ctx)
-	}
+	l.wantWindows(g, g.extent)
 	admitted, err := l.admit(g, []extent{g.extent})
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -128,15 +130,18 @@ func (l *Layer) begin(g *group) ([]extent, *grant, error) {
 	return todo, admitted, nil
 }
 
+// wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader waits for it.
+func (l *Layer) wantWindows(g *group, e extent) {
+	if g.claim.priority() > Demand && e.windowRange(g.spans).size() > 0 {
+		l.keepWindows(g.ctx)
+	}
+}
+
 // admit waits for what one request for each of the extents, one after the other, needs.
 func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
-	spans, err := l.table()
-	if err != nil {
-		return nil, err
-	}
 	var need int64
 	for _, e := range todo {
-		need = max(need, e.blobRange(spans).size()+e.windowRange(spans).size())
+		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
 	admitted, err := l.o.Budget.admit(g.ctx, need, &g.claim)
 	if err == nil && len(todo) > 1 {
@@ -181,11 +186,13 @@ type corruption struct {
 // those that were wrong. Each is decoded as soon as it is here. An error is one of the source, or of
 // ctx; the spans that were not delivered are then still missing.
 func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]corruption, error) {
-	spans, err := l.table()
-	if err != nil {
-		return nil, err
+	spans, ctx := g.spans, g.ctx
+	if copied(&spans[e.first]) {
+		var cancel context.CancelFunc
+		ctx, cancel = fromCopy(ctx, e.blobRange(spans))
+		defer cancel()
 	}
-	work, ctx := errgroup.WithContext(g.ctx)
+	work, ctx := errgroup.WithContext(ctx)
 	d := decoding{layer: l, group: g, spans: spans, admitted: admitted}
 	if r := e.windowRange(spans); r.size() > 0 {
 		w, lent, fetch := l.windowsOf(r, try)
@@ -196,9 +203,9 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]cor
 		}
 	}
 	work.Go(func() error { return d.receive(ctx, work, e) })
-	err = work.Wait()
-	if err != nil && copied(&spans[e.first]) && g.ctx.Err() == nil {
-		d.bad, err = l.notCopied(g, e, err), nil
+	err := work.Wait()
+	if err != nil && copied(&spans[e.first]) {
+		d.bad, err = l.notCopied(g, e, err)
 	}
 	if err != nil {
 		return nil, err

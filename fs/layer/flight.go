@@ -53,6 +53,7 @@ type flight struct {
 // group is the flights that one request brings, with the goroutine that runs it.
 type group struct {
 	extent  extent
+	spans   index.Spans // by which it was planned; of its goroutine
 	claim   claim
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
 	begun   bool      // its request has been admitted; guarded by Layer.mu
@@ -199,7 +200,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		l.missed(missing)
 	}
 	for _, e := range plan(spans, missing, l.o.Budget.request(w.prio)) {
-		g := l.startLocked(ctx, e, w.prio)
+		g := l.startLocked(ctx, spans, e, w.prio)
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])
 		}
@@ -225,8 +226,8 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 }
 
 // startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to it.
-func (l *Layer) startLocked(ctx context.Context, e extent, prio Priority) *group {
-	g := &group{extent: e, done: make(chan struct{})}
+func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, prio Priority) *group {
+	g := &group{extent: e, spans: spans, done: make(chan struct{})}
 	g.claim.prio.Store(int32(prio))
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))

@@ -83,7 +83,7 @@ type Layer struct {
 	name       string // the layer's digest
 	deviceSize int64
 	spans      atomic.Pointer[index.Spans] // nil until needed; see table
-	tables     tables
+	copying    copying
 	completed  atomic.Bool
 	counters   counters
 	expects    expectations
@@ -97,7 +97,7 @@ type Layer struct {
 }
 
 // New returns a Layer that reads ix's device from st, which gets from
-// o.Blob what it lacks. No I/O. It is paired with Close; st stays the caller's.
+// o.Blob, or o.Copy, what it lacks. No I/O. It is paired with Close; st stays the caller's.
 func New(ix Index, st Store, o Options) *Layer {
 	if o.Budget == nil {
 		o.Budget = NewBudget(0, 0)
@@ -117,6 +117,10 @@ func New(ix Index, st Store, o Options) *Layer {
 		name:       h.Layer.String(),
 		deviceSize: h.DeviceSize,
 		flights:    map[int]*flight{},
+	}
+	if c := o.Copy; c != nil {
+		l.copying.source, l.copying.copy = c.Source, c
+		l.o.Copy = nil // what it holds goes when it is in the table
 	}
 	l.evicting, _ = st.(Evicting)
 	l.doubting, _ = st.(Doubting)

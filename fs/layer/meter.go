@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -66,8 +67,11 @@ func (m *meter) acquire(ctx context.Context, n int64, prio Priority) error {
 	return m.acquireFor(ctx, n, newClaim(prio))
 }
 
-// acquireFor is acquire with a priority that can change meanwhile.
+// acquireFor is acquire with a priority that can change meanwhile. More than size units would hold up all others: an error.
 func (m *meter) acquireFor(ctx context.Context, n int64, c *claim) error {
+	if n > m.size {
+		return fmt.Errorf("%w: %d of %d", ErrTooLarge, n, m.size)
+	}
 	m.mu.Lock()
 	t := &ticket{n: n, claim: c, granted: make(chan struct{})}
 	prio := c.priority()

@@ -3,7 +3,7 @@ package layer
 // Run is neighbouring spans that are missing.
 type Run struct {
 	Off, Size int64 // in the device, bytes; whole spans
-	Bytes     int64 // in the blob
+	Bytes     int64 // in the blob, or in a copy
 	Planned   bool  // some of these are about to come without being asked for
 }
 

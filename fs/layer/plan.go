@@ -41,12 +41,12 @@ func (b *Budget) request(prio Priority) int64 {
 // extent is a run of neighbouring spans that one request brings.
 type extent struct{ first, n int }
 
-// byteRange is a range of bytes in a blob.
+// byteRange is a range of bytes in a blob, or in a copy from copyBase on.
 type byteRange struct{ from, to int64 }
 
 func (r byteRange) size() int64 { return r.to - r.from }
 
-// blobRange is where the extent lies in the blob. Neighbours can share a byte.
+// blobRange is where the extent lies in the blob, or in a copy. Neighbours can share a byte.
 func (e extent) blobRange(s index.Spans) byteRange {
 	first, last := &s[e.first], &s[e.first+e.n-1]
 	return byteRange{first.Blob, last.Blob + last.BlobSize}
@@ -97,6 +97,9 @@ func (e extent) joins(s index.Spans, request int64) bool {
 	b := extent{e.first, e.n - 1}.windowRange(s)
 	// The index is not trusted to have the windows in order.
 	if w.size()-b.size()-last.Window.Size > maxGap {
+		return false
+	}
+	if copied(last) && last.Device+last.Size-s[e.first].Device > copyRatio*request {
 		return false
 	}
 	return e.blobRange(s).size()+w.size() <= request

@@ -20,7 +20,7 @@ var layerA, layerB, trees = digest.FromString("a"), digest.FromString("b"), dige
 func spansOf(numbers map[digest.Digest][]int, order ...digest.Digest) (spans []LayerSpan, frames [][]byte) {
 	for _, d := range order {
 		for _, n := range numbers[d] {
-			s := LayerSpan{Number: n}
+			s := LayerSpan{Number: n, Span: index.Span{BlobSize: MaxCopy}}
 			s.Layer = d
 			spans = append(spans, s)
 			frames = append(frames, bytes.Repeat([]byte{byte(len(frames))}, 100+len(frames)))
@@ -120,6 +120,7 @@ func TestCopyForeign(t *testing.T) {
 		"too long":         strings.Repeat(" ", maxCopyText) + "{}",
 		"no copy":          strings.Replace(copyJSON(two, 0, 0, 1, 1), layerA.String(), "sha256:1", 1),
 		"no trees":         strings.Replace(copyJSON(two, 0, 0, 1, 1), trees.String(), "", 1),
+		"a layer twice":    copyJSON([]digest.Digest{layerA, layerA}, 0, 0, 1, 1, 1, 0, 1, 1),
 		"no layer":         copyJSON([]digest.Digest{"x"}, 0, 0, 1, 1),
 		"no layers":        copyJSON(nil, 0, 0, 1, 1),
 		"too many layers":  copyJSON(make([]digest.Digest, maxCopyLayers+1), 0, 0, 1, 1),
