@@ -15,7 +15,7 @@ import (
 // A span that the copy has comes from it. When one does not come, or is wrong, all come from the layer's blob from then on.
 type Copy struct {
 	Source Source
-	Frames map[int]index.Range // by span: the place in Source. One that is larger than what it is to save is left out
+	Frames map[int]index.Range // by span: the place in Source. One that is far larger than what it is to save is left out
 }
 
 const (
@@ -28,21 +28,26 @@ const (
 	// copyRatio is how many times as many bytes of the device as one request may have at most come by one of a copy: they may have to come
 	// from the layer in the end.
 	copyRatio = 8
+	// A frame may have copyExcess times as many bytes as span and window have elsewhere: it still saves a request.
+	copyExcess = 2
 )
 
 // copied says whether a span of a table lies in the copy.
 func copied(s *index.Span) bool { return s.Codec == index.Zstd }
 
-// over returns the spans, of which the copy's own lie there.
-func (c *Copy) over(spans index.Spans) index.Spans {
+// over returns the spans, of which the copy's own lie there, if the budget has room for each.
+func (c *Copy) over(spans index.Spans, b *Budget) index.Spans {
 	out := slices.Clone(spans)
 	for i, f := range c.Frames {
 		if uint(i) >= uint(len(out)) {
 			continue // it is of another index
 		}
-		if s := &out[i]; f.Size <= s.BlobSize+s.Window.Size {
-			s.Codec, s.Bit, s.Window = index.Zstd, 0, index.Range{}
-			s.Blob, s.BlobSize = copyBase+f.Off, f.Size
+		s := out[i]
+		most := copyExcess * (s.BlobSize + s.Window.Size)
+		s.Codec, s.Bit, s.Window = index.Zstd, 0, index.Range{}
+		s.Blob, s.BlobSize = copyBase+f.Off, f.Size
+		if f.Size <= most && b.affordable(&s) == nil {
+			out[i] = s
 		}
 	}
 	return out
@@ -73,7 +78,7 @@ func (l *Layer) table() (index.Spans, error) {
 		return *t, nil
 	}
 	if c.copy != nil && !c.over {
-		spans = c.copy.over(spans)
+		spans = c.copy.over(spans, l.o.Budget)
 	}
 	c.copy = nil
 	l.spans.Store(&spans)

@@ -96,15 +96,12 @@ type layerSpans struct {
 	taken map[int]bool
 }
 
-// AddCopy adds a copy of spans of the index whose trees have that digest, each as zstd frames, as many of the first as there is room for, but
-// for those that take fewer bytes in the layer: a reader of the list of referrers can begin with it before it has an index.
+// AddCopy adds a copy of spans of the index whose trees have that digest, each as zstd frames, as many of the first as there is room for:
+// a reader of the list of referrers can begin with it before it has an index.
 func (a *Artifact) AddCopy(trees digest.Digest, spans []LayerSpan, frames [][]byte) error {
 	c := Copy{Trees: trees}
 	var list frameList
 	for i, s := range spans {
-		if int64(len(frames[i])) > s.Span.BlobSize+s.Span.Window.Size {
-			continue
-		}
 		f := Frame{s.Layer, s.Number, index.Range{Off: int64(len(a.Copied)), Size: int64(len(frames[i]))}}
 		if f.Off+f.Size > MaxCopy || !list.add(f) {
 			break

@@ -20,7 +20,7 @@ var layerA, layerB, trees = digest.FromString("a"), digest.FromString("b"), dige
 func spansOf(numbers map[digest.Digest][]int, order ...digest.Digest) (spans []LayerSpan, frames [][]byte) {
 	for _, d := range order {
 		for _, n := range numbers[d] {
-			s := LayerSpan{Number: n, Span: index.Span{BlobSize: MaxCopy}}
+			s := LayerSpan{Number: n}
 			s.Layer = d
 			spans = append(spans, s)
 			frames = append(frames, bytes.Repeat([]byte{byte(len(frames))}, 100+len(frames)))
