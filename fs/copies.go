@@ -16,32 +16,27 @@ import (
 // copies are where pulls under way have found copies of what starts read.
 type copies struct {
 	mu  sync.Mutex
-	all []place
+	all []foundCopy
 }
 
-// place is a copy, and the image beside which it lies.
-type place struct {
+// foundCopy is a copy, and the image beside which it lies.
+type foundCopy struct {
 	image      *remote.Image
 	repository string
 	windows    digest.Digest // of the index that the copy's spans are of
 	copy       *published.Copy
 }
 
-func (c *copies) add(p place) {
+func (c *copies) add(f foundCopy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.all = append(c.all, p)
+	c.all = append(c.all, f)
 }
 
 func (c *copies) remove(copied *published.Copy) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, p := range c.all {
-		if p.copy == copied {
-			c.all = append(c.all[:i], c.all[i+1:]...)
-			return
-		}
-	}
+	c.all = slices.DeleteFunc(c.all, func(f foundCopy) bool { return f.copy == copied })
 }
 
 // of returns the copy of a layer's spans, nil if none is known of its index in a repository that vouches for that. What is read of it is
@@ -49,18 +44,18 @@ func (c *copies) remove(copied *published.Copy) {
 func (c *copies) of(rec *store.Record, e *early) *layer.Copy {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, p := range c.all {
-		if p.windows != rec.Windows.Blob || !slices.Contains(rec.Vouchers, p.repository) {
+	for _, f := range c.all {
+		if f.windows != rec.Windows.Blob || !slices.Contains(rec.Vouchers, f.repository) {
 			continue
 		}
 		frames := map[int]index.Range{}
-		for _, f := range p.copy.Frames {
-			if f.Layer == rec.Layer {
-				frames[f.Span] = f.Range
+		for _, frame := range f.copy.Frames {
+			if frame.Layer == rec.Layer {
+				frames[frame.Span] = frame.Range
 			}
 		}
 		if len(frames) > 0 {
-			return &layer.Copy{Source: newCopySource(p.image, e, p.copy.Blob), Frames: frames}
+			return &layer.Copy{Source: newCopySource(f.image, e, f.copy.Blob), Frames: frames}
 		}
 	}
 	return nil

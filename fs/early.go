@@ -96,7 +96,7 @@ func (p *pull) earlyCopy(refs []ocispec.Descriptor, x artifact.Index, took time.
 	}
 	missing := p.missing()
 	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool { return !slices.Contains(missing, f.Layer) })
-	p.t.copies.add(place{p.image, repositoryOf(p.name()), x.Windows.Digest, &c})
+	p.t.copies.add(foundCopy{p.image, repositoryOf(p.name()), x.Windows.Digest, &c})
 	context.AfterFunc(p.ctx, func() { p.t.copies.remove(&c) })
 	var ranges []index.Range
 	for _, f := range c.Frames {
@@ -109,7 +109,7 @@ func (p *pull) earlyCopy(refs []ocispec.Descriptor, x artifact.Index, took time.
 			ranges = append(ranges, f.Range)
 		}
 	}
-	request := func(n int) int64 {
+	request := func(n int) int64 { // bytes of the nth
 		switch {
 		case took < earlyFar:
 			return earlyRequest

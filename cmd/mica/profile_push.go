@@ -120,14 +120,6 @@ func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profil
 	if err != nil {
 		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
 	}
-	// Of a gzip layer little more than that has room.
-	room := int64(2 * published.MaxCopy)
-	for i := range spans {
-		if room -= spans[i].Span.BlobSize; room < 0 {
-			spans = spans[:i]
-			break
-		}
-	}
 	read := func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error {
 		return readAt(ctx, im, d, p, off)
 	}

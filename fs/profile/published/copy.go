@@ -60,7 +60,7 @@ type LayerSpan struct {
 	Span   index.Span
 }
 
-// Spans returns the spans that a replay of a profile fetches, in the order in which it does.
+// Spans returns the spans that a replay of a profile fetches, in the order in which it does: of the first, some more than a copy has room for.
 func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 	layers := map[digest.Digest]*layerSpans{}
 	for _, l := range b.Layers() {
@@ -70,6 +70,7 @@ func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 	for i, r := range p.Ranges {
 		ranges[i] = fetch.Range{Layer: r.Layer, Off: r.Off, Size: r.Size}
 	}
+	room := int64(2 * MaxCopy) // bytes of the layers
 	for _, r := range fetch.Arrange(ranges) {
 		l := layers[r.Layer]
 		if l == nil {
@@ -82,6 +83,9 @@ func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 		}
 		for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.Off+r.Size; i++ {
 			if !l.taken[i] {
+				if room -= l.spans[i].BlobSize; room < 0 {
+					return all, nil
+				}
 				l.taken[i] = true
 				all = append(all, LayerSpan{l.BundleLayer, i, l.spans[i]})
 			}
