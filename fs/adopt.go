@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/keeper"
@@ -52,34 +54,64 @@ func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 		})
 	}
 	_ = group.Wait()
-	t.goes(t.loseHeld)
+	t.goes(t.awaitHeld)
 }
 
-// loseHeld answers the readers of layers that are not back when the read deadline is over.
-func (t *Table) loseHeld(ctx context.Context) {
+// The waits between two attempts to adopt what could not be adopted at the start.
+const adoptFirst, adoptMost = time.Second, time.Minute
+
+// awaitHeld tries to open the layers again whose held mounts nobody serves, until there are none: what
+// was missing (descriptors, memory) comes back. The readers of those that are not back when the read
+// deadline is over are answered then.
+func (t *Table) awaitHeld(ctx context.Context) {
 	deadline := t.o.ReadDeadline
 	if deadline == 0 {
 		deadline = layer.DefaultDeadline
 	}
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(deadline):
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, list := range t.held {
-		for _, m := range list {
-			if err := m.lose(ctx, t); err != nil {
-				t.log.ErrorContext(ctx, "readers of a lost layer hang", "layer", m.state.Layer, "err", err)
+	for wait, over := adoptFirst, time.Now().Add(deadline); ; wait = min(2*wait, adoptMost) {
+		if left := time.Until(over); left > 0 {
+			sleep(ctx, min(wait, left))
+		} else {
+			sleep(ctx, wait)
+		}
+		left := t.unserved()
+		if ctx.Err() != nil || len(left) == 0 {
+			return
+		}
+		for d, mounts := range left {
+			if v, err := t.stored(Layer{Digest: d}); err == nil {
+				v.adoptHeld(ctx) // does nothing where stored has opened the layer, and adopted them
+			} else {
+				t.log.DebugContext(ctx, "a layer in use cannot be opened", "layer", d, "err", err)
+			}
+			if time.Now().Before(over) {
+				continue
+			}
+			for _, m := range mounts {
+				if err := m.lose(ctx, t); err != nil {
+					t.log.ErrorContext(ctx, "readers of a lost layer hang", "layer", d, "err", err)
+				}
 			}
 		}
 	}
 }
 
-// lose has all requests of the mount fail from now on. The caller holds Table.mu.
+// unserved returns the held mounts of layers that are not open.
+func (t *Table) unserved() map[digest.Digest][]*heldMount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	left := make(map[digest.Digest][]*heldMount, len(t.held))
+	for d, list := range t.held {
+		left[d] = slices.Clone(list)
+	}
+	return left
+}
+
+// lose has all requests of the mount fail from now on, unless somebody else has taken it.
 func (m *heldMount) lose(ctx context.Context, t *Table) error {
-	if m.lost != nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.lost != nil || m.taken {
 		return nil
 	}
 	f, err := fuse.Duplicate(m.held.Files[0])
@@ -99,6 +131,29 @@ func (t *Table) takeHeld(d digest.Digest) []*heldMount {
 	return list
 }
 
+// take ends the answers that the layer is lost: the mount is the caller's alone.
+func (m *heldMount) take() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.taken = true
+	if m.lost == nil {
+		return nil
+	}
+	lost := m.lost
+	m.lost = nil
+	return lost.Leave()
+}
+
+// giveBack has a mount wait for its layer again.
+func (t *Table) giveBack(m *heldMount) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.taken = false
+	t.held[m.state.Layer] = append(t.held[m.state.Layer], m)
+}
+
 // dropLeft gives up the held mounts of layers that nobody has asked for, or of all.
 func (t *Table) dropLeft(ctx context.Context, all bool) error {
 	t.mu.Lock()
@@ -112,10 +167,7 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 	t.mu.Unlock()
 	var errs []error
 	for _, m := range left {
-		if m.lost != nil {
-			errs = append(errs, m.lost.Leave())
-		}
-		errs = append(errs, m.close())
+		errs = append(errs, m.take(), m.close())
 		if !all {
 			t.log.WarnContext(ctx, "a mount of a layer that is not known any more ends", "layer", m.state.Layer)
 			t.dropHeld(ctx, m.held.Name)
@@ -125,15 +177,18 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 	return errors.Join(errs...)
 }
 
-// adoptHeld serves the layer's held mounts. Nobody else has the layer yet.
+// adoptHeld serves the layer's held mounts. What cannot be adopted for want of descriptors or memory waits on.
 func (v *live) adoptHeld(ctx context.Context) {
 	for _, m := range v.t.takeHeld(v.digest) {
-		if m.lost != nil {
-			if err := m.lost.Leave(); err != nil {
-				v.t.log.WarnContext(ctx, "a lost layer is back", "layer", v.digest, "err", err)
-			}
+		if err := m.take(); err != nil {
+			v.t.log.WarnContext(ctx, "a lost layer is back", "layer", v.digest, "err", err)
 		}
 		s, err := v.adopt(ctx, m)
+		if scarce(err) {
+			v.t.log.WarnContext(ctx, "readers of a mount of a former micad wait on", "layer", v.digest, "err", err)
+			v.t.giveBack(m)
+			continue
+		}
 		if err != nil {
 			v.t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more", "layer", v.digest, "dir", m.state.Mount.Dir, "err", err)
 			v.t.dropHeld(ctx, m.held.Name)
@@ -147,6 +202,11 @@ func (v *live) adoptHeld(ctx context.Context) {
 	}
 }
 
+// scarce says that err comes of a want of descriptors or memory, which passes.
+func scarce(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
 // adopt serves one held mount.
 func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
 	st := &m.state
@@ -158,6 +218,8 @@ func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
 	o := v.t.fuse()
 	x, err := v.sameAs(st)
 	switch {
+	case scarce(err):
+		return nil, errors.Join(err, f.Close())
 	case err != nil:
 		v.t.log.ErrorContext(ctx, "a layer is not what its readers have seen so far: they get errors", "layer", v.digest, "err", err)
 		s.Mount, err = fuse.AdoptLost(ctx, f, st.Mount, o)
@@ -218,6 +280,8 @@ func (v *live) place(ctx context.Context, s *served, st *heldState) {
 	for _, m := range mounts {
 		there = there || m.Type == fuse.Type && m.Device == s.device
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	switch {
 	case there && st.Mount.Kind == fuse.KindTree && v.points[st.Variant] == nil:
 		v.points[st.Variant] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE, tree: s}

@@ -22,7 +22,11 @@ import (
 func (p *pull) bring(d digest.Digest, atHand func()) error {
 	if l, err := p.t.store.Layer(d); err == nil {
 		return l.Close() // it came by another way
-	} else if !errors.Is(err, iofs.ErrNotExist) && !errors.Is(err, store.ErrDamaged) {
+	} else if errors.Is(err, store.ErrDamaged) {
+		if err := p.t.removeDamaged(d, err); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, iofs.ErrNotExist) {
 		return err
 	}
 	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {

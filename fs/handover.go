@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -186,6 +187,9 @@ func (st *heldState) file() (*os.File, error) {
 type heldMount struct {
 	held  keeper.Held
 	state heldState
+
+	mu    sync.Mutex
+	taken bool        // it is served, or about to be
 	lost  *fuse.Mount // answers that the layer is lost; nil: nobody answers, callers wait
 }
 

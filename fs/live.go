@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	iofs "io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -38,28 +39,70 @@ type live struct {
 	strays []*served         // which lie nowhere any more, but are in use
 }
 
-// openLive opens a layer that the store has; the error wraps os.ErrNotExist otherwise.
+// openLive opens a layer that the store has; the error wraps os.ErrNotExist otherwise. A damaged
+// layer is removed, and then the store has not got it.
 func (t *Table) openLive(d digest.Digest) (*live, error) {
+	v, err := t.openFolder(d)
+	if errors.Is(err, store.ErrDamaged) {
+		err = t.removeDamaged(d, err)
+		if err == nil {
+			v, err = t.openFolder(d) // most often there is none
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.start()
+	return v, nil
+}
+
+// removeDamaged removes the folder of a layer of which another look says too that it is damaged.
+// (In between it may have gone, and come anew.)
+func (t *Table) removeDamaged(d digest.Digest, why error) error {
+	t.damage.Lock()
+	defer t.damage.Unlock()
+	v, err := t.openFolder(d)
+	if err == nil {
+		return errors.Join(v.file.Close(), v.store.Close())
+	}
+	if !errors.Is(err, store.ErrDamaged) {
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
+	t.log.Warn("layer on disk is damaged: fetched again", "layer", d, "err", why)
+	// The kernel may have mounted the damage; who uses that keeps it.
+	if err := errors.Join(t.clearMounts(d), t.store.Remove(d)); err != nil {
+		// Not wrapped: os.ErrNotExist would say that the layer is to be brought.
+		return errors.New("layer on disk is damaged and cannot be removed: " + err.Error())
+	}
+	return nil
+}
+
+// openFolder opens the files of a layer that the store has.
+func (t *Table) openFolder(d digest.Digest) (*live, error) {
 	s, err := t.store.Layer(d)
 	if err != nil {
 		return nil, err
 	}
-	v, err := t.newLive(s)
+	f, err := os.Open(s.IndexPath())
 	if err != nil {
-		return nil, errors.Join(err, s.Close())
+		return nil, errors.Join(damaged(err), s.Close())
+	}
+	v := &live{
+		t: t, digest: d, key: mountKey(d), store: s, file: f, opened: time.Now(),
+		points: map[string]*point{},
+	}
+	if err := v.openIndex(); err != nil {
+		return nil, errors.Join(damaged(err), f.Close(), s.Close())
 	}
 	return v, nil
 }
 
-func (t *Table) newLive(s *store.Layer) (*live, error) {
-	f, err := os.Open(s.IndexPath())
-	if err != nil {
-		return nil, damaged(err)
-	}
-	v := &live{t: t, digest: s.Digest(), key: mountKey(s.Digest()), store: s, file: f, opened: time.Now(), points: map[string]*point{}}
-	if err := v.openIndex(); err != nil {
-		return nil, errors.Join(damaged(err), f.Close())
-	}
+// start makes a layer whose files are open ready to be read, and has its bytes fetched.
+func (v *live) start() {
+	t, s := v.t, v.store
 	rec := s.Record()
 	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, early: &t.early, refs: rec.Refs}
 	o := layer.Options{
@@ -84,7 +127,6 @@ func (t *Table) newLive(s *store.Layer) (*live, error) {
 	} else if len(rec.Vouchers) > 0 {
 		t.goes(v.completed) // an earlier run has not come to it
 	}
-	return v, nil
 }
 
 // device is the layer as the kernel's side sees it: as long as the tar.
@@ -149,8 +191,16 @@ func (v *live) openIndex() error {
 	return nil
 }
 
-// damaged makes err say that the layer's folder is of no use.
-func damaged(err error) error { return fmt.Errorf("%w: %w", store.ErrDamaged, err) }
+// damaged makes err say that the layer's folder is of no use, unless err comes of a file that is there
+// and could not be opened or read just now: for want of descriptors or memory, or for a fault of the disk
+// that may pass.
+func damaged(err error) error {
+	var path *iofs.PathError
+	if errors.As(err, &path) && !errors.Is(err, iofs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", store.ErrDamaged, err)
+}
 
 // mountKey names a layer's mount points. It is short, because overlayfs takes all lower
 // directories in one page: 96 bits of the digest, of which an image would have to be made with another's in mind.

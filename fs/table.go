@@ -107,6 +107,7 @@ type Table struct {
 	claims claims
 	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
 
+	damage  sync.Mutex   // held by who removes a damaged layer
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
 	promises   promises
@@ -434,11 +435,6 @@ func (t *Table) stored(l Layer) (*live, error) {
 			delete(t.live, l.Digest)
 		}
 		t.mu.Unlock()
-		if errors.Is(err, store.ErrDamaged) {
-			t.log.Warn("layer on disk is damaged: fetched again", "layer", l.Digest, "err", err)
-			// The kernel may have mounted the damage; who uses that keeps it.
-			return nil, errors.Join(os.ErrNotExist, t.clearMounts(l.Digest), t.store.Remove(l.Digest))
-		}
 		return nil, err
 	}
 	return v, v.addRef(l.Ref)

@@ -138,8 +138,11 @@ func (l *Layer) loadPresence() error {
 		return nil
 	}
 	p, err := loadPresence(l.store.disk, l.dir+"/"+presentName, l.record.mapping())
+	if err != nil && !errors.Is(err, errNoMap) {
+		return err // the map may be good
+	}
 	if err != nil {
-		l.log.Warn("presence map is not usable: the layer is fetched again", "err", err)
+		l.log.Warn("layer is fetched again", "err", err)
 		// Never write into what is left of it: a slot could become whole
 		// again, with a generation above the new one's.
 		if err := l.store.disk.RemoveAll(l.dir + "/" + presentName); err != nil {

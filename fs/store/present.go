@@ -111,8 +111,11 @@ func (m *mapping) decode(b []byte) (*presence, error) {
 	return p, nil
 }
 
+// errNoMap is wrapped by the reasons why a presence map is of no use. Other errors say nothing about it.
+var errNoMap = errors.New("presence map is not usable")
+
 // loadPresence reads the newer usable slot. A map that is not there is nil
-// without an error; one that is there but not usable is nil with the reason.
+// without an error; one that is there but not usable is an error that wraps errNoMap.
 func loadPresence(d disk, name string, m mapping) (*presence, error) {
 	f, err := d.Open(name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -140,7 +143,7 @@ func loadPresence(d disk, name string, m mapping) (*presence, error) {
 		}
 	}
 	if best == nil {
-		return nil, bad
+		return nil, fmt.Errorf("%w: %w", errNoMap, bad)
 	}
 	return best, nil
 }
