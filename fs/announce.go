@@ -68,20 +68,20 @@ func (t *Table) heed(l Layer, below []Below) {
 		p.idle.Reset(pullIdle)
 	}
 	t.mu.Unlock()
-	if p != nil && p.ask(l.Ref) {
+	if p != nil && p.ask(l, below) {
 		t.record(l, below)
 	}
 }
 
 // ask notes that containerd has asked for a layer of the pull's image, by a reference. It says whether that was the first time.
-func (p *pull) ask(ref string) bool {
+func (p *pull) ask(l Layer, below []Below) bool {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
 	p.t.deaf = false
 	if p.askedLocked() {
 		return false
 	}
-	p.ref = ref
+	p.ref, p.layers = l.Ref, imageOf(l, below)
 	close(p.asked)
 	return true
 }

@@ -75,7 +75,7 @@ func (p *pull) find() (*bundle, error) {
 	tell()
 	p.fetchEarly(refs, indexes, took)
 	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
-		p.whenAsked(func() { p.t.replay(p.name(), best) })
+		p.whenAsked(func() { p.replay(best) })
 	}
 	for _, d := range indexes {
 		b, err := p.openBundle(ctx, d)

@@ -32,7 +32,7 @@ func hide(t *testing.T, path string) (show func()) {
 // TestUnreadableForAWhile: a layer of which a file cannot be opened for a while is not damaged. It
 // comes back by itself, with its readers, from the disk alone.
 func TestUnreadableForAWhile(t *testing.T) {
-	for _, name := range []string{"index", "present", "layer.json", "device"} {
+	for _, name := range []string{"index", "layer.json", "device"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
 			w.index(nil)

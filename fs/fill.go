@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -77,13 +78,24 @@ func (t *Table) opened() []*live {
 // maxReplays bounds the replays that are remembered for Replays.
 const maxReplays = 100
 
-// replay starts to fetch what a profile of an image names. Layers that are not open yet follow when they are.
-func (t *Table) replay(ref string, p *profile.Profile) {
-	ranges := make([]fetch.Range, len(p.Ranges))
-	for i, r := range p.Ranges {
+// replay starts to fetch what a profile names of the layers of the pull's image. Layers that are not open
+// yet follow when they are, until the pull ends.
+func (p *pull) replay(from *profile.Profile) {
+	t := p.t
+	whole := map[digest.Digest]bool{}
+	for _, v := range t.opened() {
+		whole[v.digest] = v.store.AllPresent()
+	}
+	t.mu.Lock()
+	ref, layers := p.ref, p.layers
+	t.mu.Unlock()
+	ranges := make([]fetch.Range, len(from.Ranges))
+	for i, r := range from.Ranges {
 		ranges[i] = fetch.Range{Layer: r.Layer, Off: r.Off, Size: r.Size}
 	}
-	r := replayed{ref: ref, manifest: p.Manifest, began: time.Now(), replay: t.fetch.Replay(ranges)}
+	r := replayed{ref: ref, manifest: from.Manifest, began: time.Now()}
+	r.replay = t.fetch.Replay(ranges, func(d digest.Digest) bool { return layers[d] && !whole[d] })
+	context.AfterFunc(p.ctx, r.replay.Close)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.replays = append(t.replays, r)

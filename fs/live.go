@@ -124,7 +124,10 @@ func (v *live) start() {
 		}
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
-	} else if len(rec.Vouchers) > 0 {
+		return
+	}
+	t.fetch.Whole(v.digest)
+	if len(rec.Vouchers) > 0 {
 		t.goes(v.completed) // an earlier run has not come to it
 	}
 }

@@ -1,13 +1,18 @@
 package fs
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
 )
 
@@ -66,4 +71,69 @@ func TestFolderGoneBeforeFill(t *testing.T) {
 	}()
 	release()
 	eventually(t, "all has come", v.store.AllPresent)
+}
+
+// profile keeps a profile that names the first bytes of layers.
+func (w *world) profile(layers ...digest.Digest) *profile.Dir {
+	w.t.Helper()
+	dir := profile.NewDir(testDir(w.t))
+	p := &profile.Profile{Manifest: w.manifest, Runs: 1}
+	for _, d := range layers {
+		p.Ranges = append(p.Ranges, profile.Range{Layer: d, Size: 512, Runs: 1})
+	}
+	if _, err := dir.Save(p); err != nil {
+		w.t.Fatal(err)
+	}
+	return dir
+}
+
+// TestReplayEnds: nothing is left of a replay of layers that are whole, or that the image has not; what is
+// given up of them later does not come back by itself.
+func TestReplayEnds(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	profiles := w.profile(w.layers[0], digest.FromString("another image's"), w.layers[1])
+	table := w.openWith(Options{Root: testDir(t), Mode: Auto, Profiles: profiles})
+	w.mountAll(table)
+	eventually(t, "the profile was replayed", func() bool {
+		all := table.Replays()
+		return len(all) == 1 && all[0].Finished
+	})
+	if n := table.FetchStats().Replays; n != 0 {
+		t.Errorf("%d replays are left", n)
+	}
+	before := w.fetched.Load()
+	if err := table.GiveUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if n := w.fetched.Load() - before; n > 0 {
+		t.Errorf("%d bytes came back by themselves", n)
+	}
+}
+
+// TestReplayEndsWithPull: what a replay has of layers that have not come ends with the pull.
+func TestReplayEndsWithPull(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	table := w.openWith(Options{Root: testDir(t), Mode: Auto, Profiles: w.profile(w.layers...)})
+	d := w.layers[0]
+	gate := func(path string) {
+		if strings.HasSuffix(path, d.String()) {
+			time.Sleep(time.Second)
+		}
+	}
+	w.gate.Store(&gate)
+	p, err := table.begin(Layer{Ref: w.ref, Manifest: w.manifest, Digest: d, Image: w.layers}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.bundle(); err != nil {
+		t.Fatal(err)
+	}
+	if n := table.FetchStats().Replays; n != 1 {
+		t.Errorf("%d replays while the pull goes on", n)
+	}
+	table.leave(p)
+	p.end(context.Background())
+	eventually(t, "the replay ends", func() bool { return table.FetchStats().Replays == 0 })
 }

@@ -46,7 +46,8 @@ type pull struct {
 	roundTrip time.Duration                                        // to the registry, about; for bundle alone
 
 	// Guarded by Table.mu:
-	ref     string // the reference by which it is pulled
+	ref     string                 // the reference by which it is pulled
+	layers  map[digest.Digest]bool // of the image; nil until containerd has asked
 	waiters int
 	idle    *time.Timer
 	jobs    []*job          // those that it has started
@@ -86,7 +87,7 @@ func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
 // begin joins the pull of a layer's image, and has its start recorded if it is the first. Pair it with leave.
 func (t *Table) begin(l Layer, below []Below) (*pull, error) {
 	p, err := t.join(l.Ref, l.Manifest)
-	if err == nil && p.ask(l.Ref) {
+	if err == nil && p.ask(l, below) {
 		t.record(l, below)
 	}
 	return p, err

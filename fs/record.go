@@ -72,19 +72,25 @@ func (r *recordings) removeLocked(one *recording) {
 	r.list.Store(&list)
 }
 
+// imageOf returns the layers of an image of which a layer is asked for: this one, those below and those above.
+func imageOf(l Layer, below []Below) map[digest.Digest]bool {
+	layers := map[digest.Digest]bool{l.Digest: true}
+	for _, d := range l.Image {
+		layers[d] = true
+	}
+	for _, b := range below {
+		layers[b.Digest] = true
+	}
+	return layers
+}
+
 // record begins to record the first start of the image to which a layer belongs, with the layers that
 // are known of it: those below and those above. It ends by itself.
 func (t *Table) record(l Layer, below []Below) {
 	if t.o.Profiles == nil {
 		return
 	}
-	one := &recording{recorder: profile.NewRecorder(l.Manifest, nil), layers: map[digest.Digest]bool{l.Digest: true}, began: time.Now()}
-	for _, d := range l.Image {
-		one.layers[d] = true
-	}
-	for _, b := range below {
-		one.layers[b.Digest] = true
-	}
+	one := &recording{recorder: profile.NewRecorder(l.Manifest, nil), layers: imageOf(l, below), began: time.Now()}
 	t.mu.Lock()
 	ok := t.recordings.addLocked(one)
 	t.mu.Unlock()

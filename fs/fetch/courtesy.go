@@ -59,6 +59,7 @@ func (s *Scheduler) Starting() {
 // Calm waits, for as long as a start is thought to take, until no container that starts needs the cores.
 func (s *Scheduler) Calm(ctx context.Context) {
 	for end := time.Now().Add(startTime); ctx.Err() == nil && time.Now().Before(end); {
+		s.measure(time.Now())
 		s.mu.Lock()
 		busy := s.courtesy.busy(time.Now())
 		s.mu.Unlock()
@@ -84,6 +85,24 @@ func (c *courtesy) starting(now time.Time) bool {
 // busy says that a container starts and that others use the cores.
 func (c *courtesy) busy(now time.Time) bool {
 	return c.starting(now) && c.load.others(now) > busyShare*float64(runtime.NumCPU())
+}
+
+// measure measures the load again, if that is due. Readers wait for Scheduler.mu, and the kernel may take
+// milliseconds to make /proc/stat: so it is read without that.
+func (s *Scheduler) measure(now time.Time) {
+	s.mu.Lock()
+	due := s.courtesy.starting(now) && s.courtesy.load.due(now)
+	s.mu.Unlock()
+	if !due {
+		return
+	}
+	busy, own, err := s.times()
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.courtesy.load.measured(now, busy, own)
 }
 
 // Reading tells that a container reads. It takes next to no time.
@@ -119,25 +138,36 @@ const (
 	tick         = 10 * time.Millisecond  // USER_HZ is 100 on all Linux architectures that Go knows but Alpha
 )
 
-// others returns the number of cores that other processes used lately; all of them where that is not known yet. Where it cannot
-// be measured it is 0.
-func (l *load) others(now time.Time) float64 {
+// due says that the last measurement says little of now.
+func (l *load) due(now time.Time) bool { return now.Sub(l.at) >= measureEvery }
+
+// measured takes a measurement: how long all processes have worked, and this one.
+func (l *load) measured(now time.Time, busy, own time.Duration) {
 	passed := now.Sub(l.at)
-	if passed < measureEvery {
-		return l.cores
-	}
-	busy, err := busyTime()
-	if err != nil {
-		return 0
-	}
-	own := ownTime()
-	if passed < measureAnew {
+	switch {
+	case passed <= 0:
+		return
+	case passed < measureAnew:
 		l.cores = float64(busy-l.busy-(own-l.own)) / float64(passed)
-	} else {
+	default:
 		l.cores = float64(runtime.NumCPU())
 	}
 	l.at, l.busy, l.own = now, busy, own
+}
+
+// others returns the number of cores that other processes used lately; all of them where that was measured
+// too long ago. Where it cannot be measured it is 0.
+func (l *load) others(now time.Time) float64 {
+	if !l.at.IsZero() && now.Sub(l.at) >= measureAnew {
+		return float64(runtime.NumCPU())
+	}
 	return l.cores
+}
+
+// workTimes returns how long all processes of the machine have worked since it started, and this one of them.
+func workTimes() (all, own time.Duration, err error) {
+	all, err = busyTime()
+	return all, ownTime(), err
 }
 
 // busyTime returns how long the machine's cores have worked, together: the first line of /proc/stat less idle and

@@ -2,10 +2,14 @@ package fetch
 
 import (
 	"context"
+	"errors"
 	"runtime"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestCourtesy(t *testing.T) {
@@ -91,14 +95,22 @@ func TestCalm(t *testing.T) {
 // What this process uses is a part of what the machine uses, and not counted as others' load.
 func TestLoad(t *testing.T) {
 	var l load
+	measure := func(now time.Time) float64 {
+		busy, own, err := workTimes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.measured(now, busy, own)
+		return l.others(now)
+	}
 	begin := time.Now()
-	if got := l.others(begin); got != float64(runtime.NumCPU()) {
+	if got := measure(begin); got != float64(runtime.NumCPU()) {
 		t.Errorf("%.2f cores before anything was measured, want all", got)
 	}
 	busy, own := l.busy, l.own
 	for time.Since(begin) < 300*time.Millisecond { // one core, or what others leave of it
 	}
-	others := l.others(time.Now())
+	others := measure(time.Now())
 	busy, own = l.busy-busy, l.own-own
 	if own < 30*time.Millisecond || busy < own-4*tick {
 		t.Errorf("the machine worked %v, of that this process %v", busy, own)
@@ -106,4 +118,38 @@ func TestLoad(t *testing.T) {
 	if want := float64(busy-own) / float64(l.at.Sub(begin)); others < want-0.01 || others > want+0.01 {
 		t.Errorf("others used %.2f cores, want %.2f", others, want)
 	}
+}
+
+// TestSlowMeasurement: a reader does not wait while the machine's load is measured.
+func TestSlowMeasurement(t *testing.T) {
+	s := New(Options{})
+	asked, answer := make(chan struct{}), make(chan struct{})
+	tell := sync.OnceFunc(func() { close(asked) })
+	s.times = func() (time.Duration, time.Duration, error) {
+		tell()
+		<-answer
+		return 0, 0, errors.ErrUnsupported
+	}
+	s.Starting()
+	calm := make(chan struct{})
+	go func() {
+		defer close(calm)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		s.Calm(ctx)
+	}()
+	<-asked
+	near := make(chan struct{})
+	go func() {
+		defer close(near)
+		s.Near(digest.FromString("layer"), 0, 1)
+	}()
+	select {
+	case <-near:
+	case <-time.After(10 * time.Second):
+		t.Error("a reader waits")
+	}
+	close(answer)
+	<-calm
+	<-near
 }

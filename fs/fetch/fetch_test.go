@@ -169,7 +169,7 @@ func TestOrder(t *testing.T) {
 	run(t, Options{ReplayRequests: 1, FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
 		a, b := l.layer("a", 5), l.layer("b", 3)
 		b.present[1] = true
-		r := s.Replay([]Range{{b.id(), 2100, 10}, {a.id(), 3000, 1}, {b.id(), 99_000, 1}})
+		r := s.Replay([]Range{{b.id(), 2100, 10}, {a.id(), 3000, 1}, {b.id(), 99_000, 1}}, nil)
 		expect(t, l)
 		s.Add(a.id(), a)
 		expect(t, l, "replay a 3+1") // b is not known yet
@@ -224,7 +224,7 @@ func TestPlanned(t *testing.T) {
 	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
 		a, b, c := l.layer("a", 1), l.layer("b", 1), l.layer("c", 2)
 		a.planned, b.planned = map[int64]bool{0: true}, map[int64]bool{0: true}
-		r := s.Replay([]Range{{a.id(), 0, 1}, {b.id(), 0, 1}, {c.id(), 1000, 1}})
+		r := s.Replay([]Range{{a.id(), 0, 1}, {b.id(), 0, 1}, {c.id(), 1000, 1}}, nil)
 		for _, f := range []*fake{a, b, c} {
 			f.delay = 0
 			s.Add(f.id(), f)
@@ -257,7 +257,7 @@ func TestPolicy(t *testing.T) {
 		run(t, c.o, func(t *testing.T, s *Scheduler, l *log) {
 			a := l.layer("a", 2)
 			a.delay = replayTime / 2
-			r := s.Replay([]Range{{a.id(), 1000, 1}})
+			r := s.Replay([]Range{{a.id(), 1000, 1}}, nil)
 			s.Add(a.id(), a)
 			synctest.Wait()
 			s.Fill(a.id())
@@ -284,7 +284,7 @@ func TestOutage(t *testing.T) {
 		s.Add(b.id(), b)
 		s.Fill(a.id())
 		s.Fill(b.id())
-		r := s.Replay([]Range{{a.id(), 0, 1}})
+		r := s.Replay([]Range{{a.id(), 0, 1}}, nil)
 		time.Sleep(10 * time.Minute)
 		n := len(l.take())
 		if n < 10 || n > 60 {
@@ -331,7 +331,7 @@ func TestCorrupt(t *testing.T) {
 		s.Fill(a.id())
 		time.Sleep(time.Hour)
 		expect(t, l, "fill a 0+2", "fill a 2+2", "fill a 4+2")
-		r := s.Replay([]Range{{a.id(), 20_000, 1}})
+		r := s.Replay([]Range{{a.id(), 20_000, 1}}, nil)
 		s.Fill(a.id())
 		<-r.Done()
 		expect(t, l)
@@ -346,7 +346,7 @@ func TestForget(t *testing.T) {
 	run(t, Options{FillRequests: 3}, func(t *testing.T, s *Scheduler, l *log) {
 		a := l.layer("a", 100)
 		a.delay = 365 * 24 * time.Hour
-		r := s.Replay([]Range{{a.id(), 50_000, 1}})
+		r := s.Replay([]Range{{a.id(), 50_000, 1}}, nil)
 		s.Add(a.id(), a)
 		s.Fill(a.id())
 		time.Sleep(2 * replayTime)
@@ -405,23 +405,72 @@ func TestBounds(t *testing.T) {
 		}
 		b := l.layer("b", 200)
 		s.Add(b.id(), b)
-		<-s.Replay([]Range{{b.id(), 0, 200_000}}).Done()
+		<-s.Replay([]Range{{b.id(), 0, 200_000}}, nil).Done()
 		if b.most != 7 {
 			t.Errorf("%d at a time", b.most)
 		}
 	})
 }
 
-// TestStop: what has not begun is dropped.
-func TestStop(t *testing.T) {
-	run(t, Options{ReplayRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
-		a := l.layer("a", 200)
+// TestClose: a replay ends although layers of its ranges never come, and what is left of these is dropped: of
+// layers that come late, that lack nothing, that go.
+func TestClose(t *testing.T) {
+	run(t, Options{}, func(t *testing.T, s *Scheduler, l *log) {
+		a, late, whole := l.layer("a", 10), l.layer("late", 10), l.layer("whole", 10)
 		s.Add(a.id(), a)
-		r := s.Replay([]Range{{a.id(), 0, 200_000}, {digest.FromString("unknown"), 0, 1}})
+		r := s.Replay([]Range{{late.id(), 0, 1}, {whole.id(), 0, 1}, {a.id(), 0, 1}}, nil)
 		synctest.Wait()
-		r.Stop()
+		if r.Stats().Finished || s.Stats().Replays != 1 {
+			t.Errorf("layers may still come: %+v", r.Stats())
+		}
+		s.Whole(whole.id())
+		r.Close()
 		<-r.Done()
-		expect(t, l, "replay a 0+2")
+		if n := s.Stats().Replays; n != 0 {
+			t.Errorf("%d replays are left", n)
+		}
+		for _, f := range []*fake{late, whole} {
+			s.Add(f.id(), f)
+		}
+		time.Sleep(time.Minute)
+		expect(t, l, "replay a 0+1")
+	})
+	// What is not known yet is in its place when it is known.
+	run(t, Options{ReplayRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
+		a, b := l.layer("a", 20), l.layer("b", 600)
+		s.Add(b.id(), b)
+		r := s.Replay([]Range{{b.id(), 0, 1}, {a.id(), 0, 1}, {b.id(), 500_000, 1}}, nil)
+		s.Add(a.id(), a)
+		<-r.Done()
+		expect(t, l, "replay b 0+1", "replay a 0+1", "replay b 500+1")
+	})
+}
+
+// TestForgottenIsFree: a replay that is over keeps no layer that is closed.
+func TestForgottenIsFree(t *testing.T) {
+	run(t, Options{}, func(t *testing.T, s *Scheduler, l *log) {
+		a := l.layer("a", 10)
+		s.Add(a.id(), a)
+		r := s.Replay([]Range{{a.id(), 0, 1}}, nil)
+		<-r.Done()
+		before := r.Stats()
+		s.Forget(a.id())
+		for _, u := range r.seen {
+			if u.layer != nil {
+				t.Error("the layer is kept")
+			}
+		}
+		if after := r.Stats(); after != before || after.Brought == 0 {
+			t.Errorf("%+v before, %+v after", before, after)
+		}
+		many := l.layer("b", 10)
+		s.Add(many.id(), many)
+		for range 3 * usesMost {
+			<-s.Replay([]Range{{many.id(), 0, 1}}, nil).Done()
+		}
+		if n := len(s.layers[many.id()].uses); n > usesMost {
+			t.Errorf("%d replays are kept", n)
+		}
 	})
 }
 

@@ -38,15 +38,17 @@ type Replay struct {
 	done   chan struct{}
 
 	// Guarded by Scheduler.mu:
-	todo    []*part                // what nothing is under way for
-	running int                    // requests
-	ended   bool                   // done is closed
-	seen    map[digest.Digest]*use // the layers that were found so far
+	todo    []*part                   // of known layers, what nothing is under way for; in order
+	waiting map[digest.Digest][]*part // of layers that are not known
+	running int                       // requests
+	ended   bool                      // done is closed
+	seen    map[digest.Digest]*use    // the layers that were found so far
 }
 
 // part is a range of a replay.
 type part struct {
 	Range
+	order int
 	// What is about to come without a request is put off until then, and for the first time then.
 	later, first time.Time
 }
@@ -68,11 +70,21 @@ func (s *Scheduler) putOff(p *place, now time.Time) bool {
 	return now.Sub(p.todo.first) < plannedMost
 }
 
-// use is what a replay has to do with one layer.
+// use is what a replay has to do with one layer. Guarded by Scheduler.mu.
 type use struct {
-	layer  Layer
-	before layer.Uses  // when the replay came to it
-	after  *layer.Uses // when the layer was forgotten; nil: it is not
+	layer  Layer      // nil: it was forgotten
+	before layer.Uses // when the replay came to it
+	after  layer.Uses // when the layer was forgotten
+}
+
+// usesMost is of how many replays, the latest, the numbers go on to change that a layer has.
+const usesMost = 100
+
+// end has the numbers stay what they are, and the layer be free to go.
+func (u *use) end() {
+	if u.layer != nil {
+		u.layer, u.after = nil, u.layer.Uses()
+	}
 }
 
 // ReplayStats says how a replay went. Bytes are those of the device, counted by spans, which are what is
@@ -87,21 +99,29 @@ type ReplayStats struct {
 }
 
 // Replay fetches the ranges, given in the order of their first access, about in that order. Those of layers that
-// are not known yet wait for Add; those of a layer that is forgotten meanwhile are dropped.
-func (s *Scheduler) Replay(ranges []Range) *Replay {
-	r := &Replay{s: s, ranges: len(ranges), done: make(chan struct{}), seen: map[digest.Digest]*use{}}
+// are not known yet wait for Add, until Close; those of a layer that is forgotten meanwhile are dropped, and so are
+// those of layers of which wanted says no. (nil: all are wanted.)
+func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Replay {
+	r := &Replay{
+		s: s, ranges: len(ranges), done: make(chan struct{}),
+		waiting: map[digest.Digest][]*part{}, seen: map[digest.Digest]*use{},
+	}
 	for _, g := range ranges {
 		r.bytes += g.Size
 	}
-	for _, g := range Arrange(ranges) {
-		r.todo = append(r.todo, &part{Range: g})
-	}
+	arranged := Arrange(ranges)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.todo = slices.DeleteFunc(r.todo, func(g *part) bool {
-		e := s.layers[g.Layer]
-		return s.o.Fill == None || e != nil && e.stopped
-	})
+	for i, g := range arranged {
+		p := &part{Range: g, order: i}
+		switch e := s.layers[g.Layer]; {
+		case s.o.Fill == None || e != nil && e.stopped || wanted != nil && !wanted(g.Layer):
+		case e == nil:
+			r.waiting[g.Layer] = append(r.waiting[g.Layer], p)
+		default:
+			r.todo = append(r.todo, p)
+		}
+	}
 	s.replays = append(s.replays, r)
 	r.endLocked()
 	s.signal()
@@ -111,12 +131,32 @@ func (s *Scheduler) Replay(ranges []Range) *Replay {
 // Done is closed when nothing is left to fetch.
 func (r *Replay) Done() <-chan struct{} { return r.done }
 
-// Stop drops what has not been fetched yet. What is under way goes on.
-func (r *Replay) Stop() {
+// Close drops what is to be fetched of layers that are not known: they will not be because of what the
+// replay belongs to. The rest goes on.
+func (r *Replay) Close() {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
-	r.todo = nil
+	clear(r.waiting)
 	r.endLocked()
+}
+
+// Whole drops what replays wait to fetch of a layer that is not known: it lacks nothing.
+func (s *Scheduler) Whole(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range slices.Clone(s.replays) {
+		delete(r.waiting, d)
+		r.endLocked()
+	}
+}
+
+// knowLocked goes on with a layer that is known from now on.
+func (r *Replay) knowLocked(d digest.Digest) {
+	if parts := r.waiting[d]; len(parts) > 0 {
+		delete(r.waiting, d)
+		r.todo = append(r.todo, parts...)
+		slices.SortStableFunc(r.todo, func(a, b *part) int { return cmp.Compare(a.order, b.order) })
+	}
 }
 
 // Stats returns how the replay has gone so far.
@@ -130,9 +170,8 @@ func (r *Replay) Stats() ReplayStats {
 	st := ReplayStats{Ranges: r.ranges, Bytes: r.bytes}
 	for _, u := range uses {
 		now := u.after
-		if now == nil {
-			n := u.layer.Uses()
-			now = &n
+		if u.layer != nil {
+			now = u.layer.Uses()
 		}
 		st.Brought += now.Brought - u.before.Brought
 		st.Read += now.Read - u.before.Read
@@ -151,7 +190,12 @@ func (r *Replay) meetLocked(e *entry) []Range {
 	if u := r.seen[e.digest]; u != nil && u.layer == e.layer {
 		return nil
 	}
-	r.seen[e.digest] = &use{layer: e.layer, before: e.layer.Uses()}
+	u := &use{layer: e.layer, before: e.layer.Uses()}
+	r.seen[e.digest] = u
+	if e.uses = append(e.uses, u); len(e.uses) > usesMost {
+		e.uses[0].end()
+		e.uses = slices.Delete(e.uses, 0, 1)
+	}
 	var expected []Range
 	for _, g := range r.todo {
 		if g.Layer == e.digest {
@@ -171,19 +215,15 @@ func (r *Replay) advanceLocked(g *part, off int64) {
 	g.Off, g.first = off, time.Time{}
 }
 
-// dropLocked drops what is left of a layer, and its numbers stay what they are.
+// dropLocked drops what is left of a layer.
 func (r *Replay) dropLocked(e *entry) {
 	r.todo = slices.DeleteFunc(r.todo, func(g *part) bool { return g.Layer == e.digest })
-	if u := r.seen[e.digest]; u != nil && u.after == nil && u.layer == e.layer {
-		now := e.layer.Uses()
-		u.after = &now
-	}
 	r.endLocked()
 }
 
 // endLocked ends a replay that has nothing left.
 func (r *Replay) endLocked() {
-	if len(r.todo) > 0 || r.running > 0 || r.ended {
+	if len(r.todo) > 0 || len(r.waiting) > 0 || r.running > 0 || r.ended {
 		return
 	}
 	r.ended = true

@@ -116,6 +116,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 	if hold := s.o.Hold(); hold > 0 {
 		return nil, nil, hold
 	}
+	s.measure(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	wait = forever
@@ -299,7 +300,8 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 	case err != nil:
 		s.failedLocked(e, err, now)
 		if r != nil && !e.stopped {
-			r.todo = slices.Insert(r.todo, 0, &part{Range: Range{e.digest, j.run.Off, j.run.Size}})
+			again := &part{Range: Range{e.digest, j.run.Off, j.run.Size}, order: -1}
+			r.todo = slices.Insert(r.todo, 0, again)
 		}
 	case r != nil:
 		e.backoff.worked(now)

@@ -85,7 +85,10 @@ type Scheduler struct {
 	o    Options
 	log  *slog.Logger
 	wake chan struct{} // a token: there may be something to do
-	free time.Time     // when the limited bandwidth is free again; Run's own
+
+	times func() (all, own time.Duration, err error) // workTimes, or a test's
+
+	free time.Time // when the limited bandwidth is free again; Run's own
 
 	mu      sync.Mutex
 	layers  map[digest.Digest]*entry
@@ -109,6 +112,7 @@ type entry struct {
 	forgotten bool
 	stopped   bool // its bytes are wrong: nothing is fetched any more
 	backoff   backoff
+	uses      []*use // by replays
 
 	filling  bool
 	asked    int   // how often Fill was called
@@ -137,7 +141,9 @@ func New(o Options) *Scheduler {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Scheduler{o: o, log: o.Log, wake: make(chan struct{}, 1), layers: map[digest.Digest]*entry{}}
+	return &Scheduler{
+		o: o, log: o.Log, wake: make(chan struct{}, 1), times: workTimes, layers: map[digest.Digest]*entry{},
+	}
 }
 
 // Add makes a layer known: what replays name of it is fetched from now on, of replays that began before too.
@@ -150,6 +156,9 @@ func (s *Scheduler) Add(d digest.Digest, l Layer) {
 	defer s.mu.Unlock()
 	if s.layers[d] == nil {
 		s.layers[d] = &entry{digest: d, layer: l, jobs: map[*job]struct{}{}}
+		for _, r := range s.replays {
+			r.knowLocked(d)
+		}
 		s.signal()
 	}
 }
@@ -182,6 +191,9 @@ func (s *Scheduler) Forget(d digest.Digest) {
 	delete(s.layers, d)
 	e.forgotten = true
 	s.dropLocked(e)
+	for _, u := range e.uses {
+		u.end()
+	}
 	for j := range e.jobs {
 		if j.cancel != nil {
 			j.cancel()
