@@ -31,6 +31,8 @@ type live struct {
 	filling filling
 	trust   trust
 	opened  time.Time
+	came    chan struct{}      // a token: the last span has come
+	stop    context.CancelFunc // of tend
 
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
@@ -92,7 +94,7 @@ func (t *Table) openFolder(d digest.Digest) (*live, error) {
 	}
 	v := &live{
 		t: t, digest: d, key: mountKey(d), store: s, file: f, opened: time.Now(),
-		points: map[string]*point{},
+		came: make(chan struct{}, 1), points: map[string]*point{},
 	}
 	if err := v.openIndex(); err != nil {
 		return nil, errors.Join(damaged(err), f.Close(), s.Close())
@@ -110,7 +112,7 @@ func (v *live) start() {
 		Copy:     t.copies.of(&rec, &t.early),
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
-		Complete: func() { t.goes(v.completed) },
+		Complete: v.whole,
 		Waited:   func(off, end int64) { t.fetch.Near(v.digest, off, end) },
 		Log:      t.log,
 	}
@@ -118,6 +120,9 @@ func (v *live) start() {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
 	v.data = layer.New(v.index, t.cache.guard(s), o)
+	ctx, stop := context.WithCancel(t.ctx)
+	v.stop = stop
+	t.goes(func(context.Context) { v.tend(ctx) })
 	if !s.AllPresent() {
 		if err := s.Hold(); err != nil {
 			t.log.Warn("layer's files do not open: what comes of it is not kept until they do", "layer", v.digest, "err", err)
@@ -127,8 +132,8 @@ func (v *live) start() {
 		return
 	}
 	t.fetch.Whole(v.digest)
-	if len(rec.Vouchers) > 0 {
-		t.goes(v.completed) // an earlier run has not come to it
+	if rec.State != store.Verified || len(rec.Vouchers) > 0 {
+		v.whole() // an earlier run has not come to it
 	}
 }
 
@@ -198,8 +203,7 @@ func (v *live) openIndex() error {
 // and could not be opened or read just now: for want of descriptors or memory, or for a fault of the disk
 // that may pass.
 func damaged(err error) error {
-	var path *iofs.PathError
-	if errors.As(err, &path) && !errors.Is(err, iofs.ErrNotExist) {
+	if ofDisk(err) && !errors.Is(err, iofs.ErrNotExist) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", store.ErrDamaged, err)
@@ -228,6 +232,7 @@ func (v *live) close() error {
 		return nil
 	}
 	v.closed = true
+	v.stop()
 	if v.filling.timer != nil {
 		v.filling.timer.Stop()
 	}
@@ -277,18 +282,46 @@ func (v *live) leave() error {
 // come when its pull is hardly over, wait until the container has had the cores.
 const completeAfter = 500 * time.Millisecond
 
-// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container that starts needs the
-// cores. What is lost until then is fetched anew, and the layer completes once more.
-func (v *live) completed(ctx context.Context) {
-	if v.saved(ctx) {
-		v.t.fetch.Calm(ctx)
-		if v.store.AllPresent() {
-			v.complete(ctx)
+// completeFirst and completeMost are the waits between two attempts to complete a layer.
+const completeFirst, completeMost = time.Second, time.Minute
+
+// whole tells tend that the last span has come.
+func (v *live) whole() {
+	select {
+	case v.came <- struct{}{}:
+	default:
+	}
+}
+
+// tend completes the layer each time that its last span has come, until ctx ends. What fails, because the disk is
+// full for instance, is tried again.
+func (v *live) tend(ctx context.Context) {
+	for {
+		select {
+		case <-v.came:
+		case <-ctx.Done():
+			return
 		}
+		for wait := completeFirst; !v.completed(ctx); wait = min(2*wait, completeMost) {
+			sleep(ctx, wait)
+		}
+	}
+}
+
+// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container
+// that starts needs the cores. What is lost until then is fetched anew, and then the last span comes once more.
+// False: it has to be tried again.
+func (v *live) completed(ctx context.Context) bool {
+	ok := v.saved(ctx)
+	if ok {
+		v.t.fetch.Calm(ctx)
+		ok = v.complete(ctx)
 	}
 	if ctx.Err() == nil && !v.store.AllPresent() {
 		v.refill()
+		ok = true
 	}
+	return ok || ctx.Err() != nil
 }
 
 // saved makes a complete layer durable, and says whether it is.
@@ -304,47 +337,56 @@ func (v *live) saved(ctx context.Context) bool {
 	}
 	defer s.Close()
 	if err := s.Mark(store.Complete); err != nil {
-		v.t.log.Error("complete layer is not recorded as such", "layer", v.digest, "err", err)
+		if ctx.Err() == nil && s.AllPresent() {
+			v.t.log.Error("complete layer is not recorded as such: tried again", "layer", v.digest, "err", err)
+		}
 		return false
 	}
 	return true
 }
 
 // complete checks a layer whose last span has come, and mounts it local over its mount
-// points: containers that start from now on do without the daemon.
-func (v *live) complete(ctx context.Context) {
+// points: containers that start from now on do without the daemon. False: it is worth another attempt.
+func (v *live) complete(ctx context.Context) bool {
 	v.trust.proving.Lock()
 	defer v.trust.proving.Unlock()
 	log := v.t.log.With("layer", v.digest)
 	// An opening of its own: the layer may be closed or removed meanwhile.
 	s, err := v.t.store.Layer(v.digest)
 	if err != nil {
-		return
+		return errors.Is(err, os.ErrNotExist)
 	}
 	defer s.Close()
-	if err := v.prove(ctx, s); err != nil {
-		if ctx.Err() == nil {
-			log.Error("complete layer stays served by micad", "err", err)
-			v.mend(ctx)
-		}
-		return
+	keep := v.t.cache.keeps(s.Size())
+	if !s.AllPresent() || !keep && len(s.Record().Vouchers) == 0 {
+		return true // some has gone meanwhile; or it has been proved before
 	}
-	if !v.t.cache.keeps(s.Size()) {
-		return // its spans can go one by one, for as long as the kernel does not read it by itself
+	if gone := s.Evictions() + 1; v.trust.proved != gone {
+		if err := v.prove(ctx, s); err != nil {
+			if ctx.Err() == nil {
+				log.Error("complete layer stays served by micad", "err", err)
+				v.mend(ctx)
+			}
+			return !ofDisk(err)
+		}
+		v.trust.proved = gone
+	}
+	if !keep {
+		return true // its spans can go one by one, for as long as the kernel does not read it by itself
 	}
 	if err := s.Mark(store.Verified); err != nil {
-		log.Error("verified layer is not recorded as such", "err", err)
-		return
+		log.Error("verified layer is not recorded as such: tried again", "err", err)
+		return false
 	}
 	log.Info("layer complete", "bytes", s.Size())
 	k, err := v.t.kernel()
 	if err != nil || k.complete != Local {
-		return
+		return true
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
-		return
+		return true
 	}
 	for _, p := range v.points {
 		if p.mode == Local || v.store.Record().State != store.Verified {
@@ -354,6 +396,13 @@ func (v *live) complete(ctx context.Context) {
 			log.Warn("complete layer stays served by micad", "dir", p.dir, "err", err)
 		}
 	}
+	return true
+}
+
+// ofDisk says that err is what the system said about a file, rather than what is in it.
+func ofDisk(err error) bool {
+	var path *iofs.PathError
+	return errors.As(err, &path)
 }
 
 // clearMounts takes all mounts of a layer out of the file tree, and removes the mount points.

@@ -137,3 +137,72 @@ func TestReplayEndsWithPull(t *testing.T) {
 	p.end(context.Background())
 	eventually(t, "the replay ends", func() bool { return table.FetchStats().Replays == 0 })
 }
+
+// block makes writing a layer's record fail until the returned function is called.
+func block(t *testing.T, dir string) (unblock func()) {
+	t.Helper()
+	tmp := filepath.Join(dir, "layer.json.tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		if err := os.Remove(tmp); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// verified says whether the record on disk calls the layer verified.
+func verified(t *testing.T, dir string) bool {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "layer.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(b), `"verified"`)
+}
+
+// TestCompletedAgain: a layer whose end could not be recorded is completed when it can be.
+func TestCompletedAgain(t *testing.T) {
+	v, release := stalled(t)
+	dir := v.store.Dir()
+	unblock := block(t, dir)
+	release()
+	eventually(t, "all has come", v.store.AllPresent)
+	time.Sleep(completeAfter + completeFirst/2)
+	if verified(t, dir) {
+		t.Error("the record was written")
+	}
+	unblock()
+	eventually(t, "the layer is whole and checked", func() bool { return verified(t, dir) })
+}
+
+// TestCompletedByNextRun: a layer that was proved, and not recorded as verified, is completed by the next run.
+func TestCompletedByNextRun(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	w.index(nil)
+	root := testDir(t)
+	first := w.openWith(Options{Root: root, Mode: EROFS})
+	w.mountAll(first)
+	dir := filepath.Join(root, "layers/sha256", w.layers[0].Encoded())
+	eventually(t, "the layer is whole and checked", func() bool { return verified(t, dir) })
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, "layer.json")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = []byte(strings.Replace(string(b), `"verified"`, `"complete"`, 1))
+	if strings.Contains(string(b), "vouchers") {
+		t.Fatalf("it is not proved: %s", b)
+	}
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second := w.openWith(Options{Root: root, Mode: EROFS})
+	w.mountAll(second)
+	eventually(t, "the layer is checked", func() bool { return verified(t, dir) })
+}

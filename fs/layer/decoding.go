@@ -118,6 +118,7 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 	var err error
 	stored := !l.store.Present(f.span)
 	if stored {
+		l.completed.Store(false) // whatever has become of what made it whole before
 		err = l.store.WriteSpan(f.span, s.Device, buf.b)
 		if err != nil && l.lengthen() {
 			err = l.store.WriteSpan(f.span, s.Device, buf.b)

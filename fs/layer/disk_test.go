@@ -167,6 +167,23 @@ func TestUnreadableForAWhile(t *testing.T) {
 	}
 }
 
+// TestLostBySync: a layer whose spans are taken back, as a sync has failed, is complete when they have come again.
+func TestLostBySync(t *testing.T) {
+	f := setup(t, newSample(t), nil)
+	f.mustRead(0, f.Size())
+	f.wait()
+	off, n := f.span(4)
+	f.store.Lost(off, n, f.store.Evictions())
+	if f.store.Present(4) {
+		t.Fatal("nothing was taken back")
+	}
+	f.mustRead(0, f.Size())
+	f.wait()
+	if !f.store.AllPresent() || f.completed.Load() != 2 {
+		t.Errorf("all present: %v, complete %d times", f.store.AllPresent(), f.completed.Load())
+	}
+}
+
 // TestCutDevice: what a file loses is fetched again, and the rest is not.
 func TestCutDevice(t *testing.T) {
 	f := setup(t, newSample(t), nil)

@@ -54,7 +54,7 @@ func (l *Layer) evictions() uint64 {
 }
 
 // Evict takes spans out of the store, and returns how many bytes of the device that was. They are fetched again when somebody
-// reads them, and Options.Complete is called again when the last one that is missing has come.
+// reads them.
 func (l *Layer) Evict(spans []int) (int64, error) {
 	t, err := l.table()
 	if err != nil {
@@ -63,7 +63,6 @@ func (l *Layer) Evict(spans []int) (int64, error) {
 	if l.evicting == nil {
 		return 0, errors.ErrUnsupported
 	}
-	l.completed.Store(false)
 	return l.evicting.Evict(spans, func(i int) (off, size int64) { return t[i].Device, t[i].Size })
 }
 
@@ -72,7 +71,6 @@ func (l *Layer) Empty() error {
 	if l.evicting == nil {
 		return errors.ErrUnsupported
 	}
-	l.completed.Store(false)
 	return l.evicting.Empty()
 }
 

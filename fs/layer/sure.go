@@ -80,7 +80,6 @@ func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 	if err = l.compared(p, off); err != nil {
 		if errors.Is(err, errWrong) && l.doubting.Unchanged() {
 			l.doubting.Lost(off, int64(len(p)), gone)
-			l.completed.Store(l.store.AllPresent())
 		}
 		return 0, err
 	}
