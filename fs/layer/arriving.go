@@ -66,23 +66,28 @@ func (a *arriving) get(ctx context.Context, r index.Range) ([]byte, error) {
 }
 
 // receive fills the range from what open opens. It returns how long that took until the first byte and until the last.
-func (a *arriving) receive(ctx context.Context, open func(ctx context.Context, off, n int64) (io.ReadCloser, error)) (first, all time.Duration, err error) {
+func (a *arriving) receive(ctx context.Context, open opener) (first, all time.Duration, err error) {
 	start := time.Now()
-	body, err := open(ctx, a.at.from, a.at.size())
+	err = guarded(func() error {
+		body, err := open(ctx, a.at.from, a.at.size())
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		first = time.Since(start)
+		for p := a.buf.b; len(p) > 0; {
+			n, err := io.ReadFull(body, p[:min(arrivalPiece, len(p))])
+			if err != nil {
+				return short(err)
+			}
+			p = p[n:]
+			a.advance(int64(n), nil)
+		}
+		return nil
+	})
 	if err != nil {
 		a.advance(0, err)
 		return 0, 0, err
-	}
-	defer body.Close()
-	first = time.Since(start)
-	for p := a.buf.b; len(p) > 0; {
-		n, err := io.ReadFull(body, p[:min(arrivalPiece, len(p))])
-		if err != nil {
-			a.advance(0, short(err))
-			return 0, 0, short(err)
-		}
-		p = p[n:]
-		a.advance(int64(n), nil)
 	}
 	return first, time.Since(start), nil
 }

@@ -100,19 +100,19 @@ type grant struct {
 	fetch  atomic.Int64
 }
 
-// admit waits until a request of n bytes may be sent.
+// admit waits until a request of n bytes may be sent. With an error the grant is of nothing.
 func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
 	g := &grant{budget: b}
 	if prio := c.priority(); prio >= Near {
 		filled, err := b.flow.acquire(ctx, n, prio)
 		if err != nil {
-			return nil, err
+			return g, err
 		}
 		g.flow, g.filled = n, filled
 	}
 	if err := b.fetch.acquireFor(ctx, n, c); err != nil {
 		g.close()
-		return nil, err
+		return g, err
 	}
 	g.fetch.Store(n)
 	g.coming = n

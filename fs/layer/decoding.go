@@ -62,7 +62,7 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 		work.Go(func() error {
 			defer d.admitted.done(int64(n))
 			defer blob.free()
-			return d.one(i, blob.b)
+			return guarded(func() error { return d.one(i, blob.b) })
 		})
 	}
 	return nil

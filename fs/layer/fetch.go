@@ -111,7 +111,7 @@ func (l *Layer) begin(g *group) ([]extent, *grant, error) {
 	defer l.mu.Unlock()
 	g.begun = true
 	if err != nil {
-		return nil, &grant{budget: l.o.Budget}, err
+		return nil, admitted, err
 	}
 	var todo []extent
 	for i, f := range g.flights {
@@ -144,7 +144,7 @@ func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
 		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
 	admitted, err := l.o.Budget.admit(g.ctx, need, &g.claim)
-	if err == nil && len(todo) > 1 {
+	if len(todo) > 1 {
 		admitted.coming = 0
 	}
 	return admitted, err
@@ -202,7 +202,9 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]cor
 			work.Go(func() error { return fetch(ctx) })
 		}
 	}
-	work.Go(func() error { return d.receive(ctx, work, e) })
+	work.Go(func() error {
+		return guarded(func() error { return d.receive(ctx, work, e) })
+	})
 	err := work.Wait()
 	if err != nil && copied(&spans[e.first]) {
 		d.bad, err = l.notCopied(g, e, err)
