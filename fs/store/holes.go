@@ -11,11 +11,29 @@ import (
 // cache, says so to nobody and leaves a hole; one that had a place leaves blocks that were never written there, and says so to those who
 // sync the file, later. So nothing is called durable before it was looked whether it is a hole, and zeros in what is not
 // durable are not believed before they were compared. (Looking for the hole says nothing after a read: the page cache has its zeros then.)
+//
+// Some file systems, ZFS with compression for one, keep zeros that were written as holes. So a hole is no fault where the store knows
+// that zeros were written.
 
 // unsaved is a span that was written since the last sync of the device; -1: all of them were.
 type unsaved struct {
 	span   int
 	off, n int64
+	// Of the first sector, and of the last, it has a part alone, of zeros: whether that is all of zeros nobody knows.
+	head, tail bool
+}
+
+// known returns the range of which zeros can tell what was written.
+func (u *unsaved) known() (from, to int64) {
+	const size = 1 << sectorShift
+	from, to = u.off, u.off+u.n
+	if u.head {
+		from = (from + size - 1) / size * size
+	}
+	if u.tail {
+		to = to / size * size
+	}
+	return from, to
 }
 
 func (u *unsaved) overlaps(off, n int64) bool { return u.off < off+n && off < u.off+u.n }
@@ -66,13 +84,29 @@ func (l *Layer) checkHoles(f file, all []unsaved) error {
 		if u.span < 0 && !l.present.full() || u.span >= 0 && !l.present.has(u.span) || u.n == 0 {
 			continue
 		}
-		hole, err := f.NextHole(u.off)
-		if err != nil {
-			return err
-		}
-		if hole < u.off+u.n {
-			return fmt.Errorf("a hole at %d, in what was written: %w", hole, unix.EIO)
+		for at, end := u.known(); at < end; {
+			hole, err := f.NextHole(at)
+			if err != nil {
+				return err
+			}
+			if hole >= end {
+				break
+			}
+			if at = l.zerosEnd(hole, end); at == hole {
+				return fmt.Errorf("a hole at %d, in what was written: %w", hole, unix.EIO)
+			}
 		}
 	}
 	return nil
+}
+
+// zerosEnd returns where the sectors end, from the one at off on, that are known to be zeros; end at the most.
+func (l *Layer) zerosEnd(off, end int64) int64 {
+	const size = 1 << sectorShift
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for off < end && l.zeros.has(off/size) {
+		off = (off/size + 1) * size
+	}
+	return min(off, end)
 }

@@ -40,6 +40,7 @@ func (s *Store) Create(d digest.Digest) (*Incoming, error) {
 		return nil, fmt.Errorf("create layer %s: %w", d, err)
 	}
 	in := &Incoming{store: s, digest: d, dir: dir}
+	in.device.zeros = zeros{}
 	for name, f := range map[string]*spool{indexName: &in.index, windowsName: &in.windows, deviceName: &in.device} {
 		f.disk, f.name = s.disk, dir+"/"+name
 	}
@@ -147,7 +148,7 @@ func (in *Incoming) place(e *entry, state State) (*Layer, error) {
 		}
 	}
 	if state > Lazy {
-		l.arrived(state)
+		l.arrived(state, in.device.zeros, in.device.tail)
 	}
 	return l, nil
 }
@@ -203,13 +204,14 @@ func (in *Incoming) makeDurable(record *spool, deviceSize int64) error {
 	return syncs.Wait()
 }
 
-// arrived publishes a layer whose device came in whole.
-func (l *Layer) arrived(state State) {
+// arrived publishes a layer whose device came in whole. For zeros and tail see spool.
+func (l *Layer) arrived(state State, zeros zeros, tail bool) {
 	l.pages.wrote(0, l.size)
 	l.Unchanged() // it is as it was written: from here on it is looked after
 	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
-	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size})
+	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size, false, tail})
+	l.zeros.add(zeros)
 	l.unsynced.Store(true)
 	l.present.fill()
 	if !l.store.faults.lately() {
@@ -244,6 +246,11 @@ type spool struct {
 	off  int64 // bytes written so far, those in buf included
 	buf  []byte
 	err  error // of an earlier write: the file is not what was written
+
+	// Of a device's: the sectors of zeros that were written; and whether the last write ended with zeros that
+	// are a part of one.
+	zeros zeros
+	tail  bool
 }
 
 // Write implements io.Writer.
@@ -292,6 +299,10 @@ func (s *spool) flush() error {
 func (s *spool) writeAt(p []byte, off int64) error {
 	if s.err = s.create(); s.err == nil {
 		_, s.err = s.f.WriteAt(p, off)
+	}
+	if s.err == nil && s.zeros != nil {
+		s.zeros.add(zerosIn(p, off))
+		_, s.tail = edges(p, off)
 	}
 	return s.err
 }

@@ -316,6 +316,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	// All before the span is published: whoever sees it sees that it is not durable.
 	l.pages.wrote(off, int64(len(data)))
 	zeros := zerosIn(data, off)
+	head, tail := edges(data, off)
 	l.mu.Lock()
 	if l.epoch != epoch {
 		// A sync of the device failed meanwhile and may have dropped these bytes.
@@ -325,7 +326,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	l.reads.touch(i, i+1)
 	fresh := !l.present.has(i)
 	if fresh {
-		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data))})
+		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data)), head, tail})
 		l.zeros.add(zeros)
 		l.unsynced.Store(true)
 		l.bytes += int64(len(data))

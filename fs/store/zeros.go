@@ -31,6 +31,14 @@ func zerosIn(p []byte, off int64) zeros {
 	return z
 }
 
+// edges says whether p, which lies at off in the device, begins, and whether it ends, with zeros that are a part of a sector.
+func edges(p []byte, off int64) (head, tail bool) {
+	const size = 1 << sectorShift
+	first := min(-off&(size-1), int64(len(p)))
+	last := min((off+int64(len(p)))&(size-1), int64(len(p)))
+	return first > 0 && zero(p[:first]), last > 0 && zero(p[int64(len(p))-last:])
+}
+
 // eachZero calls fn for the sectors of which p, which lies at off in the device, has nothing but zeros, in order and until fn returns
 // false. whole: p has all of the sector. It says whether fn never did.
 func eachZero(p []byte, off int64, fn func(sector int64, whole bool) bool) bool {
