@@ -39,7 +39,8 @@ type Budget struct {
 	fetch    *meter
 	decode   *meter
 	decoders *meter
-	windows  atomic.Int64 // bytes left for windows sections that are kept
+	windows  atomic.Int64  // bytes left for windows sections that are kept
+	compares chan struct{} // a token a comparison
 	pool     pool
 	spares   spares
 	pace     pace
@@ -60,6 +61,7 @@ func NewBudget(fetch, decode int64) *Budget {
 		fetch:    newMeter(fetch),
 		decode:   newMeter(decode),
 		decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
+		compares: make(chan struct{}, comparesMost),
 		spares:   spares{limit: decode / 4},
 	}
 	b.windows.Store(fetch / 4)

@@ -120,19 +120,51 @@ func (l *Layer) compared(p []byte, off int64) error {
 	return nil
 }
 
-// copyCompared copies what p is to hold of a span.
-func (l *Layer) copyCompared(p []byte, off int64, s *index.Span) error {
-	buf := l.o.Budget.pool.get(s.Size)
+// Bytes on disk are compared in pieces, so many of them at a time for all layers: readers come in any number, and a
+// span may have 64 MiB.
+const (
+	comparePiece = 1 << 20
+	comparesMost = 24
+)
+
+// compare reads a span from the store, and compares it with its digest. Each piece is shown to use, if that is not nil; nothing
+// of it may be believed before compare has returned nil.
+func (l *Layer) compare(s *index.Span, use func(p []byte, off int64)) error {
+	b := l.o.Budget
+	b.compares <- struct{}{}
+	defer func() { <-b.compares }()
+	buf := b.pool.get(min(s.Size, comparePiece))
 	defer buf.free()
-	if n, err := l.store.ReadAt(buf.b, s.Device); n < len(buf.b) {
-		return errors.Join(err, io.ErrUnexpectedEOF)
+	sum := sha256.New()
+	for off, end := s.Device, s.Device+s.Size; off < end; {
+		p := buf.b[:min(int64(len(buf.b)), end-off)]
+		n, err := l.store.ReadAt(p, off)
+		if n < len(p) && (err == nil || errors.Is(err, io.EOF)) {
+			return io.ErrUnexpectedEOF
+		}
+		if n < len(p) {
+			return err
+		}
+		sum.Write(p)
+		if use != nil {
+			use(p, off)
+		}
+		off += int64(n)
 	}
-	if sha256.Sum256(buf.b) != s.Digest {
+	if [sha256.Size]byte(sum.Sum(nil)) != s.Digest {
 		return errWrong
 	}
-	from := max(off, s.Device)
-	copy(p[from-off:], buf.b[from-s.Device:])
 	return nil
+}
+
+// copyCompared copies what p is to hold of a span.
+func (l *Layer) copyCompared(p []byte, off int64, s *index.Span) error {
+	return l.compare(s, func(piece []byte, at int64) {
+		from, to := max(off, at), min(off+int64(len(p)), at+int64(len(piece)))
+		if from < to {
+			copy(p[from-off:], piece[from-at:to-at])
+		}
+	})
 }
 
 // doubt compares a span with its digest, once for all who ask at a time.
@@ -141,21 +173,16 @@ func (l *Layer) doubt(spans index.Spans, i int) error {
 		if l.doubting.Sure(i) {
 			return nil, nil
 		}
-		s := &spans[i]
-		buf := l.o.Budget.pool.get(s.Size)
-		defer buf.free()
 		l.doubting.Unchanged() // from here on a change is noticed
 		gone := l.evictions()
-		n, err := l.store.ReadAt(buf.b, s.Device)
+		err := l.compare(&spans[i], nil)
 		switch {
-		case n < len(buf.b) && (err == nil || errors.Is(err, io.EOF)):
-			return nil, io.ErrUnexpectedEOF
-		case n < len(buf.b):
+		case err != nil && !errors.Is(err, errWrong):
 			return nil, err
 		case !l.doubting.Unchanged() || l.evictions() != gone:
 			return nil, nil // the reader notices too
-		case sha256.Sum256(buf.b) != s.Digest:
-			return nil, errWrong
+		case err != nil:
+			return nil, err
 		}
 		l.doubting.Believe(i, gone)
 		return nil, nil

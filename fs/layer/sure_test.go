@@ -1,11 +1,15 @@
 package layer
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
 )
 
 // flip changes a bit of the store's device.
@@ -145,4 +149,53 @@ func TestLostOnTheWay(t *testing.T) {
 		t.Errorf("the lost span was written again: %v, another that may be lost is believed: %v", written.Load(), f.store.Present(0))
 	}
 	f.mustRead(0, f.Size())
+}
+
+// TestComparedInPieces: however large spans are, and however many readers come, what is compared of them takes a
+// bounded part of the memory; and what is wrong in any piece is found.
+func TestComparedInPieces(t *testing.T) {
+	blob := zipped(t, tarball(t, rand.New(rand.NewPCG(9, 9)), 12<<20))
+	var windows, device, ix bytes.Buffer
+	d, err := targz.Scan(t.Context(), bytes.NewReader(blob), targz.Options{
+		SpanSize: 4 << 20, Device: &device, Windows: &windows,
+	})
+	must(t, err)
+	_, err = index.Write(&ix, d)
+	must(t, err)
+	f := setup(t, &sample{
+		blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(), header: d.Header, spans: d.Spans,
+	}, nil)
+	if _, n := f.span(0); n < 3*comparePiece {
+		t.Fatalf("a span of %d bytes", n)
+	}
+	f.mustRead(0, f.Size())
+	f.wait()
+	var now, most, largest atomic.Int64
+	raise := func(a *atomic.Int64, n int64) {
+		for old := a.Load(); n > old && !a.CompareAndSwap(old, n); old = a.Load() {
+		}
+	}
+	f.store.never = true
+	f.store.read = func(int64) error { raise(&most, now.Add(1)); return nil }
+	f.store.after = func(p []byte, _ int64) { now.Add(-1); raise(&largest, int64(len(p))) }
+	var readers sync.WaitGroup
+	for i := range 200 {
+		readers.Go(func() {
+			if err := f.read(t.Context(), int64(i)*50_000, 70_000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	readers.Wait()
+	if m, l := most.Load(), largest.Load(); m > comparesMost || l > comparePiece {
+		t.Errorf("%d at a time, of %d bytes", m, l)
+	}
+	f.store.read, f.store.after = nil, nil
+	calls := f.blob.calls.Load()
+	off, n := f.span(1)
+	f.flip(off + n - 5)
+	f.mustRead(off, 100)
+	if f.blob.calls.Load() == calls {
+		t.Error("a wrong span was believed")
+	}
 }
