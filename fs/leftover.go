@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -54,4 +55,21 @@ func (t *Table) knownKeys() map[string]bool {
 		add(d)
 	}
 	return known
+}
+
+// cleanUp removes the temporary files that a process left which ended before it could: those that were written last
+// before began.
+func (t *Table) cleanUp(ctx context.Context, began time.Time) {
+	for _, pattern := range []string{"trees-*", "layers/*/*/variant-*"} {
+		names, err := filepath.Glob(filepath.Join(t.o.Root, pattern))
+		for _, name := range names {
+			st, statErr := os.Lstat(name)
+			if statErr == nil && st.Mode().IsRegular() && st.ModTime().Before(began) {
+				err = errors.Join(err, os.Remove(name))
+			}
+		}
+		if err != nil {
+			t.log.WarnContext(ctx, "temporary files are left over", "dir", t.o.Root, "err", err)
+		}
+	}
 }

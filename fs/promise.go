@@ -141,6 +141,9 @@ func (s *promises) settle(d digest.Digest, err error) {
 			s.broken[d] = true
 		}
 	}
+	if err == nil {
+		delete(s.broken, d) // it has come after all, or is gone
+	}
 }
 
 // wait returns when all that is promised now has come or failed, or after so long.

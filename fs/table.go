@@ -205,6 +205,8 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
+	began := time.Now()
+	t.goes(func(ctx context.Context) { t.cleanUp(ctx, began) })
 	t.running.Go(func() { c.run(t.ctx) })
 	t.running.Go(func() { c.scrub(t.ctx) })
 	t.running.Go(func() { // so that the first Mount need not wait for it

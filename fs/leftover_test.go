@@ -1,0 +1,64 @@
+package fs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestCleanUp: what a killed process has left of trees and of variants on their way goes; nothing else does.
+func TestCleanUp(t *testing.T) {
+	w := newWorld(t, twoLayers(t)...)
+	root := testDir(t)
+	first := w.open(root, Auto)
+	w.mountAll(first)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(root, "layers/sha256", w.layers[0].Encoded())
+	left := []string{filepath.Join(root, "trees-123"), filepath.Join(folder, "variant-4567")}
+	kept := []string{filepath.Join(folder, "index-0123"), filepath.Join(root, "trees-new")}
+	for _, name := range append(left, kept...) {
+		if err := os.WriteFile(name, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now := time.Now().Add(time.Hour) // of this process
+	if err := os.Chtimes(kept[1], now, now); err != nil {
+		t.Fatal(err)
+	}
+	w.open(root, Auto)
+	eventually(t, "temporary files go", func() bool {
+		for _, name := range left {
+			if _, err := os.Lstat(name); !errors.Is(err, os.ErrNotExist) {
+				return false
+			}
+		}
+		return true
+	})
+	for _, name := range kept {
+		if _, err := os.Lstat(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestPromisedAgain: a layer whose coming has failed once is promised again when it has come, or was removed.
+func TestPromisedAgain(t *testing.T) {
+	var p promises
+	d := digest.FromString("layer")
+	p.settle(d, nil)
+	p.add(d)
+	p.settle(d, errors.New("no registry"))
+	if !p.failed(d) {
+		t.Error("it is promised again at once")
+	}
+	p.settle(d, nil)
+	if p.failed(d) {
+		t.Error("it is never promised again")
+	}
+}
