@@ -2,6 +2,7 @@ package erofs_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -281,4 +282,53 @@ func TestMounter(t *testing.T) {
 		t.Error(err)
 	}
 	goleak.VerifyNone(t, ignore)
+}
+
+// deafDevice answers no read until open is closed.
+type deafDevice struct {
+	fileDevice
+	open chan struct{}
+}
+
+func (d *deafDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
+	select {
+	case <-d.open:
+		return d.fileDevice.ReadAt(ctx, p, off)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestMountHangs: a mount that hangs in the kernel has failed after a while, and hinders neither the next nor the end.
+func TestMountHangs(t *testing.T) {
+	l := smallLayer(t, layertest.Random(300_001, 7))
+	m := erofs.Mounter{Limit: 500 * time.Millisecond}
+	defer m.Close()
+	index, err := os.Open(l.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer index.Close()
+	st, err := index.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf := &deafDevice{fileDevice{fd: int(index.Fd()), size: st.Size()}, make(chan struct{})}
+	f, err := fuse.MountDevice(t.Context(), t.TempDir(), deaf, fuse.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	start := time.Now()
+	_, err = m.Mount(f.DevicePath(), l.Device, dir, erofs.Options{})
+	if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "does not finish") || took > 10*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	}
+	if _, err := m.Mount(l.Index, l.Device, dir, erofs.Options{}); err != nil {
+		t.Errorf("the next mount: %v", err)
+	}
+	close(deaf.open)
+	if err := errors.Join(erofs.Unmount(dir), f.Unmount()); err != nil {
+		t.Error(err)
+	}
 }

@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,9 +12,13 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// mountTime is the Limit of a Mounter that has none. Nothing that a mount needs comes from the network.
+const mountTime = time.Minute
 
 // Mounter mounts what this process serves itself over FUSE: a child process does it, and waits in this one's stead for
 // the answers that a mount needs. The child is started by the first mount, or before it by Warm, and stays until Close: its
@@ -21,7 +26,11 @@ import (
 // pull. If this process dies, the child does not finish its mount. All methods but Close may run
 // in parallel. The zero value is ready; Close it.
 type Mounter struct {
-	running sync.WaitGroup // the goroutine of each child
+	// Limit is how long one mount may take; then it has failed, and its child is killed and left to itself: the kernel
+	// hangs. 0: a minute.
+	Limit time.Duration
+
+	running sync.WaitGroup // of each child that is not left to itself
 
 	mu    sync.Mutex
 	child *child // nil: none runs
@@ -29,9 +38,31 @@ type Mounter struct {
 
 // child is a running child, which answers one request at a time.
 type child struct {
-	in   io.WriteCloser
-	ask  *json.Encoder
-	told *json.Decoder
+	process *os.Process
+	in      io.WriteCloser
+	out     io.ReadCloser
+	ask     *json.Encoder
+	told    *json.Decoder
+	left    chan struct{} // closed when nobody is to wait for it
+}
+
+// errHangs is why a mount has failed that took longer than Limit.
+var errHangs = errors.New("the kernel does not finish the mount")
+
+// make has the child make a mount. The error is about the child.
+func (c *child) make(job order, limit time.Duration) (got outcome, err error) {
+	late := time.AfterFunc(limit, func() {
+		_ = c.process.Kill() // which a mount that hangs may survive
+		_ = c.out.Close()
+	})
+	if err = c.ask.Encode(job); err == nil {
+		err = c.told.Decode(&got)
+	}
+	if late.Stop() {
+		return got, err
+	}
+	close(c.left)
+	return outcome{}, fmt.Errorf("%w: waited %v", errHangs, limit)
 }
 
 // order is a mount that a child is to make; a layer's, or an overlay over one.
@@ -112,15 +143,12 @@ func (m *Mounter) do(job order) (outcome, error) {
 		if err != nil {
 			return outcome{}, fmt.Errorf("child for mounts: %w", err)
 		}
-		var got outcome
-		if err = c.ask.Encode(job); err == nil {
-			err = c.told.Decode(&got)
-		}
+		got, err := c.make(job, cmp.Or(m.Limit, mountTime))
 		if err == nil {
 			return got, nil
 		}
 		m.dismissLocked()
-		if try > 0 {
+		if try > 0 || errors.Is(err, errHangs) {
 			return outcome{}, fmt.Errorf("child for mounts: %w", err)
 		}
 		// It was killed.
@@ -144,8 +172,9 @@ func (m *Mounter) readyLocked() (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	started := make(chan error, 1)
-	m.running.Go(func() {
+	started, ended, left := make(chan error, 1), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
 		// Pdeathsig is sent when the thread ends that started the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -154,11 +183,19 @@ func (m *Mounter) readyLocked() (*child, error) {
 		if err == nil {
 			_ = cmd.Wait() // however it ended
 		}
-	})
+	}()
 	if err := <-started; err != nil {
 		return nil, err
 	}
-	m.child = &child{in: in, ask: json.NewEncoder(in), told: json.NewDecoder(out)}
+	m.running.Go(func() {
+		select {
+		case <-ended:
+		case <-left:
+		}
+	})
+	m.child = &child{
+		process: cmd.Process, in: in, out: out, ask: json.NewEncoder(in), told: json.NewDecoder(out), left: left,
+	}
 	return m.child, nil
 }
 
