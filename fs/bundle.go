@@ -185,7 +185,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 			if err := blob.ReadAt(ctx, b, off); err != nil {
 				return err
 			}
-			p.t.budget.Answered(time.Since(start) / time.Duration(first.rounds))
+			p.t.budget.Answered(placeOf(p.name()), time.Since(start)/time.Duration(first.rounds))
 			_, err := f.WriteAt(b, off)
 			return err
 		})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ var (
 	_ layer.Source    = (*source)(nil)
 	_ layer.Ranger    = (*source)(nil)
 	_ layer.Suspecter = (*source)(nil)
+	_ layer.Placed    = (*source)(nil)
 	_ layer.Planner   = (*source)(nil)
 )
 
@@ -149,6 +151,20 @@ func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return openImpatient(ctx, blob, off, n)
 	}
 	return blob.Range(ctx, off, n)
+}
+
+// Place implements layer.Placed.
+func (s *source) Place() string {
+	if s.image != nil {
+		return "" // it is asked for a copy alone
+	}
+	return placeOf(s.origins.latest())
+}
+
+// placeOf returns the registry that a reference names. (If it has a mirror, the way is most often the mirror's.)
+func placeOf(ref string) string {
+	host, _, _ := strings.Cut(ref, "/")
+	return host
 }
 
 // Planned implements layer.Planner.

@@ -107,7 +107,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 			missing = append(missing, i)
 		}
 	}
-	for _, e := range plan(spans, missing, l.o.Budget.request(Ahead)) {
+	for _, e := range plan(spans, missing, l.request(Ahead)) {
 		g := l.startLocked(ctx, spans, e, Ahead)
 		g.expiry = time.AfterFunc(aheadPatience, func() { l.expire(g) })
 	}

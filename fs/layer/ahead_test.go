@@ -93,10 +93,10 @@ func TestEarlySpansDoNotWait(t *testing.T) {
 
 // lineIsFull has fills wait until the function that it returns is called.
 func lineIsFull(b *Budget) (end func()) {
-	b.flow.mu.Lock()
-	defer b.flow.mu.Unlock()
-	b.flow.used += flowMost
-	return func() { b.flow.arrived(flowMost) }
+	b.way("").flow.mu.Lock()
+	defer b.way("").flow.mu.Unlock()
+	b.way("").flow.used += flowMost
+	return func() { b.way("").flow.arrived(flowMost) }
 }
 
 // TestTakeOver: what waits to be sent for nobody goes to the reader that comes for it, and no byte is fetched twice.
@@ -296,7 +296,7 @@ func TestHedge(t *testing.T) {
 			}
 		})
 		for range paceSamples {
-			f.o.Budget.pace.observe(10*time.Millisecond, 11*time.Millisecond, 100_000)
+			f.o.Budget.way("").pace.observe(10*time.Millisecond, 11*time.Millisecond, 100_000)
 		}
 		f.mustRead(f.span(3))
 		if n := f.Stats().Hedged; n > 0 {
@@ -323,7 +323,7 @@ func TestRaceErrors(t *testing.T) {
 	for _, errs := range [][]error{{unix.EIO}, {unix.EIO, nil}, {nil, unix.EIO}} {
 		synctest.Test(t, func(t *testing.T) {
 			f := setup(t, newSample(t), nil)
-			p := &f.o.Budget.pace
+			p := &f.o.Budget.way("").pace
 			for range paceSamples {
 				p.observe(time.Millisecond, time.Millisecond, 1000)
 			}

@@ -14,8 +14,9 @@ const arrivalPiece = 64 << 10
 
 // arriving is a range of a source on its way into memory.
 type arriving struct {
-	at  byteRange
-	buf *buffer
+	at   byteRange
+	buf  *buffer
+	held bool // see Held; of the goroutine that receives
 
 	mu   sync.Mutex
 	upTo int64         // offset where the bytes end that are here
@@ -74,6 +75,9 @@ func (a *arriving) receive(ctx context.Context, open opener) (first, all time.Du
 			return err
 		}
 		defer body.Close()
+		if c, ok := body.(*counted); ok {
+			a.held = c.held
+		}
 		first = time.Since(start)
 		for p := a.buf.b; len(p) > 0; {
 			n, err := io.ReadFull(body, p[:min(arrivalPiece, len(p))])

@@ -35,7 +35,8 @@ const (
 // these holds only what comes before it, and each takes what it needs at once: so they cannot block
 // each other for good.
 type Budget struct {
-	flow     *flow
+	readers  readers
+	ways     ways
 	fetch    *meter
 	decode   *meter
 	decoders *meter
@@ -43,7 +44,6 @@ type Budget struct {
 	compares chan struct{} // a token a comparison
 	pool     pool
 	spares   spares
-	pace     pace
 	lines    atomic.Int64 // parts of striped requests that are under way
 }
 
@@ -57,7 +57,7 @@ func NewBudget(fetch, decode int64) *Budget {
 		decode = DefaultDecodeBytes
 	}
 	b := &Budget{
-		flow:     newFlow(),
+		readers:  readers{since: time.Now()},
 		fetch:    newMeter(fetch),
 		decode:   newMeter(decode),
 		decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
@@ -68,8 +68,8 @@ func NewBudget(fetch, decode int64) *Budget {
 	return b
 }
 
-// Answered tells how long a small request to a registry took that was not a layer's: about a round trip.
-func (b *Budget) Answered(d time.Duration) { b.flow.answered(d, false) }
+// Answered tells how long a small request took that was not a layer's: about a round trip. For place see Placed.
+func (b *Budget) Answered(place string, d time.Duration) { b.way(place).flow.answered(d, false) }
 
 // holdMost is how long decoding is held at the most.
 const holdMost = 250 * time.Millisecond
@@ -96,6 +96,7 @@ func (b *Budget) keep(n int64) bool {
 // close. For one goroutine, but done.
 type grant struct {
 	budget *Budget
+	way    *way
 	flow   int64 // of the line
 	filled bool  // it is as full as it may be
 	coming int64 // of the memory: for what has not come, and may be lent. 0 where several requests share it
@@ -103,10 +104,10 @@ type grant struct {
 }
 
 // admit waits until a request of n bytes may be sent. With an error the grant is of nothing.
-func (b *Budget) admit(ctx context.Context, n int64, c *claim) (*grant, error) {
-	g := &grant{budget: b}
+func (b *Budget) admit(ctx context.Context, w *way, n int64, c *claim) (*grant, error) {
+	g := &grant{budget: b, way: w}
 	if prio := c.priority(); prio >= Near {
-		filled, err := b.flow.acquire(ctx, n, prio)
+		filled, err := w.flow.acquire(ctx, n, prio)
 		if err != nil {
 			return g, err
 		}
@@ -126,7 +127,7 @@ func (g *grant) arrived(n int64) {
 	g.coming = max(g.coming-n, 0)
 	if n = min(n, g.flow); n > 0 {
 		g.flow -= n
-		g.budget.flow.arrived(n)
+		g.way.flow.arrived(n)
 	}
 }
 
@@ -145,8 +146,7 @@ func (g *grant) close() {
 type BudgetStats struct {
 	Fetching, Decoding int64         // bytes of memory in use
 	Windows            int64         // bytes left for windows sections
-	Window, Filling    int64         // bytes that Near and Background may have under way, and have
-	RoundTrip          time.Duration // until the quickest answer began, lately
+	Filling            int64         // bytes that Near and Background have under way
 	Waiting            int           // readers
 	Unwaited           time.Duration // for how long none has waited; 0: one does
 }
@@ -154,12 +154,7 @@ type BudgetStats struct {
 // Stats returns the budget's numbers now.
 func (b *Budget) Stats() BudgetStats {
 	s := BudgetStats{Fetching: b.fetch.used(), Decoding: b.decode.used(), Windows: b.windows.Load()}
-	f := b.flow
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s.Window, s.Filling, s.RoundTrip, s.Waiting = f.window, f.used, f.base, f.waiting
-	if f.waiting == 0 {
-		s.Unwaited = time.Since(f.since)
-	}
+	s.Waiting, s.Unwaited = b.readers.waited()
+	s.Filling = b.ways.used()
 	return s
 }

@@ -157,7 +157,7 @@ func (l *Layer) planAnew(g *group, bad []corruption) ([]extent, *grant, error) {
 		missing = append(missing, b.span)
 	}
 	slices.Sort(missing)
-	todo := plan(spans, missing, l.o.Budget.request(g.claim.priority()))
+	todo := plan(spans, missing, l.request(g.claim.priority()))
 	for _, e := range todo {
 		l.wantWindows(g, e)
 	}

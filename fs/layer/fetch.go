@@ -143,7 +143,7 @@ func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
 	for _, e := range todo {
 		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
-	admitted, err := l.o.Budget.admit(g.ctx, need, &g.claim)
+	admitted, err := l.o.Budget.admit(g.ctx, l.way(), need, &g.claim)
 	if len(todo) > 1 {
 		admitted.coming = 0
 	}

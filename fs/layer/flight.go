@@ -93,8 +93,8 @@ func (l *Layer) fetch(ctx context.Context, w want) error {
 		if l.o.Waited != nil {
 			l.o.Waited(w.off, w.end)
 		}
-		l.o.Budget.flow.readerWaits()
-		defer l.o.Budget.flow.readerGoes()
+		l.o.Budget.readers.waits()
+		defer l.o.Budget.readers.goes()
 		l.counters.waits.Add(1)
 		l.counters.waiting.Add(1)
 		start := time.Now()
@@ -199,7 +199,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 	if w.p != nil {
 		l.missed(missing)
 	}
-	for _, e := range plan(spans, missing, l.o.Budget.request(w.prio)) {
+	for _, e := range plan(spans, missing, l.request(w.prio)) {
 		g := l.startLocked(ctx, spans, e, w.prio)
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])

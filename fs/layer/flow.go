@@ -39,36 +39,18 @@ const (
 // flow admits the requests of Near and, after them, Background: as many bytes as the line can take without a queue. It does not
 // stand still for readers who wait: what that gains is lost again in the burst that follows.
 type flow struct {
+	readers *readers
 	mu      sync.Mutex
 	window  int64 // bytes that may be under way
 	used    int64 // bytes that are
 	queue   []*ticket
-	waiting int       // readers that wait
-	since   time.Time // when the first of them came, or the last one went
 
 	base   time.Duration // until the quickest answer began; 0: none yet
 	baseAt time.Time
 	recent []time.Duration // until answers began, those of requests that filled the window
 }
 
-func newFlow() *flow { return &flow{window: flowFirst, since: time.Now()} }
-
-// readerWaits says that a reader waits from now on, until the readerGoes that is paired with it.
-func (f *flow) readerWaits() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.waiting++; f.waiting == 1 {
-		f.since = time.Now()
-	}
-}
-
-func (f *flow) readerGoes() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.waiting--; f.waiting == 0 {
-		f.since = time.Now()
-	}
-}
+func newFlow(r *readers) *flow { return &flow{readers: r, window: flowFirst} }
 
 // acquire waits until n more bytes may be asked for. filled says that these fill the window.
 func (f *flow) acquire(ctx context.Context, n int64, prio Priority) (filled bool, err error) {
@@ -154,7 +136,7 @@ func (f *flow) answered(d time.Duration, filled bool) {
 	f.recent = f.recent[:0]
 	window := float64(f.window)
 	short := min(f.base/2, shortQueue)
-	if f.waiting == 0 && time.Since(f.since) > quietAfter {
+	if _, quiet := f.readers.waited(); quiet > quietAfter {
 		short = quietTimes * shortQueue
 	}
 	switch queue := quickest - f.base; {

@@ -13,7 +13,7 @@ import (
 // TestFlow writes down which requests of 3 MiB are sent when.
 func TestFlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFlow()
+		f := newFlow(&readers{since: time.Now()})
 		f.window = 6 << 20
 		var mu sync.Mutex
 		var sent []string
@@ -74,7 +74,7 @@ func TestFlow(t *testing.T) {
 // TestFlowWindow: more is sent on a line with room, less on one with a queue.
 func TestFlowWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFlow()
+		f := newFlow(&readers{since: time.Now()})
 		answers := func(d time.Duration, n int) {
 			for range n {
 				f.answered(d, true)
@@ -188,4 +188,52 @@ func TestPace(t *testing.T) {
 	if p.hedge() {
 		t.Error("more is saved up than may be")
 	}
+}
+
+// placed is a source with a place.
+type placed struct {
+	*memory
+	place string
+}
+
+func (p placed) Place() string { return p.place }
+
+// TestWays: what a near registry's answers tell says nothing of the way to a far one: the far one's fills keep their
+// share of the line, its readers' requests go over several connections, and none is sent twice for being slower than
+// the near one's. And the other way round.
+func TestWays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget(0, 0)
+		layerAt := func(place string) *Layer {
+			return setup(t, newSample(t), func(f *fixture, o *Options) { o.Budget, o.Blob = b, placed{f.blob, place} }).Layer
+		}
+		near, far := layerAt("mirror.test"), layerAt("registry.test")
+		for range 100 {
+			for l, rtt := range map[*Layer]time.Duration{near: time.Millisecond, far: 50 * time.Millisecond} {
+				l.way().flow.answered(rtt, true)
+				l.way().pace.observe(rtt, 2*rtt, 100_000)
+			}
+		}
+		if w := far.way().flow.window; w != flowMost {
+			t.Errorf("the far one's fills have %d bytes under way, want %d", w, flowMost)
+		}
+		if n := far.stripes(Demand, 1<<20); n < 2 {
+			t.Errorf("the far one's requests go over %d connection", n)
+		}
+		if n := near.stripes(Demand, 1<<20); n != 1 {
+			t.Errorf("the near one's requests go over %d connections", n)
+		}
+		if d, ok := far.way().pace.slow(100_000); !ok || d < 90*time.Millisecond {
+			t.Errorf("the far one's requests are slow from %v on", d)
+		}
+		if d, ok := near.way().pace.slow(100_000); !ok || d > 5*time.Millisecond {
+			t.Errorf("the near one's requests are slow from %v on", d)
+		}
+		for i := range 3 * waysMost {
+			b.way(fmt.Sprint(i))
+		}
+		if n := len(b.ways.byPlace); n > waysMost {
+			t.Errorf("%d ways are remembered", n)
+		}
+	})
 }

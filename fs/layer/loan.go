@@ -114,8 +114,7 @@ func (l *loan) look() {
 	l.lent = g.coming
 	g.fetch.Add(-l.lent)
 	g.budget.fetch.release(l.lent)
-	g.budget.flow.arrived(g.flow)
-	g.flow = 0
+	g.arrived(g.flow)
 }
 
 func (l *loan) end() {

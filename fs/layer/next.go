@@ -25,7 +25,7 @@ func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
 	if i == last {
 		return Run{}, nil
 	}
-	e, request := extent{i, 1}, l.o.Budget.request(prio)
+	e, request := extent{i, 1}, l.request(prio)
 	for i++; i < last && !l.store.Present(i); i++ {
 		longer := extent{e.first, e.n + 1}
 		if !longer.joins(spans, request) {

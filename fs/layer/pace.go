@@ -56,12 +56,13 @@ func (c *counted) Read(p []byte) (int, error) {
 
 // openBlob begins to read a range of the blob, or of its copy. For filled see flow.answered.
 func (l *Layer) openBlob(ctx context.Context, off, n int64, prio Priority, filled bool) (io.ReadCloser, error) {
+	way := l.way()
 	one := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		start := time.Now()
 		src, off := l.source(off)
 		body, err := l.open(ctx, src, off, n)
 		if c, ok := body.(*counted); ok && !c.held {
-			l.o.Budget.flow.answered(time.Since(start), filled)
+			way.flow.answered(time.Since(start), filled)
 		}
 		return body, err
 	}
@@ -87,7 +88,7 @@ const (
 	hedgeMost             = 4     // that may be saved up
 )
 
-// pace is how quickly the requests of readers have been answered lately, at this node.
+// pace is how quickly a registry has answered the requests of readers lately, at this node.
 type pace struct {
 	mu    sync.Mutex
 	first []time.Duration // until the first byte

@@ -70,7 +70,7 @@ func TestPanics(t *testing.T) {
 					var arm func(bool)
 					f := setup(t, newSample(t), func(f *fixture, o *Options) { arm = set(f, o) })
 					if rtt > 0 {
-						f.o.Budget.Answered(rtt)
+						f.o.Budget.Answered("", rtt)
 					}
 					off, n := f.span(20)
 					arm(true)

@@ -25,7 +25,7 @@ const (
 
 // request is how many bytes of the blob one request of a priority brings at most, where it is more than
 // one span.
-func (b *Budget) request(prio Priority) int64 {
+func (l *Layer) request(prio Priority) int64 {
 	n := int64(aheadRequest)
 	switch prio {
 	case Demand:
@@ -33,9 +33,9 @@ func (b *Budget) request(prio Priority) int64 {
 	case Replay:
 		n = replayRequest
 	case Near, Background:
-		n = b.flow.request()
+		n = l.way().flow.request()
 	}
-	return min(n, b.fetch.size)
+	return min(n, l.o.Budget.fetch.size)
 }
 
 // extent is a run of neighbouring spans that one request brings.

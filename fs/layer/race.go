@@ -17,6 +17,7 @@ type opener = func(ctx context.Context, off, n int64) (io.ReadCloser, error)
 // first.
 type race struct {
 	budget  *Budget
+	pace    *pace
 	count   *counters
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -35,9 +36,9 @@ func (l *Layer) race(ctx context.Context, at byteRange, open opener) *race {
 	if !b.fetch.try(at.size()) {
 		return nil
 	}
-	r := &race{budget: b, count: &l.counters, open: open, at: at, pos: at.from, start: time.Now()}
+	r := &race{budget: b, pace: &l.way().pace, count: &l.counters, open: open, at: at, pos: at.from, start: time.Now()}
 	r.ctx, r.cancel = context.WithCancel(ctx)
-	d, ok := b.pace.slow(at.size())
+	d, ok := r.pace.slow(at.size())
 	r.slow = time.NewTimer(d)
 	if !ok {
 		r.slow.Stop()
@@ -52,8 +53,8 @@ func (r *race) run() {
 	r.runners = append(r.runners, a)
 	r.running.Go(func() {
 		first, all, err := a.receive(r.ctx, r.open)
-		if err == nil {
-			r.budget.pace.observe(first, all, r.at.size())
+		if err == nil && !a.held {
+			r.pace.observe(first, all, r.at.size())
 		}
 	})
 }
@@ -88,7 +89,7 @@ func (r *race) Read(p []byte) (int, error) {
 		case <-changed[0]:
 		case <-changed[1]:
 		case <-r.slow.C:
-			if r.budget.pace.hedge() && r.budget.fetch.try(r.at.size()) {
+			if r.pace.hedge() && r.budget.fetch.try(r.at.size()) {
 				r.count.hedged.Add(1)
 				r.run()
 			}
@@ -102,7 +103,7 @@ func (r *race) Close() error {
 	if a := r.runners[0]; len(r.runners) > 1 {
 		if upTo, _, _ := a.state(); upTo < r.at.to {
 			// The first is as slow as it has been until now, at least.
-			r.budget.pace.observe(time.Since(r.start), time.Since(r.start), r.at.size())
+			r.pace.observe(time.Since(r.start), time.Since(r.start), r.at.size())
 			r.count.hedgesWon.Add(1)
 		}
 	}

@@ -24,8 +24,9 @@ const (
 )
 
 // stripes returns over how many connections a request of n bytes goes.
-func (b *Budget) stripes(prio Priority, n int64) int64 {
-	if prio >= Near || b.flow.roundTrip() < stripeRTT {
+func (l *Layer) stripes(prio Priority, n int64) int64 {
+	b := l.o.Budget
+	if prio >= Near || l.way().flow.roundTrip() < stripeRTT {
 		return 1
 	}
 	k := min((n+stripeSize-1)/stripeSize, stripesMost)
@@ -50,7 +51,7 @@ type striped struct {
 // stripe begins to read a range over several connections if that is worth it and there is memory for it.
 func (l *Layer) stripe(ctx context.Context, off, n int64, prio Priority, open opener) (io.ReadCloser, error) {
 	b := l.o.Budget
-	k := b.stripes(prio, n)
+	k := l.stripes(prio, n)
 	if k <= 1 || !b.fetch.try(n) {
 		return open(ctx, off, n)
 	}

@@ -24,7 +24,7 @@ func TestStripes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var src *streaming
 			f := setup(t, newSample(t), func(f *fixture, o *Options) { src = streamed(f, o) })
-			f.o.Budget.Answered(c.rtt)
+			f.o.Budget.Answered("", c.rtt)
 			off, n := f.span(3)
 			n *= 12 // spans, some hundred kilobytes of the blob
 			must(t, f.Fetch(t.Context(), off, n, c.prio))
@@ -45,7 +45,7 @@ func TestStripeFails(t *testing.T) {
 	fault := errors.New("broken off")
 	var src *streaming
 	f := setup(t, newSample(t), func(f *fixture, o *Options) { src = streamed(f, o) })
-	f.o.Budget.Answered(stripeRTT)
+	f.o.Budget.Answered("", stripeRTT)
 	off, n := f.span(3)
 	at := f.s.spans[3].Blob
 	ctx, cancel := context.WithCancelCause(t.Context())
