@@ -2,7 +2,7 @@
 //
 // # On disk
 //
-//	reserve                     space for records when the disk is full
+//	reserve-0 to reserve-7      space for records when the disk is full
 //	lock                        held by the process that has the store open
 //	layers/<algorithm>/<hex>/   one layer, named by the digest of its blob:
 //	    index                   the local index file, written once
