@@ -60,9 +60,9 @@ func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 // The waits between two attempts to adopt what could not be adopted at the start.
 const adoptFirst, adoptMost = time.Second, time.Minute
 
-// awaitHeld tries to open the layers again whose held mounts nobody serves, until there are none: what
-// was missing (descriptors, memory) comes back. The readers of those that are not back when the read
-// deadline is over are answered then.
+// awaitHeld tries to open the layers again whose held mounts nobody serves, until there are none:
+// what was missing (descriptors, memory) comes back. The readers of those that are not back when
+// the read deadline is over are answered then.
 func (t *Table) awaitHeld(ctx context.Context) {
 	deadline := t.o.ReadDeadline
 	if deadline == 0 {
@@ -177,7 +177,8 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 	return errors.Join(errs...)
 }
 
-// adoptHeld serves the layer's held mounts. What cannot be adopted for want of descriptors or memory waits on.
+// adoptHeld serves the layer's held mounts. What cannot be adopted for want of descriptors or
+// memory waits on.
 func (v *live) adoptHeld(ctx context.Context) {
 	for _, m := range v.t.takeHeld(v.digest) {
 		if err := m.take(); err != nil {
@@ -185,7 +186,8 @@ func (v *live) adoptHeld(ctx context.Context) {
 		}
 		s, err := v.adopt(ctx, m)
 		if scarce(err) {
-			v.t.log.WarnContext(ctx, "readers of a mount of a former micad wait on", "layer", v.digest, "err", err)
+			v.t.log.WarnContext(ctx, "readers of a mount of a former micad wait on",
+				"layer", v.digest, "err", err)
 			v.t.giveBack(m)
 			continue
 		}

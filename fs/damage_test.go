@@ -62,7 +62,8 @@ func TestUnreadableForAWhile(t *testing.T) {
 	}
 }
 
-// TestDamagedStays: a damaged layer that cannot be removed is an error, and is not downloaded again and again.
+// TestDamagedStays: a damaged layer that cannot be removed is an error, and is not downloaded again
+// and again.
 func TestDamagedStays(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	root := testDir(t)

@@ -78,8 +78,8 @@ func (t *Table) opened() []*live {
 // maxReplays bounds the replays that are remembered for Replays.
 const maxReplays = 100
 
-// replay starts to fetch what a profile names of the layers of the pull's image. Layers that are not open
-// yet follow when they are, until the pull ends.
+// replay starts to fetch what a profile names of the layers of the pull's image. Layers that are
+// not open yet follow when they are, until the pull ends.
 func (p *pull) replay(from *profile.Profile) {
 	t := p.t
 	whole := map[digest.Digest]bool{}

@@ -57,8 +57,8 @@ func (t *Table) knownKeys() map[string]bool {
 	return known
 }
 
-// cleanUp removes the temporary files that a process left which ended before it could: those that were written last
-// before began.
+// cleanUp removes the temporary files that a process left which ended before it could: those that
+// were written last before began.
 func (t *Table) cleanUp(ctx context.Context, began time.Time) {
 	for _, pattern := range []string{"trees-*", "layers/*/*/variant-*"} {
 		names, err := filepath.Glob(filepath.Join(t.o.Root, pattern))

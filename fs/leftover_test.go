@@ -10,7 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// TestCleanUp: what a killed process has left of trees and of variants on their way goes; nothing else does.
+// TestCleanUp: what a killed process has left of trees and of variants on their way goes; nothing
+// else does.
 func TestCleanUp(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	root := testDir(t)
@@ -47,7 +48,8 @@ func TestCleanUp(t *testing.T) {
 	}
 }
 
-// TestPromisedAgain: a layer whose coming has failed once is promised again when it has come, or was removed.
+// TestPromisedAgain: a layer whose coming has failed once is promised again when it has come, or
+// was removed.
 func TestPromisedAgain(t *testing.T) {
 	var p promises
 	d := digest.FromString("layer")

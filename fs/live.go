@@ -199,9 +199,9 @@ func (v *live) openIndex() error {
 	return nil
 }
 
-// damaged makes err say that the layer's folder is of no use, unless err comes of a file that is there
-// and could not be opened or read just now: for want of descriptors or memory, or for a fault of the disk
-// that may pass.
+// damaged makes err say that the layer's folder is of no use, unless err comes of a file that is
+// there and could not be opened or read just now: for want of descriptors or memory, or for a fault
+// of the disk that may pass.
 func damaged(err error) error {
 	if ofDisk(err) && !errors.Is(err, iofs.ErrNotExist) {
 		return err
@@ -293,8 +293,8 @@ func (v *live) whole() {
 	}
 }
 
-// tend completes the layer each time that its last span has come, until ctx ends. What fails, because the disk is
-// full for instance, is tried again.
+// tend completes the layer each time that its last span has come, until ctx ends. What fails,
+// because the disk is full for instance, is tried again.
 func (v *live) tend(ctx context.Context) {
 	for {
 		select {
@@ -308,9 +308,9 @@ func (v *live) tend(ctx context.Context) {
 	}
 }
 
-// completed is complete where nobody waits for it: the layer is on disk at once, and checked when no container
-// that starts needs the cores. What is lost until then is fetched anew, and then the last span comes once more.
-// False: it has to be tried again.
+// completed is complete where nobody waits for it: the layer is on disk at once, and checked when
+// no container that starts needs the cores. What is lost until then is fetched anew, and then the
+// last span comes once more. False: it has to be tried again.
 func (v *live) completed(ctx context.Context) bool {
 	ok := v.saved(ctx)
 	if ok {
@@ -338,7 +338,8 @@ func (v *live) saved(ctx context.Context) bool {
 	defer s.Close()
 	if err := s.Mark(store.Complete); err != nil {
 		if ctx.Err() == nil && s.AllPresent() {
-			v.t.log.Error("complete layer is not recorded as such: tried again", "layer", v.digest, "err", err)
+			v.t.log.Error("complete layer is not recorded as such: tried again",
+				"layer", v.digest, "err", err)
 		}
 		return false
 	}
@@ -346,7 +347,8 @@ func (v *live) saved(ctx context.Context) bool {
 }
 
 // complete checks a layer whose last span has come, and mounts it local over its mount
-// points: containers that start from now on do without the daemon. False: it is worth another attempt.
+// points: containers that start from now on do without the daemon. False: it is worth another
+// attempt.
 func (v *live) complete(ctx context.Context) bool {
 	v.trust.proving.Lock()
 	defer v.trust.proving.Unlock()
@@ -372,7 +374,8 @@ func (v *live) complete(ctx context.Context) bool {
 		v.trust.proved = gone
 	}
 	if !keep {
-		return true // its spans can go one by one, for as long as the kernel does not read it by itself
+		// Its spans can go one by one, for as long as the kernel does not read it by itself.
+		return true
 	}
 	if err := s.Mark(store.Verified); err != nil {
 		log.Error("verified layer is not recorded as such: tried again", "err", err)

@@ -87,8 +87,8 @@ func (w *world) profile(layers ...digest.Digest) *profile.Dir {
 	return dir
 }
 
-// TestReplayEnds: nothing is left of a replay of layers that are whole, or that the image has not; what is
-// given up of them later does not come back by itself.
+// TestReplayEnds: nothing is left of a replay of layers that are whole, or that the image has not;
+// what is given up of them later does not come back by itself.
 func TestReplayEnds(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	profiles := w.profile(w.layers[0], digest.FromString("another image's"), w.layers[1])
@@ -178,7 +178,8 @@ func TestCompletedAgain(t *testing.T) {
 	eventually(t, "the layer is whole and checked", func() bool { return verified(t, dir) })
 }
 
-// TestCompletedByNextRun: a layer that was proved, and not recorded as verified, is completed by the next run.
+// TestCompletedByNextRun: a layer that was proved, and not recorded as verified, is completed by
+// the next run.
 func TestCompletedByNextRun(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)

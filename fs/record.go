@@ -72,7 +72,8 @@ func (r *recordings) removeLocked(one *recording) {
 	r.list.Store(&list)
 }
 
-// imageOf returns the layers of an image of which a layer is asked for: this one, those below and those above.
+// imageOf returns the layers of an image of which a layer is asked for: this one, those below and
+// those above.
 func imageOf(l Layer, below []Below) map[digest.Digest]bool {
 	layers := map[digest.Digest]bool{l.Digest: true}
 	for _, d := range l.Image {
@@ -90,7 +91,10 @@ func (t *Table) record(l Layer, below []Below) {
 	if t.o.Profiles == nil {
 		return
 	}
-	one := &recording{recorder: profile.NewRecorder(l.Manifest, nil), layers: imageOf(l, below), began: time.Now()}
+	one := &recording{
+		recorder: profile.NewRecorder(l.Manifest, nil), layers: imageOf(l, below),
+		began: time.Now(),
+	}
 	t.mu.Lock()
 	ok := t.recordings.addLocked(one)
 	t.mu.Unlock()

@@ -161,7 +161,8 @@ func (s *source) Place() string {
 	return placeOf(s.origins.latest())
 }
 
-// placeOf returns the registry that a reference names. (If it has a mirror, the way is most often the mirror's.)
+// placeOf returns the registry that a reference names. (If it has a mirror, the way is most often
+// the mirror's.)
 func placeOf(ref string) string {
 	host, _, _ := strings.Cut(ref, "/")
 	return host

@@ -20,7 +20,7 @@ var errForged = errors.New("the mount in use shows a forged index's files: its c
 // trust is the part of a live layer that knows how far its index is believed.
 type trust struct {
 	proving sync.Mutex  // held by whoever proves, until the mounts show what is proved
-	proved  uint64      // with proving: Evictions, and one, when the layer was proved last; 0: it was not
+	proved  uint64      // with proving: 1 + Evictions when it was proved last; 0: it was not
 	forged  atomic.Bool // the index that is open is not the one that is on disk now
 	lies    atomic.Bool // the bytes that it has the digests of are not the layer's
 }

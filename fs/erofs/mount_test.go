@@ -299,7 +299,8 @@ func (d *deafDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 }
 
-// TestMountHangs: a mount that hangs in the kernel has failed after a while, and hinders neither the next nor the end.
+// TestMountHangs: a mount that hangs in the kernel has failed after a while, and hinders neither
+// the next nor the end.
 func TestMountHangs(t *testing.T) {
 	l := smallLayer(t, layertest.Random(300_001, 7))
 	m := erofs.Mounter{Limit: 500 * time.Millisecond}
@@ -321,7 +322,8 @@ func TestMountHangs(t *testing.T) {
 	dir := t.TempDir()
 	start := time.Now()
 	_, err = m.Mount(f.DevicePath(), l.Device, dir, erofs.Options{})
-	if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "does not finish") || took > 10*time.Second {
+	took := time.Since(start)
+	if err == nil || !strings.Contains(err.Error(), "does not finish") || took > 10*time.Second {
 		t.Errorf("after %v: %v", took, err)
 	}
 	if _, err := m.Mount(l.Index, l.Device, dir, erofs.Options{}); err != nil {

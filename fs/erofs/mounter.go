@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountTime is the Limit of a Mounter that has none. Nothing that a mount needs comes from the network.
+// mountTime is the Limit of a Mounter that has none. Nothing that a mount needs comes from the
+// network.
 const mountTime = time.Minute
 
 // Mounter mounts what this process serves itself over FUSE: a child process does it, and waits in this one's stead for
@@ -26,8 +27,8 @@ const mountTime = time.Minute
 // pull. If this process dies, the child does not finish its mount. All methods but Close may run
 // in parallel. The zero value is ready; Close it.
 type Mounter struct {
-	// Limit is how long one mount may take; then it has failed, and its child is killed and left to itself: the kernel
-	// hangs. 0: a minute.
+	// Limit is how long one mount may take; then it has failed, and its child is killed and left to
+	// itself: the kernel hangs. 0: a minute.
 	Limit time.Duration
 
 	running sync.WaitGroup // of each child that is not left to itself
@@ -194,7 +195,8 @@ func (m *Mounter) readyLocked() (*child, error) {
 		}
 	})
 	m.child = &child{
-		process: cmd.Process, in: in, out: out, ask: json.NewEncoder(in), told: json.NewDecoder(out), left: left,
+		process: cmd.Process, in: in, out: out,
+		ask: json.NewEncoder(in), told: json.NewDecoder(out), left: left,
 	}
 	return m.child, nil
 }

@@ -68,8 +68,8 @@ func (s Support) Backing(m Mode) (Backing, error) {
 	return Auto, fmt.Errorf("mode %s does not work here: %w", m, errors.Join(errs...))
 }
 
-// checkTime bounds each mount of a check by the child, and the read through it: a kernel that hangs is one that does
-// not work.
+// checkTime bounds each mount of a check by the child, and the read through it: a kernel that hangs
+// is one that does not work.
 const checkTime = 20 * time.Second
 
 // Probe finds out which modes work with a store in dir, by serving a tiny layer
@@ -84,7 +84,8 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 	if err != nil {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
-	p := probe{dir: tmp, content: bytes.Repeat([]byte("mica "), 2000), mounter: Mounter{Limit: checkTime}}
+	p := probe{dir: tmp, content: bytes.Repeat([]byte("mica "), 2000)}
+	p.mounter.Limit = checkTime
 	defer p.mounter.Close()
 	if err := p.writeLayer(); err != nil {
 		return s, errors.Join(fmt.Errorf("probe %s: %w", dir, err), os.RemoveAll(tmp))

@@ -87,8 +87,8 @@ func (c *courtesy) busy(now time.Time) bool {
 	return c.starting(now) && c.load.others(now) > busyShare*float64(runtime.NumCPU())
 }
 
-// measure measures the load again, if that is due. Readers wait for Scheduler.mu, and the kernel may take
-// milliseconds to make /proc/stat: so it is read without that.
+// measure measures the load again, if that is due. Readers wait for Scheduler.mu, and the kernel
+// may take milliseconds to make /proc/stat: so it is read without that.
 func (s *Scheduler) measure(now time.Time) {
 	s.mu.Lock()
 	due := s.courtesy.starting(now) && s.courtesy.load.due(now)
@@ -155,8 +155,8 @@ func (l *load) measured(now time.Time, busy, own time.Duration) {
 	l.at, l.busy, l.own = now, busy, own
 }
 
-// others returns the number of cores that other processes used lately; all of them where that was measured
-// too long ago. Where it cannot be measured it is 0.
+// others returns the number of cores that other processes used lately; all of them where that was
+// measured too long ago. Where it cannot be measured it is 0.
 func (l *load) others(now time.Time) float64 {
 	if !l.at.IsZero() && now.Sub(l.at) >= measureAnew {
 		return float64(runtime.NumCPU())
@@ -164,7 +164,8 @@ func (l *load) others(now time.Time) float64 {
 	return l.cores
 }
 
-// workTimes returns how long all processes of the machine have worked since it started, and this one of them.
+// workTimes returns how long all processes of the machine have worked since it started, and this
+// one of them.
 func workTimes() (all, own time.Duration, err error) {
 	all, err = busyTime()
 	return all, ownTime(), err

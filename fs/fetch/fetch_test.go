@@ -412,8 +412,8 @@ func TestBounds(t *testing.T) {
 	})
 }
 
-// TestClose: a replay ends although layers of its ranges never come, and what is left of these is dropped: of
-// layers that come late, that lack nothing, that go.
+// TestClose: a replay ends although layers of its ranges never come, and what is left of these is
+// dropped: of layers that come late, that lack nothing, that go.
 func TestClose(t *testing.T) {
 	run(t, Options{}, func(t *testing.T, s *Scheduler, l *log) {
 		a, late, whole := l.layer("a", 10), l.layer("late", 10), l.layer("whole", 10)

@@ -99,8 +99,8 @@ type ReplayStats struct {
 }
 
 // Replay fetches the ranges, given in the order of their first access, about in that order. Those of layers that
-// are not known yet wait for Add, until Close; those of a layer that is forgotten meanwhile are dropped, and so are
-// those of layers of which wanted says no. (nil: all are wanted.)
+// are not known yet wait for Add, until Close; those of a layer that is forgotten meanwhile are
+// dropped, and so are those of layers of which wanted says no. (nil: all are wanted.)
 func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Replay {
 	r := &Replay{
 		s: s, ranges: len(ranges), done: make(chan struct{}),
@@ -131,8 +131,8 @@ func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Rep
 // Done is closed when nothing is left to fetch.
 func (r *Replay) Done() <-chan struct{} { return r.done }
 
-// Close drops what is to be fetched of layers that are not known: they will not be because of what the
-// replay belongs to. The rest goes on.
+// Close drops what is to be fetched of layers that are not known: they will not be because of what
+// the replay belongs to. The rest goes on.
 func (r *Replay) Close() {
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()

@@ -142,7 +142,8 @@ func New(o Options) *Scheduler {
 		o.Log = slog.Default()
 	}
 	return &Scheduler{
-		o: o, log: o.Log, wake: make(chan struct{}, 1), times: workTimes, layers: map[digest.Digest]*entry{},
+		o: o, log: o.Log, wake: make(chan struct{}, 1), times: workTimes,
+		layers: map[digest.Digest]*entry{},
 	}
 }
 

@@ -68,7 +68,8 @@ func NewBudget(fetch, decode int64) *Budget {
 	return b
 }
 
-// Answered tells how long a small request took that was not a layer's: about a round trip. For place see Placed.
+// Answered tells how long a small request took that was not a layer's: about a round trip. For
+// place see Placed.
 func (b *Budget) Answered(place string, d time.Duration) { b.way(place).flow.answered(d, false) }
 
 // holdMost is how long decoding is held at the most.

@@ -167,7 +167,8 @@ func TestUnreadableForAWhile(t *testing.T) {
 	}
 }
 
-// TestLostBySync: a layer whose spans are taken back, as a sync has failed, is complete when they have come again.
+// TestLostBySync: a layer whose spans are taken back, as a sync has failed, is complete when they
+// have come again.
 func TestLostBySync(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(0, f.Size())

@@ -198,18 +198,21 @@ type placed struct {
 
 func (p placed) Place() string { return p.place }
 
-// TestWays: what a near registry's answers tell says nothing of the way to a far one: the far one's fills keep their
-// share of the line, its readers' requests go over several connections, and none is sent twice for being slower than
-// the near one's. And the other way round.
+// TestWays: what a near registry's answers tell says nothing of the way to a far one: the far one's
+// fills keep their share of the line, its readers' requests go over several connections, and none
+// is sent twice for being slower than the near one's. And the other way round.
 func TestWays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget(0, 0)
 		layerAt := func(place string) *Layer {
-			return setup(t, newSample(t), func(f *fixture, o *Options) { o.Budget, o.Blob = b, placed{f.blob, place} }).Layer
+			return setup(t, newSample(t), func(f *fixture, o *Options) {
+				o.Budget, o.Blob = b, placed{f.blob, place}
+			}).Layer
 		}
 		near, far := layerAt("mirror.test"), layerAt("registry.test")
 		for range 100 {
-			for l, rtt := range map[*Layer]time.Duration{near: time.Millisecond, far: 50 * time.Millisecond} {
+			for i, l := range []*Layer{near, far} {
+				rtt := []time.Duration{time.Millisecond, 50 * time.Millisecond}[i]
 				l.way().flow.answered(rtt, true)
 				l.way().pace.observe(rtt, 2*rtt, 100_000)
 			}

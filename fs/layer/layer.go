@@ -60,9 +60,9 @@ type Options struct {
 	// Deadline is how long one read waits for what cannot be fetched; 0:
 	// DefaultDeadline.
 	Deadline time.Duration
-	// Complete is called when the last missing span has come in; again, where spans were lost or evicted
-	// meanwhile and have come again. It must neither block nor close the layer. A layer that is complete
-	// at New does not call it.
+	// Complete is called when the last missing span has come in; again, where spans were lost or
+	// evicted meanwhile and have come again. It must neither block nor close the layer. A layer
+	// that is complete at New does not call it.
 	Complete func()
 	// Waited is called for each read that has to wait, with the device bytes [off, end) that it wants. It must not
 	// block. May be nil.

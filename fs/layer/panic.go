@@ -8,9 +8,9 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// A panic in what works on foreign bytes, or brings them, is an error of the reads that it works for, and of nobody
-// else's. Each goroutine of a fetch has to see to that itself: a group's is survive's, those that it starts are
-// guarded's.
+// A panic in what works on foreign bytes, or brings them, is an error of the reads that it works
+// for, and of nobody else's. Each goroutine of a fetch has to see to that itself: a group's is
+// survive's, those that it starts are guarded's.
 
 // guarded returns what f returns; a panic in f is an error.
 func guarded(f func() error) (err error) {

@@ -35,8 +35,8 @@ func (s *trapped) Range(ctx context.Context, off, n int64) (io.ReadCloser, error
 	return b, err
 }
 
-// TestPanics: a panic in any goroutine of a fetch is an error of the reads that wait for it. It costs nobody else
-// anything, and not the budget either.
+// TestPanics: a panic in any goroutine of a fetch is an error of the reads that wait for it. It
+// costs nobody else anything, and not the budget either.
 func TestPanics(t *testing.T) {
 	armed := false
 	trap := func(where string) error {
@@ -47,7 +47,9 @@ func TestPanics(t *testing.T) {
 	}
 	for name, set := range map[string]func(f *fixture, o *Options) (arm func(bool)){
 		"opening": func(f *fixture, _ *Options) func(bool) {
-			f.blob.fault = func(context.Context, int, []byte, int64) error { return trap("opening") }
+			f.blob.fault = func(context.Context, int, []byte, int64) error {
+				return trap("opening")
+			}
 			return func(on bool) { armed = on }
 		},
 		"body": func(f *fixture, o *Options) func(bool) {
@@ -56,7 +58,9 @@ func TestPanics(t *testing.T) {
 			return func(on bool) { src.armed = on }
 		},
 		"windows": func(f *fixture, _ *Options) func(bool) {
-			f.windows.fault = func(context.Context, int, []byte, int64) error { return trap("windows") }
+			f.windows.fault = func(context.Context, int, []byte, int64) error {
+				return trap("windows")
+			}
 			return func(on bool) { armed = on }
 		},
 		"store": func(f *fixture, _ *Options) func(bool) {
@@ -76,14 +80,16 @@ func TestPanics(t *testing.T) {
 					arm(true)
 					err := f.Fetch(t.Context(), off, 5*n, prio)
 					served := name == "store" && prio == Demand // before it is written
-					if err == nil && !served || err != nil && !strings.Contains(err.Error(), "panic") {
+					if err == nil && !served ||
+						err != nil && !strings.Contains(err.Error(), "panic") {
 						t.Errorf("fetch: %v", err)
 					}
 					f.wait()
 					arm(false)
 					f.mustRead(0, f.Size())
 					f.wait()
-					if s := f.o.Budget.Stats(); s.Fetching != 0 || s.Decoding != 0 || s.Filling != 0 {
+					s := f.o.Budget.Stats()
+					if s.Fetching != 0 || s.Decoding != 0 || s.Filling != 0 {
 						t.Errorf("left of the budget: %+v", s)
 					}
 				})

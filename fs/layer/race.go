@@ -36,7 +36,10 @@ func (l *Layer) race(ctx context.Context, at byteRange, open opener) *race {
 	if !b.fetch.try(at.size()) {
 		return nil
 	}
-	r := &race{budget: b, pace: &l.way().pace, count: &l.counters, open: open, at: at, pos: at.from, start: time.Now()}
+	r := &race{
+		budget: b, pace: &l.way().pace, count: &l.counters, open: open,
+		at: at, pos: at.from, start: time.Now(),
+	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	d, ok := r.pace.slow(at.size())
 	r.slow = time.NewTimer(d)

@@ -120,15 +120,15 @@ func (l *Layer) compared(p []byte, off int64) error {
 	return nil
 }
 
-// Bytes on disk are compared in pieces, so many of them at a time for all layers: readers come in any number, and a
-// span may have 64 MiB.
+// Bytes on disk are compared in pieces, so many of them at a time for all layers: readers come in
+// any number, and a span may have 64 MiB.
 const (
 	comparePiece = 1 << 20
 	comparesMost = 24
 )
 
-// compare reads a span from the store, and compares it with its digest. Each piece is shown to use, if that is not nil; nothing
-// of it may be believed before compare has returned nil.
+// compare reads a span from the store, and compares it with its digest. Each piece is shown to use,
+// if that is not nil; nothing of it may be believed before compare has returned nil.
 func (l *Layer) compare(s *index.Span, use func(p []byte, off int64)) error {
 	b := l.o.Budget
 	b.compares <- struct{}{}

@@ -151,8 +151,8 @@ func TestLostOnTheWay(t *testing.T) {
 	f.mustRead(0, f.Size())
 }
 
-// TestComparedInPieces: however large spans are, and however many readers come, what is compared of them takes a
-// bounded part of the memory; and what is wrong in any piece is found.
+// TestComparedInPieces: however large spans are, and however many readers come, what is compared of
+// them takes a bounded part of the memory; and what is wrong in any piece is found.
 func TestComparedInPieces(t *testing.T) {
 	blob := zipped(t, tarball(t, rand.New(rand.NewPCG(9, 9)), 12<<20))
 	var windows, device, ix bytes.Buffer
@@ -163,7 +163,8 @@ func TestComparedInPieces(t *testing.T) {
 	_, err = index.Write(&ix, d)
 	must(t, err)
 	f := setup(t, &sample{
-		blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(), header: d.Header, spans: d.Spans,
+		blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(),
+		header: d.Header, spans: d.Spans,
 	}, nil)
 	if _, n := f.span(0); n < 3*comparePiece {
 		t.Fatalf("a span of %d bytes", n)

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Placed is what a Source may be as well: Place names the registry that is asked first. What one registry's answers
-// tell of the way to it says nothing of the way to another.
+// Placed is what a Source may be as well: Place names the registry that is asked first. What one
+// registry's answers tell of the way to it says nothing of the way to another.
 type Placed interface{ Place() string }
 
 // way is what is known of the way to one registry, and what fills have under way there.

@@ -12,14 +12,15 @@ import (
 // sync the file, later. So nothing is called durable before it was looked whether it is a hole, and zeros in what is not
 // durable are not believed before they were compared. (Looking for the hole says nothing after a read: the page cache has its zeros then.)
 //
-// Some file systems, ZFS with compression for one, keep zeros that were written as holes. So a hole is no fault where the store knows
-// that zeros were written.
+// Some file systems, ZFS with compression for one, keep zeros that were written as holes. So a hole
+// is no fault where the store knows that zeros were written.
 
 // unsaved is a span that was written since the last sync of the device; -1: all of them were.
 type unsaved struct {
 	span   int
 	off, n int64
-	// Of the first sector, and of the last, it has a part alone, of zeros: whether that is all of zeros nobody knows.
+	// Of the first sector, and of the last, it has a part alone, of zeros: whether that is all of
+	// zeros nobody knows.
 	head, tail bool
 }
 
@@ -100,7 +101,8 @@ func (l *Layer) checkHoles(f file, all []unsaved) error {
 	return nil
 }
 
-// zerosEnd returns where the sectors end, from the one at off on, that are known to be zeros; end at the most.
+// zerosEnd returns where the sectors end, from the one at off on, that are known to be zeros; end
+// at the most.
 func (l *Layer) zerosEnd(off, end int64) int64 {
 	const size = 1 << sectorShift
 	l.mu.Lock()

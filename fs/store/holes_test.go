@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// punching is a disk that keeps blocks of zeros as holes when a file is synced, as ZFS does, and loses one block of each device
-// file where it is told to.
+// punching is a disk that keeps blocks of zeros as holes when a file is synced, as ZFS does, and
+// loses one block of each device file where it is told to.
 type punching struct {
 	osDisk
 	lose *int64 // offset of the block; negative: none
@@ -56,7 +56,8 @@ func (f punchingFile) Sync() error {
 	return f.file.Sync()
 }
 
-// hollow makes a sample a part of which is zeros: some spans whole, others at an end or in the middle.
+// hollow makes a sample a part of which is zeros: some spans whole, others at an end or in the
+// middle.
 func hollow(seed uint64) *sample {
 	s := newSample(seed, 200)
 	r := rand.New(rand.NewPCG(seed, 5))
@@ -68,7 +69,8 @@ func hollow(seed uint64) *sample {
 	return s
 }
 
-// TestZerosAsHoles: zeros that the file system keeps as holes are not lost, and what is lost beside them is found.
+// TestZerosAsHoles: zeros that the file system keeps as holes are not lost, and what is lost beside
+// them is found.
 func TestZerosAsHoles(t *testing.T) {
 	for seed := range uint64(20) {
 		for _, state := range []State{Lazy, Complete} {
@@ -82,14 +84,16 @@ func TestZerosAsHoles(t *testing.T) {
 				all[i] = i
 			}
 			if state == Lazy {
-				rand.New(rand.NewPCG(seed, 6)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+				r := rand.New(rand.NewPCG(seed, 6))
+				r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 				s.write(t, l, all[:100]...)
 				must(t, st.Flush())
 				s.write(t, l, all[100:]...)
 			}
 			must(t, st.Flush())
 			if !l.AllPresent() || st.faults.lately() {
-				t.Fatalf("seed %d, %s: %d spans of %d are there", seed, state, l.present.count.Load(), s.spans())
+				t.Fatalf("seed %d, %s: %d spans of %d are there",
+					seed, state, l.present.count.Load(), s.spans())
 			}
 			s.mustHave(t, l, all...)
 			must(t, l.Close())
@@ -98,7 +102,8 @@ func TestZerosAsHoles(t *testing.T) {
 	}
 }
 
-// TestLostBesideZeros: a block that the disk loses is found wherever it lies, unless it had nothing but zeros.
+// TestLostBesideZeros: a block that the disk loses is found wherever it lies, unless it had nothing
+// but zeros.
 func TestLostBesideZeros(t *testing.T) {
 	for seed := range uint64(20) {
 		for _, state := range []State{Lazy, Complete} {
@@ -121,7 +126,8 @@ func TestLostBesideZeros(t *testing.T) {
 				}
 			}
 			if err := st.Flush(); !errors.Is(err, unix.EIO) {
-				t.Errorf("seed %d, %s: block %d is lost, and that is not found: %v", seed, state, lose, err)
+				t.Errorf("seed %d, %s: block %d is lost, and that is not found: %v",
+					seed, state, lose, err)
 			}
 			must(t, l.Close())
 			must(t, st.Close())

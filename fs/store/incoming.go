@@ -247,8 +247,8 @@ type spool struct {
 	buf  []byte
 	err  error // of an earlier write: the file is not what was written
 
-	// Of a device's: the sectors of zeros that were written; and whether the last write ended with zeros that
-	// are a part of one.
+	// Of a device's: the sectors of zeros that were written; and whether the last write ended with
+	// zeros that are a part of one.
 	zeros zeros
 	tail  bool
 }

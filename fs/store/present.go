@@ -111,7 +111,8 @@ func (m *mapping) decode(b []byte) (*presence, error) {
 	return p, nil
 }
 
-// errNoMap is wrapped by the reasons why a presence map is of no use. Other errors say nothing about it.
+// errNoMap is wrapped by the reasons why a presence map is of no use. Other errors say nothing
+// about it.
 var errNoMap = errors.New("presence map is not usable")
 
 // loadPresence reads the newer usable slot. A map that is not there is nil

@@ -31,7 +31,8 @@ func zerosIn(p []byte, off int64) zeros {
 	return z
 }
 
-// edges says whether p, which lies at off in the device, begins, and whether it ends, with zeros that are a part of a sector.
+// edges says whether p, which lies at off in the device, begins, and whether it ends, with zeros
+// that are a part of a sector.
 func edges(p []byte, off int64) (head, tail bool) {
 	const size = 1 << sectorShift
 	first := min(-off&(size-1), int64(len(p)))
