@@ -124,11 +124,7 @@ func (l *lot) take(ctx context.Context, need int64, limit rank) (int64, error) {
 // makeRoom makes room for need bytes of readers, by what has the lowest rank; need 0: for the background, by what no container
 // uses and nobody has read recently.
 func (c *cache) makeRoom(ctx context.Context, need int64) {
-	if err := c.count(); err != nil {
-		c.t.log.Error("what the layers take on disk is not known", "dir", c.t.o.Root, "err", err)
-		return
-	}
-	used, demand := c.used.Load(), need > 0
+	used, demand := c.used(), need > 0
 	goal := c.limit - min(need, c.limit/4) - c.step()
 	if !demand {
 		goal = c.backgroundLimit() - c.step()
@@ -148,9 +144,6 @@ func (c *cache) makeRoom(ctx context.Context, need int64) {
 	}
 	if freed > 0 {
 		c.t.log.Debug("evicted", "bytes", freed, "used", used, "quota", c.limit)
-	}
-	if err := c.count(); err != nil {
-		return // said above
 	}
 	if demand && freed == 0 && ctx.Err() == nil {
 		c.mu.Lock()

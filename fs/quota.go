@@ -47,8 +47,8 @@ var errQuota = errors.New("cache quota is reached")
 // cache keeps what the layers take on disk within its bounds. Readers are never refused anything: a span that is not stored is
 // served from memory.
 //
-// Spans are admitted before they are written, and wait while others go. Who is admitted is counted at once, and what the file
-// system says that files take is counted anew whenever something has to go.
+// Spans are admitted before they are written, and wait while others go. The store counts what lies on
+// disk; what was admitted and is not written yet is counted here.
 type cache struct {
 	t     *Table // set before anything is read
 	o     CacheOptions
@@ -57,9 +57,7 @@ type cache struct {
 
 	wake chan struct{} // a token: there is not enough room
 
-	counting sync.RWMutex // held alone while used is counted, shared while a span is written
-	used     atomic.Int64 // bytes on disk, and those admitted
-	pending  atomic.Int64 // of these, admitted and not yet written
+	pending atomic.Int64 // bytes that are admitted and not yet written
 
 	evicted, refused, wrong atomic.Int64 // bytes, bytes, spans
 	solid                   atomic.Bool  // complete layers cannot be made lazy on this kernel
@@ -90,8 +88,11 @@ func newCache(s *store.Store, o Options) (*cache, error) {
 			c.limit = part
 		}
 	}
-	return c, c.count()
+	return c, nil
 }
+
+// used is the bytes on disk, and those admitted.
+func (c *cache) used() int64 { return c.store.Used() + c.pending.Load() }
 
 // guarded is a store's layer that takes a span only when the cache has room for it.
 type guarded struct {
@@ -108,12 +109,9 @@ func (g guarded) WriteSpan(i int, off int64, data []byte) error {
 	if err := c.admit(n); err != nil {
 		return err
 	}
-	c.counting.RLock()
-	defer c.counting.RUnlock()
 	err := g.Layer.WriteSpan(i, off, data)
 	c.pending.Add(-n)
 	if err != nil {
-		c.used.Add(-n)
 		c.failed(err)
 	}
 	return err
@@ -123,10 +121,9 @@ func (g guarded) WriteSpan(i int, off int64, data []byte) error {
 func (c *cache) admit(n int64) error {
 	for end := (time.Time{}); ; {
 		c.pending.Add(n)
-		if c.used.Add(n) <= c.limit || c.limit == 0 {
+		if c.used() <= c.limit || c.limit == 0 {
 			return nil
 		}
-		c.used.Add(-n)
 		c.pending.Add(-n)
 		if end.IsZero() {
 			end = time.Now().Add(roomPatience)
@@ -137,6 +134,9 @@ func (c *cache) admit(n int64) error {
 		}
 	}
 }
+
+// exceed counts n bytes that are written although there is no room.
+func (c *cache) exceed(n int64) { c.pending.Add(n) }
 
 // room waits until something has gone for n bytes, if anything can before end.
 func (c *cache) room(n int64, end time.Time) bool {
@@ -196,7 +196,7 @@ func (c *cache) hold() time.Duration {
 	if now.Before(c.paused) {
 		return holdTime
 	}
-	if c.limit == 0 || c.used.Load() < c.backgroundLimit() {
+	if c.limit == 0 || c.used() < c.backgroundLimit() {
 		return 0
 	}
 	if now.Sub(c.yielded) > stuckTime {
@@ -211,17 +211,6 @@ func (c *cache) backgroundLimit() int64 { return c.limit - c.limit/8 }
 
 // step is how much more than is needed goes at a time, so that not every span waits, bytes.
 func (c *cache) step() int64 { return min(c.limit/16, 256<<20) }
-
-// count finds out what the layers take.
-func (c *cache) count() error {
-	c.counting.Lock()
-	defer c.counting.Unlock()
-	n, err := c.store.DiskUsage()
-	if err == nil {
-		c.used.Store(n + c.pending.Load())
-	}
-	return err
-}
 
 // keeps says whether a complete layer of that many bytes may become one that the kernel reads by itself: such a layer goes
 // as a whole, and only when no container uses it. A part of the quota is left for what can go.
@@ -259,11 +248,8 @@ func (a *admitted) Write(p []byte) (int, error) {
 	c := a.cache
 	n := int64(len(p))
 	if c.admit(n) != nil {
-		c.used.Add(n)
-		c.pending.Add(n)
+		c.exceed(n)
 	}
-	c.counting.RLock()
-	defer c.counting.RUnlock()
 	done, err := a.w.Write(p)
 	c.pending.Add(-n)
 	if err != nil {
@@ -284,6 +270,7 @@ func (c *cache) run(ctx context.Context) {
 			c.look(ctx, 0)
 			for _, v := range c.t.opened() {
 				v.store.SaveReads()
+				v.store.Measure() // what was put beside its files too
 			}
 			continue
 		case <-c.wake:
@@ -349,8 +336,8 @@ type CacheStatus struct {
 func (t *Table) Cache() CacheStatus {
 	c := t.cache
 	s := CacheStatus{
-		Used: c.used.Load(), Quota: c.limit, Evicted: c.evicted.Load(), Refused: c.refused.Load(), Corrupt: c.wrong.Load(),
-		Full: c.limit > 0 && c.used.Load() >= c.backgroundLimit(),
+		Used: c.used(), Quota: c.limit, Evicted: c.evicted.Load(), Refused: c.refused.Load(), Corrupt: c.wrong.Load(),
+		Full: c.limit > 0 && c.used() >= c.backgroundLimit(),
 	}
 	for _, v := range t.opened() {
 		s.Corrupt += v.data.Stats().Unreadable

@@ -33,6 +33,7 @@ func (l *Layer) Evict(spans []int, at Place) (int64, error) {
 	if err == nil && len(taken) > 0 {
 		if err = l.unrecord(taken, at); err == nil {
 			err = l.punch(taken, at)
+			l.Measure()
 		} else {
 			l.giveBack(taken, at)
 			bytes = 0
@@ -181,6 +182,7 @@ func (l *Layer) Empty() error {
 	if l.gone {
 		return nil
 	}
+	defer l.Measure()
 	// What is written from now on goes to the new device.
 	l.writing.Lock()
 	defer l.writing.Unlock()

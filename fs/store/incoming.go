@@ -27,6 +27,7 @@ type Incoming struct {
 	windows spool
 	device  spool
 	ended   bool
+	space   *space // what dir takes on disk
 }
 
 // Create begins a layer. Others may be creating the same one: the first Commit
@@ -39,10 +40,11 @@ func (s *Store) Create(d digest.Digest) (*Incoming, error) {
 	if err := s.disk.Mkdir(dir); err != nil {
 		return nil, fmt.Errorf("create layer %s: %w", d, err)
 	}
-	in := &Incoming{store: s, digest: d, dir: dir}
+	in := &Incoming{store: s, digest: d, dir: dir, space: &space{}}
 	in.device.zeros = zeros{}
 	for name, f := range map[string]*spool{indexName: &in.index, windowsName: &in.windows, deviceName: &in.device} {
 		f.disk, f.name = s.disk, dir+"/"+name
+		f.grown = func(n int64) { s.usage.add(in.space, n) }
 	}
 	return in, nil
 }
@@ -130,6 +132,7 @@ func (in *Incoming) place(e *entry, state State) (*Layer, error) {
 		return nil, err
 	}
 	in.ended = true
+	in.store.usage.end(in.space)
 	if err := d.SyncDir(filepath.Dir(to)); err != nil {
 		return nil, err
 	}
@@ -230,6 +233,7 @@ func (in *Incoming) Abort() error {
 		return nil
 	}
 	in.ended = true
+	defer in.store.usage.end(in.space)
 	err := errors.Join(in.index.close(), in.windows.close(), in.device.close(), in.store.disk.RemoveAll(in.dir))
 	if err != nil {
 		return fmt.Errorf("abort layer %s: %w", in.digest, err)
@@ -246,6 +250,8 @@ type spool struct {
 	off  int64 // bytes written so far, those in buf included
 	buf  []byte
 	err  error // of an earlier write: the file is not what was written
+	// grown is told of what is written; nil: nobody is.
+	grown func(n int64)
 
 	// Of a device's: the sectors of zeros that were written; and whether the last write ended with
 	// zeros that are a part of one.
@@ -303,6 +309,9 @@ func (s *spool) writeAt(p []byte, off int64) error {
 	if s.err == nil && s.zeros != nil {
 		s.zeros.add(zerosIn(p, off))
 		_, s.tail = edges(p, off)
+	}
+	if s.grown != nil && s.err == nil {
+		s.grown(int64(len(p)))
 	}
 	return s.err
 }

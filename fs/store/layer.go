@@ -40,7 +40,8 @@ type Layer struct {
 	dir    string
 	log    *slog.Logger
 	entry  *entry
-	size   int64 // of the device, not rounded
+	space  *space // what dir takes on disk
+	size   int64  // of the device, not rounded
 
 	present *set
 	pages   *pages
@@ -102,6 +103,7 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		dir:      dir,
 		log:      s.log.With("layer", d.String()),
 		entry:    e,
+		space:    s.usage.of(d),
 		size:     rec.DeviceSize,
 		present:  newSet(rec.Spans),
 		pages:    newPages(rec.DeviceSize),
@@ -117,6 +119,7 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		return nil, err
 	}
 	l.reads.load(l)
+	l.Measure()
 	return l, nil
 }
 
@@ -338,6 +341,7 @@ func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
 	}
 	l.mu.Unlock()
 	if fresh {
+		l.store.usage.add(l.space, int64(len(data)))
 		l.store.changed(l, int64(len(data)))
 	}
 	return nil

@@ -112,6 +112,7 @@ type Store struct {
 	used  chan struct{} // a token: dropBytes can be dropped from the page cache
 
 	faults faults
+	usage  usage
 
 	mu         sync.Mutex
 	open       map[digest.Digest]*entry
@@ -151,6 +152,7 @@ func openDisk(dir string, d disk) (*Store, error) {
 		open:  map[digest.Digest]*entry{},
 		dirty: map[*Layer]struct{}{},
 		warm:  map[*Layer]struct{}{},
+		usage: usage{layers: map[digest.Digest]*space{}},
 	}
 	if err := s.makeFolders(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
@@ -158,7 +160,7 @@ func openDisk(dir string, d disk) (*Store, error) {
 	if err := s.takeLock(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
-	if err := s.clean(); err != nil {
+	if err := errors.Join(s.clean(), s.measureAll()); err != nil {
 		s.lock.Close()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
@@ -390,6 +392,7 @@ func (s *Store) detach(d digest.Digest, e *entry, trash string) error {
 	if err := s.disk.Rename(dir, trash); err != nil {
 		return err
 	}
+	s.usage.forget(d)
 	if l != nil {
 		l.gone = true
 		l.device.removedLocked()

@@ -5,49 +5,127 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
-// DiskUsage returns the bytes that the layer's files take on disk, holes left
-// out.
-func (l *Layer) DiskUsage() (int64, error) { return diskUsage(l.dir) }
-
-// DiskUsage returns the bytes that all layers take on disk, holes left out, with those on their way in.
-func (s *Store) DiskUsage() (int64, error) {
-	all, err := s.Layers()
-	if err != nil {
-		return 0, err
-	}
-	dirs := make([]string, 0, len(all))
-	for _, d := range all {
-		dirs = append(dirs, s.layerDir(d))
-	}
-	coming, err := os.ReadDir(s.dir + "/" + tmpName)
-	if err != nil {
-		return 0, err
-	}
-	for _, e := range coming {
-		dirs = append(dirs, s.dir+"/"+tmpName+"/"+e.Name())
-	}
-	var total int64
-	for _, dir := range dirs {
-		n, err := diskUsage(dir)
-		if err != nil {
-			return 0, err
-		}
-		total += n
-	}
-	return total, nil
+// usage counts the bytes that folders of layers take on disk, holes left out. A folder is measured
+// when it is opened and whenever its files have become durable or smaller; what is written between
+// two measurements is added.
+type usage struct {
+	mu     sync.Mutex
+	total  int64
+	layers map[digest.Digest]*space
 }
 
-// LayerUsage is DiskUsage of one layer, which need not be usable.
+// space is what one folder takes. It counts until the folder goes: a Layer that was removed and is
+// still open may write what is nobody's any more.
+type space struct {
+	bytes int64
+	gone  bool
+}
+
+// Used returns the bytes that all layers take on disk, holes left out, with those on their way in.
+func (s *Store) Used() int64 {
+	s.usage.mu.Lock()
+	defer s.usage.mu.Unlock()
+	return s.usage.total
+}
+
+// of returns the space of layer d, which is a new one after forget.
+func (u *usage) of(d digest.Digest) *space {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f := u.layers[d]
+	if f == nil {
+		f = &space{}
+		u.layers[d] = f
+	}
+	return f
+}
+
+// set notes what a folder was measured to take.
+func (u *usage) set(f *space, n int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !f.gone {
+		u.total += n - f.bytes
+		f.bytes = n
+	}
+}
+
+// add notes that n bytes were written in a folder.
+func (u *usage) add(f *space, n int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !f.gone {
+		u.total += n
+		f.bytes += n
+	}
+}
+
+// end says that a folder is not there any more.
+func (u *usage) end(f *space) {
+	u.set(f, 0)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	f.gone = true
+}
+
+// forget is end for the folder of a layer.
+func (u *usage) forget(d digest.Digest) {
+	u.end(u.of(d))
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.layers, d)
+}
+
+// measureAll measures all layers, of which none is open.
+func (s *Store) measureAll() error {
+	all, err := s.Layers()
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		if _, err := s.LayerUsage(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DiskUsage returns the bytes that the layer's files take on disk, holes left
+// out.
+func (l *Layer) DiskUsage() (int64, error) {
+	l.writing.Lock() // what is being written now is added by its writer
+	defer l.writing.Unlock()
+	n, err := diskUsage(l.dir)
+	if err == nil {
+		l.store.usage.set(l.space, n)
+	}
+	return n, err
+}
+
+// Measure counts anew what the layer takes, after its files have changed.
+func (l *Layer) Measure() {
+	if _, err := l.DiskUsage(); err != nil {
+		l.log.Warn("what the layer takes on disk is not known", "err", err)
+	}
+}
+
+// LayerUsage is DiskUsage of a layer that is not open, and need not be usable.
 func (s *Store) LayerUsage(d digest.Digest) (int64, error) {
 	if err := d.Validate(); err != nil {
 		return 0, fmt.Errorf("usage of layer %q: %w", d, err)
 	}
-	return diskUsage(s.layerDir(d))
+	f := s.usage.of(d)
+	n, err := diskUsage(s.layerDir(d))
+	if err == nil {
+		s.usage.set(f, n)
+	}
+	return n, err
 }
 
 // diskUsage adds up what the files in a folder take; a folder that is gone takes nothing.
