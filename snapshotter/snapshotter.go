@@ -187,6 +187,9 @@ func hasOption(options []string, key string) bool {
 	return false
 }
 
+// CheckRoot reports whether a path can be the root of a Snapshotter. It looks at the path alone.
+func CheckRoot(root string) error { return checkDir(root) }
+
 // checkDir reports whether a path can be a lower directory of overlayfs as containerd writes it.
 func checkDir(dir string) error {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {

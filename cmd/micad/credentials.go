@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -102,12 +101,9 @@ func (k *credentials) close() error {
 // checkCredentials checks the section credentials.
 func (c *config) checkCredentials() error {
 	o := c.Credentials
-	switch {
-	case (o.ProviderConfig == "") != (o.ProviderBinDir == ""):
+	if (o.ProviderConfig == "") != (o.ProviderBinDir == "") {
 		return errors.New("credentials.kubelet_provider_config and kubelet_provider_bin_dir go together: they are the kubelet's" +
 			" --image-credential-provider-config and --image-credential-provider-bin-dir")
-	case o.ImageService != "" && !filepath.IsAbs(o.ImageService):
-		return fmt.Errorf(`credentials.cri_image_service = %q: write the path of containerd's socket, such as "/run/containerd/containerd.sock"`, o.ImageService)
 	}
 	return nil
 }

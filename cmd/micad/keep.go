@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -51,12 +52,17 @@ func keep(args []string) (bool, error) {
 	restart := make(chan os.Signal, 1)
 	signal.Notify(restart, syscall.SIGHUP)
 	defer signal.Stop(restart)
-	return true, supervisor.Run(ctx, supervisor.Options{
-		Path: self,
-		Args: append([]string{os.Args[0], keepExec, path}, args[1:]...),
-		Env:  os.Environ(),
-		Log:  slog.New(slog.NewTextHandler(os.Stderr, nil)).With("part", "keep"),
+	err = supervisor.Run(ctx, supervisor.Options{
+		Path:  self,
+		Wrong: exitConfig,
+		Args:  append([]string{os.Args[0], keepExec, path}, args[1:]...),
+		Env:   os.Environ(),
+		Log:   slog.New(slog.NewTextHandler(os.Stderr, nil)).With("part", "keep"),
 	}, restart)
+	if errors.Is(err, supervisor.ErrWrong) {
+		err = configError{err}
+	}
+	return true, err
 }
 
 // surviveBrokenLog makes writing to a standard error that nobody reads any more an error: by default it is the end of a Go program.

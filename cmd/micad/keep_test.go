@@ -16,8 +16,14 @@ import (
 // noteEnv names the file in which a daemon notes its process.
 const noteEnv = "MICA_TEST_NOTE"
 
+// mainEnv makes the test binary micad.
+const mainEnv = "MICA_TEST_MAIN"
+
 // TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and waits.
 func TestMain(m *testing.M) {
+	if os.Getenv(mainEnv) != "" {
+		main()
+	}
 	if note := os.Getenv(noteEnv); note != "" && len(os.Args) == 1 {
 		if err := os.WriteFile(note, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
 			os.Exit(1)

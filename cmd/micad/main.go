@@ -33,12 +33,25 @@ func main() {
 	}
 }
 
+// exitConfig is the exit status where what micad was told cannot be right: EX_CONFIG of sysexits.h.
+// A start that follows cannot do better.
+const exitConfig = 78
+
+// configError is about flags or the configuration.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
 // exit ends the program, with an error if there is one.
 func exit(err error) {
 	if err == nil {
 		os.Exit(0)
 	}
 	fmt.Fprintln(os.Stderr, "micad:", err)
+	var wrong configError
+	if errors.As(err, &wrong) {
+		os.Exit(exitConfig)
+	}
 	os.Exit(1)
 }
 
@@ -60,8 +73,8 @@ func run(ctx context.Context, args []string) error {
 // options is what the flags say.
 type options struct {
 	path, root, address, logLevel string
-	named                         bool // the configuration file was
-	done                          bool // a flag asked for words only, which have been printed
+	given                         map[string]bool // the flags that are set
+	done                          bool            // a flag asked for words only, which are printed
 }
 
 const usage = `Usage: micad [FLAG...]
@@ -80,32 +93,48 @@ func parse(args []string) (o options, err error) {
 		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
 	}
+	o.given = map[string]bool{}
 	err = flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return options{done: true}, nil
 	case err != nil:
-		return o, err
+		return o, configError{err}
 	case flags.NArg() > 0:
-		return o, fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)", flags.Arg(0))
+		return o, configError{fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)",
+			flags.Arg(0))}
 	case *showVersion:
 		fmt.Println("micad", version)
 		o.done = true
 	}
-	flags.Visit(func(f *flag.Flag) { o.named = o.named || f.Name == "config" })
+	flags.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
 	return o, nil
 }
 
-// config returns the configuration that the flags name and change.
+// config returns the configuration that the flags name and change. The error is a configError.
 func (o options) config() (config, error) {
-	c, err := readConfig(o.path, o.named)
+	c, err := o.changed()
+	if err == nil {
+		if err = c.cleanPaths(); err != nil {
+			err = fmt.Errorf("configuration: %w", err)
+		}
+	}
+	if err != nil {
+		return c, configError{err}
+	}
+	return c, nil
+}
+
+// changed is config before its paths are looked at.
+func (o options) changed() (config, error) {
+	c, err := readConfig(o.path, o.given["config"])
 	if err != nil {
 		return c, err
 	}
-	if o.root != "" {
+	if o.given["root"] {
 		c.Root = o.root
 	}
-	if o.address != "" {
+	if o.given["address"] {
 		c.Address = o.address
 	}
 	if o.logLevel != "" {

@@ -100,7 +100,12 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g.Go(func() error { return ignoreClosed(web.Serve(split.http)) })
 	if c.MetricsAddress != "" {
 		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(), ReadHeaderTimeout: firstByteTimeout}
-		g.Go(func() error { return ignoreClosed(metrics.ListenAndServe()) })
+		g.Go(func() error {
+			if err := ignoreClosed(metrics.ListenAndServe()); err != nil {
+				log.Error("metrics are not served over TCP", "address", c.MetricsAddress, "err", err)
+			}
+			return nil // containers are served all the same
+		})
 		g.Go(func() error { <-ctx.Done(); return metrics.Close() })
 	}
 	d.restoring.Store(true)

@@ -10,6 +10,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -37,15 +38,21 @@ type Options struct {
 	Env []string
 	// Max bounds the descriptors that are held; 0: what the limit of open files allows, up to 16384.
 	Max int
-	Log *slog.Logger
+	// Wrong is the exit status of a child that cannot do what it was told to: it is not started again
+	// where nothing is held that waits for it. 0: there is none.
+	Wrong int
+	Log   *slog.Logger
 
 	backoff     backoff       // for tests
 	stopTimeout time.Duration // for tests; 0: stopTimeout
 }
 
+// ErrWrong is wrapped by the error of a Run whose child ended with Options.Wrong.
+var ErrWrong = errors.New("what micad was told cannot be right")
+
 // Run starts the child, and starts it again when it ends, until ctx ends: then the child is told to end (SIGTERM), waited for,
 // and what is held is closed. What arrives on restart makes it do so with the descriptors kept. The error is about the supervisor's
-// own means: no socket, no process. One Run takes all children of its process.
+// own means (no socket, no process), or wraps ErrWrong. One Run takes all children of its process.
 func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 	room, err := capacity(o.Max)
 	if err != nil {
@@ -94,6 +101,10 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 		}
 		// What the child sent last counts, and nobody sends to a queue that is being emptied any more.
 		sock.drain()
+		wrong := o.Wrong != 0 && c.status.Exited() && c.status.ExitStatus() == o.Wrong
+		if wrong && sock.held() == 0 {
+			return fmt.Errorf("%w: it ended with %s", ErrWrong, describe(c.status))
+		}
 		delay := b.next(time.Since(began), told)
 		o.Log.Warn("micad has ended and is started again", "pid", c.pid, "state", describe(c.status), "descriptors", sock.held(), "delay", delay)
 		if !pause(ctx, delay, restart) {

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/keeper/keepertest"
 )
 
@@ -43,6 +45,18 @@ func TestMain(m *testing.M) {
 	case "dies": // notes its start, and dies
 		note(os.Args[2])
 		os.Exit(3)
+	case "wrong": // ends as if told what cannot be right; a further argument leaves a descriptor
+		note(os.Args[2])
+		if len(os.Args) > 3 {
+			k, _, err := keeper.Inherit()
+			if err == nil {
+				err = k.Store(ctx, "one", os.Stdin)
+			}
+			if err != nil {
+				os.Exit(5)
+			}
+		}
+		os.Exit(78)
 	case "stubborn": // does not end when it is told to
 		signal.Ignore(syscall.SIGTERM)
 		note(os.Args[2])
@@ -176,6 +190,25 @@ func TestBacksOffFromWhatDiesAtOnce(t *testing.T) {
 	if len(all) > 9 {
 		t.Fatalf("%d starts in %v", len(all), time.Since(began))
 	}
+}
+
+// TestWrong: what cannot be right is not tried again, unless something waits for it.
+func TestWrong(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "starts")
+	r := run(t, Options{Wrong: 78}, "wrong", file)
+	select {
+	case err := <-r.ended:
+		if !errors.Is(err, ErrWrong) {
+			t.Errorf("the supervisor ends: %v", err)
+		}
+		r.ended <- nil
+	case <-time.After(10 * time.Second):
+		t.Error("the supervisor does not end")
+	}
+	lines(t, file, 1, time.Second)
+	file = filepath.Join(t.TempDir(), "starts")
+	run(t, Options{Wrong: 78}, "wrong", file, "leave")
+	lines(t, file, 3, 10*time.Second)
 }
 
 func TestBackoff(t *testing.T) {
