@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
 // finding is one thing that doctor looked at.
@@ -50,6 +48,7 @@ func doctorCommand() *cobra.Command {
 			checkContainerd(&f, config, address)
 			checkKernel(cmd.Context(), &f, scratch)
 			checkDaemon(cmd.Context(), &f, admin.NewClient(address), config)
+			checkSnapshots(cmd.Context(), &f, config)
 			return f.print(cmd.OutOrStdout(), asJSON)
 		},
 	}
@@ -106,48 +105,6 @@ func (f *findings) remapIDs(config string, info admin.Info) {
 
 func indent(text string) string {
 	return "           " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n           ")
-}
-
-func checkKernel(ctx context.Context, f *findings, scratch string) {
-	if _, err := os.Stat("/dev/fuse"); err != nil {
-		f.failure("fuse", err.Error(), "Load the module: modprobe fuse")
-		return
-	}
-	if os.Geteuid() != 0 {
-		f.warning("kernel", "not root: mounts were not tried", "Run as root: sudo mica doctor")
-		return
-	}
-	if _, err := os.Stat(scratch); err != nil {
-		scratch = os.TempDir()
-	}
-	s, err := erofs.Probe(ctx, scratch)
-	if err != nil {
-		f.failure("kernel", err.Error(), "Name a folder on a real filesystem (not overlayfs) with --scratch.")
-		return
-	}
-	f.modes(s)
-}
-
-// modes tells what the kernel can do, by mode: "file" and "loop" are how EROFS gets at a
-// layer's files.
-func (f *findings) modes(s erofs.Support) {
-	without := map[erofs.Mode]string{
-		erofs.ModeErofs: "Lazy layers are served by FUSE alone: right, but slower for many small files. Linux 6.12 or later, and a root on ext4 or XFS, give EROFS.",
-		erofs.ModeLocal: "Complete layers stay served by micad. The module erofs (CONFIG_EROFS_FS) lets the kernel do it alone.",
-	}
-	for _, mode := range []erofs.Mode{erofs.ModeErofs, erofs.ModeLocal, erofs.ModeFuse} {
-		backing, err := s.Backing(mode)
-		switch {
-		case err == nil && backing != erofs.Auto:
-			f.ok("kernel", fmt.Sprintf("mode %s works (by %s)", mode, backing))
-		case err == nil:
-			f.ok("kernel", fmt.Sprintf("mode %s works", mode))
-		case mode == erofs.ModeFuse:
-			f.failure("kernel", err.Error(), "Lazy layers need FUSE: modprobe fuse, and overlayfs on top of it.")
-		default:
-			f.warning("kernel", err.Error(), without[mode])
-		}
-	}
 }
 
 func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config string) {

@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 
+	"github.com/containerd/platforms"
 	"github.com/pelletier/go-toml/v2"
 )
 
@@ -93,15 +95,19 @@ const (
   [proxy_plugins.mica.exports]
     root = "/var/lib/micad"
     enable_remote_snapshot_annotations = "true"`
-	unpackFix = `Add to containerd's configuration (the list replaces the default, so overlayfs is named again):
+	unpackText = `Add to containerd's configuration (the list replaces the default, so overlayfs is named again):
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/amd64"
+  platform = "linux/%[1]s"
   snapshotter = "overlayfs"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/amd64"
+  platform = "linux/%[1]s"
   snapshotter = "mica"`
 	restartHint = "\nThen restart containerd."
 )
+
+// unpackFix names the platform of this machine: containerd unpacks no other with these
+// snapshotters.
+var unpackFix = fmt.Sprintf(unpackText, runtime.GOARCH)
 
 // checkContainerd looks at what containerd has to be told for Mica.
 func checkContainerd(f *findings, path, address string) {
@@ -147,14 +153,21 @@ func (c containerdConfig) checkPlugin(f *findings, address string) {
 func (c containerdConfig) checkUnpack(f *findings) {
 	list, _ := c.at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
 	var names []string
+	other := "" // the platform of mica's entry where it is not this machine's
 	for _, u := range list {
 		if m, ok := u.(map[string]any); ok {
 			if name, ok := m["snapshotter"].(string); ok {
 				names = append(names, name)
 			}
+			if p, _ := m["platform"].(string); m["snapshotter"] == "mica" && !runsHere(p) {
+				other = p
+			}
 		}
 	}
 	switch {
+	case other != "":
+		f.failure("unpack", fmt.Sprintf("unpack_config has mica for %s, this machine is %s", other,
+			platforms.DefaultString()), unpackFix+restartHint)
 	case !slices.Contains(names, "mica"):
 		f.failure("unpack", "the transfer service may not unpack with mica: `ctr images pull` and CRI pulls fail or are not lazy", unpackFix+restartHint)
 	case !slices.Contains(names, "overlayfs"):
@@ -162,6 +175,13 @@ func (c containerdConfig) checkUnpack(f *findings) {
 	default:
 		f.ok("unpack", "the transfer service unpacks with mica and overlayfs")
 	}
+}
+
+// runsHere says whether images of a platform, as containerd's configuration has it, run on this
+// machine; none is all.
+func runsHere(platform string) bool {
+	p, err := platforms.Parse(platform)
+	return platform == "" || err == nil && platforms.NewMatcher(p).Match(platforms.DefaultSpec())
 }
 
 // criPlugins are the tables that hold CRI's image settings, newest first.

@@ -3,11 +3,13 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
 
-const goodConfig = `version = 3
+// goodConfig is for this machine.
+var goodConfig = strings.ReplaceAll(`version = 3
 [proxy_plugins.mica]
 type = "snapshot"
 address = "/run/micad/micad.sock"
@@ -22,7 +24,7 @@ platform = "linux/amd64"
 snapshotter = "mica"
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "mica"
-`
+`, "linux/amd64", "linux/"+runtime.GOARCH)
 
 func TestCheckContainerd(t *testing.T) {
 	replace := func(old, with string) string {
@@ -42,6 +44,9 @@ func TestCheckContainerd(t *testing.T) {
 		"no root export": {replace(`root = "/var/lib/micad"`, ""), map[string]string{"exports": "warning"}},
 		"overlayfs lost": {replace(`snapshotter = "overlayfs"`, `snapshotter = "native"`), map[string]string{"unpack": "warning"}},
 		"not for mica":   {replace(`snapshotter = "mica"`, `snapshotter = "stargz"`), map[string]string{"unpack": "error"}},
+		"other platform": {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux/riscv64"),
+			map[string]string{"unpack": "error"}},
+		"any linux":      {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux"), map[string]string{"unpack": "ok"}},
 		"local pull":     {goodConfig + "use_local_image_pull = true\n", map[string]string{"cri": "error"}},
 		"annotated pull": {goodConfig + "use_local_image_pull = true\ndisable_snapshot_annotations = false\n", map[string]string{"cri": "ok"}},
 		"not TOML":       {"[[[", map[string]string{"containerd": "error"}},
@@ -63,6 +68,20 @@ func TestCheckContainerd(t *testing.T) {
 				t.Errorf("a good configuration is blamed: %v", f)
 			}
 		})
+	}
+}
+
+// TestFixIsRight: what doctor says to add is what it wants.
+func TestFixIsRight(t *testing.T) {
+	_, text, _ := strings.Cut(unpackFix, "\n")
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte("version = 3\n"+text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var f findings
+	checkContainerd(&f, path, "/run/micad/micad.sock")
+	if !f.has("unpack", "ok") {
+		t.Errorf("%+v", f)
 	}
 }
 

@@ -47,6 +47,8 @@ func (c Check) String() string {
 // Support is what this kernel can do on one file system.
 type Support struct {
 	Checks []Check // best first within a mode
+	// Resend says that FUSE mounts outlive their process (Linux 6.9): see fuse.Mount.Saved.
+	Resend bool
 }
 
 // Backing returns how a mode works here; if it does not, the error says why. For
@@ -100,6 +102,7 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		}
 		s.Checks = append(s.Checks, c)
 	}
+	s.Resend = p.resend
 	// Whatever a check could not unmount keeps its directory.
 	if err := os.RemoveAll(tmp); err != nil {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
@@ -134,6 +137,7 @@ type probe struct {
 	dir     string
 	content []byte // of the layer's one file
 	mounter Mounter
+	resend  bool // see Support
 }
 
 // probeFile is its name.
@@ -175,6 +179,7 @@ func (p *probe) check(ctx context.Context, c Check) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, closeAll()) }()
+		_, p.resend = m.Saved()
 		device = m.DevicePath()
 	}
 	if c.Mode == ModeFuse {
