@@ -39,6 +39,21 @@ func (v *live) refill() {
 	}
 }
 
+// rest ends what is fetched in the background for a layer that nobody uses. The next read begins it
+// again.
+func (v *live) rest() {
+	v.t.fetch.Forget(v.digest) // without the lock: what it waits for may wait for room, and that for the lock
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.filling.timer != nil {
+		v.filling.timer.Stop()
+	}
+	v.filling.started.Store(false)
+	if !v.closed && !v.store.AllPresent() {
+		v.t.fetch.Add(v.digest, v.data)
+	}
+}
+
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
 func (v *live) wasRead() {

@@ -82,6 +82,9 @@ func (t *Table) usage(d digest.Digest) (u Usage, err error) {
 func (t *Table) GiveUp(ctx context.Context) error {
 	l := t.cache.lot(ctx, 0)
 	l.layers = slices.DeleteFunc(l.layers, l.inUse)
+	for _, v := range l.layers {
+		v.rest()
+	}
 	limit, _ := l.upTo(1 << 62)
 	freed, err := l.take(ctx, 1<<62, limit)
 	t.cache.evicted.Add(freed)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -73,17 +75,10 @@ func (o *origins) latest() string {
 func (o *origins) add(ref string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.refs) > 0 && o.refs[len(o.refs)-1] == ref {
-		return false
-	}
-	for i, r := range o.refs {
-		if r == ref {
-			o.refs = append(o.refs[:i], o.refs[i+1:]...)
-			break
-		}
-	}
-	o.refs = append(o.refs, ref)
-	return true
+	refs := store.AddRef(o.refs, ref)
+	changed := !slices.Equal(refs, o.refs)
+	o.refs = refs
+	return changed
 }
 
 // source reads a range of a blob from whichever images of its origins have it. It is a layer.Source, and

@@ -197,6 +197,5 @@ func (s *Snapshotter) removeLayer(ctx context.Context, d digest.Digest) error {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
 	s.counters.removed.Add(1)
-	s.log.InfoContext(ctx, "layer removed", "layer", d)
 	return nil
 }

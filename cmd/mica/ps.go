@@ -74,8 +74,8 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 		fmt.Fprintln(w, "\nProfiles that were fetched ahead of starts:")
 	}
 	for _, r := range out.Replays {
-		fmt.Fprintf(w, "  %s, %s ago: %s brought, of which %.0f%% was read; %d reads waited for something else\n",
-			r.Ref, time.Since(r.Began).Round(time.Second), bytesText(r.Brought), 100*float64(r.Read)/float64(max(r.Brought, 1)), r.Missed)
+		fmt.Fprintf(w, "  %s, %s ago: %s; %d reads waited for something else\n",
+			r.Ref, time.Since(r.Began).Round(time.Second), broughtText(r.Brought, r.Read), r.Missed)
 	}
 	fmt.Fprintf(w, "\n%s\n", cacheText(&out.Cache))
 	if len(out.Fallbacks) > 0 {
@@ -85,6 +85,15 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, short(f.Layer), time.Since(f.Time).Round(time.Second), f.Reason)
 	}
 	return nil
+}
+
+// broughtText says of how much use it was what a profile has brought.
+func broughtText(brought, read int64) string {
+	if brought <= 0 {
+		return "nothing had to be brought"
+	}
+	part := 100 * float64(read) / float64(brought)
+	return fmt.Sprintf("%s brought, of which %.0f%% was read", bytesText(brought), part)
 }
 
 // short cuts a digest to what a person compares: "sha256:" and 12 digits.

@@ -177,6 +177,7 @@ func (r *Replay) Stats() ReplayStats {
 		st.Read += now.Read - u.before.Read
 		st.Missed += now.Missed - u.before.Missed
 	}
+	st.Read = min(st.Read, st.Brought) // some of it may have been there before
 	select {
 	case <-r.done:
 		st.Finished = true

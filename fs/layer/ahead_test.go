@@ -431,4 +431,12 @@ func TestUses(t *testing.T) {
 	expect(Uses{Brought: sum(2, 8), Read: sum(2, 8), Missed: 1})
 	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
 	expect(Uses{Brought: sum(2, 3, 8, last), Read: sum(2, 8), Missed: 1})
+	// What has come has come, though it goes again.
+	must(t, f.Expect(f.span(5)))
+	if _, err := f.Evict([]int{3, 5, 8}); err != nil {
+		t.Fatal(err)
+	}
+	expect(Uses{Brought: sum(2, 3, 5, 8, last), Read: sum(2, 8), Missed: 1})
+	must(t, f.Empty())
+	expect(Uses{Brought: sum(2, 3, 5, 8, last), Read: sum(2, 8), Missed: 1})
 }

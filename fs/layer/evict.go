@@ -63,6 +63,7 @@ func (l *Layer) Evict(spans []int) (int64, error) {
 	if l.evicting == nil {
 		return 0, errors.ErrUnsupported
 	}
+	l.noteCome()
 	return l.evicting.Evict(spans, func(i int) (off, size int64) { return t[i].Device, t[i].Size })
 }
 
@@ -71,6 +72,7 @@ func (l *Layer) Empty() error {
 	if l.evicting == nil {
 		return errors.ErrUnsupported
 	}
+	l.noteCome()
 	return l.evicting.Empty()
 }
 

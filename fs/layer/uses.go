@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"math/bits"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,8 +14,8 @@ const missFor = time.Minute
 
 // Uses says what became of the spans that a replay brings. Bytes are those of the device, in whole spans.
 type Uses struct {
-	Brought int64 // in spans that were expected and are there
-	Read    int64 // in spans that were expected and that readers have asked for
+	Brought int64 // in spans that were expected and have come, whatever has become of them
+	Read    int64 // of these, in spans that readers have asked for
 	Missed  int64 // reads that waited for spans that nobody expected, in the minute after the first Expect
 }
 
@@ -23,6 +24,7 @@ type expectation struct {
 	since  time.Time
 	all    []atomic.Uint64
 	unread []atomic.Uint64 // of all, those that no reader has asked for
+	came   []atomic.Uint64 // of all, those that were there when noted
 	left   atomic.Int64    // how many bits unread has
 	read   atomic.Int64    // bytes
 	missed atomic.Int64    // reads
@@ -60,7 +62,10 @@ func (e *expectations) get(spans int) *expectation {
 		return x
 	}
 	words := (spans + 63) / 64
-	x := &expectation{since: time.Now(), all: make([]atomic.Uint64, words), unread: make([]atomic.Uint64, words)}
+	x := &expectation{since: time.Now()}
+	for _, set := range []*[]atomic.Uint64{&x.all, &x.unread, &x.came} {
+		*set = make([]atomic.Uint64, words)
+	}
 	e.now.Store(x)
 	return x
 }
@@ -71,13 +76,31 @@ func (l *Layer) Uses() Uses {
 	if x == nil || t == nil {
 		return Uses{}
 	}
+	l.noteCome()
 	u := Uses{Read: x.read.Load(), Missed: x.missed.Load()}
 	for i := range *t {
-		if x.has(i) && l.store.Present(i) {
+		// What was read has come, wherever it was read from.
+		w, bit := i>>6, uint64(1)<<(i&63)
+		if x.has(i) && (x.came[w].Load()|^x.unread[w].Load())&bit != 0 {
 			u.Brought += (*t)[i].Size
 		}
 	}
 	return u
+}
+
+// noteCome notes which of the spans that were expected are there, before some of them go.
+func (l *Layer) noteCome() {
+	x := l.expects.now.Load()
+	if x == nil {
+		return
+	}
+	for w := range x.all {
+		for word := x.all[w].Load() &^ x.came[w].Load(); word != 0; word &= word - 1 {
+			if i := w<<6 + bits.TrailingZeros64(word); l.store.Present(i) {
+				x.came[w].Or(1 << (i & 63))
+			}
+		}
+	}
 }
 
 func (x *expectation) has(i int) bool { return x.all[i>>6].Load()&(1<<(i&63)) != 0 }

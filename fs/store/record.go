@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -147,15 +148,28 @@ func decodeRecord(b []byte, d digest.Digest) (Record, error) {
 	return f.Record, nil
 }
 
-// addRef puts ref last and says whether that changed anything.
+// addRef is AddRef for the record, and says whether that changed anything.
 func (r *Record) addRef(ref string) bool {
-	if ref == "" || (len(r.Refs) > 0 && r.Refs[len(r.Refs)-1] == ref) {
-		return false
+	refs := AddRef(r.Refs, ref)
+	changed := !slices.Equal(refs, r.Refs)
+	r.Refs = refs
+	return changed
+}
+
+// AddRef returns refs with ref as the latest, as a Record has them. A bare repository, which is all
+// that is known of an image whose pull has just begun, goes when an image of it has a name.
+func AddRef(refs []string, ref string) []string {
+	names := func(s, repository string) bool {
+		rest, ok := strings.CutPrefix(s, repository)
+		return ok && strings.Contains(repository, "/") && (rest[0] == ':' || rest[0] == '@')
 	}
-	r.Refs = slices.DeleteFunc(r.Refs, func(s string) bool { return s == ref })
-	r.Refs = append(r.Refs, ref)
-	if len(r.Refs) > maxRefs {
-		r.Refs = slices.Delete(r.Refs, 0, len(r.Refs)-maxRefs)
+	if ref == "" || slices.Contains(refs[max(len(refs)-1, 0):], ref) ||
+		slices.ContainsFunc(refs, func(s string) bool { return s != ref && names(s, ref) }) {
+		return refs
 	}
-	return true
+	all := slices.DeleteFunc(slices.Clone(refs), func(s string) bool {
+		return s == ref || names(ref, s)
+	})
+	all = append(all, ref)
+	return all[max(len(all)-maxRefs, 0):]
 }
