@@ -53,26 +53,36 @@ func (v *live) loosen(ctx context.Context) (int64, error) {
 }
 
 // loosenPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
-func (v *live) loosenPoint(ctx context.Context, p *point, k kernel) (err error) {
+func (v *live) loosenPoint(ctx context.Context, p *point, k kernel) error {
+	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
+	if err == nil && !done {
+		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until "+
+			"containerd removes them", "layer", v.digest)
+	}
+	return err
+}
+
+// exchange puts what mount makes, at a point that it is given, in the place of the uppermost mount
+// of p, which those who use it keep. False: the kernel cannot do that, and all is as it was.
+func (v *live) exchange(p *point, mount func(*point) error) (done bool, err error) {
 	dir := filepath.Join(v.t.o.Root, devicesName, v.key+".new")
 	if err := v.t.clean(dir); err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, erofs.Unmount(dir), os.Remove(dir)) }()
-	lazy := &point{dir: dir, index: p.index}
-	if err := lazy.mountLazy(ctx, v, k); err != nil {
-		return err
+	q := &point{dir: dir, index: p.index}
+	if err := mount(q); err != nil {
+		return false, err
 	}
 	err = erofs.Replace(dir, p.dir)
 	if errors.Is(err, unix.EINVAL) {
-		// Linux 6.5 can.
-		v.t.cache.solid.Store(true)
-		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until containerd removes them", "layer", v.digest)
-		return nil
+		v.t.cache.solid.Store(true) // Linux 6.5 can
+		return false, nil
 	}
-	if err == nil {
-		p.mode = lazy.mode
-		p.id, err = mountinfo.ID(p.dir)
+	if err != nil {
+		return false, err
 	}
-	return err
+	p.mode = q.mode
+	p.id, err = mountinfo.ID(p.dir)
+	return true, err
 }

@@ -149,9 +149,16 @@ func unmount(dir string) error {
 // fetched in vain.
 const localReadAhead = 2 << 20
 
-// mountLocal mounts EROFS over the store's own file. On a lazy mount point it goes over what
-// is there, which those who use it keep.
+// mountLocal mounts EROFS over the store's own file. It takes the place of a lazy EROFS, so that
+// what that has of the kernel, two loop devices perhaps, is free when the last who uses it has
+// gone. Over a FUSE mount, and where the kernel cannot exchange mounts, it goes over what is there.
 func (p *point) mountLocal(v *live, k kernel) error {
+	if p.mode == EROFS && !v.t.cache.solid.Load() {
+		done, err := v.exchange(p, func(q *point) error { return q.mountLocal(v, k) })
+		if done || err != nil {
+			return err
+		}
+	}
 	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{Backing: k.localBy, ReadAhead: localReadAhead, Standalone: true}); err != nil {
 		return err
 	}

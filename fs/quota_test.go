@@ -174,6 +174,7 @@ func TestEvictionOrder(t *testing.T) {
 type holder struct {
 	in  io.WriteCloser
 	out *bufio.Reader
+	end func() // of the child
 }
 
 func hold(t *testing.T, path string) *holder {
@@ -192,11 +193,11 @@ func hold(t *testing.T, path string) *holder {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	h := &holder{in, bufio.NewReader(out)}
-	t.Cleanup(func() {
+	h := &holder{in, bufio.NewReader(out), sync.OnceFunc(func() {
 		in.Close()
 		_ = cmd.Wait()
-	})
+	})}
+	t.Cleanup(h.end)
 	h.read(t)
 	return h
 }
