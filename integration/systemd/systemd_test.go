@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -58,8 +59,11 @@ func TestUnitFileIsRight(t *testing.T) {
 				t.Errorf("%s is %q, want %q", property, got, want)
 			}
 		}
-		if before := m.show("Before"); !strings.Contains(before, "containerd.service") {
-			t.Errorf("it starts before %s", before)
+		before := strings.Fields(m.show("Before"))
+		for _, unit := range runtimes {
+			if !slices.Contains(before, unit) {
+				t.Errorf("it starts before %s, not %s", before, unit)
+			}
 		}
 		// Mounts are made where containerd sees them.
 		of := func(pid string) string { return strings.TrimSpace(m.run("readlink", "/proc/"+pid+"/ns/mnt")) }
@@ -67,9 +71,38 @@ func TestUnitFileIsRight(t *testing.T) {
 			t.Errorf("micad's mount namespace is %s, the system's %s", micad, system)
 		}
 		m.run("systemctl", "enable", "micad.service")
-		if _, err := os.Lstat(m.path("/etc/systemd/system/multi-user.target.wants/micad.service")); err != nil {
-			t.Errorf("enabled: %v", err)
+		for _, unit := range append(runtimes, "multi-user.target") {
+			wants := m.path("/etc/systemd/system/" + unit + ".wants")
+			if _, err := os.Lstat(wants + "/micad.service"); err != nil {
+				t.Errorf("enabled: %v", err)
+			}
 		}
+	})
+}
+
+// runtimes are those who find a snapshotter at their start, or never.
+var runtimes = []string{
+	"containerd.service", "docker.service", "kubelet.service",
+	"k3s.service", "k3s-agent.service", "rke2-server.service", "rke2-agent.service",
+}
+
+// TestStartsBeforeDocker: a Docker that is started while micad is not there starts it, and finds it
+// ready.
+func TestStartsBeforeDocker(t *testing.T) {
+	each(t, func(t *testing.T, root string) {
+		m := newMachine(t, root)
+		m.write("etc/systemd/system/docker.service", "[Unit]\nDefaultDependencies=no\n[Service]\n"+
+			"Type=oneshot\nExecStart=systemctl is-active micad.service\nStandardOutput=file:/mnt/found\n")
+		m.boot()
+		m.run("systemctl", "enable", "micad.service")
+		m.run("systemctl", "stop", "micad.service")
+		m.await("inactive")
+		m.run("systemctl", "start", "docker.service")
+		b, err := os.ReadFile(filepath.Join(m.work, "found"))
+		if err != nil || strings.TrimSpace(string(b)) != "active" {
+			m.fatal(fmt.Errorf("docker finds micad %q, %w", b, err))
+		}
+		m.answers(0)
 	})
 }
 
