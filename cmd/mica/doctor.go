@@ -36,13 +36,20 @@ func (f *findings) failure(check, detail, fix string) {
 // errUnhealthy is returned after the findings were printed.
 var errUnhealthy = errors.New("something has to be changed before Mica works: see above")
 
+// limitsPage is docs/limits.md.
+const limitsPage = "https://github.com/mica-snapshotter/mica/blob/main/docs/limits.md"
+
 func doctorCommand() *cobra.Command {
 	var address, config, scratch string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check containerd's configuration, the kernel and micad",
-		Args:  cobra.NoArgs,
+		Long: "Check containerd's configuration, the kernel and micad.\n\n" +
+			"What Mica does not do, and what helps, is told at\n" + limitsPage + ":\n" +
+			"export, save, convert and pushes to another registry, for instance, need a lazy image's blobs\n" +
+			"in containerd's content store (ctr content fetch).",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var f findings
 			checkContainerd(&f, config, address)
@@ -77,6 +84,9 @@ func (f findings) print(w io.Writer, asJSON bool) error {
 		if x.Fix != "" {
 			fmt.Fprintf(w, "%s\n", indent(x.Fix))
 		}
+	}
+	if !asJSON {
+		fmt.Fprintln(w, "\nWhat Mica does not do, and what helps: "+limitsPage)
 	}
 	if bad {
 		return errUnhealthy
