@@ -109,8 +109,17 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	}
 	for _, e := range plan(spans, missing, l.request(Ahead)) {
 		g := l.startLocked(ctx, spans, e, Ahead)
-		g.expiry = time.AfterFunc(aheadPatience, func() { l.expire(g) })
+		l.expireAfterLocked(g, aheadPatience)
 	}
+}
+
+// expireAfterLocked ends a group after d, unless somebody waits for it then.
+func (l *Layer) expireAfterLocked(g *group, d time.Duration) {
+	if g.expiry == nil {
+		g.expiry = time.AfterFunc(d, func() { l.expire(g) })
+		return
+	}
+	g.expiry.Reset(d)
 }
 
 // expire ends a group that nobody waits for.

@@ -72,7 +72,7 @@ func TestOneFetchForAll(t *testing.T) {
 	})
 }
 
-// TestCancel: a fetch ends when its last reader gives up, and not before.
+// TestCancel: a fetch ends some seconds after its last reader has left, and not before.
 func TestCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ended atomic.Int64
@@ -113,14 +113,97 @@ func TestCancel(t *testing.T) {
 			t.Errorf("second: %v", err)
 		}
 		synctest.Wait()
-		if ended.Load() != 2 || f.Stats().Waiting != 0 {
-			t.Errorf("%d of 2 fetches ended; %+v", ended.Load(), f.Stats())
+		if ended.Load() != 0 || f.Stats().Waiting != 0 {
+			t.Errorf("%d of 2 fetches ended at once; %+v", ended.Load(), f.Stats())
+		}
+		time.Sleep(linger)
+		synctest.Wait()
+		if ended.Load() != 2 || len(f.flights) != 0 || f.o.Budget.fetch.used() != 0 {
+			t.Errorf("%d of 2 fetches ended; %d flights are left", ended.Load(), len(f.flights))
 		}
 		// A later reader begins anew.
 		ready.Store(true)
 		f.mustRead(off, n)
 		if f.Stats().LastError != nil {
 			t.Errorf("giving up counts as an error: %v", f.Stats().LastError)
+		}
+	})
+}
+
+// delay is a fault: the bytes take d.
+func delay(d time.Duration) func(context.Context, int, []byte, int64) error {
+	return func(ctx context.Context, _ int, _ []byte, _ int64) error { return sleep(ctx, d) }
+}
+
+// TestInterruptedReaderGetsOn: a reader that is interrupted all the time and comes back gets its
+// bytes as soon as one that is not, by as many requests.
+func TestInterruptedReaderGetsOn(t *testing.T) {
+	for _, ms := range []time.Duration{1, 10, 100} {
+		every := ms * time.Millisecond
+		synctest.Test(t, func(t *testing.T) {
+			const takes = 3 * linger
+			f := setup(t, newSample(t), func(f *fixture, _ *Options) {
+				f.blob.fault = delay(takes)
+			})
+			off, n := f.span(3)
+			start, tries := time.Now(), 0
+			for ; ; tries++ {
+				ctx, cancel := context.WithTimeout(t.Context(), every)
+				err := f.read(ctx, off, n)
+				if cancel(); err == nil {
+					break
+				}
+				if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 2*takes {
+					t.Fatalf("every %s: %d requests: %v", every, f.blob.calls.Load(), err)
+				}
+				time.Sleep(time.Microsecond)
+			}
+			f.wait()
+			if took := time.Since(start); took > takes+every || f.blob.calls.Load() != 1 {
+				t.Errorf("every %s: %s, %d tries, %d requests", every, took, tries, f.blob.calls.Load())
+			}
+		})
+	}
+}
+
+// TestInterruptedIsKept: what an interrupted reader has begun to fetch is there when it comes back.
+func TestInterruptedIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := setup(t, newSample(t), func(f *fixture, _ *Options) {
+			f.blob.fault = delay(linger - 1)
+		})
+		off, n := f.span(3)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := f.read(ctx, off, n); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		time.Sleep(linger)
+		synctest.Wait()
+		if !f.store.Present(3) {
+			t.Error("the span is not in the store")
+		}
+		start := time.Now()
+		f.mustRead(off, n)
+		if time.Since(start) > 0 || f.blob.calls.Load() != 1 {
+			t.Errorf("read again: %s, %d requests", time.Since(start), f.blob.calls.Load())
+		}
+	})
+}
+
+// TestCloseEndsLingering: Close waits for no fetch that nobody waits for.
+func TestCloseEndsLingering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := setup(t, newSample(t), func(f *fixture, _ *Options) { f.blob.fault = hang })
+		off, n := f.span(3)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := f.read(ctx, off, n); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if f.Close(); time.Since(start) > 0 {
+			t.Errorf("Close took %s", time.Since(start))
 		}
 	})
 }

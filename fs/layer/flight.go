@@ -13,6 +13,10 @@ import (
 // what was wrong.
 const grace = 2 * time.Second
 
+// linger is how long a fetch goes on after its last reader was interrupted, because most of those
+// come back for the same bytes.
+const linger = 5 * time.Second
+
 // want is what a reader asks for: device bytes [off, end).
 type want struct {
 	p      []byte // where they go; nil: nowhere
@@ -60,7 +64,7 @@ type group struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	waiting int           // how many waiters its flights have in all; guarded by Layer.mu
-	expiry  *time.Timer   // of a group that was begun without a waiter; else nil. Guarded by Layer.mu
+	expiry  *time.Timer   // ends a group without waiters; nil: it had some until now. Of Layer.mu
 	done    chan struct{} // closed when the goroutine ends
 	err     error         // why it gave up; valid once done is closed
 }
@@ -303,7 +307,7 @@ func (l *Layer) cause(ctx context.Context, groups []*group) error {
 
 // leave takes w away from the flights that it waits for: nothing is copied to it
 // from then on. Groups that nobody waits for any more are ended with why, and
-// returned.
+// returned; after a reader that was interrupted (errNobody) those that have begun linger.
 func (l *Layer) leave(w *waiter, why error) []*group {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -315,6 +319,10 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 		f.waiters = slices.DeleteFunc(f.waiters, func(o *waiter) bool { return o == w })
 		g := f.group
 		if g.waiting--; g.waiting > 0 {
+			continue
+		}
+		if why == errNobody && w.prio == Demand && g.begun && !l.closed {
+			l.expireAfterLocked(g, linger)
 			continue
 		}
 		l.abandonLocked(g, why)

@@ -24,9 +24,10 @@
 //
 // A span is fetched once however many readers want it: a flight has the readers
 // that wait for it, a group the flights that one request brings and the
-// goroutine that runs it. A reader that gives up leaves the group running if
-// others wait for any of it, and ends it otherwise. The goroutines belong to the Layer;
-// Close ends them and waits. Memory is bounded over all layers by a Budget.
+// goroutine that runs it. A reader that is interrupted leaves the group running: it ends when
+// nobody has waited for any of it for some seconds, or at once if its request was not sent yet.
+// The goroutines belong to the Layer; Close ends them and waits. Memory is bounded over all layers
+// by a Budget.
 //
 // No error is kept: the next read tries again.
 package layer
