@@ -25,13 +25,14 @@ import (
 // A mount is never touched by the process that serves it: the test binary runs
 // itself again, with these verbs.
 var verbs = map[string]func(args []string) error{
-	"read":   childRead,
-	"random": childRandom,
-	"walk":   childWalk,
-	"xattr":  childXattr,
-	"names":  childNames,
-	"serve":  childServe,
-	"hammer": childHammer,
+	"read":    childRead,
+	"random":  childRandom,
+	"walk":    childWalk,
+	"xattr":   childXattr,
+	"names":   childNames,
+	"serve":   childServe,
+	"hammer":  childHammer,
+	"signals": childSignals,
 }
 
 const childEnv = "MICA_TEST_CHILD"

@@ -22,7 +22,7 @@ import (
 // Metadata requests go through go-fuse, which calls the tree's methods; they
 // never wait. Reads, the only requests that may wait, are answered by the connection
 // itself (read.go): it bounds their memory before it allocates
-// anything, and cancels them when their caller gives up.
+// anything, and cancels them when their caller is killed.
 //
 // The descriptor is non-blocking and in the runtime's poller: an idle
 // connection is a few parked goroutines with 8 KiB each, no thread. Of the

@@ -10,7 +10,7 @@
 // the kernel is told so. There is no state by node and none by open file. So a
 // mount can outlive its server: see Saved.
 //
-// Requests are answered in parallel. A read ends when its caller does
-// (INTERRUPT), when the mount does, or with the Device's answer, whole or an
-// error; an error is not remembered, the next read asks again.
+// Requests are answered in parallel. A read ends when its caller is killed, when the mount ends, or
+// with the Device's answer, whole or an error; no other signal ends it (see conn.interrupt). An error
+// is not remembered, the next read asks again.
 package fuse

@@ -39,14 +39,13 @@ func errno(err error) gofuse.Status {
 	}
 }
 
-// errInterrupted is the cause with which a read's context is cancelled when the
-// kernel says that its caller no longer waits.
+// errInterrupted is the error of a read whose context ended before it had its bytes: its caller is
+// killed, or the connection ends.
 var errInterrupted = errors.New("interrupted by the caller")
 
 // interrupted turns the error of a read that ended because its caller gave up
 // into errInterrupted. A context.Canceled from elsewhere (a shared fetch whose
-// owner gave up) is not the caller's interrupt: EINTR without a signal pending
-// would surprise it.
+// owner gave up) is not the caller's interrupt: a caller that lives on never sees EINTR.
 func interrupted(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() == nil {
 		return err

@@ -1,17 +1,23 @@
 package fuse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// call is a read under way. Its context ends with the connection or with the
-// kernel's INTERRUPT.
+// call is a read under way. Its context ends with the connection, or when its caller is killed.
 type call struct {
 	unique, node uint64
+	thread       uint32 // its caller; 0: not one of this PID namespace, or the kernel itself
 	off          int64
 	size         int64
 	ctx          context.Context
@@ -21,7 +27,10 @@ type call struct {
 // begin enters a read among those under way, so that it can be interrupted.
 // The context is a child of the connection's, which costs no goroutine.
 func (c *conn) begin(in *gofuse.ReadIn) *call {
-	r := &call{unique: in.Unique, node: in.NodeId, off: int64(in.Offset), size: int64(in.Size)}
+	r := &call{
+		unique: in.Unique, node: in.NodeId, thread: in.Pid,
+		off: int64(in.Offset), size: int64(in.Size),
+	}
 	r.ctx, r.cancel = context.WithCancel(c.life)
 	c.mu.Lock()
 	c.reads[r.unique] = r
@@ -29,15 +38,47 @@ func (c *conn) begin(in *gofuse.ReadIn) *call {
 	return r
 }
 
-// interrupt cancels a read, if it is still under way. The kernel wants no reply
-// to an INTERRUPT, only one to the read.
+// interrupt hears that the caller of a read has got a signal. The kernel says so once, and waits
+// for the answer to the read all the same; it wants none to an INTERRUPT.
+//
+// The read ends if the signal kills the caller, then or later, and goes on otherwise: as on a disk.
+// The error of an interrupted page fault would reach a program as SIGBUS, or as EFAULT from a
+// system call that touches a mapped file; where it only makes the kernel try again, a program with
+// a timer would never get its page.
 func (c *conn) interrupt(unique uint64) {
 	c.mu.Lock()
 	r := c.reads[unique]
 	c.mu.Unlock()
-	if r != nil {
-		r.cancel()
+	if r == nil {
+		return
 	}
+	c.loops.Go(func() {
+		defer r.cancel()
+		for wait := killedSoon; !killed(r.thread); wait = min(2*wait, killedLate) {
+			select {
+			case <-time.After(wait):
+			case <-r.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// The caller of a read that a signal has met is looked at again after killedSoon, and then after
+// twice as long each time, killedLate at the most.
+const (
+	killedSoon = 50 * time.Millisecond
+	killedLate = time.Second
+)
+
+// killed says whether a thread is about to end. The kernel marks all threads of a process that any
+// signal or exit ends by a pending SIGKILL. A thread that cannot be looked at counts as killed.
+func killed(thread uint32) bool {
+	b, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(thread), 10) + "/status")
+	_, rest, found := bytes.Cut(b, []byte("\nSigPnd:\t"))
+	pending, _, _ := bytes.Cut(rest, []byte("\n"))
+	set, perr := strconv.ParseUint(string(pending), 16, 64)
+	return err != nil || !found || perr != nil || set&(1<<(unix.SIGKILL-1)) != 0
 }
 
 // read answers a READ: whole, or with an error. A short answer would be taken

@@ -10,7 +10,7 @@ import (
 type Stats struct {
 	Requests    map[string]uint64 // by kind, as FUSE names them: "lookup", "read", …
 	Bytes       uint64            // sent in answer to reads
-	Interrupted uint64            // reads whose caller gave up
+	Interrupted uint64            // reads whose caller was killed
 	Errors      uint64            // requests answered with EIO and the like
 	Panics      uint64            // of those, by a panic in a handler
 }
