@@ -15,14 +15,19 @@ type kernel struct {
 	localBy  erofs.Backing
 }
 
-// probe finds out, by trying below root, how this kernel can serve layers. A mode that is forced has to work.
-func probe(ctx context.Context, root string, forced Mode) (kernel, error) {
+// probe finds out, by trying below o.Root, how this kernel can serve layers. A mode that is forced
+// has to work.
+func probe(ctx context.Context, o Options) (kernel, error) {
+	root, forced := o.Root, o.Mode
 	if err := erofs.ClearProbes(root); err != nil {
 		return kernel{}, err // the store's lock says that no other process probes here
 	}
 	s, err := erofs.Probe(ctx, root)
 	if err != nil {
 		return kernel{}, err
+	}
+	if o.DirectIO {
+		s = s.By(erofs.Loop)
 	}
 	lazyBy, lazyErr := s.Backing(erofs.ModeErofs)
 	localBy, localErr := s.Backing(erofs.ModeLocal)

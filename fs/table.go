@@ -58,6 +58,7 @@ type Options struct {
 	Root         string         // folder of the store and the mount points; an absolute path
 	Remote       *remote.Client // where indexes and layers come from
 	Mode         Mode           // Auto, or one that is forced on every layer
+	DirectIO     bool           // EROFS stands on loop devices, so that files open with O_DIRECT
 	ReadDeadline time.Duration  // how long a read waits for bytes; 0: the layer package's default
 	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
@@ -202,7 +203,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	c.t = t
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
-	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode) })
+	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
 	began := time.Now()

@@ -36,6 +36,7 @@ type config struct {
 	Root     string     `toml:"root"`
 	Address  string     `toml:"address"`
 	Mode     string     `toml:"mode"`
+	DirectIO bool       `toml:"direct_io"`
 	LogLevel slog.Level `toml:"log_level"`
 	// Containerd is containerd's socket, whose pulls micad hears of; empty: it is looked for, noContainerd: micad does not listen.
 	Containerd string `toml:"containerd_address"`

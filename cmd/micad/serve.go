@@ -202,7 +202,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	}
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
-		Root: c.Root, Remote: d.client, Mode: mode,
+		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Limits: limits, Log: d.log,
 		Profiles: d.profiles, Fetch: ahead, Cache: disk, Keeper: d.keeper, Held: held,

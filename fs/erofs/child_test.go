@@ -21,10 +21,11 @@ import (
 // A mount is never touched by the process that serves what is under it: the test
 // binary runs itself again, with these verbs.
 var verbs = map[string]func(args []string) error{
-	"drain": childDrain,
-	"find":  childFind,
-	"read":  childRead,
-	"probe": childProbe,
+	"direct": childDirect,
+	"drain":  childDrain,
+	"find":   childFind,
+	"read":   childRead,
+	"probe":  childProbe,
 }
 
 const childEnv = "MICA_TEST_CHILD"

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +109,14 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// By is what is left of s where EROFS has only that backing.
+func (s Support) By(b Backing) Support {
+	s.Checks = slices.DeleteFunc(slices.Clone(s.Checks), func(c Check) bool {
+		return c.Mode != ModeFuse && c.Backing != b
+	})
+	return s
 }
 
 // probePrefix begins the names of the directories in which is probed.
