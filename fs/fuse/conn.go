@@ -383,8 +383,7 @@ func write(fd int, head, data []byte) error {
 
 // panicked is called with what a handler's panic left.
 func (c *conn) panicked(v any) gofuse.Status {
-	c.stats.panics.Add(1)
-	c.stats.fail(fmt.Errorf("panic: %v", v))
+	c.stats.errors.Add(1)
 	c.tell(v)
 	return gofuse.EIO
 }

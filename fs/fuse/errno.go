@@ -17,7 +17,7 @@ import (
 //
 // A caller that reads sees EIO for whatever goes wrong behind the device: no
 // other number (ENOSPC, ETIMEDOUT, EAGAIN of some inner call) would mean to it
-// what it means to us. The cause is in Mount.LastError.
+// what it means to us. The Device knows the cause.
 func errno(err error) gofuse.Status {
 	switch {
 	case err == nil:

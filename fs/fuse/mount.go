@@ -258,10 +258,6 @@ func (m *Mount) Close() error {
 // Stats returns the mount's counters.
 func (m *Mount) Stats() Stats { return m.conn.stats.snapshot() }
 
-// LastError returns the last error that a reader met; its Err is nil if there
-// was none.
-func (m *Mount) LastError() Failure { return m.conn.stats.failure() }
-
 // Detach takes what a former daemon left mounted at dir out of the file tree,
 // dead (ENOTCONN) or alive: all mounts of ours that lie uppermost there. It
 // is no error if there is none.

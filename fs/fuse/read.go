@@ -96,16 +96,15 @@ func (c *conn) read(r *call) {
 
 	var data []byte
 	switch {
-	case errors.Is(err, errInterrupted):
-		c.stats.interrupted.Add(1)
 	case err != nil:
-		c.stats.fail(err)
+		if !errors.Is(err, errInterrupted) {
+			c.stats.errors.Add(1)
+		}
 	case buf != nil:
 		data = buf.bytes()
-		c.stats.bytes.Add(uint64(len(data)))
 	}
 	if err := c.reply(r.unique, errno(err), data); err != nil {
-		c.stats.fail(err)
+		c.stats.errors.Add(1)
 		// The kernel did not take the reply, and the caller would wait for
 		// ever.
 		if err := c.fail(r.unique, gofuse.EIO); err != nil {
