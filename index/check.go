@@ -30,8 +30,12 @@ func check(ctx context.Context, l *Layer) error {
 	if err := l.Verify(ctx); err != nil {
 		return err
 	}
-	if _, err := l.Spans(); err != nil {
+	spans, err := l.Spans()
+	if err != nil {
 		return err
+	}
+	if spans.Whole() {
+		return corrupt("its layer can only be fetched whole: such an index is for the node that made it")
 	}
 	c := newChecker(l)
 	if err := c.walk(ctx); err != nil {

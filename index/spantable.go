@@ -39,6 +39,9 @@ func (s Spans) Find(off int64) int {
 	return i
 }
 
+// Whole says whether the layer can only be fetched as a whole: see Codec.
+func (s Spans) Whole() bool { return len(s) > 0 && s[0].Codec == Whole }
+
 // check says what is wrong with s as the spans of h's layer.
 func (s Spans) check(h *Header) error {
 	if len(s) > MaxSpans {
@@ -49,6 +52,9 @@ func (s Spans) check(h *Header) error {
 		p := &s[i]
 		if err := p.check(h); err != nil {
 			return fmt.Errorf("span %d: %w", i, err)
+		}
+		if (p.Codec == Whole) != s.Whole() {
+			return fmt.Errorf("span %d has codec %d, the first one %d", i, p.Codec, s[0].Codec)
 		}
 		if p.Device != device {
 			return fmt.Errorf("span %d begins at device offset %d, not %d", i, p.Device, device)
@@ -69,6 +75,9 @@ func (s Spans) check(h *Header) error {
 }
 
 func (s *Span) check(h *Header) error {
+	if s.Codec == Whole {
+		return s.checkWhole()
+	}
 	switch {
 	case s.Size <= 0 || s.Size > MaxSpanSize || s.BlobSize <= 0 || s.BlobSize > MaxSpanSize:
 		return fmt.Errorf("%d bytes from %d: each has to be 1 to %d", s.Size, s.BlobSize, MaxSpanSize)
@@ -84,6 +93,17 @@ func (s *Span) check(h *Header) error {
 		return fmt.Errorf("window of %d bytes", s.Window.Size)
 	case s.Window.Off < 0 || s.Window.Off > h.WindowsSize-s.Window.Size:
 		return fmt.Errorf("window at %d+%d: the windows have %d bytes", s.Window.Off, s.Window.Size, h.WindowsSize)
+	}
+	return nil
+}
+
+// checkWhole is check for a span without a place in the blob.
+func (s *Span) checkWhole() error {
+	switch {
+	case s.Size <= 0 || s.Size > MaxSpanSize:
+		return fmt.Errorf("%d bytes: has to be 1 to %d", s.Size, MaxSpanSize)
+	case s.Blob != 0 || s.BlobSize != 0 || s.Bit != 0 || s.Window != Range{}:
+		return fmt.Errorf("codec %d has no place in the blob", s.Codec)
 	}
 	return nil
 }
