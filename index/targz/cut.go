@@ -50,6 +50,8 @@ type cutter struct {
 	live  []*candidate // oldest first
 	best  *candidate   // of those that are not live any more
 	free  []*candidate // not needed any more
+	// nowhere: there was a stretch without a place, so that none is looked for any more.
+	nowhere bool
 }
 
 // wants reports whether a block or member that starts at a device offset is a
@@ -57,6 +59,8 @@ type cutter struct {
 func (c *cutter) wants(device int64, member bool) bool {
 	d := device - c.start
 	switch {
+	case c.nowhere:
+		return false
 	case member:
 		return d >= firstMember(c.size)
 	case c.best != nil && c.best.member:

@@ -34,9 +34,9 @@ type gunzipper struct {
 }
 
 // gunzip is the inflating goroutine of a scan.
-func gunzip(in *input, out *output, size int64, spans *[]index.Span) error {
+func gunzip(in *input, out *output, spans *[]index.Span) error {
 	g := &gunzipper{in: in, out: out, spans: spans, w: index.WindowSize}
-	g.cut.size = size
+	g.cut.size = out.o.SpanSize
 	g.d.StopAtBlocks = true
 	var err error
 	if g.buf, err = out.get(); err != nil {
@@ -205,13 +205,20 @@ func (g *gunzipper) block() {
 // advance makes the spans that are decided.
 func (g *gunzipper) advance() error {
 	device := g.device()
+	if g.cut.nowhere {
+		return g.cutHere(device)
+	}
 	c := g.cut.advance(device)
 	if c == nil {
-		if device-g.cut.start > MaxSpan && g.cut.sure() > device {
+		if device-g.cut.start <= MaxSpan || g.cut.sure() <= device {
+			return nil
+		}
+		if !g.out.o.Whole {
 			return fmt.Errorf("%w: no deflate block starts in the %d device bytes from %d on (limit %d)",
 				ErrNotIndexable, device-g.cut.start, g.cut.start, MaxSpan)
 		}
-		return nil
+		g.cut.nowhere = true
+		return g.cutHere(device)
 	}
 	g.endSpan(c.device, c.blob, c.bit)
 	span := index.Span{Device: c.device, Blob: c.blob, Codec: index.Deflate, Bit: c.bit}
@@ -223,6 +230,17 @@ func (g *gunzipper) advance() error {
 		return err
 	}
 	return g.out.sendWindow(c)
+}
+
+// cutHere ends a span that is long enough wherever it is, as the layer is to be fetched whole.
+func (g *gunzipper) cutHere(device int64) error {
+	if device-g.cut.start < g.cut.size {
+		return nil
+	}
+	g.endSpan(device, g.at, 0)
+	g.cut.start = device
+	*g.spans = append(*g.spans, index.Span{Device: device})
+	return g.release(device, true)
 }
 
 // endSpan fills in where the last span ends.
@@ -321,9 +339,15 @@ func (g *gunzipper) trailer() error {
 func (g *gunzipper) finish() error {
 	device := g.device()
 	g.endSpan(device, g.at, 0)
-	if device == 0 {
-		*g.spans = nil
-		return nil
+	if last := len(*g.spans) - 1; (*g.spans)[last].Size == 0 {
+		*g.spans = (*g.spans)[:last]
+	} else if err := g.release(device, true); err != nil {
+		return err
 	}
-	return g.release(device, true)
+	if g.cut.nowhere {
+		for i, s := range *g.spans {
+			(*g.spans)[i] = index.Span{Device: s.Device, Size: s.Size, Codec: index.Whole}
+		}
+	}
+	return nil
 }

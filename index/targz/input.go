@@ -36,8 +36,9 @@ type input struct {
 	now    *chunk      // whose bytes the inflating goroutine has
 
 	// Owned by run until it has returned.
-	hash hash.Hash
-	size int64
+	hash  hash.Hash
+	size  int64
+	ended bool
 }
 
 func newInput(ctx context.Context, blob io.Reader) *input {
@@ -57,19 +58,38 @@ func (in *input) run() error {
 			return in.ctx.Err()
 		case c = <-in.free:
 		}
-		n, atEnd, err := readFull(in.ctx, in.blob, c.mem[reserve:])
+		atEnd, err := in.fill(in.ctx, c)
 		if err != nil {
-			return fmt.Errorf("read blob at %d: %w", in.size+int64(n), err)
+			return err
 		}
-		in.hash.Write(c.mem[reserve : reserve+n])
-		in.size += int64(n)
-		c.n = n
 		in.filled <- c // never blocks: it has room for all chunks
 		if atEnd {
 			close(in.filled)
 			return nil
 		}
 	}
+}
+
+// fill reads and hashes the next chunk.
+func (in *input) fill(ctx context.Context, c *chunk) (atEnd bool, err error) {
+	c.n, atEnd, err = readFull(ctx, in.blob, c.mem[reserve:])
+	in.hash.Write(c.mem[reserve : reserve+c.n])
+	in.size += int64(c.n)
+	in.ended = in.ended || atEnd
+	if err != nil {
+		return false, fmt.Errorf("read blob at %d: %w", in.size, err)
+	}
+	return atEnd, nil
+}
+
+// blame reads the blob to its end, when run has returned, and makes a Malformed of err.
+func (in *input) blame(ctx context.Context, err error) error {
+	for c := new(chunk); !in.ended; {
+		if _, readErr := in.fill(ctx, c); readErr != nil {
+			return fmt.Errorf("%w (and the rest of the blob cannot be read: %w)", err, readErr)
+		}
+	}
+	return &Malformed{Layer: in.digest(), Err: err}
 }
 
 // readFull fills p, or less at the end of r. Unlike io.ReadFull it tells the end

@@ -206,8 +206,12 @@ func (out *output) runWindows() error {
 func (out *output) runTar(tree func(io.Reader) (*index.Node, error)) (*index.Node, error) {
 	r := &tarReader{out: out}
 	root, err := tree(r)
-	if err != nil {
+	switch {
+	case err == nil:
+	case out.ctx.Err() != nil, errors.Is(err, tartree.ErrLimit), errors.Is(err, tartree.ErrMemory):
 		return nil, err
+	default:
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	for {
 		if err := r.next(); errors.Is(err, io.EOF) {
@@ -222,7 +226,7 @@ func (out *output) runTar(tree func(io.Reader) (*index.Node, error)) (*index.Nod
 func (out *output) describe(spans []index.Span) {
 	for i := range spans {
 		spans[i].Digest = out.digests[i]
-		if i < len(out.ranges) {
+		if i < len(out.ranges) && spans[i].Codec != index.Whole {
 			spans[i].Window = out.ranges[i]
 		}
 	}

@@ -1,4 +1,4 @@
-// Package targz makes the index of a layer that is a tar, plain or in gzip, in
+// Package targz makes the index of a layer that is a tar, plain, in gzip or in zstd, in
 // one streaming pass over the layer's blob.
 //
 // The data's way, a goroutine for each arrow's end, joined by channels of
@@ -15,7 +15,8 @@
 // goroutine until it has decided: about half a span.
 //
 // There is no checkpoint inside of a deflate block: a block longer than a span
-// makes a longer span, and one longer than MaxSpan makes the layer unindexable.
+// makes a longer span. Where one is longer than MaxSpan, and in zstd, no place is known from
+// which on a span can be decoded: the layer has to be fetched whole (Options.Whole).
 // The device is what the gzip members hold, whatever its length: the bytes behind
 // the tar's end marker belong to it, and it need not be a multiple of 512.
 package targz
@@ -23,10 +24,12 @@ package targz
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
@@ -51,10 +54,34 @@ var (
 	// ErrNotIndexable is wrapped by the errors for layers that are right but
 	// cannot be indexed by this package.
 	ErrNotIndexable = errors.New("layer cannot be indexed")
-	// ErrCorrupt is wrapped by the errors for blobs that are no gzip stream, or
-	// a truncated one.
-	ErrCorrupt = errors.New("corrupt gzip layer")
+	// ErrCorrupt is wrapped by the errors for blobs that are no tar, or no stream of their
+	// compression, or a truncated one. Such an error is a *Malformed as well, unless the rest of the
+	// blob could not be read.
+	ErrCorrupt = errors.New("malformed layer")
 )
+
+// Malformed is the error for a blob that is no layer, of which all has been read: who knows the
+// digest that the blob should have can tell a layer that was built wrong from bytes that were sent
+// wrong.
+type Malformed struct {
+	Layer digest.Digest // of the blob
+	Err   error
+}
+
+// Error implements error.
+func (m *Malformed) Error() string { return m.Err.Error() }
+
+// Unwrap returns what is wrong with the blob.
+func (m *Malformed) Unwrap() error { return m.Err }
+
+// Panic is the error of a scan in which the blob has found a fault of this program.
+type Panic struct {
+	Value any
+	Stack []byte
+}
+
+// Error implements error.
+func (p *Panic) Error() string { return fmt.Sprintf("panic: %v", p.Value) }
 
 // Options of a scan. The zero value is ready to use.
 type Options struct {
@@ -69,12 +96,18 @@ type Options struct {
 	// DeviceSize bounds the device, in bytes; 0: by what an index can address, 2 TiB. A layer of a gigabyte can
 	// decompress to a terabyte.
 	DeviceSize int64
+	// Whole: a layer in which no places are found from which on spans can be decoded is taken all
+	// the same, with spans that are index.Whole. False: its error wraps ErrNotIndexable.
+	Whole bool
+	// Window is the largest window of zstd that is taken in any case; 0: zstdWindow. Larger ones
+	// are taken, up to MaxZstdWindow, where the blob's first frame tells of them.
+	Window int64
 }
 
 // Scan reads a layer's blob to its end and returns all that an index file
-// holds. It keeps a few MiB whatever the layer's size, beside the tree, and
-// verifies the checksums of gzip, but compares the digests with nothing: that is
-// up to the caller.
+// holds. It keeps a few MiB whatever the layer's size, beside the tree and a window of zstd, of
+// which Limits.Memory is told. It verifies the checksums of gzip and zstd, but compares the digests
+// with nothing: that is up to the caller.
 //
 // Scan ends soon after ctx is cancelled, provided that a Read of blob and the
 // writers do. They are not used any more when it returns.
@@ -93,7 +126,7 @@ func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (
 	if o.SpanSize < minSpanSize || o.SpanSize > maxSpanSize {
 		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, minSpanSize, maxSpanSize)
 	}
-	head := make([]byte, 4)
+	head := make([]byte, 6)
 	n, _, err := readFull(ctx, blob, head)
 	if err != nil {
 		return nil, fmt.Errorf("scan layer: %w", err)
@@ -104,28 +137,33 @@ func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (
 		return nil, fmt.Errorf("scan layer: %w", err)
 	}
 
-	g, ctx := errgroup.WithContext(ctx)
-	in := newInput(ctx, io.MultiReader(bytes.NewReader(head), blob))
-	out := newOutput(ctx, o)
+	g, scanCtx := errgroup.WithContext(ctx)
+	in := newInput(scanCtx, io.MultiReader(bytes.NewReader(head), blob))
+	out := newOutput(scanCtx, o)
 	var spans []index.Span
 	draft := new(index.Draft)
-	g.Go(in.run)
-	g.Go(func() error {
+	run := func(f func() error) { g.Go(func() error { return survive(f) }) }
+	run(in.run)
+	run(func() error {
 		// After an error the others end by the context.
-		err := format(in, out, o.SpanSize, &spans)
+		err := format(in, out, &spans)
 		if err == nil {
 			out.close()
 		}
 		return err
 	})
-	g.Go(out.runDevice)
-	g.Go(out.runWindows)
-	g.Go(func() (err error) {
+	run(out.runDevice)
+	run(out.runWindows)
+	run(func() (err error) {
 		draft.Root, err = out.runTar(tree)
 		return err
 	})
 	if err := g.Wait(); err != nil {
-		return nil, fmt.Errorf("scan layer: %w", err)
+		err = fmt.Errorf("scan layer: %w", err)
+		if errors.Is(err, ErrCorrupt) {
+			err = in.blame(ctx, err)
+		}
+		return nil, err
 	}
 
 	out.describe(spans)
@@ -140,63 +178,98 @@ func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (
 	return draft, nil
 }
 
-// sniff tells the format as containerd does (its pkg/archive/compression): what
+// survive makes an error of a panic of f.
+func survive(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%w: %w", ErrCorrupt, &Panic{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	return f()
+}
+
+// format is the goroutine of a scan that decodes the blob and decides where spans begin.
+type format func(*input, *output, *[]index.Span) error
+
+// sniff tells the format as containerd does (its pkg/archive/compression), by the blob alone: what
 // is neither gzip nor zstd is a tar, an empty blob included.
-func sniff(head []byte) (func(*input, *output, int64, *[]index.Span) error, error) {
-	if bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}) {
+func sniff(head []byte) (format, error) {
+	switch {
+	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
 		return gunzip, nil
+	case isZstd(head):
+		return unzstd, nil
 	}
-	if len(head) == 4 {
-		// A zstd frame, or a skippable frame (RFC 8878, 3.1).
-		magic := binary.LittleEndian.Uint32(head)
-		if magic == 0xfd2fb528 || magic&^0xf == 0x184d2a50 {
-			return nil, fmt.Errorf("%w: zstd layers are not supported yet", ErrNotIndexable)
+	for magic, name := range foreign {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return nil, fmt.Errorf("%w: it is in %s", ErrNotIndexable, name)
 		}
 	}
 	return plain, nil
 }
 
-// plain passes an uncompressed tar on, in spans of equal size.
-func plain(in *input, out *output, size int64, spans *[]index.Span) error {
-	var span index.Span
-	buf, err := out.get()
-	if err != nil {
-		return err
-	}
-	w := 0
+// foreign is how blobs begin in compressions that no layer of an image may have, where no tar
+// begins so. Nothing more of them need be read.
+var foreign = map[string]string{
+	"\xfd7zXZ\x00":     "xz",
+	"\x04\x22\x4d\x18": "lz4",
+}
+
+// plain passes an uncompressed tar on.
+func plain(in *input, out *output, spans *[]index.Span) error {
+	return evenly(&blobReader{in: in}, out, index.Stored, spans)
+}
+
+// evenly passes on a tar that comes by itself, in spans of equal size.
+func evenly(tar io.Reader, out *output, codec index.Codec, spans *[]index.Span) error {
+	size := out.o.SpanSize
+	span := index.Span{Codec: codec}
 	for {
-		src, err := in.more(nil)
-		atEnd := errors.Is(err, io.EOF)
-		if err != nil && !atEnd {
+		buf, err := out.get()
+		if err != nil {
 			return err
 		}
-		for len(src) > 0 {
-			n := copy(buf.data()[w:min(bufferSize, w+int(size-span.Size))], src)
-			src = src[n:]
-			w += n
-			span.Size += int64(n)
-			if full := span.Size == size; full || w == bufferSize {
-				if err := out.send(piece{buf, buf.data()[:w], full}); err != nil {
-					return err
-				}
-				if buf, err = out.get(); err != nil {
-					return err
-				}
-				w = 0
+		data := buf.data()[:min(bufferSize, size-span.Size)]
+		n, atEnd, err := readFull(out.ctx, tar, data)
+		if err != nil {
+			return err
+		}
+		span.Size += int64(n)
+		if span.Size == 0 {
+			return nil
+		}
+		cut := atEnd || span.Size == size
+		if err := out.send(piece{buf, data[:n], cut}); err != nil {
+			return err
+		}
+		if cut {
+			if codec == index.Stored {
+				span.Blob, span.BlobSize = span.Device, span.Size
 			}
-			if span.Size == size {
-				span.BlobSize = size
-				*spans = append(*spans, span)
-				span = index.Span{Device: span.Device + size, Blob: span.Blob + size}
-			}
+			*spans = append(*spans, span)
+			span = index.Span{Device: span.Device + span.Size, Codec: codec}
 		}
 		if atEnd {
-			if span.Size == 0 {
-				return nil
-			}
-			span.BlobSize = span.Size
-			*spans = append(*spans, span)
-			return out.send(piece{buf, buf.data()[:w], true})
+			return nil
 		}
 	}
+}
+
+// blobReader reads the blob of an input.
+type blobReader struct {
+	in  *input
+	src []byte
+}
+
+// Read implements io.Reader.
+func (r *blobReader) Read(p []byte) (int, error) {
+	for len(r.src) == 0 {
+		var err error
+		if r.src, err = r.in.more(nil); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.src)
+	r.src = r.src[n:]
+	return n, nil
 }

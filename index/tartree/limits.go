@@ -10,6 +10,9 @@ import (
 // allows.
 var ErrLimit = errors.New("over the limit")
 
+// ErrMemory is wrapped by the error of a tar for whose tree Limits.Memory had none.
+var ErrMemory = errors.New("no memory for the tree")
+
 // Limits bounds what a tar can make Scan keep in memory, and the work that it can
 // cause beyond reading the stream. A zero field stands for its default.
 type Limits struct {
@@ -37,6 +40,10 @@ type Limits struct {
 	// ext4's own limit.
 	FileSize int64
 
+	// Memory is asked for more bytes before they are taken, some hundred kilobytes at a time. It
+	// may wait, and fails where there are not so many. nil: as many as there are.
+	Memory func(bytes int64) error
+
 	// Steps counts the names looked up while symbolic links in entries' paths
 	// are resolved; default 1<<28, which takes some ten seconds.
 	Steps int64
@@ -63,12 +70,42 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Take asks for memory: see Memory.
+func (l *Limits) Take(bytes int64) error {
+	if l.Memory == nil {
+		return nil
+	}
+	if err := l.Memory(bytes); err != nil {
+		return fmt.Errorf("%w: %w", ErrMemory, err)
+	}
+	return nil
+}
+
+// What the pieces of a tree take in memory, bytes: in the tree, in a directory's map, and while the
+// index is written.
+const (
+	entryMemory  = 384
+	extentMemory = 64
+	// memoryStep is how much is taken before Limits.Memory is asked.
+	memoryStep = 512 << 10
+)
+
 // meter counts what has been used of Limits. It only grows: what a later entry
 // replaces stays counted.
 type meter struct {
 	lim                         Limits
 	entries, extents            int
 	nameBytes, treeBytes, steps int64
+	untold                      int64 // bytes that Limits.Memory was not yet asked for
+}
+
+// memory notes that n more bytes are about to be taken.
+func (m *meter) memory(n int64) error {
+	if m.untold += n; m.untold < memoryStep {
+		return nil
+	}
+	n, m.untold = m.untold, 0
+	return m.lim.Take(n)
 }
 
 func over(field string, limit int64) error {
@@ -79,14 +116,14 @@ func (m *meter) entry() error {
 	if m.entries++; m.entries > m.lim.Entries {
 		return over("Entries", int64(m.lim.Entries))
 	}
-	return nil
+	return m.memory(entryMemory)
 }
 
 func (m *meter) names(n int) error {
 	if m.nameBytes += int64(n); m.nameBytes > m.lim.NameBytes {
 		return over("NameBytes", m.lim.NameBytes)
 	}
-	return nil
+	return m.memory(int64(n))
 }
 
 func (m *meter) tree(n int64) error {
@@ -94,7 +131,7 @@ func (m *meter) tree(n int64) error {
 		return over("TreeBytes", m.lim.TreeBytes)
 	}
 	m.treeBytes += n
-	return nil
+	return m.memory(n)
 }
 
 func (m *meter) pieces(n int) error {
@@ -102,7 +139,7 @@ func (m *meter) pieces(n int) error {
 		return over("Extents", int64(m.lim.Extents))
 	}
 	m.extents += n
-	return nil
+	return m.memory(int64(n) * extentMemory)
 }
 
 func (m *meter) step() error {
