@@ -90,8 +90,8 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 		return
 	}
 	spans, err := l.table()
-	if err != nil {
-		return // the read says so
+	if err != nil || spans.Whole() {
+		return // the read says so, or brings all
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

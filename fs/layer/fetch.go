@@ -27,6 +27,10 @@ func (l *Layer) run(g *group) {
 	defer close(g.done)
 	defer l.finish(g)
 	defer l.survive(g)
+	if g.whole {
+		l.runWhole(g)
+		return
+	}
 	todo, admitted, err := l.begin(g)
 	if err != nil {
 		l.giveUp(g, err)

@@ -61,6 +61,8 @@ type group struct {
 	claim   claim
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
 	begun   bool      // its request has been admitted; guarded by Layer.mu
+	whole   bool      // it is a stream of the whole blob: see whole.go
+	moved   time.Time // when a stream has brought something last; guarded by Layer.mu
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	waiting int           // how many waiters its flights have in all; guarded by Layer.mu
@@ -203,6 +205,13 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 	if w.p != nil {
 		l.missed(missing)
 	}
+	if spans.Whole() && len(missing) > 0 {
+		g := l.wholeLocked(ctx, spans, missing, w.prio)
+		for _, i := range missing {
+			l.attachLocked(w, g.flights[i], &spans[i])
+		}
+		missing = nil
+	}
 	for _, e := range plan(spans, missing, l.request(w.prio)) {
 		g := l.startLocked(ctx, spans, e, w.prio)
 		for _, f := range g.flights {
@@ -318,7 +327,7 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 	for f := range w.pending {
 		f.waiters = slices.DeleteFunc(f.waiters, func(o *waiter) bool { return o == w })
 		g := f.group
-		if g.waiting--; g.waiting > 0 {
+		if g.waiting--; g.waiting > 0 || g.goesOn(l.o.Deadline) {
 			continue
 		}
 		if why == errNobody && w.prio == Demand && g.begun && !l.closed {

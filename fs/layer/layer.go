@@ -56,8 +56,12 @@ const deviceAlign = index.BlockSize
 type Options struct {
 	Blob    Source // the layer's compressed blob
 	Windows Source // the layer's windows section; nil where the store has it, or no span needs one
-	Copy    *Copy  // spans that are to come from elsewhere; may be nil
-	Budget  *Budget
+	// Unpack returns the device's bytes, from the beginning on, of the blob that it is given: for a
+	// layer whose spans are index.Whole. Errors wrap index.ErrCorrupt where the blob's bytes are
+	// wrong, and else are those of blob, or of ctx. May be nil.
+	Unpack func(ctx context.Context, blob io.Reader) (io.ReadCloser, error)
+	Copy   *Copy // spans that are to come from elsewhere; may be nil
+	Budget *Budget
 	// Deadline is how long one read waits for what cannot be fetched; 0:
 	// DefaultDeadline.
 	Deadline time.Duration

@@ -80,7 +80,9 @@ func zipped(t testing.TB, parts ...[]byte) []byte {
 func scan(t testing.TB, blob []byte) *sample {
 	t.Helper()
 	var windows, device, ix bytes.Buffer
-	d, err := targz.Scan(t.Context(), bytes.NewReader(blob), targz.Options{SpanSize: 64 << 10, Device: &device, Windows: &windows})
+	d, err := targz.Scan(t.Context(), bytes.NewReader(blob), targz.Options{
+		Whole: true, SpanSize: 64 << 10, Device: &device, Windows: &windows,
+	})
 	must(t, err)
 	_, err = index.Write(&ix, d)
 	must(t, err)

@@ -35,6 +35,11 @@ func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
 	}
 	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
 	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
+	if spans.Whole() {
+		h := l.index.Header() // about
+		run.Bytes = int64(float64(run.Size) / float64(max(h.DeviceSize, 1)) * float64(h.LayerSize))
+		return run, nil
+	}
 	src, from := l.source(at.from)
 	if p, ok := src.(Planner); ok {
 		run.Planned = p.Planned(from, at.size())

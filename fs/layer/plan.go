@@ -90,6 +90,9 @@ func plan(s index.Spans, missing []int, request int64) []extent {
 // joins says whether the extent's last span fits to the ones before it.
 func (e extent) joins(s index.Spans, request int64) bool {
 	last, before := &s[e.first+e.n-1], &s[e.first+e.n-2]
+	if s.Whole() {
+		return last.Device+last.Size-s[e.first].Device <= request
+	}
 	if gap := last.Blob - (before.Blob + before.BlobSize); gap > maxGap || gap < -1 {
 		return false
 	}
