@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	iofs "io/fs"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,7 +16,6 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
-	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
 // bring puts a layer into the store: its index, or the whole of it. It calls atHand when it has come to its index.
@@ -101,22 +101,31 @@ func (p *pull) download(d digest.Digest) error {
 	if err := p.awaitAsked(); err != nil {
 		return err
 	}
-	select {
-	case p.t.sem <- struct{}{}:
-		defer func() { <-p.t.sem }()
-	case <-p.ctx.Done():
-		return p.ctx.Err()
-	}
 	layers, err := p.manifest()
 	if err != nil {
 		return err
 	}
-	desc, ok := layers[d]
-	if !ok {
-		return fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.name(), d)
+	ctx, done, err := p.claimDownload(layers, d)
+	if err != nil {
+		return err
 	}
-	for try := 1; ; try++ {
-		err := p.downloadOnce(desc)
+	defer done()
+	select {
+	case p.t.sem <- struct{}{}:
+		defer func() { <-p.t.sem }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	desc := layers[slices.IndexFunc(layers, func(l ocispec.Descriptor) bool { return l.Digest == d })]
+	for try, window := 1, int64(0); ; try++ {
+		err := p.downloadOnce(ctx, desc, window)
+		switch {
+		case errors.Is(err, targz.ErrWindow) && window == 0:
+			window = targz.MaxZstdWindow
+			continue
+		case permanent(err):
+			p.inVain(d, err)
+		}
 		if try == maxDownloads || !errors.Is(err, errSent) {
 			return err
 		}
@@ -125,13 +134,16 @@ func (p *pull) download(d digest.Digest) error {
 	}
 }
 
-func (p *pull) downloadOnce(desc ocispec.Descriptor) error {
+// downloadOnce brings a layer whole. For window see targz.Options.
+func (p *pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window int64) error {
 	in, err := p.t.store.Create(desc.Digest)
 	if err != nil {
 		return err
 	}
 	defer p.abort(in)
-	x, err := p.scan(in, desc)
+	memory := p.t.scans.begin(ctx, p.t.o.PullDeadline)
+	defer memory.end()
+	x, err := p.scan(ctx, in, desc, targz.Options{Limits: p.t.o.Limits.tree(memory), Window: window})
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.name(), err)
 	}
@@ -144,8 +156,10 @@ func (p *pull) downloadOnce(desc ocispec.Descriptor) error {
 }
 
 // scan reads the layer's blob into in and returns the index that it made of it.
-func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, error) {
-	ctx, cancel := context.WithCancelCause(p.ctx)
+func (p *pull) scan(
+	ctx context.Context, in *store.Incoming, desc ocispec.Descriptor, o targz.Options,
+) (*index.Layer, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	body, err := p.image.Open(ctx, desc)
 	if err != nil {
@@ -156,17 +170,14 @@ func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, 
 		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
 	})
 	defer r.stop()
-	draft, err := targz.Scan(ctx, r, targz.Options{
-		Device: p.t.cache.writer(in.Device()), Windows: in.Windows(), Limits: p.t.o.Limits.tree(), DeviceSize: p.t.o.Limits.LayerSize,
-	})
+	o.Whole, o.DeviceSize = true, p.t.o.Limits.LayerSize
+	o.Device, o.Windows = p.t.cache.writer(in.Device()), in.Windows()
+	draft, err := targz.Scan(ctx, r, o)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
 			return nil, cause
 		}
-		if r.err == nil && isGarbage(err) {
-			return nil, fmt.Errorf("%w: %w", errSent, err)
-		}
-		return nil, advise(err)
+		return nil, p.blame(desc, err)
 	}
 	if draft.Layer != desc.Digest {
 		return nil, fmt.Errorf("its bytes have digest %s: %w", draft.Layer, errSent)
@@ -182,6 +193,22 @@ func (p *pull) scan(in *store.Incoming, desc ocispec.Descriptor) (*index.Layer, 
 		return nil, err
 	}
 	return index.Open(at, size)
+}
+
+// blame says what the error of a scan comes of.
+func (p *pull) blame(desc ocispec.Descriptor, err error) error {
+	var found *targz.Panic
+	if errors.As(err, &found) {
+		p.t.panicked(fmt.Sprintf("%v\n%s", found.Value, found.Stack))
+	}
+	var bad *targz.Malformed
+	switch {
+	case !errors.As(err, &bad):
+		return advise(err)
+	case bad.Layer == desc.Digest:
+		return fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	return fmt.Errorf("%w: its bytes have digest %s: %w", errSent, bad.Layer, err)
 }
 
 // record returns what the store keeps about a layer of this image.
@@ -218,8 +245,8 @@ func (p *pull) commit(in *store.Incoming, rec store.Record) error {
 	return l.Close()
 }
 
-// fetchManifest returns the image's layers by digest.
-func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
+// fetchManifest returns the image's layers, the lowest first.
+func (p *pull) fetchManifest() ([]ocispec.Descriptor, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
 	b, err := p.image.Manifest(ctx, ocispec.Descriptor{Digest: p.key.manifest})
@@ -230,14 +257,15 @@ func (p *pull) fetchManifest() (map[digest.Digest]ocispec.Descriptor, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s of %s: %w", p.key.manifest, p.name(), err)
 	}
-	layers := make(map[digest.Digest]ocispec.Descriptor, len(m.Layers))
 	for _, l := range m.Layers {
 		if l.Digest.Validate() != nil || l.Size < 0 {
 			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.name(), l.Digest, l.Size)
 		}
-		layers[l.Digest] = l
 	}
-	return layers, nil
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	p.descs = m.Layers
+	return m.Layers, nil
 }
 
 // maxDownloads is how often a layer is downloaded whose bytes turn out to be wrong.
@@ -245,17 +273,6 @@ const maxDownloads = 3
 
 // errSent is wrapped by the errors of downloads that were not the layer.
 var errSent = errors.New("the registry or a proxy sent something else")
-
-// isGarbage tells whether an error of a scan may come of wrong bytes: neither a limit's, nor what a good layer can have.
-func isGarbage(err error) bool {
-	for _, other := range []error{index.ErrLimit, tartree.ErrLimit, targz.ErrNotIndexable} {
-		if errors.Is(err, other) {
-			return false
-		}
-	}
-	var path *iofs.PathError // of the store
-	return !errors.As(err, &path)
-}
 
 // watched is a reader that tells when nothing has come for a while.
 type watched struct {

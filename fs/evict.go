@@ -46,8 +46,11 @@ type lot struct {
 	whole  bool // complete layers may go too
 }
 
-// solid says whether a layer goes as a whole or not at all: the kernel reads it.
-func solid(v *live) bool { return v.store.Record().State == store.Verified || v.store.Sealed() }
+// solid says whether a layer goes as a whole or not at all: the kernel reads it, or its spans do not
+// come back one by one.
+func solid(v *live) bool {
+	return v.store.Record().State == store.Verified || v.store.Sealed() || v.whole()
+}
 
 // each calls fn for each part that may go by itself: spans, or a whole layer (span -1).
 func (l *lot) each(fn func(v *live, span int, r rank, bytes int64)) {

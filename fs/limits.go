@@ -10,14 +10,19 @@ import (
 
 // Limits bounds what images may demand of the node. The zero value: the defaults, which no image that is known comes near.
 type Limits struct {
-	Entries   int   // files of one layer; 0: 2 million, which take about a gigabyte of memory while a layer is scanned
-	IndexSize int64 // bytes of the indexes of one image, decompressed; 0: 512 MiB
-	LayerSize int64 // bytes of one layer, decompressed; 0: 2 TiB, as many as an index can address
+	Entries int // files of one layer; 0: 2 million, about a gigabyte of memory in a scan
+	// ScanMemory is how many bytes all layers together take that are scanned at a time, where that
+	// is more than one; 0: 64 MiB.
+	ScanMemory int64
+	IndexSize  int64 // bytes of the indexes of one image, decompressed; 0: 512 MiB
+	LayerSize  int64 // bytes of one layer, decompressed; 0: 2 TiB, as many as an index can address
 }
 
 func (l Limits) bundle() index.Limits { return index.Limits{IndexSize: l.IndexSize} }
 
-func (l Limits) tree() tartree.Limits { return tartree.Limits{Entries: l.Entries} }
+func (l Limits) tree(c *scan) tartree.Limits {
+	return tartree.Limits{Entries: l.Entries, Memory: c.take}
+}
 
 // layer says whether a layer of so many bytes, decompressed, is taken.
 func (l Limits) layer(size int64) error {

@@ -109,17 +109,18 @@ func (v *live) start() {
 	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, early: &t.early, refs: rec.Refs}
 	o := layer.Options{
 		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
+		Unpack:   v.unpack,
 		Copy:     t.copies.of(&rec, &t.early),
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
-		Complete: v.whole,
+		Complete: v.lastCame,
 		Waited:   func(off, end int64) { t.fetch.Near(v.digest, off, end) },
 		Log:      t.log,
 	}
 	if w := rec.Windows; w.Blob != "" {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
-	v.data = layer.New(v.index, t.cache.guard(s), o)
+	v.data = layer.New(v.index, t.cache.guard(s, v.whole()), o)
 	ctx, stop := context.WithCancel(t.ctx)
 	v.stop = stop
 	t.goes(func(context.Context) { v.tend(ctx) })
@@ -133,7 +134,7 @@ func (v *live) start() {
 	}
 	t.fetch.Whole(v.digest)
 	if rec.State != store.Verified || len(rec.Vouchers) > 0 {
-		v.whole() // an earlier run has not come to it
+		v.lastCame() // an earlier run has not come to it
 	}
 }
 
@@ -285,8 +286,8 @@ const completeAfter = 500 * time.Millisecond
 // completeFirst and completeMost are the waits between two attempts to complete a layer.
 const completeFirst, completeMost = time.Second, time.Minute
 
-// whole tells tend that the last span has come.
-func (v *live) whole() {
+// lastCame tells tend that the last span has come.
+func (v *live) lastCame() {
 	select {
 	case v.came <- struct{}{}:
 	default:

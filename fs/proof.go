@@ -22,9 +22,11 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	scanned := make(chan struct{})
 	var root *index.Node
 	var scanErr error
+	memory := v.t.scans.begin(ctx, 0)
+	defer memory.end()
 	go func() {
 		defer close(scanned)
-		root, scanErr = tartree.ScanTree(r, v.t.o.Limits.tree())
+		root, scanErr = v.scanTree(r, memory)
 		_, _ = io.Copy(io.Discard, r) // what is behind the tar's end belongs to the digest
 	}()
 	err := s.VerifyWhole(ctx, w)
@@ -52,6 +54,17 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 		return fmt.Errorf("replace the forged index: %w", err)
 	}
 	return s.Proved()
+}
+
+// scanTree returns the tree of a tar. A panic fails the scan, and nothing else.
+func (v *live) scanTree(r io.Reader, memory *scan) (root *index.Node, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v.t.panicked(p)
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return tartree.ScanTree(r, v.t.o.Limits.tree(memory))
 }
 
 // blame finds out why a layer is not what its diffID names. Where each span is what the index says, the index lies: the

@@ -39,11 +39,11 @@ type pull struct {
 
 	asked chan struct{} // closed when containerd has asked for a layer; before, the image is only announced
 
-	bundle    func() (*bundle, error)                              // the image's index, nil if it has none
-	told      chan struct{}                                        // closed when listed is set, or never will be
-	listed    map[digest.Digest]artifact.Layer                     // what the registry tells of layers before the index is here
-	manifest  func() (map[digest.Digest]ocispec.Descriptor, error) // its layers
-	roundTrip time.Duration                                        // to the registry, about; for bundle alone
+	bundle    func() (*bundle, error)              // the image's index, nil if it has none
+	told      chan struct{}                        // closed when listed is set, or never will be
+	listed    map[digest.Digest]artifact.Layer     // what the registry tells of layers before the index is here
+	manifest  func() ([]ocispec.Descriptor, error) // its layers, the lowest first
+	roundTrip time.Duration                        // to the registry, about; for bundle alone
 
 	// Guarded by Table.mu:
 	ref     string                 // the reference by which it is pulled
@@ -52,6 +52,9 @@ type pull struct {
 	idle    *time.Timer
 	jobs    []*job          // those that it has started
 	came    []digest.Digest // layers that it has put into the store
+	// Of the manifest, once it is here; and the downloads of layers under way.
+	descs     []ocispec.Descriptor
+	downloads map[digest.Digest]context.CancelCauseFunc
 }
 
 // job is the bringing of one layer, for all pulls that want it.
@@ -77,6 +80,9 @@ func (t *Table) bring(ctx context.Context, l Layer, below []Below) error {
 			return ctx.Err()
 		}
 		if j.err == nil || j.pull == p {
+			if j.err != nil {
+				p.inVain(l.Digest, j.err)
+			}
 			return j.err
 		}
 		// The layer failed for another image, whose registry may lack it or
@@ -114,6 +120,7 @@ func (t *Table) join(ref string, manifest digest.Digest) (*pull, error) {
 	p := t.pulls[key]
 	if p == nil {
 		p = &pull{t: t, key: key, ref: ref, image: image, told: make(chan struct{}), asked: make(chan struct{})}
+		p.downloads = map[digest.Digest]context.CancelCauseFunc{}
 		p.ctx, p.stop = context.WithCancel(t.ctx)
 		p.bundle = sync.OnceValues(p.find)
 		p.manifest = sync.OnceValues(p.fetchManifest)

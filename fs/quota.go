@@ -98,16 +98,21 @@ func (c *cache) used() int64 { return c.store.Used() + c.pending.Load() }
 type guarded struct {
 	*store.Layer
 	cache *cache
+	// whole: the layer goes as a whole, and a span that is not stored costs all of it: none is
+	// refused.
+	whole bool
 }
 
 // guard returns the store's layer as the layers of the table write to it.
-func (c *cache) guard(l *store.Layer) guarded { return guarded{l, c} }
+func (c *cache) guard(l *store.Layer, whole bool) guarded { return guarded{l, c, whole} }
 
 // WriteSpan is store.Layer's, and waits for room.
 func (g guarded) WriteSpan(i int, off int64, data []byte) error {
 	c, n := g.cache, int64(len(data))
-	if err := c.admit(n); err != nil {
+	if err := c.admit(n); err != nil && !g.whole {
 		return err
+	} else if err != nil {
+		c.exceed(n)
 	}
 	err := g.Layer.WriteSpan(i, off, data)
 	c.pending.Add(-n)

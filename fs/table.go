@@ -64,6 +64,9 @@ type Options struct {
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
 	LocalIndexes bool           // do not use indexes from registries
 	Limits       Limits         // of what images may demand
+	// Scanning is told how many bytes of memory scans hold, when that changes. It must not block.
+	// nil: nobody is.
+	Scanning func(bytes int64)
 	// Profiles keeps what the first starts of images read, and is asked for it by later pulls. nil: nothing
 	// is recorded.
 	Profiles   *profile.Dir
@@ -94,8 +97,9 @@ type Table struct {
 	kernel  func() (kernel, error) // what the kernel can do; tried once
 	sem     chan struct{}          // one token a download
 	cores   cores                  // for indexes that are decompressed and checked
-	mounter erofs.Mounter          // of what this process serves
-	ctx     context.Context        // of what runs in the background; ended by Close
+	scans   *scans
+	mounter erofs.Mounter   // of what this process serves
+	ctx     context.Context // of what runs in the background; ended by Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
@@ -107,6 +111,8 @@ type Table struct {
 	jobs   map[digest.Digest]*job
 	claims claims
 	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
+	// refused are layers that cannot be served, whoever asks.
+	refused refusals
 
 	damage  sync.Mutex   // held by who removes a damaged layer
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
@@ -190,16 +196,18 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	o.Fetch.Hold = c.hold
 	t := &Table{
 		o: o, log: o.Log, store: s, cache: c,
-		budget: budget,
-		memory: fuse.NewMemory(0),
-		fetch:  fetch.New(o.Fetch),
-		sem:    make(chan struct{}, o.Downloads),
-		cores:  cores{free: runtime.GOMAXPROCS(0)},
-		live:   map[digest.Digest]*slot{},
-		pulls:  map[pullKey]*pull{},
-		jobs:   map[digest.Digest]*job{},
-		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
-		held:   map[digest.Digest][]*heldMount{},
+		budget:  budget,
+		memory:  fuse.NewMemory(0),
+		fetch:   fetch.New(o.Fetch),
+		sem:     make(chan struct{}, o.Downloads),
+		cores:   cores{free: runtime.GOMAXPROCS(0)},
+		scans:   newScans(o.Limits.ScanMemory, o.Scanning),
+		live:    map[digest.Digest]*slot{},
+		pulls:   map[pullKey]*pull{},
+		jobs:    map[digest.Digest]*job{},
+		claims:  claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
+		held:    map[digest.Digest][]*heldMount{},
+		refused: refusals{},
 	}
 	c.t = t
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -304,6 +312,9 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	defer func() {
 		if ctx.Err() == nil && t.ctx.Err() == nil {
 			t.promises.settle(l.Digest, err)
+		}
+		if errors.Is(err, ErrUnavailable) {
+			t.inVain(l, err)
 		}
 	}()
 	if err := l.Digest.Validate(); err != nil {

@@ -29,7 +29,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	cr "github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -205,13 +204,11 @@ func (c *countingWriter) Write(p []byte) (int, error) {
 func (w *world) push(im v1.Image) {
 	w.t.Helper()
 	for _, blob := range w.blobs {
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil })
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		l := rawLayer(blob)
 		d, _ := l.Digest()
 		diff, _ := l.DiffID()
 		w.layers, w.diffIDs = append(w.layers, digest.Digest(d.String())), append(w.diffIDs, digest.Digest(diff.String()))
+		var err error
 		if im, err = mutate.AppendLayers(im, l); err != nil {
 			w.t.Fatal(err)
 		}
@@ -247,6 +244,9 @@ func (w *world) index(forge func(*index.Draft)) {
 	for _, blob := range w.blobs {
 		var windows, file bytes.Buffer
 		d, err := targz.Scan(w.t.Context(), bytes.NewReader(blob), targz.Options{Windows: &windows, SpanSize: 64 << 10})
+		if errors.Is(err, targz.ErrNotIndexable) {
+			continue
+		}
 		if err != nil {
 			w.t.Fatal(err)
 		}

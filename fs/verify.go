@@ -150,6 +150,9 @@ func (v *live) heal(ctx context.Context, wrong []int, out *Verified) error {
 	if err != nil {
 		return err
 	}
+	if spans.Whole() {
+		return v.healWhole(ctx, wrong, out)
+	}
 	ctx, cancel := context.WithTimeout(ctx, healPatience)
 	defer cancel()
 	slices.Sort(wrong) // one that is longer than the file must not come before another

@@ -231,6 +231,9 @@ func (s *scannedLayer) input() index.BundleInput {
 }
 
 func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar) (*scannedLayer, error) {
+	if strings.HasSuffix(l.MediaType, "+encrypted") {
+		return &scannedLayer{skipped: fmt.Sprintf("layer %s: it is encrypted", l.Digest)}, nil
+	}
 	body, err := im.Open(ctx, l)
 	if err != nil {
 		return nil, err
@@ -247,6 +250,11 @@ func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, 
 	if errors.Is(err, targz.ErrNotIndexable) && ctx.Err() == nil {
 		s.close()
 		return &scannedLayer{skipped: fmt.Sprintf("layer %s: %v", l.Digest, err)}, nil
+	}
+	var bad *targz.Malformed
+	if errors.As(err, &bad) && bad.Layer != l.Digest {
+		err = fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else: %w",
+			bad.Layer, err)
 	}
 	if err == nil && draft.Layer != l.Digest {
 		err = fmt.Errorf("its bytes have digest %s", draft.Layer)

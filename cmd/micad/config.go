@@ -64,6 +64,7 @@ type config struct {
 		Entries   int    `toml:"entries"`
 		IndexSize string `toml:"index_size"`
 		LayerSize string `toml:"layer_size"`
+		Scans     string `toml:"scan_memory"`
 	} `toml:"limits"`
 	Remote struct {
 		ConfigPath    string   `toml:"config_path"`
@@ -174,6 +175,9 @@ func (c *config) limits() (l fs.Limits, err error) {
 		return l, errors.New("limits.entries must not be negative")
 	}
 	if l.IndexSize, err = size("limits.index_size", c.Limits.IndexSize); err != nil {
+		return l, err
+	}
+	if l.ScanMemory, err = size("limits.scan_memory", c.Limits.Scans); err != nil {
 		return l, err
 	}
 	l.LayerSize, err = size("limits.layer_size", c.Limits.LayerSize)

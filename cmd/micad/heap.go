@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 )
 
 const (
@@ -12,8 +13,12 @@ const (
 	// pull then is not slowed by collections that have little to find. Above it grows by heapLeast.
 	heapFloor           = 16 << 20
 	heapLeast, heapMost = 50, 400
-	// memoryLimit is what the Go runtime keeps to if it can, bytes: buffers come and go with pulls.
+	// memoryLimit is what the Go runtime keeps to if it can, bytes, beside what scans hold: buffers
+	// come and go with pulls.
 	memoryLimit = 96 << 20
+	// limitStep is by how much the limit changes at the least, bytes, because a change stops the
+	// world.
+	limitStep = 8 << 20
 )
 
 // tuneMemory keeps the daemon small, and quick at its beginning: what it needs in the long run is little. The environment
@@ -26,6 +31,26 @@ func tuneMemory() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
+}
+
+// scanning raises the memory limit by what scans hold, which is no garbage: else it would be looked
+// for without pause.
+func scanning(held int64) {
+	if os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	limit := limitFor(held)
+	if raised.Swap(limit) != limit {
+		debug.SetMemoryLimit(limit)
+	}
+}
+
+// raised is the limit that scanning has set last.
+var raised atomic.Int64
+
+// limitFor returns the memory limit while scans hold so many bytes.
+func limitFor(held int64) int64 {
+	return memoryLimit + (held+limitStep-1)/limitStep*limitStep
 }
 
 // growth returns by how many percent of what is in use the heap may grow until the next collection.

@@ -21,6 +21,16 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
+func TestLimitFor(t *testing.T) {
+	for held, want := range map[int64]int64{
+		0: 96 << 20, 1: 104 << 20, 8 << 20: 104 << 20, 100 << 20: 200 << 20,
+	} {
+		if got := limitFor(held); got != want {
+			t.Errorf("limitFor(%d) = %d, want %d", held, got, want)
+		}
+	}
+}
+
 // TestAfterCollection: it is called after collections again and again, not only after the first. One that begins before the last call has
 // ended may go without.
 func TestAfterCollection(t *testing.T) {

@@ -205,6 +205,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Limits: limits, Log: d.log,
+		Scanning: scanning,
 		Profiles: d.profiles, Fetch: ahead, Cache: disk, Keeper: d.keeper, Held: held,
 	})
 	if err != nil {

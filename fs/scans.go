@@ -1,0 +1,119 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// defaultScanMemory is Limits.ScanMemory where that is 0, bytes: the trees of some 150,000 files.
+const defaultScanMemory = 64 << 20
+
+// errScanMemory is why a layer is not scanned.
+var errScanMemory = errors.New("the memory for scans is in use by other layers (Limits.ScanMemory)")
+
+// scans bounds the memory of all scans of the node: downloads of layers without an index, and
+// proofs. A scan takes memory as its tree grows. Where there is none left it waits until another
+// one has ended. One scan at a time may take more than there is, as much as Limits.Entries allows
+// one layer: so there is always one that does not wait.
+type scans struct {
+	size    int64
+	changed func(used int64) // told of used; must not block
+
+	mu   sync.Mutex
+	used int64
+	over *scan         // the one that may take more
+	less chan struct{} // closed, and replaced, when something was given back
+}
+
+func newScans(size int64, changed func(int64)) *scans {
+	if size == 0 {
+		size = defaultScanMemory
+	}
+	if changed == nil {
+		changed = func(int64) {}
+	}
+	return &scans{size: size, changed: changed, less: make(chan struct{})}
+}
+
+// scan is the memory of one scan. Its methods are for one goroutine at a time.
+type scan struct {
+	all      *scans
+	ctx      context.Context
+	patience time.Duration // how long it waits at a time; 0: as long as ctx lasts
+	held     int64
+}
+
+// begin returns a scan that has taken nothing. Pair it with end.
+func (s *scans) begin(ctx context.Context, patience time.Duration) *scan {
+	return &scan{all: s, ctx: ctx, patience: patience}
+}
+
+// take waits for n more bytes: see tartree.Limits.Memory.
+func (c *scan) take(n int64) error {
+	var late <-chan time.Time
+	for {
+		less, ok := c.try(n)
+		if ok {
+			return nil
+		}
+		if late == nil && c.patience > 0 {
+			t := time.NewTimer(c.patience)
+			defer t.Stop()
+			late = t.C
+		}
+		select {
+		case <-less:
+		case <-late:
+			return fmt.Errorf("%w: waited %v", errScanMemory, c.patience)
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		}
+	}
+}
+
+// try is take without waiting. Where it returns false, there may be more when less is closed.
+func (c *scan) try(n int64) (less <-chan struct{}, ok bool) {
+	s := c.all
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used+n > s.size {
+		if s.over == nil {
+			s.over = c
+		}
+		if s.over != c {
+			return s.less, false
+		}
+	}
+	s.used += n
+	c.held += n
+	s.changed(s.used)
+	return nil, true
+}
+
+// count takes n bytes without waiting, whether they are there or not.
+func (c *scan) count(n int64) {
+	s := c.all
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used += n
+	c.held += n
+	s.changed(s.used)
+}
+
+// end gives back what the scan has taken.
+func (c *scan) end() {
+	s := c.all
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used -= c.held
+	c.held = 0
+	if s.over == c {
+		s.over = nil
+	}
+	s.changed(s.used)
+	close(s.less)
+	s.less = make(chan struct{})
+}

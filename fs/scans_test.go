@@ -1,0 +1,72 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestScans: however many scans there are, what they hold is within the bound, but for one of them;
+// and all end.
+func TestScans(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var most atomic.Int64
+		s := newScans(100, func(used int64) { most.Store(max(most.Load(), used)) })
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				c := s.begin(t.Context(), 0)
+				defer c.end()
+				for range 50 {
+					if err := c.take(1); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+		all.Wait()
+		if n := most.Load(); n < 100 || n > 150 {
+			t.Errorf("%d were taken at a time", n)
+		}
+		if s.used != 0 || s.over != nil {
+			t.Errorf("%d are left", s.used)
+		}
+	})
+}
+
+// TestScansWait: who waits in vain gets an error; the one that may take more never waits.
+func TestScansWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScans(100, nil)
+		large, small := s.begin(t.Context(), time.Minute), s.begin(t.Context(), time.Minute)
+		for range 10 {
+			if err := large.take(50); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start := time.Now()
+		if err := small.take(1); !errors.Is(err, errScanMemory) || time.Since(start) != time.Minute {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		gone := s.begin(ctx, 0)
+		time.AfterFunc(time.Hour, cancel)
+		if err := gone.take(1); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		time.AfterFunc(time.Second, large.end)
+		if err := small.take(200); err != nil {
+			t.Error(err)
+		}
+		gone.end()
+		small.end()
+		if s.used != 0 || s.over != nil {
+			t.Errorf("%d are left", s.used)
+		}
+	})
+}

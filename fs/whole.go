@@ -1,0 +1,66 @@
+package fs
+
+import (
+	"context"
+	"io"
+
+	"github.com/mica-snapshotter/mica/index/targz"
+)
+
+// A layer is whole, or not here, whose blob can only be decoded from its beginning: its spans are
+// index.Whole. It is served as any other, goes from the disk only as a whole (solid), and the first
+// read of what is missing fetches all of it (layer.Options.Unpack).
+
+// whole says whether v is such a layer.
+func (v *live) whole() bool {
+	spans, err := v.index.Spans()
+	return err == nil && spans.Whole()
+}
+
+// readerMemory is what a decoder may take without waiting for scans, bytes: more than one with an
+// ordinary window. A container's read must not wait for somebody's slow pull.
+const readerMemory = 16 << 20
+
+// unpack is layer.Options.Unpack.
+func (v *live) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
+	c := v.t.scans.begin(ctx, 0)
+	out, err := targz.Unpack(blob, func(n int64) error {
+		if n <= readerMemory {
+			c.count(n)
+			return nil
+		}
+		return c.take(n)
+	})
+	if err != nil {
+		c.end()
+		return nil, err
+	}
+	return &metered{out, c}, nil
+}
+
+// metered is a decoder whose memory counts.
+type metered struct {
+	io.ReadCloser
+	memory *scan
+}
+
+// Close implements io.Closer.
+func (m *metered) Close() error {
+	defer m.memory.end()
+	return m.ReadCloser.Close()
+}
+
+// healWhole puts wrong spans right of a layer that is sealed: by one download for all of them.
+func (v *live) healWhole(ctx context.Context, wrong []int, out *Verified) error {
+	spans, err := v.index.Spans()
+	if err != nil {
+		return err
+	}
+	return v.data.Stream(ctx, wrong, func(i int, data []byte) error {
+		err := v.store.Repair(spans[i].Device, data)
+		if err == nil {
+			out.Repaired++
+		}
+		return err
+	})
+}
