@@ -16,6 +16,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
+	"github.com/mica-snapshotter/mica/remote"
 )
 
 // bring puts a layer into the store: its index, or the whole of it. It calls atHand when it has come to its index.
@@ -32,7 +33,7 @@ func (p *pull) bring(d digest.Digest, atHand func()) error {
 	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
 		b, err := p.bundle()
 		if err != nil {
-			return fmt.Errorf("look for an index of %s: %w", p.name(), err)
+			return err
 		}
 		if l, ok := b.find(d); ok {
 			atHand()
@@ -245,11 +246,18 @@ func (p *pull) commit(in *store.Incoming, rec store.Record) error {
 	return l.Close()
 }
 
-// fetchManifest returns the image's layers, the lowest first.
+// fetchManifest returns the image's layers, the lowest first. containerd has just had the manifest: where
+// it does not come soon, containerd can do better than this process.
 func (p *pull) fetchManifest() ([]ocispec.Descriptor, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+	wait := p.image.Patience(p.ctx, remote.AboutManifest, max(lookupTime-p.waited, lookupLeast))
+	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
 	defer cancel()
-	b, err := p.image.Manifest(ctx, ocispec.Descriptor{Digest: p.key.manifest})
+	d := ocispec.Descriptor{Digest: p.key.manifest}
+	b, err := p.image.Manifest(ctx, d)
+	p.learn(remote.AboutManifest, err, func(ctx context.Context) error {
+		_, err := p.image.Manifest(ctx, d)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -18,6 +19,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/remote"
 )
 
 // maxTrees bounds the trees blob of one image. At 17 bytes a file it has 15 million files.
@@ -49,90 +51,141 @@ func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
 }
 
-// find looks for an index and a profile among what refers to the image's manifest, and starts to replay
-// the profile. An index that is not usable counts as none: the image is then brought as one that was never
-// indexed.
-func (p *pull) find() (*bundle, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
-	defer cancel()
+// What a pull waits for before it does without an index.
+const (
+	// lookupTime is how long after its beginning a pull goes on without receiving a byte of the
+	// trees, lookupLeast how long it waits for them in any case.
+	lookupTime, lookupLeast = 4500 * time.Millisecond, 500 * time.Millisecond
+	// treesLeast is how many bytes of the trees have to come in every treesTime: who sends less is
+	// as good as silent.
+	treesLeast, treesTime = 4 << 10, 4 * time.Second
+	// learnTime is how long a registry that was given up is asked in the background.
+	learnTime = 30 * time.Second
+	// maxIndexes is how many indexes of an image are tried.
+	maxIndexes = 3
+)
+
+// find looks for an index and a profile among what refers to the image's manifest, and starts to
+// replay the profile. An index that is not usable, does not come or cannot be looked for counts as
+// none: the image is then brought as one that was never indexed. An error says that the pull is
+// over.
+func (p *pull) find() (b *bundle, err error) {
 	start := time.Now()
+	defer func() {
+		if b == nil {
+			p.waited = time.Since(start)
+		}
+	}()
 	tell := sync.OnceFunc(func() { close(p.told) })
 	defer tell()
-	p.image.Connect(ctx, connections)
-	far := time.AfterFunc(farAfter, func() { p.image.Connect(ctx, farConnections) })
+	p.before = int64(p.image.Stats().Requests)
+	p.image.Connect(p.ctx, connections)
+	far := time.AfterFunc(farAfter, func() { p.image.Connect(p.ctx, farConnections) })
 	defer far.Stop()
-	// Not by type: index and profile are to come in one answer.
-	refs, err := p.image.Referrers(ctx, p.key.manifest, "")
-	if err != nil {
-		return nil, err
-	}
+	// Of both types: index and profile are to come in one answer.
+	refs, err := p.image.Referrers(p.ctx, p.key.manifest, artifact.Type, published.ArtifactType)
 	far.Stop()
 	took := time.Since(start)
-	p.roundTrip = took / time.Duration(1+max(p.image.Stats().Requests, 1)) // one was the connection's
-	p.t.log.DebugContext(ctx, "asked for referrers", "ref", p.name(), "found", len(refs), "took", took)
+	if err != nil {
+		if p.ctx.Err() == nil {
+			p.t.log.Warn("the registry does not tell of an index: it is taken to have none",
+				"err", err, "took", took, "ref", p.name())
+		}
+		return nil, p.ctx.Err()
+	}
+	p.roundTrip = took / time.Duration(1+max(p.requests(), 1)) // one was the connection's
+	p.t.log.DebugContext(p.ctx, "asked for referrers",
+		"ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Indexes(refs)
 	p.listed = p.list(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)
-	if best := p.t.choose(p.key.manifest, p.readProfile(ctx, refs)); best != nil {
-		p.whenAsked(func() { p.replay(best) })
-	}
-	for _, d := range indexes {
-		b, err := p.openBundle(ctx, d)
+	p.replayBest(refs)
+	for _, d := range indexes[:min(len(indexes), maxIndexes)] {
+		b, err := p.openBundle(d, start)
 		if err == nil {
-			p.t.log.DebugContext(ctx, "index found", "ref", p.name(), "index", d.Digest, "bytes", d.Size, "took", time.Since(start))
+			p.t.log.DebugContext(p.ctx, "index found", "ref", p.name(), "index", d.Digest,
+				"bytes", d.Size, "took", time.Since(start))
 			return b, nil
 		}
-		if ctx.Err() != nil {
-			return nil, err
+		if p.ctx.Err() != nil {
+			return nil, p.ctx.Err()
 		}
-		p.t.log.Error("index from the registry is not usable", "ref", p.name(), "index", d.Digest, "err", advise(err))
+		p.t.log.Error("index from the registry is not usable", "err", advise(err),
+			"index", d.Digest, "ref", p.name())
+		if errors.Is(err, errSlow) {
+			break
+		}
 	}
 	return nil, nil
 }
 
-// readProfile returns the published profile, nil if there is none that is usable: a start is slower without, and no more.
-func (p *pull) readProfile(ctx context.Context, refs []ocispec.Descriptor) *profile.Profile {
+// requests is how many requests of the image there have been since the pull began.
+func (p *pull) requests() int64 { return int64(p.image.Stats().Requests) - p.before }
+
+// replayBest starts the replay of the best profile, with what is published. Where that does not
+// come in the list of referrers it is fetched beside the index, for which a container waits.
+func (p *pull) replayBest(refs []ocispec.Descriptor) {
+	replay := func(got *profile.Profile) {
+		if best := p.t.choose(p.key.manifest, got); best != nil {
+			p.whenAsked(func() { p.replay(best) })
+		}
+	}
 	d, ok := published.Newest(refs)
 	if !ok {
-		return nil
+		replay(nil)
+		return
 	}
-	got, err := p.fetchProfile(ctx, d)
-	if err != nil {
-		p.t.log.Warn("profile from the registry is not usable", "ref", p.name(), "profile", d.Digest, "err", err)
-		return nil
+	content, ok, err := published.FromReferrer(d)
+	if ok || err != nil {
+		replay(p.usable(d, content, err))
+		return
+	}
+	p.t.goes(func(context.Context) {
+		content, err := p.fetchProfile(d)
+		replay(p.usable(d, content, err))
+	})
+}
+
+// usable returns the published profile, nil if it is of no use: a start is slower without, and no
+// more.
+func (p *pull) usable(d ocispec.Descriptor, content []byte, err error) *profile.Profile {
+	var got *profile.Profile
+	if err == nil {
+		got, err = profile.Decode(content, profile.Limits{})
+	}
+	if err != nil && p.ctx.Err() == nil {
+		p.t.log.Warn("profile from the registry is not usable", "err", err,
+			"profile", d.Digest, "ref", p.name())
 	}
 	return got
 }
 
-func (p *pull) fetchProfile(ctx context.Context, d ocispec.Descriptor) (*profile.Profile, error) {
-	content, ok, err := published.FromReferrer(d)
+func (p *pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+	defer cancel()
+	m, err := p.image.Manifest(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
-		m, err := p.image.Manifest(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		blob, err := published.Parse(m)
-		if err != nil {
-			return nil, err
-		}
-		if content, err = p.image.FetchBlob(ctx, blob, published.MaxBlob); err != nil {
-			return nil, err
-		}
+	blob, err := published.Parse(m)
+	if err != nil {
+		return nil, err
 	}
-	return profile.Decode(content, profile.Limits{})
+	return p.image.FetchBlob(ctx, blob, published.MaxBlob)
 }
 
-// openBundle fetches the trees of the index that a referrer describes.
-func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, error) {
+// openBundle fetches the trees of the index that a referrer describes, for a pull that began at
+// start.
+func (p *pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
+	wait := p.image.Patience(p.ctx, remote.AboutBlob, max(lookupTime-time.Since(start), lookupLeast))
 	x, ok, err := artifact.FromReferrer(d)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
+		ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
+		defer cancel()
 		m, err := p.image.Manifest(ctx, d)
 		if err != nil {
 			return nil, err
@@ -141,7 +194,7 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 			return nil, err
 		}
 	}
-	f, err := p.fetchTrees(ctx, x.Trees)
+	f, err := p.fetchTrees(x.Trees, wait)
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +207,9 @@ func (p *pull) openBundle(ctx context.Context, d ocispec.Descriptor) (*bundle, e
 	return &bundle{Bundle: b, windows: x.Windows}, nil
 }
 
-// fetchTrees fetches the trees blob into a file without a name.
-func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, error) {
+// fetchTrees fetches the trees blob into a file without a name. It waits so long for the first
+// bytes.
+func (p *pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, error) {
 	if d.Size > maxTrees {
 		return nil, fmt.Errorf("trees of %d bytes: at most %d are accepted", d.Size, maxTrees)
 	}
@@ -166,27 +220,57 @@ func (p *pull) fetchTrees(ctx context.Context, d ocispec.Descriptor) (*os.File, 
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	if err := p.copyBlob(ctx, f, d); err != nil {
+	ctx, w := watchPace(p.ctx, wait)
+	err = p.copyBlob(ctx, f, d, w)
+	w.stop()
+	p.learn(remote.AboutBlob, err, func(ctx context.Context) error {
+		return p.image.Blob(d).Aside().ReadAt(ctx, make([]byte, min(d.Size, 1)), 0)
+	})
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) error {
-	blob := p.image.Blob(d)
+// learn notes whether the registry has answered a question before it was given up. If it has not it
+// is asked again, in the background and with more time: it may be far away.
+func (p *pull) learn(q remote.Question, err error, again func(ctx context.Context) error) {
+	switch {
+	case err == nil:
+		p.image.Answered(p.ctx, q, true)
+	case errors.Is(err, errSlow):
+		p.image.Answered(p.ctx, q, false)
+		p.t.goes(func(ctx context.Context) {
+			ctx, cancel := context.WithTimeout(ctx, learnTime)
+			defer cancel()
+			if again(ctx) == nil {
+				p.image.Answered(ctx, q, true)
+			}
+		})
+	}
+}
+
+func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w *pace) error {
+	blob := p.image.Blob(d).Aside()
 	first := quickest(p.left(), d.Size, p.roundTrip)
 	size := first.even(d.Size)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(firstRequests)
 	for off := int64(0); off < d.Size; off += size {
 		g.Go(func() error {
-			b := make([]byte, min(size, d.Size-off))
+			n := min(size, d.Size-off)
 			start := time.Now()
-			if err := blob.ReadAt(ctx, b, off); err != nil {
+			body, err := blob.Range(ctx, off, n)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			b := make([]byte, n)
+			if _, err := io.ReadFull(w.reader(body), b); err != nil {
 				return err
 			}
 			p.t.budget.Answered(placeOf(p.name()), time.Since(start)/time.Duration(first.rounds))
-			_, err := f.WriteAt(b, off)
+			_, err = f.WriteAt(b, off)
 			return err
 		})
 	}
@@ -201,4 +285,58 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor) e
 		return fmt.Errorf("blob %s: content has another digest", d.Digest)
 	}
 	return nil
+}
+
+// errSlow is wrapped by the errors of what was given up because next to nothing came of it.
+var errSlow = errors.New("next to nothing has come")
+
+// pace ends a context when next to nothing comes by its readers.
+type pace struct {
+	came   atomic.Int64
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	ended  chan struct{}
+}
+
+// watchPace returns a context that ends when no bytes have come after wait, or fewer than
+// treesLeast in any treesTime after that. Pair it with stop.
+func watchPace(ctx context.Context, wait time.Duration) (context.Context, *pace) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &pace{cancel: cancel, done: make(chan struct{}), ended: make(chan struct{})}
+	go func() {
+		defer close(w.ended)
+		for least := int64(1); ; wait, least = treesTime, treesLeast {
+			select {
+			case <-w.done:
+				return
+			case <-time.After(wait):
+			}
+			if n := w.came.Swap(0); n < least {
+				cancel(fmt.Errorf("%w: %d bytes in %v", errSlow, n, wait.Round(time.Millisecond)))
+				return
+			}
+		}
+	}()
+	return ctx, w
+}
+
+func (w *pace) stop() {
+	close(w.done)
+	<-w.ended
+	w.cancel(context.Canceled)
+}
+
+// reader returns r, whose bytes count.
+func (w *pace) reader(r io.Reader) io.Reader { return paced{w, r} }
+
+type paced struct {
+	w *pace
+	r io.Reader
+}
+
+// Read implements io.Reader.
+func (p paced) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.w.came.Add(int64(n))
+	return n, err
 }

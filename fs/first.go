@@ -26,7 +26,7 @@ const (
 type rangePlan struct{ most, rounds int64 }
 
 // left is how many requests are left for the first ranges.
-func (p *pull) left() int64 { return max(firstRequests-int64(p.image.Stats().Requests), firstLeast) }
+func (p *pull) left() int64 { return max(firstRequests-p.requests(), firstLeast) }
 
 // quickest returns the plan by which a blob of this size comes soonest, with no more than so many requests if there is one.
 func quickest(requests, size int64, roundTrip time.Duration) rangePlan {

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -16,11 +17,14 @@ import (
 // index itself in about that time.
 const promiseFrom = 5 * time.Millisecond
 
+// brokenFor is how long a layer is not promised whose coming has failed, unless it comes or goes.
+const brokenFor = time.Hour
+
 // promises is the layers that were promised before they were here. The zero value is ready.
 type promises struct {
 	mu     sync.Mutex
 	open   map[digest.Digest]chan struct{} // closed when the layer has come, or its coming has failed
-	broken map[digest.Digest]bool          // whose coming has failed: they are not promised again
+	broken map[digest.Digest]time.Time     // when the coming of one has failed
 }
 
 // Promise returns what Mount is going to return for a layer, as soon as it is known that the image has an index with it: the index
@@ -117,7 +121,7 @@ func (s *promises) add(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open, s.broken = map[digest.Digest]chan struct{}{}, map[digest.Digest]bool{}
+		s.open, s.broken = map[digest.Digest]chan struct{}{}, map[digest.Digest]time.Time{}
 	}
 	if s.open[d] == nil {
 		s.open[d] = make(chan struct{})
@@ -127,18 +131,25 @@ func (s *promises) add(d digest.Digest) {
 func (s *promises) failed(d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.broken[d]
+	at, ok := s.broken[d]
+	return ok && time.Since(at) < brokenFor
 }
 
 // settle notes what became of a layer that may have been promised.
 func (s *promises) settle(d digest.Digest, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err == nil {
+		delete(s.broken, d)
+	}
 	if c := s.open[d]; c != nil {
 		close(c)
 		delete(s.open, d)
 		if err != nil {
-			s.broken[d] = true
+			maps.DeleteFunc(s.broken, func(_ digest.Digest, at time.Time) bool {
+				return time.Since(at) >= brokenFor
+			})
+			s.broken[d] = time.Now()
 		}
 	}
 	if err == nil {

@@ -1,9 +1,11 @@
 package fs
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -158,4 +160,29 @@ func TestNearRegistry(t *testing.T) {
 	if got := p.list(indexes, promiseFrom-1); len(got) != 0 {
 		t.Errorf("of one that is near %v are known, want none", got)
 	}
+}
+
+// TestBrokenPromise: that a layer did not come is forgotten after a while, and when it comes.
+func TestBrokenPromise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s promises
+		d := digest.FromString("layer")
+		breaks := func() {
+			s.add(d)
+			s.settle(d, errors.New("it did not come"))
+			if !s.failed(d) {
+				t.Error("promised again at once")
+			}
+		}
+		breaks()
+		time.Sleep(brokenFor)
+		if s.failed(d) {
+			t.Error("not promised for ever")
+		}
+		breaks()
+		s.settle(d, nil)
+		if s.failed(d) {
+			t.Error("not promised though it has come")
+		}
+	})
 }

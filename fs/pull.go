@@ -44,6 +44,10 @@ type pull struct {
 	listed    map[digest.Digest]artifact.Layer     // what the registry tells of layers before the index is here
 	manifest  func() ([]ocispec.Descriptor, error) // its layers, the lowest first
 	roundTrip time.Duration                        // to the registry, about; for bundle alone
+	// For bundle alone: how many requests of the image there had been when the pull began.
+	before int64
+	// How long bundle took to return nothing.
+	waited time.Duration
 
 	// Guarded by Table.mu:
 	ref     string                 // the reference by which it is pulled

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -118,4 +119,15 @@ func TestOrigins(t *testing.T) {
 			t.Errorf("took %v, with a second's patience", took)
 		}
 	})
+}
+
+// TestManyOrigins: of the images that have brought a layer the latest are kept.
+func TestManyOrigins(t *testing.T) {
+	o := &origins{}
+	for n := range 3 * 16 {
+		o.add(fmt.Sprintf("r.test/a:%d", n))
+	}
+	if last := fmt.Sprintf("r.test/a:%d", 3*16-1); len(o.refs) != 16 || o.latest() != last {
+		t.Errorf("%d images, the latest is %s", len(o.refs), o.latest())
+	}
 }

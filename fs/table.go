@@ -326,20 +326,22 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	t.heed(l, below)
 	v, err := t.layer(ctx, l, below)
 	if err != nil {
-		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+		return Mounted{}, t.unavailable(ctx, l, err)
 	}
 	if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
-		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: its index is of a tar with digest %s, the image names %s: one of the two lies", l.Digest, got, l.DiffID))
+		return Mounted{}, t.unavailable(ctx, l, fmt.Errorf(
+			"its index is of a tar with digest %s, the image names %s: one of the two lies",
+			got, l.DiffID))
 	}
 	if err := v.believed(ctx, l, below); err != nil {
-		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+		return Mounted{}, t.unavailable(ctx, l, err)
 	}
 	dir, err := v.mount(ctx, below)
 	if err == nil {
 		err = v.shown()
 	}
 	if err != nil {
-		return Mounted{}, t.unavailable(ctx, fmt.Errorf("mount layer %s: %w", l.Digest, err))
+		return Mounted{}, t.unavailable(ctx, l, err)
 	}
 	h := v.index.Header()
 	return Mounted{Dir: dir, DiffID: h.DiffID, Size: h.DeviceSize, Inodes: v.index.Inodes()}, nil
@@ -347,12 +349,22 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 
 // unavailable makes err say that containerd should pull the layer itself, unless the caller or
 // the table has ended: whatever the reason, an ordinary snapshot may still work.
-func (t *Table) unavailable(ctx context.Context, err error) error {
+func (t *Table) unavailable(ctx context.Context, l Layer, err error) error {
+	err = fmt.Errorf("%w (layer %s)", err, l.Digest) // the cause first: somebody reads it in a list
 	if ctx.Err() != nil || t.ctx.Err() != nil {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	return unavailableError{err}
 }
+
+// unavailableError is an ErrUnavailable that says no more than its cause.
+type unavailableError struct{ error }
+
+// Is implements what errors.Is asks for.
+func (unavailableError) Is(target error) bool { return target == ErrUnavailable }
+
+// Unwrap implements what errors.Is asks for.
+func (e unavailableError) Unwrap() error { return e.error }
 
 // Remove unmounts a layer and frees its space; no error if it is not there. It must not
 // run together with Mount of the same layer.

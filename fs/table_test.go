@@ -162,6 +162,9 @@ type world struct {
 	told     []artifact.Layer
 	tell     bool                              // index tells of the layers
 	gate     atomic.Pointer[func(path string)] // called before a request is answered
+	// odd may answer a request in place of the registry, and says whether it has.
+	odd  atomic.Pointer[func(rw http.ResponseWriter, r *http.Request) bool]
+	asks time.Duration // how long the registry is asked for an index; 0: as long as ever
 }
 
 func newWorld(t *testing.T, blobs ...[]byte) *world {
@@ -171,6 +174,9 @@ func newWorld(t *testing.T, blobs ...[]byte) *world {
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if gate := w.gate.Load(); gate != nil {
 			(*gate)(r.URL.Path)
+		}
+		if odd := w.odd.Load(); odd != nil && (*odd)(rw, r) {
+			return
 		}
 		if w.broken.Load() {
 			http.Error(rw, "out of order", http.StatusServiceUnavailable)
@@ -229,7 +235,9 @@ func (w *world) push(im v1.Image) {
 
 func (w *world) client() *remote.Client {
 	w.t.Helper()
-	c, err := remote.New(remote.Config{MinBackoff: 5 * time.Millisecond, MaxBackoff: 50 * time.Millisecond})
+	c, err := remote.New(remote.Config{
+		MinBackoff: 5 * time.Millisecond, MaxBackoff: 50 * time.Millisecond, ListTimeout: w.asks,
+	})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ type Blob struct {
 	desc     ocispec.Descriptor
 	places   []place       // at least one; the first is asked first
 	patience time.Duration // see Patient
+	aside    bool          // see Aside
 }
 
 // place is a repository that has, or may have, a blob.
@@ -51,6 +52,14 @@ func (b *Blob) Or(other *Blob) *Blob {
 func (b *Blob) Patient(d time.Duration) *Blob {
 	out := *b
 	out.patience = d
+	return &out
+}
+
+// Aside returns the same blob, of which a read that fails is not held against a host in others: it
+// is for those who can do without it.
+func (b *Blob) Aside() *Blob {
+	out := *b
+	out.aside = true
 	return &out
 }
 
@@ -113,7 +122,7 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	s.rot = newRotation(image.client, &image.stats, what, nil)
-	s.rot.hosts = hosts
+	s.rot.hosts, s.rot.aside, s.rot.small = hosts, b.aside, b.aside
 	s.rot.penalty = func(e *entrant, now time.Time) int { return e.place.state.penalty(e.host, now) }
 	s.rot.reload = func(ctx context.Context) ([]entrant, bool) {
 		hosts, err := b.hosts(ctx)

@@ -42,6 +42,8 @@ type Config struct {
 	MinBackoff, MaxBackoff time.Duration
 	// MaxRetryAfter caps what a server may ask for by Retry-After. 0: 60 s.
 	MaxRetryAfter time.Duration
+	// ListTimeout is how long a registry is asked what refers to an image. 0: 4 s.
+	ListTimeout time.Duration
 	// MaxIdlePerHost is the number of connections per host kept for reuse. 0: 64.
 	MaxIdlePerHost int
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
@@ -60,7 +62,11 @@ type Client struct {
 	dialer *dialer
 	served atomic.Uint64 // answers with bytes of blobs
 
+	closing chan struct{} // closed by Close
+	running sync.WaitGroup
+
 	mu     sync.Mutex
+	closed bool
 	hosts  map[string]*hostSet // by registry name
 	repos  map[string]*repository
 	images map[string]*Image
@@ -73,7 +79,10 @@ const maxShared = 1024
 
 // New returns a client. It does no I/O.
 func New(cfg Config) (*Client, error) {
-	for _, v := range []time.Duration{cfg.StallTimeout, cfg.DialTimeout, cfg.MinBackoff, cfg.MaxBackoff, cfg.MaxRetryAfter} {
+	for _, v := range []time.Duration{
+		cfg.StallTimeout, cfg.DialTimeout, cfg.MinBackoff, cfg.MaxBackoff, cfg.MaxRetryAfter,
+		cfg.ListTimeout,
+	} {
 		if v < 0 {
 			return nil, fmt.Errorf("configure registries: negative duration %v", v)
 		}
@@ -87,10 +96,12 @@ func New(cfg Config) (*Client, error) {
 	cfg.MinBackoff = or(cfg.MinBackoff, 100*time.Millisecond)
 	cfg.MaxBackoff = max(or(cfg.MaxBackoff, 2*time.Second), cfg.MinBackoff)
 	cfg.MaxRetryAfter = or(cfg.MaxRetryAfter, time.Minute)
+	cfg.ListTimeout = or(cfg.ListTimeout, 4*time.Second)
 	cfg.MaxIdlePerHost = or(cfg.MaxIdlePerHost, 64)
 	c := &Client{
 		cfg: cfg, log: or(cfg.Logger, slog.Default()), dialer: newDialer(cfg.DialTimeout),
 		hosts: map[string]*hostSet{}, repos: map[string]*repository{}, images: map[string]*Image{},
+		closing: make(chan struct{}),
 	}
 	return c, nil
 }
@@ -107,10 +118,38 @@ func or[T comparable](v, otherwise T) T {
 func (c *Client) Close() {
 	c.dialer.close()
 	c.mu.Lock()
+	if !c.closed {
+		c.closed = true
+		close(c.closing)
+	}
+	c.mu.Unlock()
+	c.running.Wait()
+	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.hosts {
 		s.close()
 	}
+}
+
+// goes runs f in the background, with the values of ctx, until the client is closed.
+func (c *Client) goes(ctx context.Context, f func(ctx context.Context)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.running.Go(func() {
+		defer cancel()
+		f(ctx)
+	})
+	c.running.Go(func() {
+		select {
+		case <-c.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
 }
 
 // Stats returns the counts over all images.

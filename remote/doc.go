@@ -16,6 +16,10 @@
 // for containers that run, for whom a registry that is being repaired, or credentials that are being renewed, are worth a wait. No
 // error is kept.
 //
+// What refers to an image (Image.Referrers) is worth some seconds and no more: a host that takes
+// longer is doubted for an hour. That it failed, or asked to be left alone, is not held against it
+// when blobs are read; neither is that a Blob failed which is Aside.
+//
 // Blob bytes are not hashed here: a range has no digest of its own, so whoever knows what a range must contain verifies it, and says
 // so if it is wrong (Blob.Suspect): then somebody else is asked. Manifests and whole small blobs are.
 //

@@ -26,6 +26,7 @@ var (
 
 	errStalled = errors.New("no byte arrived in time")
 	errNotBlob = errors.New("the answer is not the blob")
+	errBusy    = errors.New("the registry has asked to be left alone for a while")
 )
 
 // statusError is an answer that says no. It holds no query string: signed URLs are secrets.

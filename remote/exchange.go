@@ -26,7 +26,7 @@ type call struct {
 	url    *url.URL   // instead of rest and query: an address that the host gave
 	target *target    // where a blob's redirect target is kept; nil: not kept
 	push   bool       // needs the scope to push
-	eager  bool       // does not wait for another's answer to learn whether the host asks for credentials
+	aside  bool       // for a look-up: no other request waits for its answer, and it for none
 	body   *uploading // nil: none
 	stall  time.Duration
 }
@@ -100,7 +100,7 @@ func staleTarget(err error) bool {
 // authorized sends a call to the host itself. The answer has any status but 401 and 403.
 func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, error) {
 	s := h.session(x.client, x.repo, c.push)
-	g, leading, err := s.begin(ctx, x.stats, c.eager)
+	g, leading, err := s.begin(ctx, x.stats, c.aside)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +123,9 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			return nil, err
 		}
 		if r.StatusCode != http.StatusUnauthorized && r.StatusCode != http.StatusForbidden {
+			if c.aside {
+				s.learn()
+			}
 			return r, nil
 		}
 		no := x.refusal(r, false)

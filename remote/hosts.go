@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -36,6 +37,7 @@ type hostSet struct {
 	hosts   []*host
 	stamp   string // of the configuration that it was made from
 	checked time.Time
+	answers [questions]doubt
 
 	transports []*http.Transport
 }
@@ -58,6 +60,18 @@ func (s *hostSet) with(c docker.HostCapabilities) []*host {
 	return out
 }
 
+// naming returns the hosts that may say which content a name stands for: who refers to an image, or
+// what a tag is.
+func (s *hostSet) naming() []*host {
+	var out []*host
+	for _, h := range s.hosts {
+		if h.caps.Has(docker.HostCapabilityReferrers) || h.caps.Has(canName) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
 // host is one endpoint of a registry: the registry itself or a mirror of it.
 type host struct {
 	client       *http.Client // follows no redirects
@@ -68,6 +82,8 @@ type host struct {
 	caps         docker.HostCapabilities
 	header       http.Header // from hosts.toml; for this host only
 	namespace    string      // value of ?ns= for a mirror; "" for the registry itself
+	lists        doubt       // whether it answers when it is asked for referrers
+	probing      atomic.Bool // whether that is being found out
 
 	mu          sync.Mutex
 	failures    int       // in a row
@@ -283,6 +299,10 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 		return nil, err
 	}
 	for _, f := range found {
+		if h := s.same(f); h != nil {
+			h.caps |= f.Capabilities
+			continue
+		}
 		h := &host{
 			tokens: f.Client, scheme: f.Scheme, name: f.Host, registry: registry, root: f.Path, caps: f.Capabilities, header: f.Header,
 			sessions: map[string]*session{},
@@ -302,6 +322,30 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 		s.hosts = append(s.hosts, h)
 	}
 	return s, nil
+}
+
+// same returns the host that was configured at the same address, nil if there is none. A file that
+// repeats its server among the hosts says there how the server is to be reached; containerd adds it
+// once more, bare, with what the entry does not allow.
+func (s *hostSet) same(f docker.RegistryHost) *host {
+	for _, h := range s.hosts {
+		if withPort(h.scheme, h.name) == withPort(f.Scheme, f.Host) && h.root == f.Path {
+			return h
+		}
+	}
+	return nil
+}
+
+// withPort returns a host with its port, which the scheme says if it does not.
+func withPort(scheme, name string) string {
+	u := url.URL{Scheme: scheme, Host: name}
+	switch {
+	case u.Port() != "":
+		return name
+	case scheme == "http":
+		return name + ":80"
+	}
+	return name + ":443"
 }
 
 // tuner returns a function that adapts containerd's transports, which keep two idle connections per host, to many

@@ -90,7 +90,7 @@ func (i *Image) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	if name == "" {
 		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: the reference has no tag and no digest", i.ref)
 	}
-	d, err := i.manifest(ctx, name, i.digest)
+	d, err := i.manifest(ctx, name, i.digest, nil)
 	d.Data = nil // not for whoever copies the descriptor into a manifest
 	return d, err
 }
@@ -100,7 +100,7 @@ func (i *Image) Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, err
 	if b := i.keptManifest(d.Digest); b != nil {
 		return b, nil
 	}
-	got, err := i.manifest(ctx, d.Digest.String(), d.Digest)
+	got, err := i.manifest(ctx, d.Digest.String(), d.Digest, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -129,8 +129,11 @@ func (i *Image) keep(d digest.Digest, b []byte) {
 	i.size += len(b)
 }
 
-// manifest fetches manifests/name. want is its digest if that is known. The descriptor returned carries the bytes as Data.
-func (i *Image) manifest(ctx context.Context, name string, want digest.Digest) (ocispec.Descriptor, error) {
+// manifest fetches manifests/name. want is its digest if that is known. The descriptor returned
+// carries the bytes as Data. It is for a look-up, and asks this host alone, if from is not nil.
+func (i *Image) manifest(
+	ctx context.Context, name string, want digest.Digest, from *host,
+) (ocispec.Descriptor, error) {
 	caps := docker.HostCapabilityPull
 	if want == "" {
 		caps |= docker.HostCapabilityResolve
@@ -138,15 +141,21 @@ func (i *Image) manifest(ctx context.Context, name string, want digest.Digest) (
 		return ocispec.Descriptor{}, fmt.Errorf("manifest of %s: %w", i.ref, err)
 	}
 	var d ocispec.Descriptor
-	err := i.get(ctx, document{
+	doc := document{
 		what: fmt.Sprintf("manifest %s of %s", name, i.ref), caps: caps, max: MaxManifest,
-		call: call{method: http.MethodGet, rest: "manifests/" + name, header: http.Header{"Accept": manifestTypes}},
+		call: call{
+			method: http.MethodGet, rest: "manifests/" + name, aside: from != nil,
+			header: http.Header{"Accept": manifestTypes},
+		},
 		use: func(h *host, header http.Header, b []byte) (err error) {
 			d, err = describe(header, b, want)
 			return err
 		},
-	})
-	if err != nil {
+	}
+	if from != nil {
+		doc.only = []*host{from}
+	}
+	if err := i.get(ctx, doc); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	i.keep(d.Digest, d.Data)
@@ -229,6 +238,8 @@ type document struct {
 	only []*host // instead of those with caps
 	max  int64   // bytes
 	call call
+	// failed is told of each attempt that fails and is made again; nil: nobody is.
+	failed func()
 	// use judges what came from a host; with an error the next host is asked.
 	use func(h *host, header http.Header, body []byte) error
 }
@@ -256,6 +267,7 @@ func (i *Image) get(ctx context.Context, d document) error {
 		return fmt.Errorf("%s: no host of %s may be asked for it: %w", d.what, i.repo.registry, ErrNotFound)
 	}
 	rot := newRotation(i.client, &i.stats, d.what, hosts)
+	rot.small, rot.aside = true, d.call.aside
 	for {
 		e, err := rot.pick(ctx)
 		if err != nil {
@@ -273,6 +285,29 @@ func (i *Image) get(ctx context.Context, d document) error {
 			d.suspect()
 		}
 		rot.failed(ctx, e, err)
+		if d.failed != nil {
+			d.failed()
+		}
+	}
+}
+
+// insist asks one host for a document until it is here, refused, something else, or ctx ends.
+func (i *Image) insist(ctx context.Context, h *host, d *document) (http.Header, []byte, error) {
+	rot := newRotation(i.client, &i.stats, h.name, []*host{h})
+	rot.small, rot.aside = true, d.call.aside
+	for {
+		e, err := rot.pick(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		header, body, err := i.getFrom(ctx, h, d)
+		if err == nil || errors.Is(err, errNotBlob) {
+			return header, body, err
+		}
+		rot.failed(ctx, e, err)
+		if d.failed != nil {
+			d.failed()
+		}
 	}
 }
 

@@ -172,8 +172,12 @@ func TestReferrers(t *testing.T) {
 		{"pages", page2(`<` + api + `?page=2>; rel="next"`), nil, "[a1 a2]", 5, false},
 		{"pages, absolute", page2(`<http://reg.test` + api + `?page=2>; rel=next`), nil, "[a1 a2]", 5, false},
 		{"pages, relative", page2(`</nowhere>; rel="prev", <?page=2>;rel="next"`), nil, "[a1 a2]", 5, false},
-		{"pages at another host", page2(`<http://evil.test` + api + `?page=2>; rel=next`), nil, "[]", 0, true},
-		{"pages without end", answer(200, referrersJSON(b1), "Link", `<`+api+`>; rel="next"`), nil, "[]", 0, true},
+		{"pages at another host", page2(`<http://evil.test` + api + `?page=2>; rel=next`), nil, "[a1]", 3, false},
+		{"pages in a circle", answer(200, referrersJSON(b1), "Link", `<`+api+`>; rel="next"`), nil, "[]", 5, false},
+		{"pages without end", func(w http.ResponseWriter, r *http.Request) {
+			next := fmt.Sprintf(`<%s?page=1%s>; rel="next"`, api, r.URL.Query().Get("page"))
+			answer(200, referrersJSON(b1), "Link", next)(w, r)
+		}, nil, "[]", 0, true},
 		{"no API, tag", answer(404, ""), answer(200, referrersJSON(b1, a2, a1)), "[a2 a1]", 3, false},
 		{"no API, no tag", answer(404, ""), answer(404, ""), "[]", 3, false},
 		{"405", answer(405, ""), answer(200, referrersJSON(a1)), "[a1]", 3, false},

@@ -155,7 +155,7 @@ func (i *Image) extendFallback(ctx context.Context, subject digest.Digest, d oci
 		return err
 	}
 	for try := 0; try < tagTries; try++ {
-		index, _, err := i.fallback(ctx, subject, hosts[:1], false)
+		index, err := i.fallback(ctx, subject, hosts[0], nil)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}

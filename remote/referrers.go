@@ -9,90 +9,95 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 const (
 	maxReferrerPages = 64
 	maxReferrers     = 10000
-	maxUntyped       = 16 // entries whose manifests are fetched because the list does not say what they are
+	// maxUntyped is how many entries of a list have their manifests fetched because the list does
+	// not say what they are.
+	maxUntyped = 5
 )
 
-var (
-	errNoReferrersAPI = errors.New("no referrers API")
-	errNoReferrers    = errors.New("no referrers here")
-)
+var errNoReferrersAPI = errors.New("no referrers API")
 
-// Referrers returns the descriptors, annotations included, of the manifests whose subject is the given manifest and which have the
-// artifact type ("" for any). It asks the referrers API, and where no host has one the fallback tag
-// (https://github.com/opencontainers/distribution-spec, "Listing Referrers"). That a host has no API is remembered. No
-// referrers are no error.
-func (i *Image) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
-	what := fmt.Sprintf("referrers of %s in %s", subject, i.ref)
-	if err := subject.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+// Referrers returns the descriptors, annotations included, of the manifests whose subject is the
+// given manifest and which have one of the artifact types (none given: any). No referrers are no
+// error.
+//
+// Each host is asked for the referrers API, and for the fallback tag
+// (https://github.com/opencontainers/distribution-spec, "Listing Referrers") where it has no API,
+// is not known to have one, or lists entries without saying what they are. That a host has no API
+// is remembered. Who is asked when, and for how long, is said at listing.
+func (i *Image) Referrers(
+	ctx context.Context, subject digest.Digest, types ...string,
+) ([]ocispec.Descriptor, error) {
+	err := subject.Validate()
+	var set *hostSet
+	if err == nil {
+		set, err = i.client.hostsOf(ctx, i.repo.registry)
 	}
-	set, err := i.client.hostsOf(ctx, i.repo.registry)
-	if err != nil {
-		return nil, err
-	}
-	var asked []*host
-	for _, h := range set.with(docker.HostCapabilityReferrers) {
-		if !h.lacksReferrers(time.Now()) {
-			asked = append(asked, h)
-		}
-	}
-	// One after the other they take two round trips where there is no API, and one of each goes together.
-	var tag *early
-	if !slices.ContainsFunc(asked, (*host).knownReferrers) {
-		tag = i.askEarly(ctx, subject)
-		defer tag.close()
-	}
-	answered := false
-	if len(asked) > 0 {
+	if err == nil {
+		q := &listing{image: i, subject: subject, types: types}
 		var found []ocispec.Descriptor
-		rot := newRotation(i.client, &i.stats, what, asked)
-		for {
-			e, err := rot.pick(ctx)
-			if err != nil {
-				// All are out: without the API, with none to show, or refusing.
-				if ctx.Err() == nil && (answered || errors.Is(err, errNoReferrersAPI) || errors.Is(err, ErrNotFound)) {
-					break
-				}
-				return nil, err
-			}
-			if found, err = i.referrersFrom(ctx, e.host, subject, artifactType); err == nil {
-				answered = true
-				// A mirror that caches may have the image without what refers to it.
-				if len(found) > 0 || e.namespace == "" {
-					return found, nil
-				}
-				err = fmt.Errorf("%s: %w: %w", e.name, errNoReferrers, ErrNotFound)
-			}
-			rot.failed(ctx, e, err)
+		if found, err = q.ask(ctx, set.naming()); err == nil {
+			return found, nil
 		}
 	}
-	if answered {
-		return nil, nil
-	}
-	if tag == nil {
-		tag = i.askEarly(ctx, subject)
+	return nil, fmt.Errorf("list of referrers: %w", err)
+}
+
+// answer asks one host for what is wanted. There may be an error and an answer, of the tag where
+// the API failed, or of the first pages of several. troubled is called when an attempt fails that is
+// made again.
+func (q *listing) answer(
+	ctx context.Context, h *host, troubled func(),
+) ([]ocispec.Descriptor, error) {
+	api, tags := !h.lacksReferrers(time.Now()), h.caps.Has(canName)
+	// One after the other they take two round trips where there is no API: both go together.
+	var tag *early
+	if tags && !(api && h.knownReferrers()) {
+		tag = q.askEarly(ctx, h, troubled)
 		defer tag.close()
 	}
-	<-tag.done
-	all, err := tag.index, tag.err
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil
+	var list []ocispec.Descriptor
+	var failed error
+	if api {
+		// An API in trouble is not waited for where the tag tells enough.
+		ctx, enough := context.WithCancel(ctx)
+		defer enough()
+		var sure bool
+		list, sure, failed = q.pages(ctx, h, func() {
+			troubled()
+			if tag != nil && tag.tells(q) {
+				enough()
+			}
+		})
+		if errors.Is(failed, errNoReferrersAPI) {
+			failed = nil
+		} else if failed == nil && (sure || len(q.told(list)) > 0) {
+			return q.complete(ctx, h, list), nil
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+	if tags {
+		if tag == nil {
+			tag = q.askEarly(ctx, h, troubled)
+			defer tag.close()
+		}
+		<-tag.done
+		if tag.err == nil {
+			list = merge(list, tag.index.Manifests)
+		} else if !errors.Is(tag.err, ErrNotFound) {
+			failed = or(failed, tag.err)
+		}
 	}
-	i.complete(ctx, all.Manifests)
-	return ofType(all.Manifests, artifactType), nil
+	return q.complete(ctx, h, list), failed
 }
 
 // early is the index at the fallback tag, asked for before it is known to be needed.
@@ -104,14 +109,24 @@ type early struct {
 }
 
 // askEarly asks for the index at the fallback tag. Pair it with close.
-func (i *Image) askEarly(ctx context.Context, subject digest.Digest) *early {
+func (q *listing) askEarly(ctx context.Context, h *host, troubled func()) *early {
 	e := &early{done: make(chan struct{})}
 	ctx, e.stop = context.WithCancel(ctx)
 	go func() {
 		defer close(e.done)
-		e.index, _, e.err = i.fallback(ctx, subject, nil, true)
+		e.index, e.err = q.image.fallback(ctx, q.subject, h, troubled)
 	}()
 	return e
+}
+
+// tells says whether the index has come and has what is wanted.
+func (e *early) tells(q *listing) bool {
+	select {
+	case <-e.done:
+		return e.err == nil && len(q.told(e.index.Manifests)) > 0
+	default:
+		return false
+	}
 }
 
 func (e *early) close() {
@@ -119,72 +134,136 @@ func (e *early) close() {
 	<-e.done
 }
 
-// complete fills in types and annotations where the list lacks them. Older registries (and go-containerregistry's) take the type from
-// the config, which of artifacts is the empty one, and leave the annotations out. What cannot be read stays as it is.
-func (i *Image) complete(ctx context.Context, ds []ocispec.Descriptor) {
-	left := maxUntyped
-	for k := range ds {
-		d := &ds[k]
-		if d.ArtifactType != "" && d.ArtifactType != ocispec.MediaTypeEmptyJSON || d.MediaType != ocispec.MediaTypeImageManifest {
-			continue
+// merge adds the entries at the tag to those that the API lists, and says by them what these are.
+func merge(list, tag []ocispec.Descriptor) []ocispec.Descriptor {
+	list = slices.DeleteFunc(slices.Clone(list), func(d ocispec.Descriptor) bool {
+		return slices.ContainsFunc(tag, func(t ocispec.Descriptor) bool {
+			return t.Digest == d.Digest && !isUntyped(t)
+		})
+	})
+	for _, t := range tag {
+		same := func(d ocispec.Descriptor) bool { return d.Digest == t.Digest }
+		if !slices.ContainsFunc(list, same) {
+			list = append(list, t)
 		}
-		if left--; left < 0 {
+	}
+	return list
+}
+
+// isUntyped tells whether a list does not say what an entry is. Older registries (and
+// go-containerregistry's) take the type from the config, which of artifacts is the empty one.
+func isUntyped(d ocispec.Descriptor) bool {
+	return d.MediaType == ocispec.MediaTypeImageManifest &&
+		(d.ArtifactType == "" || d.ArtifactType == ocispec.MediaTypeEmptyJSON)
+}
+
+// told returns the entries of the wanted types that have their annotations.
+func (q *listing) told(list []ocispec.Descriptor) []ocispec.Descriptor {
+	return slices.DeleteFunc(ofTypes(list, q.types), func(d ocispec.Descriptor) bool {
+		return d.Annotations == nil
+	})
+}
+
+// complete returns the wanted entries of a list. Where it says of no entry that it is one, the
+// manifests of those of which it says nothing are fetched, the largest first: annotations that are
+// worth listing take room. It also fills in annotations that the list lacks.
+func (q *listing) complete(
+	ctx context.Context, h *host, list []ocispec.Descriptor,
+) []ocispec.Descriptor {
+	found := ofTypes(list, q.types)
+	var unclear []*ocispec.Descriptor
+	for k := range found {
+		if found[k].Annotations == nil || isUntyped(found[k]) {
+			unclear = append(unclear, &found[k])
+		}
+	}
+	if len(found) == 0 {
+		found = slices.DeleteFunc(slices.Clone(list), func(d ocispec.Descriptor) bool {
+			return !isUntyped(d)
+		})
+		for k := range found {
+			unclear = append(unclear, &found[k])
+		}
+	}
+	slices.SortStableFunc(unclear, func(a, b *ocispec.Descriptor) int {
+		return int(b.Size - a.Size) // both are at most MaxManifest
+	})
+	var reading sync.WaitGroup
+	for _, d := range unclear[:min(len(unclear), maxUntyped)] {
+		reading.Go(func() { q.image.fillIn(ctx, h, d) })
+	}
+	reading.Wait()
+	return ofTypes(found, q.types)
+}
+
+// fillIn fills in type and annotations of an entry from its manifest. If that cannot be read the
+// entry stays as it is.
+func (i *Image) fillIn(ctx context.Context, h *host, d *ocispec.Descriptor) {
+	b := i.keptManifest(d.Digest)
+	if b == nil {
+		got, err := i.manifest(ctx, d.Digest.String(), d.Digest, h)
+		if err != nil {
 			return
 		}
-		b, err := i.Manifest(ctx, *d)
-		if err != nil {
-			continue
-		}
-		var m ocispec.Manifest
-		if json.Unmarshal(b, &m) == nil {
-			d.ArtifactType = or(m.ArtifactType, m.Config.MediaType)
-			if d.Annotations == nil {
-				d.Annotations = m.Annotations
-			}
+		b = got.Data
+	}
+	var m ocispec.Manifest
+	if json.Unmarshal(b, &m) == nil {
+		d.ArtifactType = or(m.ArtifactType, m.Config.MediaType)
+		if d.Annotations == nil {
+			d.Annotations = m.Annotations
 		}
 	}
 }
 
-// referrersFrom asks one host's API, page after page.
-func (i *Image) referrersFrom(ctx context.Context, h *host, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+// pages asks one host's API, page after page. sure says that the host has one, and that the list is
+// whole and says what its entries are. What came before an error counts.
+func (q *listing) pages(
+	ctx context.Context, h *host, troubled func(),
+) (list []ocispec.Descriptor, sure bool, err error) {
+	i := q.image
 	d := document{
-		max: MaxManifest,
+		max: MaxManifest, failed: troubled,
 		call: call{
-			method: http.MethodGet, rest: "referrers/" + subject.String(),
+			method: http.MethodGet, rest: "referrers/" + q.subject.String(), aside: true,
 			header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 		},
 	}
-	if artifactType != "" {
-		d.call.query = url.Values{"artifactType": {artifactType}}
+	if len(q.types) == 1 {
+		d.call.query = url.Values{"artifactType": {q.types[0]}}
 	}
-	var out []ocispec.Descriptor
+	base := h.url(i.repo.name, d.call.rest, d.call.query)
+	sure = true
+	seen := map[string]bool{base.String(): true}
 	for page := 0; ; page++ {
-		header, body, err := i.getFrom(ctx, h, &d)
+		header, body, err := i.insist(ctx, h, &d)
 		if err != nil {
-			return nil, i.judgeReferrers(h, err)
+			return list, false, i.judgeReferrers(h, err)
 		}
 		index, err := parseReferrers(body)
 		if err != nil {
-			// A page for people, or for single-page applications, at an address that the host does not know.
+			// A page for people, or for single-page applications, at an address that the host
+			// does not know.
 			if page == 0 {
 				h.setReferrers(false, time.Now())
-				return nil, fmt.Errorf("%s: %w: %w: %w", h.name, err, errNoReferrersAPI, ErrNotFound)
+				err = fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 			}
-			return nil, fmt.Errorf("%s: %w", h.name, err)
+			return list, false, fmt.Errorf("%s: %w", h.name, err)
 		}
-		h.setReferrers(true, time.Now())
-		i.complete(ctx, index.Manifests)
-		out = append(out, ofType(index.Manifests, artifactType)...)
-		next, err := nextPage(header, h.url(i.repo.name, d.call.rest, d.call.query), h.namespace)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", h.name, err)
+		list = append(list, index.Manifests...)
+		sure = sure && index.Manifests != nil && !slices.ContainsFunc(index.Manifests, isUntyped)
+		next := nextPage(header, base, h.namespace)
+		if next == nil || seen[next.String()] {
+			if sure {
+				h.setReferrers(true, time.Now())
+			}
+			return list, sure, nil
 		}
-		if next == nil {
-			return out, nil
+		d.max -= int64(len(body))
+		if page+1 >= maxReferrerPages || len(list) > maxReferrers || d.max <= 0 {
+			return list, false, fmt.Errorf("%s: %w", h.name, ErrTooLarge)
 		}
-		if d.max -= int64(len(body)); page+1 >= maxReferrerPages || len(out) > maxReferrers || d.max <= 0 {
-			return nil, fmt.Errorf("%s: referrers of %s: %w", h.name, subject, ErrTooLarge)
-		}
+		seen[next.String()] = true
 		d.call.url = next
 	}
 }
@@ -195,51 +274,64 @@ func (i *Image) judgeReferrers(h *host, err error) error {
 	if !errors.As(err, &s) {
 		if errors.Is(err, errNotBlob) {
 			h.setReferrers(false, time.Now())
-			return fmt.Errorf("%w: %w: %w", err, errNoReferrersAPI, ErrNotFound)
+			return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 		}
 		return err
 	}
 	switch s.code {
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented, http.StatusBadRequest:
-		// A registry may say this of a repository that it does not have. That says nothing of its API.
-		if !strings.Contains(s.detail, "NAME_UNKNOWN") {
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable,
+		http.StatusNotImplemented, http.StatusBadRequest:
+		// A registry may say this of a repository that it does not have. That says nothing of its
+		// API, and neither does what the target of a redirect says.
+		if !strings.Contains(s.detail, "NAME_UNKNOWN") && !s.target {
 			h.setReferrers(false, time.Now())
 		}
-		return fmt.Errorf("%s: status %d: %w: %w", h.name, s.code, errNoReferrersAPI, ErrNotFound)
+		return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 	case http.StatusUnauthorized, http.StatusForbidden:
-		// Some refuse whatever they do not know. If it is meant, the fallback tag is refused as well.
-		return fmt.Errorf("%s: status %d: %w: %w", h.name, s.code, errNoReferrersAPI, ErrNotFound)
+		// Some refuse whatever they do not know. If it is meant, the fallback tag is refused too.
+		return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 	}
 	return err
 }
 
-// parseReferrers reads an image index and leaves out entries that name no content.
+// parseReferrers reads an image index and leaves out entries that name no content. Of a list that
+// is missing, or null, Manifests is nil.
 func parseReferrers(b []byte) (ocispec.Index, error) {
-	var index ocispec.Index
+	var index struct {
+		specs.Versioned
+		MediaType string          `json:"mediaType"`
+		Manifests json.RawMessage `json:"manifests"`
+	}
+	out := ocispec.Index{}
 	if err := json.Unmarshal(b, &index); err != nil {
-		return index, fmt.Errorf("list of referrers: %w", err)
+		return out, err
 	}
-	if index.Manifests == nil || (index.MediaType != "" && index.MediaType != ocispec.MediaTypeImageIndex) {
-		return index, fmt.Errorf("list of referrers: it is no image index (media type %q)", printable(index.MediaType, 80))
+	ours := index.MediaType == ocispec.MediaTypeImageIndex
+	if !ours && (index.MediaType != "" || index.Manifests == nil && index.SchemaVersion != 2) {
+		return out, fmt.Errorf("it is no image index (media type %q)",
+			printable(index.MediaType, 80))
 	}
-	if len(index.Manifests) > maxReferrers {
-		return index, fmt.Errorf("list of referrers: %d entries: %w", len(index.Manifests), ErrTooLarge)
+	out.Versioned, out.MediaType = index.Versioned, index.MediaType
+	if index.Manifests == nil {
+		return out, nil
 	}
-	valid := index.Manifests[:0]
-	for _, d := range index.Manifests {
-		if d.Digest.Validate() == nil && d.Size >= 0 && d.Size <= MaxManifest {
-			valid = append(valid, d)
-		}
+	if err := json.Unmarshal(index.Manifests, &out.Manifests); err != nil {
+		return out, err
 	}
-	index.Manifests = valid
-	return index, nil
+	if len(out.Manifests) > maxReferrers {
+		return out, fmt.Errorf("%d entries: %w", len(out.Manifests), ErrTooLarge)
+	}
+	out.Manifests = slices.DeleteFunc(out.Manifests, func(d ocispec.Descriptor) bool {
+		return d.Digest.Validate() != nil || d.Size < 0 || d.Size > MaxManifest
+	})
+	return out, nil
 }
 
-// ofType filters by artifact type, whether the registry has done so (OCI-Filters-Applied) or not.
-func ofType(in []ocispec.Descriptor, artifactType string) []ocispec.Descriptor {
+// ofTypes filters by artifact type, whether the registry has done so (OCI-Filters-Applied) or not.
+func ofTypes(in []ocispec.Descriptor, types []string) []ocispec.Descriptor {
 	var out []ocispec.Descriptor
 	for _, d := range in {
-		if artifactType == "" || d.ArtifactType == artifactType {
+		if len(types) == 0 || slices.Contains(types, d.ArtifactType) {
 			out = append(out, d)
 		}
 	}
@@ -247,7 +339,9 @@ func ofType(in []ocispec.Descriptor, artifactType string) []ocispec.Descriptor {
 }
 
 // nextPage reads a Link header (RFC 8288) with rel="next": an address at the same host, or nil.
-func nextPage(header http.Header, base *url.URL, namespace string) (*url.URL, error) {
+// Nobody is asked at another host, because the address is what a proxy does not rewrite: an
+// internal name, as a rule.
+func nextPage(header http.Header, base *url.URL, namespace string) *url.URL {
 	for _, line := range header.Values("Link") {
 		for _, link := range strings.Split(line, ",") {
 			addr, params, ok := strings.Cut(strings.TrimSpace(link), ">")
@@ -260,17 +354,17 @@ func nextPage(header http.Header, base *url.URL, namespace string) (*url.URL, er
 			}
 			u, err := base.Parse(addr[1:])
 			if err != nil || u.Host != base.Host {
-				return nil, fmt.Errorf("next page of the referrers is at another host: %q", printable(addr, 100))
+				return nil
 			}
 			u.Scheme = base.Scheme // behind a proxy a registry may not know its own
 			if q := u.Query(); namespace != "" && q.Get("ns") == "" {
 				q.Set("ns", namespace)
 				u.RawQuery = q.Encode()
 			}
-			return u, nil
+			return u
 		}
 	}
-	return nil, nil
+	return nil
 }
 
 // fallbackTag is the tag under which the referrers of a manifest are listed where there is no API.
@@ -279,24 +373,26 @@ func fallbackTag(subject digest.Digest) string {
 	return alg[:min(len(alg), 32)] + "-" + hex[:min(len(hex), 64)]
 }
 
-// fallback fetches the index at the fallback tag, from hosts (nil: all that may resolve tags).
-func (i *Image) fallback(ctx context.Context, subject digest.Digest, hosts []*host, eager bool) (ocispec.Index, []byte, error) {
+// fallback fetches the index at the fallback tag from one host. With troubled, which is told of
+// attempts that fail, it is for a look-up.
+func (i *Image) fallback(
+	ctx context.Context, subject digest.Digest, h *host, troubled func(),
+) (ocispec.Index, error) {
 	var index ocispec.Index
-	var raw []byte
 	tag := fallbackTag(subject)
 	err := i.get(ctx, document{
 		what: fmt.Sprintf("referrers at tag %s of %s", tag, i.ref), max: MaxManifest,
-		caps: docker.HostCapabilityPull | docker.HostCapabilityResolve, only: hosts,
+		only: []*host{h}, failed: troubled,
 		call: call{
-			method: http.MethodGet, rest: "manifests/" + tag, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}}, eager: eager,
+			method: http.MethodGet, rest: "manifests/" + tag, aside: troubled != nil,
+			header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 		},
 		use: func(_ *host, _ http.Header, b []byte) (err error) {
 			if index, err = parseReferrers(b); err != nil {
 				return fmt.Errorf("%w: %w", err, ErrCorrupt)
 			}
-			raw = b
 			return nil
 		},
 	})
-	return index, raw, err
+	return index, err
 }

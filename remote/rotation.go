@@ -21,6 +21,13 @@ type rotation struct {
 	last   error // of the latest attempt
 	final  error // the most telling of those that took a host out
 
+	// small: no blob is asked for. When to ask again, as a host says, concerns this operation
+	// alone.
+	small bool
+	// aside: of a look-up. That a host fails it concerns this operation alone, which ends at once
+	// rather than to wait for a host until its time is over.
+	aside bool
+
 	// Each may be nil.
 	penalty func(e *entrant, now time.Time) int         // what speaks against a host besides how it does in general
 	reload  func(ctx context.Context) ([]entrant, bool) // the hosts as they are configured now; asked after each pause
@@ -32,7 +39,8 @@ type entrant struct {
 	*host
 	place      place // of a blob; zero for other things
 	tried, out bool
-	wrong      int // answers that were not what was asked for
+	wrong      int       // answers that were not what was asked for
+	notBefore  time.Time // as host.notBefore, for this operation alone
 }
 
 // What speaks against a host, the least first: each counts more than all before it together.
@@ -73,7 +81,11 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
 			return nil, fmt.Errorf("%s: %w", r.what, r.final)
 		}
-		if err := r.pause(ctx, max(jitter(wait), r.backoff())); err != nil {
+		pause := max(jitter(wait), r.backoff())
+		if end, ok := ctx.Deadline(); ok && r.aside && wait > time.Until(end) {
+			return nil, fmt.Errorf("%s: %w", r.what, or(r.last, errBusy))
+		}
+		if err := r.pause(ctx, pause); err != nil {
 			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
 		}
 		r.again(ctx, left == 0)
@@ -96,7 +108,7 @@ func (r *rotation) best(now time.Time) (best *entrant, left int, wait time.Durat
 		if r.penalty != nil {
 			penalty += r.penalty(e, now)
 		}
-		d := min(notBefore.Sub(now), limit)
+		d := min(max(notBefore.Sub(now), e.notBefore.Sub(now)), limit)
 		wait = min(wait, d)
 		if !e.tried && d <= 0 && (best == nil || penalty < least) {
 			best, least = e, penalty
@@ -176,7 +188,13 @@ func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	if errors.As(err, &s) {
 		after = min(s.retryAfter, r.client.cfg.MaxRetryAfter)
 	}
-	e.failed(time.Now(), after)
+	now := time.Now()
+	if r.small {
+		e.notBefore, after = now.Add(after), 0
+	}
+	if !r.aside {
+		e.failed(now, after)
+	}
 }
 
 // progress notes that bytes came from h since it was picked: when it fails now, that is a new failure.

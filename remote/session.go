@@ -84,13 +84,17 @@ func (h *host) session(c *Client, repo string, push bool) *session {
 	return s
 }
 
-// begin returns what to send, nil for nothing. The first request of a session leads: it must call release when it has its
-// answer. Until then the others wait, or each of them would run into the same 401; but not an eager one.
-func (s *session) begin(ctx context.Context, n *counters, eager bool) (g *grant, leading bool, err error) {
+// begin returns what to send, nil for nothing. The first request of a session leads: it must call
+// release when it has its answer. Until then the others wait, or each of them would run into the
+// same 401. A request that is aside neither leads nor waits, because a host that does not answer it
+// may answer the others.
+func (s *session) begin(
+	ctx context.Context, n *counters, aside bool,
+) (g *grant, leading bool, err error) {
 	for {
 		s.mu.Lock()
 		switch {
-		case eager && !s.known && s.busy != nil:
+		case aside && !s.known:
 			s.mu.Unlock()
 			return nil, false, nil
 		case s.busy != nil:
@@ -123,6 +127,13 @@ func (s *session) begin(ctx context.Context, n *counters, eager bool) (g *grant,
 		s.mu.Unlock()
 		return g, false, nil
 	}
+}
+
+// learn notes that the host has answered a request that was aside, so that no other need lead.
+func (s *session) learn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known = s.known || s.busy == nil
 }
 
 // waitLocked unlocks and waits for the request that finds out or renews. Its error is that request's, for a token server that

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/platforms"
@@ -27,7 +28,9 @@ type image interface {
 	Resolve(ctx context.Context) (ocispec.Descriptor, error)
 	Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
 	FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error)
-	Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error)
+	Referrers(
+		ctx context.Context, subject digest.Digest, types ...string,
+	) ([]ocispec.Descriptor, error)
 	Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 	PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error
 	PushReferrer(ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest) (ocispec.Descriptor, error)
@@ -37,6 +40,9 @@ var (
 	_ image = (*remote.Image)(nil)
 	_ image = (*layout.Image)(nil)
 )
+
+// listTimeout is how long a registry is asked for indexes and profiles.
+const listTimeout = 25 * time.Second
 
 // registryFlags are the flags of all verbs that talk to registries.
 type registryFlags struct {
@@ -48,6 +54,7 @@ func (f *registryFlags) client() (*remote.Client, error) {
 		ConfigPath:  f.hostsDir,
 		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
 		UserAgent:   "mica/" + version,
+		ListTimeout: listTimeout,
 	})
 }
 

@@ -305,8 +305,14 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 	if err != nil {
 		return err
 	}
-	manifest := x.Manifest(subject, time.Now())
-	if list := artifact.Indexes(refs); len(list) > 0 && sameButTime(list[0].Annotations, manifest.Annotations) {
+	// The new one has to be the newest, whatever the clocks of those who publish.
+	created := time.Now()
+	list := artifact.Indexes(refs)
+	if len(list) > 0 && !artifact.Made(list[0]).Before(created) {
+		created = artifact.Made(list[0]).Add(time.Millisecond)
+	}
+	manifest := x.Manifest(subject, created)
+	if len(list) > 0 && sameButTime(list[0].Annotations, manifest.Annotations) {
 		return nil // the same index is the newest already
 	}
 	blobs := []struct {

@@ -58,7 +58,7 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if len(p.Ranges) == 0 {
 		return fmt.Errorf("the profile of %s is empty: it is not published", im.Ref())
 	}
-	list, err := im.Referrers(ctx, m.desc.Digest, "") // profiles, and the index
+	list, err := im.Referrers(ctx, m.desc.Digest, published.ArtifactType, artifact.Type)
 	if err != nil {
 		return err
 	}

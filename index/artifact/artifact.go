@@ -92,13 +92,13 @@ func Indexes(list []ocispec.Descriptor) []ocispec.Descriptor {
 	}
 	slices.SortFunc(found, func(a, b ocispec.Descriptor) int {
 		// Of equals the greater digest, so that all nodes take the same.
-		return cmp.Or(made(b).Compare(made(a)), cmp.Compare(b.Digest, a.Digest))
+		return cmp.Or(Made(b).Compare(Made(a)), cmp.Compare(b.Digest, a.Digest))
 	})
 	return found
 }
 
-// made returns when an index was made; zero if its annotations do not tell.
-func made(d ocispec.Descriptor) time.Time {
+// Made returns when an index was made; zero if its annotations do not tell.
+func Made(d ocispec.Descriptor) time.Time {
 	t, err := time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated])
 	if err != nil {
 		return time.Time{}

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/opencontainers/go-digest"
@@ -170,9 +171,11 @@ func (i *Image) fetch(d ocispec.Descriptor, limit int64) ([]byte, error) {
 	return p, nil
 }
 
-// Referrers returns the descriptors of the manifests in index.json whose subject is the given one, of that artifact type ("" for
-// any), with their annotations.
-func (i *Image) Referrers(_ context.Context, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+// Referrers returns the descriptors of the manifests in index.json whose subject is the given one,
+// of one of these artifact types (none: any), with their annotations.
+func (i *Image) Referrers(
+	_ context.Context, subject digest.Digest, types ...string,
+) ([]ocispec.Descriptor, error) {
 	index, err := i.layout.index()
 	if err != nil {
 		return nil, err
@@ -194,7 +197,7 @@ func (i *Image) Referrers(_ context.Context, subject digest.Digest, artifactType
 		if d.ArtifactType == "" {
 			d.ArtifactType = m.Config.MediaType
 		}
-		if artifactType == "" || d.ArtifactType == artifactType {
+		if len(types) == 0 || slices.Contains(types, d.ArtifactType) {
 			out = append(out, d)
 		}
 	}

@@ -25,7 +25,7 @@ type source interface {
 	Manifest(context.Context, ocispec.Descriptor) ([]byte, error)
 	FetchBlob(context.Context, ocispec.Descriptor, int64) ([]byte, error)
 	Open(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
-	Referrers(context.Context, digest.Digest, string) ([]ocispec.Descriptor, error)
+	Referrers(context.Context, digest.Digest, ...string) ([]ocispec.Descriptor, error)
 	PushBlob(context.Context, ocispec.Descriptor, io.ReadSeeker) error
 	PushManifest(ctx context.Context, mediaType string, content []byte, tag string) (ocispec.Descriptor, error)
 	PushReferrer(context.Context, ocispec.Descriptor, ocispec.Manifest) (ocispec.Descriptor, error)

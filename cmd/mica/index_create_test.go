@@ -1,0 +1,39 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/remote/layout"
+)
+
+// TestIndexCreateNewest: a new index is the newest though an older one says that it is of the
+// future.
+func TestIndexCreateNewest(t *testing.T) {
+	dir := t.TempDir()
+	m := layoutImage(t, dir)
+	l, err := layout.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := artifact.New(digest.FromString("trees"), 5, digest.FromString("windows"), 7)
+	future := time.Now().Add(time.Hour)
+	if _, err := l.Image("").PushReferrer(t.Context(), m, old.Manifest(m, future)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time it is there
+		if out, err := tryMica(t, "index", "create", "--push", dir); err != nil {
+			t.Fatalf("%s, %v", out, err)
+		}
+		list, err := l.Image("").Referrers(t.Context(), m.Digest, artifact.Type)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list = artifact.Indexes(list); len(list) != 2 || !artifact.Made(list[0]).After(future) {
+			t.Errorf("the newest of %d indexes is of %v", len(list), artifact.Made(list[0]))
+		}
+	}
+}
