@@ -15,12 +15,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
@@ -37,12 +40,14 @@ import (
 const (
 	topic       = "/content/create"
 	sourceLabel = labels.LabelDistributionSource + "." // with the registry's host; its value are repositories
+	dockerHub   = "docker.io"                          // has no port
 
 	maxManifest = 1 << 20 // bytes
 	maxLayers   = 512     // more cannot be mounted
 	atOnce      = 8       // manifests that are looked at
 
-	// The label follows the event, after a transaction of containerd's database.
+	// The label follows the event, after a transaction of containerd's database. It is asked for
+	// after labelTick, and less and less often, because content that is imported never has one.
 	labelTick = time.Millisecond
 	labelWait = time.Second
 )
@@ -102,7 +107,7 @@ func (p process) listen(ctx context.Context, log *slog.Logger, fn func(Image)) e
 		return err
 	}
 	log.Info("containerd tells of pulls as they begin", "address", p.address)
-	store := proxy.NewContentStore(conn)
+	store, names := proxy.NewContentStore(conn), imagesapi.NewImagesClient(conn)
 	slots := make(chan struct{}, atOnce)
 	for {
 		e, err := stream.Recv()
@@ -120,7 +125,7 @@ func (p process) listen(ctx context.Context, log *slog.Logger, fn func(Image)) e
 		}
 		looking.Go(func() {
 			defer func() { <-slots }()
-			image, ok, err := p.look(namespaces.WithNamespace(ctx, e.Namespace), store, d)
+			image, ok, err := p.look(namespaces.WithNamespace(ctx, e.Namespace), store, names, d)
 			if err != nil && ctx.Err() == nil {
 				log.Debug("manifest of a pull is not to be had", "manifest", d, "err", err)
 			}
@@ -145,7 +150,9 @@ func manifestOf(e *types.Envelope) (digest.Digest, bool) {
 }
 
 // look reads a manifest in containerd's content store, which has verified it. ok: it is an image's.
-func (p process) look(ctx context.Context, store content.Store, d digest.Digest) (_ Image, ok bool, err error) {
+func (p process) look(
+	ctx context.Context, store content.Store, names imageStore, d digest.Digest,
+) (_ Image, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, labelWait)
 	defer cancel()
 	b, err := content.ReadBlob(ctx, store, ocispec.Descriptor{Digest: d})
@@ -156,23 +163,65 @@ func (p process) look(ctx context.Context, store content.Store, d digest.Digest)
 	if len(layers) == 0 {
 		return Image{}, false, nil
 	}
-	for {
+	for wait := labelTick; ; wait *= 2 {
 		info, err := store.Info(ctx, d)
 		if err != nil {
 			return Image{}, false, err
 		}
 		if host, repository, ok := source(info.Labels); ok {
-			if host, ok = withPort(ctx, p.pid, host); !ok {
-				return Image{}, false, fmt.Errorf("containerd has connections to several ports of %s", host)
+			authority, ok := p.authority(ctx, names, host, repository)
+			if !ok {
+				return Image{}, false, fmt.Errorf("the port of registry %s is not known", host)
 			}
-			return Image{host + "/" + repository, d, layers}, true, nil
+			return Image{authority + "/" + repository, d, layers}, true, nil
 		}
 		select {
 		case <-ctx.Done():
 			return Image{}, false, errors.New("it is not said where it comes from")
-		case <-time.After(labelTick):
+		case <-time.After(wait):
 		}
 	}
+}
+
+// imageStore is what is asked of containerd's images.
+type imageStore interface {
+	List(
+		ctx context.Context, in *imagesapi.ListImagesRequest, opts ...grpc.CallOption,
+	) (*imagesapi.ListImagesResponse, error)
+}
+
+// authority returns a registry's host as references have it, for containerd notes it without its
+// port: as in the names of the repository's images that containerd knows, or else with the port of
+// the connections that it has there. ok is false where neither says it, because somebody else pulls
+// the image, say, and for a mirror.
+func (p process) authority(
+	ctx context.Context, names imageStore, host, repository string,
+) (authority string, ok bool) {
+	if host == dockerHub {
+		return host, true
+	}
+	known, err := names.List(ctx, &imagesapi.ListImagesRequest{
+		Filters: []string{named(host, repository)},
+	})
+	if err == nil && len(known.Images) > 0 {
+		for _, image := range known.Images {
+			at, _, _ := strings.Cut(image.Name, "/")
+			if authority != "" && at != authority {
+				return "", false
+			}
+			authority = at
+		}
+		return authority, true
+	}
+	return withPort(ctx, p.pid, host)
+}
+
+// named is containerd's filter for the names of a repository's images, at a host with or without a
+// port.
+func named(host, repository string) string {
+	pattern := fmt.Sprintf(`^\[?%s\]?(:[0-9]+)?/%s[:@]`,
+		regexp.QuoteMeta(host), regexp.QuoteMeta(repository))
+	return "name~=" + strconv.Quote(pattern)
 }
 
 // parse returns the layers of an image's manifest, none for everything else.

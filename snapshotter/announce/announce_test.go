@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"net/netip"
@@ -11,9 +12,12 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/api/events"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -179,23 +183,71 @@ func TestConnected(t *testing.T) {
 // TestWithPort: a registry has the port of the only connection to its host.
 func TestWithPort(t *testing.T) {
 	const host = "127.0.0.77" // nobody else's
-	if got, ok := withPort(t.Context(), self, host); got != host || !ok {
-		t.Errorf("without a connection: %s, %v", got, ok)
+	if got, ok := withPort(t.Context(), self, host); ok {
+		t.Errorf("without a connection: %s", got)
 	}
 	peer := connect(t, host+":0")
 	if got, ok := withPort(t.Context(), self, host); got != peer.String() || !ok {
 		t.Errorf("with one to %v: %s, %v", peer, got, ok)
 	}
+	if got, ok := withPort(t.Context(), 0, host); ok {
+		t.Errorf("of no process: %s", got)
+	}
 	const client = "127.0.0.78"
 	serve(t, client)
-	if got, ok := withPort(t.Context(), self, client); got != client || !ok {
-		t.Errorf("of a host that has connected to this one: %s, %v", got, ok)
+	if got, ok := withPort(t.Context(), self, client); ok {
+		t.Errorf("of a host that has connected to this one: %s", got)
 	}
 	connect(t, host+":0")
 	if got, ok := withPort(t.Context(), self, host); ok {
 		t.Errorf("with two: %s", got)
 	}
-	if got, ok := withPort(t.Context(), self, "no such host.invalid"); got != "no such host.invalid" || !ok {
-		t.Errorf("of a host without address: %s, %v", got, ok)
+	if got, ok := withPort(t.Context(), self, "no such host.invalid"); ok {
+		t.Errorf("of a host without address: %s", got)
+	}
+}
+
+// imageNames is an image store that has names alone, and filters them as containerd's does.
+type imageNames []string
+
+func (n imageNames) List(
+	_ context.Context, in *imagesapi.ListImagesRequest, _ ...grpc.CallOption,
+) (*imagesapi.ListImagesResponse, error) {
+	f, err := filters.ParseAll(in.Filters...)
+	if err != nil {
+		return nil, err
+	}
+	out := &imagesapi.ListImagesResponse{}
+	for _, name := range n {
+		field := func(path []string) (string, bool) { return name, path[0] == "name" }
+		if f.Match(filters.AdapterFunc(field)) {
+			out.Images = append(out.Images, &imagesapi.Image{Name: name})
+		}
+	}
+	return out, nil
+}
+
+// TestAuthority: a registry has the port that the names of the same repository's images have; of
+// one that nobody knows it is not guessed.
+func TestAuthority(t *testing.T) {
+	for _, c := range []struct {
+		host, repository string
+		names            imageNames
+		want             string
+	}{
+		{"r.test", "a/b", imageNames{"r.test:5000/a/b:1", "r.test:5000/a/b@sha256:1"}, "r.test:5000"},
+		{"r.test", "a/b", imageNames{"r.test/a/b:1"}, "r.test"},
+		{"::1", "a", imageNames{"[::1]:5000/a:1"}, "[::1]:5000"},
+		{"r.test", "a/b", imageNames{"r.test/a/b:1", "r.test:5000/a/b:1"}, ""},
+		{"r.test", "a/b", imageNames{"r.test/a/c:1", "r.test/a/b/c:1", "rxtest/a/b:1"}, ""},
+		{"r.test", "a/b", imageNames{"x.r.test/a/b:1"}, ""},
+		{"r.test", "a/b", nil, ""},
+		{"docker.io", "library/debian", nil, "docker.io"},
+	} {
+		got, ok := process{}.authority(t.Context(), c.names, c.host, c.repository)
+		if ok != (c.want != "") || ok && got != c.want {
+			t.Errorf("%s/%s among %q: %s, %v, want %q",
+				c.host, c.repository, c.names, got, ok, c.want)
+		}
 	}
 }

@@ -13,18 +13,17 @@ import (
 // lookupTimeout is how long a registry's name may take to be resolved: containerd has just done it.
 const lookupTimeout = 500 * time.Millisecond
 
-// withPort returns a registry's host as references have it. containerd notes it without its port, so that it is the one of the
-// connections that it has there. ok is false where it has them to several. Where none is known, because it asks a mirror or a proxy, or another
-// name than the registry's, as of Docker Hub, the registry is taken for one without a port.
+// withPort returns a registry's host as references have it, with the port of the connections that
+// containerd has there. ok is false where it has none, or has them to several ports.
 func withPort(ctx context.Context, pid int, host string) (authority string, ok bool) {
 	if pid == 0 {
-		return host, true
+		return "", false
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return host, true
+		return "", false
 	}
 	ports := map[uint16]bool{}
 	for _, c := range connected(pid) {
@@ -40,7 +39,7 @@ func withPort(ctx context.Context, pid int, host string) (authority string, ok b
 			authority = net.JoinHostPort(host, strconv.Itoa(int(port)))
 		}
 	}
-	return authority, len(ports) <= 1
+	return authority, len(ports) == 1
 }
 
 // connected returns where a process has made TCP connections to. It asks the connections themselves, by descriptors of its own: the
