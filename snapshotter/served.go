@@ -52,10 +52,27 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	var below *brokenError // containerd could not unpack this one either
 	if errors.Is(err, ErrUnavailable) && !errors.As(err, &below) && ctx.Err() == nil {
-		s.fallBack(ctx, req, err.Error())
+		s.fallBack(ctx, req, reason(err))
 		return errOrdinary
 	}
 	return err
+}
+
+// mountError is why a layer of an image was not mounted.
+type mountError struct {
+	ref string
+	err error
+}
+
+func (e *mountError) Error() string { return fmt.Sprintf("%v: image %s", e.err, e.ref) }
+func (e *mountError) Unwrap() error { return e.err }
+
+// reason returns why a layer is not served, without its image, which is named beside it.
+func reason(err error) string {
+	if m := (*mountError)(nil); errors.As(err, &m) {
+		err = m.err
+	}
+	return err.Error()
 }
 
 // refuse returns why a layer is not to be served on these parents, or "". It completes what the labels say of the
@@ -89,7 +106,7 @@ func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, pare
 	if err != nil {
 		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if there is none.
 		s.holds.release(layer)
-		return fmt.Errorf("mount layer %s of %s: %w", layer, req.layer.Ref, err)
+		return &mountError{req.layer.Ref, err}
 	}
 	err = s.commitServed(ctx, name, key, parents, info, req, mounted, promised)
 	s.holds.release(layer)

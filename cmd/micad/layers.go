@@ -31,7 +31,7 @@ func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []dig
 	m, err := l.table.Mount(ctx, layerOf(want), below(want, parents))
 	if err != nil {
 		if isUnavailable(err) {
-			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", snapshotter.ErrUnavailable, err)
+			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", err, snapshotter.ErrUnavailable)
 		}
 		return snapshotter.Mounted{}, err
 	}
