@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/mica-snapshotter/mica/integration/registry"
@@ -55,28 +56,65 @@ func registryFaults() []Fault {
 			Strike:  func(_ context.Context, s *Stage) error { s.Registry.ExpireTokens(); return nil },
 		},
 		mirrorDown(),
+		originDown(),
+		listsBroken(),
+	}
+}
+
+// listsBroken is a registry that answers all but what its index is looked for with, for longer than
+// it is looked for.
+func listsBroken() Fault {
+	broken := registry.Fault{Status: http.StatusBadGateway}
+	return Fault{
+		Name: "referrers broken", Hold: 3 * outage,
+		Strike: func(_ context.Context, s *Stage) error {
+			s.rules(func(q *http.Request, _ int64) registry.Fault {
+				if strings.Contains(q.URL.Path, "/referrers/") ||
+					strings.Contains(q.URL.Path, "/manifests/sha256-") {
+					return broken
+				}
+				return registry.Fault{}
+			})
+			return nil
+		},
+		Lift: func(_ context.Context, s *Stage) error {
+			s.rules(nil)
+			return nil
+		},
 	}
 }
 
 // mirrorDown loses the mirror that everything comes from; the registry has it too.
 func mirrorDown() Fault {
 	return Fault{
-		Name: "mirror down", Hold: outage,
-		Prepare: func(_ context.Context, s *Stage) error {
-			mirror, err := s.Registry.Front()
-			if err != nil {
-				return err
-			}
-			s.undo = append(s.undo, mirror.Close)
-			s.Mirror = mirror
-			dir := filepath.Join(s.Node.HostsDir(), s.Host)
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			hosts := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", s.Host, mirror.Host())
-			return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(hosts), 0o644)
-		},
+		Name: "mirror down", Hold: outage, Prepare: mirrored,
 		Strike: func(_ context.Context, s *Stage) error { return s.Mirror.Down() },
 		Lift:   func(_ context.Context, s *Stage) error { return s.Mirror.Up() },
 	}
+}
+
+// originDown loses the registry, of which there is a mirror, for longer than a pull may take.
+func originDown() Fault {
+	return Fault{
+		Name: "origin down, mirror up", Hold: 3 * outage, Prepare: mirrored,
+		Strike: func(_ context.Context, s *Stage) error { return s.Registry.Down() },
+		Lift:   func(_ context.Context, s *Stage) error { return s.Registry.Up() },
+	}
+}
+
+// mirrored puts a mirror before the registry.
+func mirrored(_ context.Context, s *Stage) error {
+	mirror, err := s.Registry.Front()
+	if err != nil {
+		return err
+	}
+	s.undo = append(s.undo, mirror.Close)
+	s.Mirror = mirror
+	dir := filepath.Join(s.Node.HostsDir(), s.Host)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	hosts := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n"+
+		"capabilities = [\"pull\", \"resolve\"]\n", s.Host, mirror.Host())
+	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(hosts), 0o644)
 }

@@ -60,7 +60,8 @@ func (n *Node) Mica(ctx context.Context, args ...string) (string, error) {
 
 // Pull pulls an image by containerd's transfer service, as a node does.
 func (n *Node) Pull(ctx context.Context, snapshotter, ref string) error {
-	_, err := n.Ctr(ctx, "images", "pull", "--plain-http", "--snapshotter", snapshotter, ref)
+	_, err := n.Ctr(ctx, "images", "pull", "--plain-http", "--hosts-dir", n.HostsDir(),
+		"--snapshotter", snapshotter, ref)
 	return err
 }
 

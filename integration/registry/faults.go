@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Fault is what happens to one request. The zero Fault leaves it alone; Hold and
@@ -14,6 +16,9 @@ type Fault struct {
 	Delay      time.Duration   // before the rest
 	Status     int             // answered in place of the registry, 429 for instance
 	RetryAfter string          // header that goes with Status
+	Location   string          // the same: where a redirect goes
+	Body       string          // the same: an image index, instead of the status' name
+	Link       string          // header that goes with the registry's answer
 	Page       bool            // 200 with an HTML page, as a proxy's log-in form
 	Whole      bool            // 200 with the whole blob, though a range was asked for
 	WrongRange bool            // 206 with a Content-Range and bytes that nobody asked for
@@ -39,11 +44,19 @@ func inject(w http.ResponseWriter, r *http.Request, f Fault, next http.Handler) 
 			return
 		}
 	}
-	switch {
-	case f.Status != 0:
-		if f.RetryAfter != "" {
-			w.Header().Set("Retry-After", f.RetryAfter)
+	for name, value := range map[string]string{
+		"Retry-After": f.RetryAfter, "Location": f.Location, "Link": f.Link,
+	} {
+		if value != "" {
+			w.Header().Set(name, value)
 		}
+	}
+	switch {
+	case f.Body != "":
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+		w.WriteHeader(f.Status)
+		_, _ = w.Write([]byte(f.Body)) // to a client that may have gone
+	case f.Status != 0:
 		http.Error(w, http.StatusText(f.Status), f.Status)
 	case f.Page:
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
