@@ -77,6 +77,7 @@ func (b *Blob) Suspect(off, n int64) {
 	if at != nil {
 		at.suspect(last.host, time.Now())
 	}
+	b.places[0].image.client.spools.suspect(b.desc.Digest)
 }
 
 // Size returns the blob's size in bytes.
@@ -101,31 +102,72 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 // breaks off. It brings n bytes and io.EOF, or an error other than io.EOF and io.ErrUnexpectedEOF. ctx bounds the whole
 // stream. The caller closes it.
 func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return b.open(ctx, off, n)
+	s, err := b.open(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	if s.spooled != nil {
+		return held{s}, nil
+	}
+	return s, nil
 }
 
+// held is a range that is read from a spool: when it comes says nothing of the way to the registry.
+type held struct{ *stream }
+
+// Held implements an interface of package layer.
+func (held) Held() {}
+
 func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
-	image := b.places[0].image
-	what := fmt.Sprintf("read %s of %s", b.desc.Digest, image.ref)
+	what := b.what()
 	if off < 0 || n < 0 || off > b.desc.Size || n > b.desc.Size-off {
 		return nil, fmt.Errorf("%s: bytes %d+%d are outside its %d", what, off, n, b.desc.Size)
 	}
-	s := &stream{ctx: ctx, blob: b, off: off, left: n}
 	if n == 0 {
-		return s, nil
+		return &stream{ctx: ctx, blob: b, off: off}, nil
 	}
 	if err := b.desc.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	hosts, err := b.hosts(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+	s := b.stream(ctx, off, n, b.way(off, n))
+	if err := s.connect(); err != nil {
+		return nil, err
 	}
-	s.rot = newRotation(image.client, &image.stats, what, nil)
-	s.rot.hosts, s.rot.aside, s.rot.small = hosts, b.aside, b.aside
+	return s, nil
+}
+
+func (b *Blob) what() string {
+	return fmt.Sprintf("read %s of %s", b.desc.Digest, b.places[0].image.ref)
+}
+
+// way chooses how a range is read.
+func (b *Blob) way(off, n int64) way {
+	if n == b.desc.Size {
+		return whole
+	}
+	spool := b.places[0].image.client.spools.get(b.desc.Digest)
+	switch {
+	case spool == nil:
+		return ranged
+	case spool.near(off + n):
+		return spooled
+	case slices.ContainsFunc(b.places, func(p place) bool { return p.state.honours(nil) }):
+		return ranged
+	case spool.probe(time.Now()):
+		return probing
+	}
+	return spooled
+}
+
+// stream returns a stream that has not begun.
+func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
+	image := b.places[0].image
+	s := &stream{ctx: ctx, blob: b, off: off, left: n, way: w}
+	s.rot = newRotation(image.client, &image.stats, b.what(), nil)
+	s.rot.aside, s.rot.small = b.aside, b.aside
 	s.rot.penalty = func(e *entrant, now time.Time) int { return e.place.state.penalty(e.host, now) }
 	s.rot.reload = func(ctx context.Context) ([]entrant, bool) {
-		hosts, err := b.hosts(ctx)
+		hosts, err := b.hosts(ctx, w)
 		return hosts, err == nil
 	}
 	if b.patience > 0 {
@@ -133,15 +175,13 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 			return b.places[0].state.refusedFor(2*b.patience, now) >= b.patience
 		}
 	}
-	if err := s.connect(); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return s
 }
 
 // hosts returns who may have the blob, those of the first place first.
-func (b *Blob) hosts(ctx context.Context) ([]entrant, error) {
+func (b *Blob) hosts(ctx context.Context, w way) ([]entrant, error) {
 	var out []entrant
+	now := time.Now()
 	var errs []error
 	for _, p := range b.places {
 		set, err := p.image.client.hostsOf(ctx, p.image.repo.registry)
@@ -150,7 +190,8 @@ func (b *Blob) hosts(ctx context.Context) ([]entrant, error) {
 			continue
 		}
 		for _, h := range set.with(docker.HostCapabilityPull) {
-			out = append(out, entrant{host: h, place: p})
+			whole := w == ranged && p.state.ignores(h, now)
+			out = append(out, entrant{host: h, place: p, whole: whole})
 		}
 	}
 	if len(out) == 0 {

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"sync"
@@ -25,9 +26,12 @@ type blobState struct {
 	mu       sync.Mutex
 	absent   map[*host]time.Time // hosts that did not have it, or refused it, come last until then
 	suspects map[*host]suspicion
-	served   []serving // the latest last
-	refused  time.Time // since then no host has had anything but refusals; zero: not so
-	asked    time.Time // when that was last found
+	served   []serving           // the latest last
+	whole    map[*host]time.Time // hosts that have answered a range with the whole blob, until then
+	ranged   map[*host]bool      // hosts that have honoured a range since
+	probing  chan struct{}       // full while a host is asked that may do either; nil: never was
+	refused  time.Time           // since then no host has had anything but refusals; zero: not so
+	asked    time.Time           // when that was last found
 }
 
 // suspicion is what a host that sent wrong bytes is under.
@@ -84,6 +88,61 @@ func (s *blobState) serves(v serving) {
 		s.served = s.served[:n-1]
 	}
 	s.served = append(s.served, v)
+}
+
+// ignored notes that h has answered a range with the whole blob.
+func (s *blobState) ignored(h *host, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.whole == nil {
+		s.whole = map[*host]time.Time{}
+	}
+	s.whole[h] = now.Add(noRangesFor)
+	delete(s.ranged, h)
+}
+
+// honoured notes that h has answered a range with that range.
+func (s *blobState) honoured(h *host) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ranged[h] {
+		return
+	}
+	if s.ranged == nil {
+		s.ranged = map[*host]bool{}
+	}
+	s.ranged[h] = true
+	delete(s.whole, h)
+}
+
+// ignores tells whether h is known to answer a range of the blob with all of it.
+func (s *blobState) ignores(h *host, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Before(s.whole[h])
+}
+
+// honours tells whether h, or any host if h is nil, is known to honour ranges of the blob.
+func (s *blobState) honours(h *host) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ranged[h] || h == nil && len(s.ranged) > 0
+}
+
+// probe waits until nobody else asks a host for a range that may be ignored. Pair it with release.
+func (s *blobState) probe(ctx context.Context) (release func(), err error) {
+	s.mu.Lock()
+	if s.probing == nil {
+		s.probing = make(chan struct{}, 1)
+	}
+	ch := s.probing
+	s.mu.Unlock()
+	select {
+	case ch <- struct{}{}:
+		return func() { <-ch }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // latest returns the last answer with any of the n bytes from off on; its seq is 0 if none is remembered.

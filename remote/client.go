@@ -46,6 +46,9 @@ type Config struct {
 	ListTimeout time.Duration
 	// MaxIdlePerHost is the number of connections per host kept for reuse. 0: 64.
 	MaxIdlePerHost int
+	// SpoolDir is where blobs lie, in files without a name, of hosts that ignore ranges: for as long as
+	// they are read, and ten minutes more. Empty: the system's folder for temporary files.
+	SpoolDir string
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
 	Logger *slog.Logger
 
@@ -60,6 +63,7 @@ type Client struct {
 	stats counters
 
 	dialer *dialer
+	spools spools
 	served atomic.Uint64 // answers with bytes of blobs
 
 	closing chan struct{} // closed by Close
@@ -103,6 +107,7 @@ func New(cfg Config) (*Client, error) {
 		hosts: map[string]*hostSet{}, repos: map[string]*repository{}, images: map[string]*Image{},
 		closing: make(chan struct{}),
 	}
+	c.spools.client = c
 	return c, nil
 }
 
@@ -114,8 +119,10 @@ func or[T comparable](v, otherwise T) T {
 	return v
 }
 
-// Close closes connections that are idle. Reads under way go on.
+// Close closes connections that are idle, and ends the downloads of blobs that come whole for want of
+// ranges. Other reads under way go on.
 func (c *Client) Close() {
+	c.spools.close()
 	c.dialer.close()
 	c.mu.Lock()
 	if !c.closed {

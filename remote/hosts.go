@@ -212,6 +212,13 @@ func (h *host) ignoredRange(now time.Time) {
 	h.noRanges = now.Add(noRangesFor)
 }
 
+// ignoresRanges tells whether the host has ignored a range lately.
+func (h *host) ignoresRanges(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Before(h.noRanges)
+}
+
 // hostsOf returns the hosts of a registry, and reads their configuration again when it has changed.
 func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error) {
 	now := time.Now()

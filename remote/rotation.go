@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -39,6 +40,7 @@ type entrant struct {
 	*host
 	place      place // of a blob; zero for other things
 	tried, out bool
+	whole      bool      // answers ranges with the whole blob, and is not asked for any
 	wrong      int       // answers that were not what was asked for
 	notBefore  time.Time // as host.notBefore, for this operation alone
 }
@@ -78,6 +80,9 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			r.prev = best.host
 			return best, nil
 		}
+		if slices.ContainsFunc(r.hosts, func(e entrant) bool { return e.whole && !e.out }) {
+			return nil, errNoRanges // rather than wait for a host that honours them
+		}
 		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
 			return nil, fmt.Errorf("%s: %w", r.what, r.final)
 		}
@@ -110,7 +115,7 @@ func (r *rotation) best(now time.Time) (best *entrant, left int, wait time.Durat
 		}
 		d := min(max(notBefore.Sub(now), e.notBefore.Sub(now)), limit)
 		wait = min(wait, d)
-		if !e.tried && d <= 0 && (best == nil || penalty < least) {
+		if !e.tried && !e.whole && d <= 0 && (best == nil || penalty < least) {
 			best, least = e, penalty
 		}
 	}

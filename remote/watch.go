@@ -18,6 +18,7 @@ const minProgress = 4 << 10
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	detach func() bool // undoes that the caller's context ends ctx
 	timer  *time.Timer
 	limit  time.Duration
 
@@ -29,7 +30,8 @@ type watch struct {
 
 func newWatch(ctx context.Context, limit time.Duration) *watch {
 	w := &watch{limit: limit, left: limit}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	w.ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	w.detach = context.AfterFunc(ctx, func() { w.cancel(context.Cause(ctx)) })
 	w.timer = time.AfterFunc(limit, func() { w.cancel(errStalled) })
 	return w
 }
@@ -41,6 +43,12 @@ func (w *watch) kick() { w.timer.Reset(w.limit) }
 func (w *watch) start() {
 	w.began = time.Now()
 	w.timer.Reset(w.left)
+}
+
+// moveTo has the exchange end with another context than the one that it began with.
+func (w *watch) moveTo(ctx context.Context) {
+	w.detach()
+	w.detach = context.AfterFunc(ctx, func() { w.cancel(context.Cause(ctx)) })
 }
 
 // pause stops the time. n is how many bytes came since start.
@@ -56,6 +64,7 @@ func (w *watch) pause(n int) {
 // stop releases the exchange. Its context must not be needed any more.
 func (w *watch) stop() {
 	w.timer.Stop()
+	w.detach()
 	w.cancel(context.Canceled)
 }
 

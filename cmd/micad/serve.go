@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -191,6 +192,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		ConfigPath:  c.Remote.ConfigPath,
 		Credentials: d.credentials.Credentials,
 		UserAgent:   "micad/" + version,
+		SpoolDir:    filepath.Join(c.Root, "tmp"),
 		Logger:      d.log,
 	})
 	if err != nil {
