@@ -162,14 +162,15 @@ func (p *pull) scan(
 ) (*index.Layer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	late := func() { cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline)) }
+	opening := time.AfterFunc(p.t.o.PullDeadline, late)
 	body, err := p.image.Open(ctx, desc)
+	opening.Stop()
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	r := watch(body, p.t.o.PullDeadline, func() {
-		cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline))
-	})
+	r := watch(body, p.t.o.PullDeadline, late)
 	defer r.stop()
 	o.Whole, o.DeviceSize = true, p.t.o.Limits.LayerSize
 	o.Device, o.Windows = p.t.cache.writer(in.Device()), in.Windows()

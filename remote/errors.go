@@ -27,6 +27,8 @@ var (
 	errStalled = errors.New("no byte arrived in time")
 	errNotBlob = errors.New("the answer is not the blob")
 	errBusy    = errors.New("the registry has asked to be left alone for a while")
+	// errCleartext is the error of a host that is asked by https and redirects to http.
+	errCleartext = errors.New("redirect from https to an address without it")
 )
 
 // statusError is an answer that says no. It holds no query string: signed URLs are secrets.
@@ -125,7 +127,8 @@ func isPermanent(err error) bool {
 		return s.permanent()
 	}
 	var cert *tls.CertificateVerificationError
-	return errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrTooLarge) || errors.As(err, &cert)
+	return errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrTooLarge) ||
+		errors.Is(err, errCleartext) || errors.As(err, &cert)
 }
 
 // bare strips the URL from an error of net/http: it may be signed, and the caller names host and path itself.

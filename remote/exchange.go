@@ -27,6 +27,7 @@ type call struct {
 	target *target    // where a blob's redirect target is kept; nil: not kept
 	push   bool       // needs the scope to push
 	aside  bool       // for a look-up: no other request waits for its answer, and it for none
+	proved bool       // the answer is compared with a digest, whoever sends it
 	body   *uploading // nil: none
 	stall  time.Duration
 }
@@ -168,7 +169,9 @@ type retryError struct{ err error }
 
 func (e *retryError) Error() string { return e.err.Error() }
 
-// follow goes where the host's answer points. Credentials and the headers that hosts.toml sets stay with the host.
+// follow goes where the host's answer points. Credentials and the headers that hosts.toml sets stay
+// with the host, and with its scheme. As containerd does, follow leaves https for http, but only for
+// what is compared with a digest.
 func (x *exchanger) follow(ctx context.Context, h *host, c *call, r *reply) (*reply, error) {
 	origin := r.via
 	expires := time.Time{}
@@ -190,8 +193,9 @@ func (x *exchanger) follow(ctx context.Context, h *host, c *call, r *reply) (*re
 		if hop == maxHops {
 			return nil, fmt.Errorf("%s %s%s: more than %d redirects", c.method, h.name, origin.Path, maxHops)
 		}
-		if r.via.Scheme == "https" && u.Scheme != "https" {
-			return nil, fmt.Errorf("%s %s%s: redirect from https to %s://%s", c.method, h.name, origin.Path, u.Scheme, u.Host)
+		if r.via.Scheme == "https" && u.Scheme != "https" && !c.proved {
+			return nil, fmt.Errorf("%s %s%s: %w: to %s://%s",
+				c.method, h.name, origin.Path, errCleartext, u.Scheme, u.Host)
 		}
 		if e := expiry(u); !e.IsZero() && (expires.IsZero() || e.Before(expires)) {
 			expires = e
@@ -243,7 +247,7 @@ func (x *exchanger) once(ctx context.Context, h *host, c *call, u *url.URL, auth
 		c.body.begin(w, x.stats)
 		req.ContentLength = c.body.size
 	}
-	if u.Host == h.name {
+	if u.Host == h.name && u.Scheme == h.scheme {
 		for k, vs := range h.header {
 			for _, v := range vs {
 				req.Header.Add(k, v)

@@ -144,7 +144,7 @@ func (i *Image) manifest(
 	doc := document{
 		what: fmt.Sprintf("manifest %s of %s", name, i.ref), caps: caps, max: MaxManifest,
 		call: call{
-			method: http.MethodGet, rest: "manifests/" + name, aside: from != nil,
+			method: http.MethodGet, rest: "manifests/" + name, aside: from != nil, proved: want != "",
 			header: http.Header{"Accept": manifestTypes},
 		},
 		use: func(h *host, header http.Header, b []byte) (err error) {
@@ -213,7 +213,7 @@ func (i *Image) FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 		what: what, caps: docker.HostCapabilityPull, max: d.Size,
 		call: call{
 			method: http.MethodGet, rest: "blobs/" + d.Digest.String(), target: &i.repo.blob(d.Digest).target,
-			header: http.Header{"Accept-Encoding": {"identity"}},
+			header: http.Header{"Accept-Encoding": {"identity"}}, proved: true,
 		},
 		use: func(_ *host, _ http.Header, b []byte) error {
 			if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest || int64(len(b)) != d.Size {

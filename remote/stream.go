@@ -251,7 +251,7 @@ func (s *stream) ask(e *entrant) (*reply, error) {
 	image, state := e.place.image, e.place.state
 	x := exchanger{client: image.client, repo: image.repo.name, stats: &image.stats}
 	c := call{
-		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(), target: &state.target,
+		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(), target: &state.target, proved: true,
 		// Without this the transport may ask for gzip, and what it unpacks has other offsets.
 		header: http.Header{"Accept-Encoding": {"identity"}},
 	}

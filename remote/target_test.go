@@ -2,13 +2,18 @@ package remote
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
 // signer redirects blob requests to URLs at a content server which end after a while.
@@ -126,18 +131,56 @@ func TestTargetFails(t *testing.T) {
 	})
 }
 
+// TestRedirectFromTLS: https is left, without credentials, for what is compared with a digest, and for
+// nothing else.
 func TestRedirectFromTLS(t *testing.T) {
-	r := &reply{Response: &http.Response{StatusCode: http.StatusFound, Header: http.Header{"Location": {"http://elsewhere.test/x"}}, Body: http.NoBody}}
-	r.via, _ = url.Parse("https://reg.test/v2/")
-	r.Request = &http.Request{Method: http.MethodGet, URL: r.via}
-	r.watch = newWatch(t.Context(), time.Minute)
-	c, err := New(Config{})
+	blob := randomBytes(100_000)
+	plain := newRegistry("plain")
+	d := plain.add(blob)
+	elsewhere := newServer(t, plain)
+	secure := newRegistry("secure")
+	secure.auth = func(r *http.Request) (string, int) {
+		if _, password, _ := r.BasicAuth(); password != "secret" {
+			return `Basic realm="r"`, http.StatusUnauthorized
+		}
+		return "", 0
+	}
+	secure.handle = map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+elsewhere+r.URL.Path, http.StatusTemporaryRedirect)
+	}}
+	srv := httptest.NewTLSServer(secure)
+	defer srv.Close()
+	host := srv.Listener.Addr().String()
+	c, err := New(Config{
+		ConfigPath: hostsToml(t, host, "[host.\"https://"+host+"\"]\nskip_verify = true\n"+
+			"[host.\"https://"+host+"\".header]\nx-secret = [\"header\"]\n"),
+		Credentials: func(context.Context, string, string) ([]creds.Credential, error) {
+			return []creds.Credential{{User: "u", Secret: "secret"}}, nil
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := exchanger{client: c, stats: &c.stats}
-	if _, err := x.follow(t.Context(), &host{name: "reg.test", scheme: "https"}, &call{method: "GET"}, r); err == nil {
-		t.Error("https was left")
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	i := mustImage(t, c, host+"/a/b:1")
+	p := make([]byte, 1000)
+	if err := i.Blob(d).ReadAt(ctx, p, 5000); err != nil || !bytes.Equal(p, blob[5000:6000]) {
+		t.Errorf("a range of a blob: %v", err)
+	}
+	if b, err := i.FetchBlob(ctx, d, 1<<20); err != nil || !bytes.Equal(b, blob) {
+		t.Errorf("a blob: %v", err)
+	}
+	for _, h := range plain.seen {
+		if h.Get("Authorization") != "" || h.Get("X-Secret") != "" {
+			t.Errorf("secrets were sent in the clear: %v", h)
+		}
+	}
+	// A tag is not proved by anything. The error comes at once.
+	plain.manifests["1"] = []byte("{}")
+	if _, err := i.Resolve(ctx); !errors.Is(err, errCleartext) {
+		t.Errorf("a tag: %v", err)
 	}
 }
 

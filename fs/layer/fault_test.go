@@ -234,6 +234,33 @@ func TestDeadline(t *testing.T) {
 	})
 }
 
+// TestDeadlineOnce: who asks again at once for some of what a read was refused does not wait for as
+// long once more; somewhat later it does.
+func TestDeadlineOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := setup(t, newSample(t), func(f *fixture, o *Options) {
+			f.blob.fault = hang
+			o.Deadline = 5 * time.Minute
+		})
+		off, n := f.span(3)
+		for _, c := range []struct{ pause, waits time.Duration }{
+			{0, 5 * time.Minute}, {0, hasty}, {againFor / 2, hasty}, {againFor, 5 * time.Minute},
+		} {
+			time.Sleep(c.pause)
+			start := time.Now()
+			if err := f.read(t.Context(), off+n/2, 1); !errors.Is(err, ErrDeadline) {
+				t.Errorf("error is %v", err)
+			}
+			if d := time.Since(start); d != c.waits {
+				t.Errorf("waited %s, want %s", d, c.waits)
+			}
+		}
+		time.Sleep(againFor / 2)
+		f.blob.fault = nil
+		f.mustRead(off, n)
+	})
+}
+
 // TestDeadlineIsTheReadersOwn: who comes later may wait longer.
 func TestDeadlineIsTheReadersOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -268,7 +268,11 @@ func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, pr
 
 // await waits for what w has joined.
 func (l *Layer) await(ctx context.Context, w *waiter) error {
-	limit := time.NewTimer(l.o.Deadline)
+	deadline := l.o.Deadline
+	if w.prio == Demand {
+		deadline = l.refusals.deadline(w.off, w.end, deadline)
+	}
+	limit := time.NewTimer(deadline)
 	defer limit.Stop()
 	select {
 	case <-w.done:
@@ -287,9 +291,12 @@ func (l *Layer) await(ctx context.Context, w *waiter) error {
 	if w.ended {
 		return w.err
 	}
-	err := fmt.Errorf("%w: waited %s", ErrDeadline, l.o.Deadline)
+	err := fmt.Errorf("%w: waited %s", ErrDeadline, deadline)
 	if cause := l.cause(ctx, ours); cause != nil {
 		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	if w.prio == Demand && deadline == l.o.Deadline {
+		l.refusals.add(w.off, w.end)
 	}
 	l.counters.failed(err)
 	return err

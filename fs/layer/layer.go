@@ -94,6 +94,7 @@ type Layer struct {
 	expects    expectations
 	section    section
 	streams    streams
+	refusals   refusals
 	running    sync.WaitGroup // the groups' goroutines
 
 	mu      sync.Mutex // never held over network or disk access
