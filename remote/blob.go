@@ -171,6 +171,7 @@ func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
 		return hosts, err == nil
 	}
 	if b.patience > 0 {
+		s.rot.giveUp = 0
 		s.rot.resigns = func(now time.Time) bool {
 			return b.places[0].state.refusedFor(2*b.patience, now) >= b.patience
 		}

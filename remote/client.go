@@ -49,6 +49,12 @@ type Config struct {
 	// SpoolDir is where blobs lie, in files without a name, of hosts that ignore ranges: for as long as
 	// they are read, and ten minutes more. Empty: the system's folder for temporary files.
 	SpoolDir string
+	// GiveUp is how long an operation may bring nothing, no byte of a blob either: then no further
+	// attempt is made. 0: as long as its context lasts. It does not hold for a Patient blob.
+	GiveUp time.Duration
+	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a second,
+	// and when one has failed. Calls run in parallel. nil: nobody is told.
+	Notice func(string)
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
 	Logger *slog.Logger
 
@@ -85,7 +91,7 @@ const maxShared = 1024
 func New(cfg Config) (*Client, error) {
 	for _, v := range []time.Duration{
 		cfg.StallTimeout, cfg.DialTimeout, cfg.MinBackoff, cfg.MaxBackoff, cfg.MaxRetryAfter,
-		cfg.ListTimeout,
+		cfg.ListTimeout, cfg.GiveUp,
 	} {
 		if v < 0 {
 			return nil, fmt.Errorf("configure registries: negative duration %v", v)

@@ -35,7 +35,7 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	case down != nil:
 		return down
 	}
-	ctx, cancel := context.WithTimeout(ctx, tokenTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.tokenTimeout)
 	defer cancel()
 	var found []creds.Credential
 	var g *grant

@@ -320,6 +320,9 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 		if c.cfg.wrap != nil {
 			h.tokens = &http.Client{Transport: c.cfg.wrap(h.tokens.Transport)}
 		}
+		if c.cfg.Notice != nil {
+			h.tokens = &http.Client{Transport: noticing{h.tokens.Transport, c.cfg.Notice}}
+		}
 		blobs := *h.tokens
 		blobs.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 		h.client = &blobs

@@ -19,8 +19,10 @@ type rotation struct {
 	fails  int // attempts in a row that brought nothing
 	tries  int // attempts at all
 	prev   *host
-	last   error // of the latest attempt
-	final  error // the most telling of those that took a host out
+	last   error         // of the latest attempt
+	final  error         // the most telling of those that took a host out
+	since  time.Time     // the beginning, or when something last came
+	giveUp time.Duration // how long after since an attempt may begin; 0: for as long as the context lasts
 
 	// small: no blob is asked for. When to ask again, as a host says, concerns this operation
 	// alone.
@@ -57,7 +59,7 @@ const (
 const maxWrong = 3
 
 func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotation {
-	r := &rotation{client: c, stats: stats, what: what, hosts: make([]entrant, len(hosts))}
+	r := &rotation{client: c, stats: stats, what: what, hosts: make([]entrant, len(hosts)), since: time.Now(), giveUp: c.cfg.GiveUp}
 	for i, h := range hosts {
 		r.hosts[i].host = h
 	}
@@ -69,6 +71,9 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 	for {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
+		}
+		if r.over(0) {
+			return nil, r.gaveUp()
 		}
 		best, left, wait := r.best(time.Now())
 		if best != nil {
@@ -87,6 +92,9 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			return nil, fmt.Errorf("%s: %w", r.what, r.final)
 		}
 		pause := max(jitter(wait), r.backoff())
+		if r.over(pause) {
+			return nil, r.gaveUp()
+		}
 		if end, ok := ctx.Deadline(); ok && r.aside && wait > time.Until(end) {
 			return nil, fmt.Errorf("%s: %w", r.what, or(r.last, errBusy))
 		}
@@ -95,6 +103,16 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 		}
 		r.again(ctx, left == 0)
 	}
+}
+
+// over says whether no attempt may begin any more after a pause of d.
+func (r *rotation) over(d time.Duration) bool {
+	return r.giveUp > 0 && r.last != nil && time.Since(r.since)+d > r.giveUp
+}
+
+func (r *rotation) gaveUp() error {
+	took := time.Since(r.since).Round(time.Second)
+	return fmt.Errorf("%s: given up after %v: %w", r.what, took, r.last)
 }
 
 // best returns the best host that this round has not tried yet, nil if there is none; how many are left at all, and how
@@ -200,12 +218,15 @@ func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	if !r.aside {
 		e.failed(now, after)
 	}
+	if r.client.cfg.Notice != nil {
+		r.client.cfg.Notice(fmt.Sprintf("%s: %v; it is tried again", r.what, err))
+	}
 }
 
 // progress notes that bytes came from h since it was picked: when it fails now, that is a new failure.
 func (r *rotation) progress(h *host) {
 	h.worked()
-	r.fails = -1
+	r.fails, r.since = -1, time.Now()
 }
 
 // pause waits for d, less if one of the hosts answers somebody else meanwhile.

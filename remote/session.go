@@ -34,6 +34,8 @@ type session struct {
 	creds      func(ctx context.Context, host, repository string) ([]creds.Credential, error)
 	agent      string
 
+	tokenTimeout time.Duration // for all requests that one token takes
+
 	mu        sync.Mutex
 	busy      *flight // the request that finds out or renews; nil: none under way
 	known     bool    // an answer has been seen, so the challenge, if there is one, is known
@@ -75,7 +77,11 @@ func (h *host) session(c *Client, repo string, push bool) *session {
 	defer h.mu.Unlock()
 	s, ok := h.sessions[scope]
 	if !ok {
-		s = &session{host: h, repository: h.registry + "/" + repo, scope: scope, creds: c.cfg.Credentials, agent: c.cfg.UserAgent}
+		s = &session{
+			host: h, repository: h.registry + "/" + repo, scope: scope,
+			creds: c.cfg.Credentials, agent: c.cfg.UserAgent,
+			tokenTimeout: min(tokenTimeout, or(c.cfg.GiveUp, tokenTimeout)),
+		}
 		if len(h.sessions) >= maxShared {
 			clear(h.sessions) // tokens are cheap to get again
 		}

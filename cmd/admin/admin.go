@@ -44,6 +44,11 @@ const maxAnswer = 16 << 20
 // maxReason bounds what an error tells of micad's answer, bytes.
 const maxReason = 500
 
+// answerTimeout is how long micad may take for an answer, but to a POST.
+const answerTimeout = 20 * time.Second
+
+var errNoAnswer = fmt.Errorf("micad has not answered for %v", answerTimeout)
+
 // Paths of the API.
 const (
 	PathInfo      = "/v1/info"
@@ -84,6 +89,9 @@ type Fallback struct {
 
 // Client asks the daemon behind a socket. Calls may run in parallel.
 type Client struct {
+	// Notice is told, in a line, when micad does not answer for a second. nil: nobody is told.
+	Notice func(string)
+
 	address string
 	http    http.Client
 }
@@ -116,6 +124,21 @@ func (c *Client) Get(ctx context.Context, path string, v any) error {
 // micad knows no such thing.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	what := fmt.Sprintf("ask micad to %s %s", method, path)
+	if method == http.MethodPost { // it may work for long, but it answers other questions meanwhile
+		if _, err := c.send(ctx, http.MethodGet, PathInfo, nil); err != nil {
+			return nil, err
+		}
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, answerTimeout, errNoAnswer)
+		defer cancel()
+		if c.Notice != nil {
+			t := time.AfterFunc(time.Second, func() {
+				c.Notice(fmt.Sprintf("waiting for the micad behind %s to answer", c.address))
+			})
+			defer t.Stop()
+		}
+	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://micad"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
@@ -126,6 +149,9 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]
 		return nil, fmt.Errorf("no micad at %s: start it (systemctl start micad) or name its socket with --address", c.address)
 	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("micad's socket %s is for root alone: run this command as root", c.address)
+	case errors.Is(context.Cause(ctx), errNoAnswer):
+		return nil, fmt.Errorf("%s: %w: somebody holds %s open, and nobody answers; see micad's log "+
+			"(journalctl -u micad), and whether it starts at all", what, errNoAnswer, c.address)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}

@@ -54,7 +54,7 @@ func doctorCommand() *cobra.Command {
 			var f findings
 			checkContainerd(&f, config, address)
 			checkKernel(cmd.Context(), &f, scratch)
-			checkDaemon(cmd.Context(), &f, admin.NewClient(address), config)
+			checkDaemon(cmd.Context(), &f, daemon(address), config)
 			checkSnapshots(cmd.Context(), &f, config)
 			return f.print(cmd.OutOrStdout(), asJSON)
 		},

@@ -23,7 +23,7 @@ func duCommand() *cobra.Command {
 		Short: "Show what images take on this node's disk",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return du(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), asJSON)
+			return du(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")

@@ -22,7 +22,7 @@ func gcCommand() *cobra.Command {
 			"With --unused the content of images that no container uses goes too: micad still serves them, and fetches again what is read.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return gc(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), unused, asJSON)
+			return gc(cmd.Context(), cmd.OutOrStdout(), daemon(address), unused, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -17,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/remote/layout"
@@ -47,6 +49,7 @@ const listTimeout = 25 * time.Second
 // registryFlags are the flags of all verbs that talk to registries.
 type registryFlags struct {
 	hostsDir string
+	giveUp   time.Duration
 }
 
 func (f *registryFlags) client() (*remote.Client, error) {
@@ -55,7 +58,34 @@ func (f *registryFlags) client() (*remote.Client, error) {
 		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
 		UserAgent:   "mica/" + version,
 		ListTimeout: listTimeout,
+		// An attempt that is not answered ends after the one, and none begins after the other.
+		StallTimeout: f.giveUp / 2,
+		DialTimeout:  f.giveUp / 3,
+		GiveUp:       f.giveUp / 2,
+		Notice:       (&notices{}).tell,
 	})
+}
+
+// notices tells on stderr what is waited for, a thing once.
+type notices struct {
+	mu   sync.Mutex
+	last string
+}
+
+func (n *notices) tell(line string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if line != n.last {
+		n.last = line
+		fmt.Fprintln(os.Stderr, "mica:", line)
+	}
+}
+
+// daemon returns a client of the micad behind a socket.
+func daemon(address string) *admin.Client {
+	c := admin.NewClient(address)
+	c.Notice = (&notices{}).tell
+	return c
 }
 
 // open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME), an

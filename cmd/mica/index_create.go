@@ -65,6 +65,8 @@ The image itself is not changed.`,
 
 func (f *registryFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "/etc/containerd/certs.d", "registry hosts configuration, as containerd's config_path")
+	cmd.Flags().DurationVar(&f.giveUp, "give-up", 25*time.Second,
+		"how long a registry may bring nothing, about, until the command fails")
 }
 
 func (c *indexCreate) run(ctx context.Context, name string) error {

@@ -60,7 +60,7 @@ func (f *profileFlags) store() profileStore {
 	if f.root != "" {
 		return profileFolder{profile.NewDir(f.root)}
 	}
-	return profileDaemon{admin.NewClient(f.address)}
+	return profileDaemon{daemon(f.address)}
 }
 
 // manifest returns the digest of the manifest that the user named: by its digest, or as an image.

@@ -22,7 +22,7 @@ func psCommand() *cobra.Command {
 		Short: "List the layers that micad has mounted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ps(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), asJSON)
+			return ps(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")

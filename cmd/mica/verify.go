@@ -31,7 +31,7 @@ func verifyCommand() *cobra.Command {
 			if len(args) > 0 {
 				which = args[0]
 			}
-			return verify(cmd.Context(), cmd.OutOrStdout(), admin.NewClient(address), which, asJSON)
+			return verify(cmd.Context(), cmd.OutOrStdout(), daemon(address), which, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
