@@ -19,17 +19,17 @@ const (
 
 // call is one request to a repository, at whichever host.
 type call struct {
-	method string
-	rest   string // path below the repository: "blobs/sha256:…"
-	query  url.Values
-	header http.Header
-	url    *url.URL   // instead of rest and query: an address that the host gave
-	target *target    // where a blob's redirect target is kept; nil: not kept
-	push   bool       // needs the scope to push
-	aside  bool       // for a look-up: no other request waits for its answer, and it for none
-	proved bool       // the answer is compared with a digest, whoever sends it
-	body   *uploading // nil: none
-	stall  time.Duration
+	method  string
+	rest    string // path below the repository: "blobs/sha256:…"
+	query   url.Values
+	header  http.Header
+	url     *url.URL   // instead of rest and query: an address that the host gave
+	target  *target    // where a blob's redirect target is kept; nil: not kept
+	actions string     // that need be allowed; "": actionPull
+	proved  bool       // the answer is compared with a digest, whoever sends it
+	aside   bool       // for a look-up: no other request waits for its answer, and it for none
+	body    *uploading // nil: none
+	stall   time.Duration
 }
 
 // exchanger sends the calls of one image.
@@ -100,7 +100,7 @@ func staleTarget(err error) bool {
 
 // authorized sends a call to the host itself. The answer has any status but 401 and 403.
 func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, error) {
-	s := h.session(x.client, x.repo, c.push)
+	s := h.session(x.client, x.repo, or(c.actions, actionPull))
 	g, leading, err := s.begin(ctx, x.stats, c.aside)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		return fmt.Errorf("push blob %s to %s: %w", d.Digest, i.ref, err)
 	}
 	return i.push(ctx, fmt.Sprintf("push blob %s to %s", d.Digest, i.ref), func(x *exchanger, h *host) error {
-		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: "blobs/" + d.Digest.String(), push: true})
+		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: "blobs/" + d.Digest.String(), actions: actionPush})
 		if err == nil {
 			resp.close()
 			return nil
@@ -40,7 +40,7 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		if !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		resp, err = x.send(ctx, h, &call{method: http.MethodPost, rest: "blobs/uploads/", push: true})
+		resp, err = x.send(ctx, h, &call{method: http.MethodPost, rest: "blobs/uploads/", actions: actionPush})
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		}
 		up := &uploading{from: io.LimitReader(r, d.Size), size: d.Size}
 		put := &call{
-			method: http.MethodPut, url: to, push: true, body: up, stall: pushStall,
+			method: http.MethodPut, url: to, actions: actionPush, body: up, stall: pushStall,
 			header: http.Header{"Content-Type": {"application/octet-stream"}},
 		}
 		if to.Host == h.name {
@@ -104,7 +104,7 @@ func (i *Image) putManifest(ctx context.Context, mediaType string, content []byt
 	err = i.push(ctx, fmt.Sprintf("push manifest %s to %s", name, i.ref), func(x *exchanger, h *host) error {
 		up := &uploading{from: strings.NewReader(string(content)), size: d.Size}
 		resp, err := x.send(ctx, h, &call{
-			method: http.MethodPut, rest: "manifests/" + name, push: true, body: up, stall: pushStall,
+			method: http.MethodPut, rest: "manifests/" + name, actions: actionPush, body: up, stall: pushStall,
 			header: http.Header{"Content-Type": {mediaType}},
 		})
 		up.wait()
@@ -122,34 +122,92 @@ func (i *Image) putManifest(ctx context.Context, mediaType string, content []byt
 }
 
 // PushReferrer uploads m, by digest, with the given subject. Where the registry does not list referrers by itself, the list at the
-// fallback tag is extended; its other entries stay.
-func (i *Image) PushReferrer(ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest) (ocispec.Descriptor, error) {
+// fallback tag is extended; its other entries stay, but for old: referrers of the caller's own kind that m takes the place of. These
+// are deleted as well, where the registry allows it.
+func (i *Image) PushReferrer(
+	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
+) (ocispec.Descriptor, error) {
 	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size}
 	if err := subject.Digest.Validate(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("push referrer to %s: subject: %w", i.ref, err)
 	}
 	m.MediaType, m.Versioned = ocispec.MediaTypeImageManifest, specs.Versioned{SchemaVersion: 2}
-	content, err := json.Marshal(m)
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("push referrer to %s: %w", i.ref, err)
-	}
-	d, listed, err := i.putManifest(ctx, m.MediaType, content, "")
+	d, listed, err := i.putReferrer(ctx, m)
 	if err != nil {
 		return d, err
 	}
+	old = slices.DeleteFunc(slices.Clone(old), func(o ocispec.Descriptor) bool { return o.Digest == d.Digest })
 	d.ArtifactType, d.Annotations = or(m.ArtifactType, m.Config.MediaType), maps.Clone(m.Annotations)
-	if listed {
-		return d, nil
+	if !listed {
+		if err := i.extendFallback(ctx, subject.Digest, d, old); err != nil {
+			return d, fmt.Errorf("list %s as a referrer of %s in %s: %w", d.Digest, subject.Digest, i.ref, err)
+		}
 	}
-	if err := i.extendFallback(ctx, subject.Digest, d); err != nil {
-		return d, fmt.Errorf("list %s as a referrer of %s in %s: %w", d.Digest, subject.Digest, i.ref, err)
+	for _, o := range old {
+		i.deleteManifest(ctx, o.Digest)
 	}
 	return d, nil
 }
 
-// extendFallback enters d into the index at the fallback tag. Registries cannot compare and swap a tag, so it reads again what
+// putReferrer uploads m, or what says the same to a registry that refuses it: with its type as that of
+// the config, as artifacts were before version 1.1 of the specification, and then without a subject.
+func (i *Image) putReferrer(ctx context.Context, m ocispec.Manifest) (d ocispec.Descriptor, listed bool, err error) {
+	put := func(m ocispec.Manifest) error {
+		content, err := json.Marshal(m)
+		if err != nil {
+			return fmt.Errorf("push referrer to %s: %w", i.ref, err)
+		}
+		d, listed, err = i.putManifest(ctx, m.MediaType, content, "")
+		return err
+	}
+	if err = put(m); err == nil || !refusesForm(err) || m.ArtifactType == "" {
+		return d, listed, err
+	}
+	m.Config.MediaType, m.Config.Data, m.ArtifactType = m.ArtifactType, nil, ""
+	if second := put(m); second == nil || !refusesForm(second) {
+		return d, listed, second
+	}
+	m.Subject = nil
+	if put(m) == nil {
+		return d, false, nil
+	}
+	return d, listed, fmt.Errorf("%w; %s takes no artifacts beside its images, in the form of OCI 1.1 or in the older one: "+
+		"ask who runs it, or push the image and what belongs to it to another registry", err, i.repo.registry)
+}
+
+// refusesForm tells whether a registry has refused a manifest for what it is.
+func refusesForm(err error) bool {
+	var s *statusError
+	if !errors.As(err, &s) {
+		return false
+	}
+	switch s.code {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable,
+		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// deleteManifest deletes a manifest of which nobody needs to know whether it is still there: many
+// registries do not allow it.
+func (i *Image) deleteManifest(ctx context.Context, d digest.Digest) {
+	hosts, err := i.pushHosts(ctx)
+	if err != nil || d.Validate() != nil {
+		return
+	}
+	x := &exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
+	c := &call{method: http.MethodDelete, rest: "manifests/" + d.String(), actions: actionDelete}
+	if resp, err := x.send(ctx, hosts[0], c); err == nil {
+		resp.close()
+	}
+}
+
+// extendFallback enters d into the index at the fallback tag, and takes old out. Registries cannot compare and swap a tag, so it reads again what
 // it wrote, and starts anew when another writer was faster.
-func (i *Image) extendFallback(ctx context.Context, subject digest.Digest, d ocispec.Descriptor) error {
+func (i *Image) extendFallback(
+	ctx context.Context, subject digest.Digest, d ocispec.Descriptor, old []ocispec.Descriptor,
+) error {
 	hosts, err := i.pushHosts(ctx)
 	if err != nil {
 		return err
@@ -159,13 +217,16 @@ func (i *Image) extendFallback(ctx context.Context, subject digest.Digest, d oci
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		if slices.ContainsFunc(index.Manifests, func(o ocispec.Descriptor) bool {
+		goes := func(o ocispec.Descriptor) bool {
+			return slices.ContainsFunc(old, func(p ocispec.Descriptor) bool { return p.Digest == o.Digest })
+		}
+		if !slices.ContainsFunc(index.Manifests, goes) && slices.ContainsFunc(index.Manifests, func(o ocispec.Descriptor) bool {
 			return o.Digest == d.Digest && o.ArtifactType == d.ArtifactType && maps.Equal(o.Annotations, d.Annotations)
 		}) {
 			return nil
 		}
 		index.SchemaVersion, index.MediaType = 2, ocispec.MediaTypeImageIndex
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool { return o.Digest == d.Digest })
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool { return o.Digest == d.Digest || goes(o) })
 		index.Manifests = append(index.Manifests, d)
 		content, err := json.Marshal(index)
 		if err != nil {

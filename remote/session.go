@@ -67,12 +67,16 @@ type grant struct {
 	despite error            // why it is anonymous though there are credentials; else nil
 }
 
-// session returns the shared session of the host for a repository.
-func (h *host) session(c *Client, repo string, push bool) *session {
-	scope := "repository:" + repo + ":pull"
-	if push {
-		scope += ",push"
-	}
+// The actions of a token's scope (https://distribution.github.io/distribution/spec/auth/scope/).
+const (
+	actionPull   = "pull"
+	actionPush   = "pull,push"
+	actionDelete = "delete"
+)
+
+// session returns the shared session of the host for actions in a repository.
+func (h *host) session(c *Client, repo, actions string) *session {
+	scope := "repository:" + repo + ":" + actions
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s, ok := h.sessions[scope]

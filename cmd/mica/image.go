@@ -35,7 +35,9 @@ type image interface {
 	) ([]ocispec.Descriptor, error)
 	Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 	PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error
-	PushReferrer(ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest) (ocispec.Descriptor, error)
+	PushReferrer(
+		ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
+	) (ocispec.Descriptor, error)
 }
 
 var (

@@ -330,7 +330,9 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 			return err
 		}
 	}
-	_, err = im.PushReferrer(ctx, subject, manifest)
+	// The one before it stays: nodes may still read windows of it.
+	old := artifact.Indexes(refs)
+	_, err = im.PushReferrer(ctx, subject, manifest, old[min(len(old), 1):]...)
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -94,7 +95,10 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON, bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
 		return err
 	}
-	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc)); err != nil {
+	replaced := slices.DeleteFunc(slices.Clone(list), func(d ocispec.Descriptor) bool {
+		return d.ArtifactType != published.ArtifactType
+	})
+	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc), replaced...); err != nil {
 		return err
 	}
 	copied := ""

@@ -142,8 +142,10 @@ func (i *Image) PushManifest(ctx context.Context, mediaType string, content []by
 	return d, i.layout.enter(entry)
 }
 
-// PushReferrer stores m, with the given subject, and enters it into index.json.
-func (i *Image) PushReferrer(ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest) (ocispec.Descriptor, error) {
+// PushReferrer stores m, with the given subject, and enters it into index.json, in the place of old.
+func (i *Image) PushReferrer(
+	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
+) (ocispec.Descriptor, error) {
 	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size}
 	m.MediaType, m.Versioned = ocispec.MediaTypeImageManifest, specs.Versioned{SchemaVersion: 2}
 	content, err := json.Marshal(m)
@@ -158,11 +160,12 @@ func (i *Image) PushReferrer(ctx context.Context, subject ocispec.Descriptor, m 
 	if d.ArtifactType == "" {
 		d.ArtifactType = m.Config.MediaType
 	}
-	return d, i.layout.enter(d)
+	return d, i.layout.enter(d, old...)
 }
 
-// enter adds an entry to index.json, or replaces the one that is the same manifest under the same name.
-func (l *Layout) enter(d ocispec.Descriptor) (err error) {
+// enter adds an entry to index.json, or replaces the one that is the same manifest under the same name, and old, which have no
+// names.
+func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("enter %s into index of OCI layout %s: %w", d.Digest, l.dir, err)
@@ -188,7 +191,8 @@ func (l *Layout) enter(d ocispec.Descriptor) (err error) {
 	name := d.Annotations[ocispec.AnnotationRefName]
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool {
 		other := o.Annotations[ocispec.AnnotationRefName]
-		return o.Digest == d.Digest && other == name
+		goes := func(p ocispec.Descriptor) bool { return p.Digest == o.Digest }
+		return o.Digest == d.Digest && other == name || other == "" && slices.ContainsFunc(old, goes)
 	})
 	for k, o := range index.Manifests {
 		if name != "" && o.Annotations[ocispec.AnnotationRefName] == name {
