@@ -72,7 +72,8 @@ func (d *dialer) take(addr string) *advance {
 	return list[0]
 }
 
-// advance makes connections until n wait for requests. It does not wait for them, nor does ctx end them.
+// advance makes connections until n wait for requests. It does not wait for them, nor does ctx end them:
+// close does.
 func (d *dialer) advance(ctx context.Context, addr string, n int) {
 	ctx = context.WithoutCancel(ctx)
 	d.mu.Lock()
@@ -83,7 +84,16 @@ func (d *dialer) advance(ctx context.Context, addr string, n int) {
 	for range n - len(d.ready[addr]) {
 		a := &advance{done: make(chan struct{})}
 		d.ready[addr] = append(d.ready[addr], a)
+		ctx, cancel := context.WithCancel(ctx)
 		d.running.Go(func() {
+			select {
+			case <-d.closing:
+				cancel()
+			case <-a.done:
+			}
+		})
+		d.running.Go(func() {
+			defer cancel()
 			a.conn, a.err = d.Dialer.DialContext(ctx, "tcp", addr)
 			close(a.done)
 			t := time.NewTimer(unusedFor)

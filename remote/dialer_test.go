@@ -1,8 +1,10 @@
 package remote
 
 import (
+	"context"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -63,6 +65,24 @@ func TestDialer(t *testing.T) {
 	if c, err := nobody.DialContext(t.Context(), "tcp", addr); err == nil {
 		c.Close()
 		t.Error("connected to nobody")
+	}
+}
+
+// TestDialerCloses: closing does not wait for connections that do not come.
+func TestDialerCloses(t *testing.T) {
+	d := newDialer(time.Minute)
+	begun := make(chan struct{})
+	d.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
+		close(begun)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	d.advance(t.Context(), "127.0.0.1:1", 1)
+	<-begun
+	start := time.Now()
+	d.close()
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("closed after %v", took)
 	}
 }
 

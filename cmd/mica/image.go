@@ -52,6 +52,7 @@ const listTimeout = 25 * time.Second
 type registryFlags struct {
 	hostsDir string
 	giveUp   time.Duration
+	stderr   io.Writer // nil: os.Stderr
 }
 
 func (f *registryFlags) client() (*remote.Client, error) {
@@ -64,12 +65,14 @@ func (f *registryFlags) client() (*remote.Client, error) {
 		StallTimeout: f.giveUp / 2,
 		DialTimeout:  f.giveUp / 3,
 		GiveUp:       f.giveUp / 2,
-		Notice:       (&notices{}).tell,
+		Notice:       (&notices{w: f.stderr}).tell,
 	})
 }
 
 // notices tells on stderr what is waited for, a thing once.
 type notices struct {
+	w io.Writer // nil: os.Stderr
+
 	mu   sync.Mutex
 	last string
 }
@@ -79,7 +82,11 @@ func (n *notices) tell(line string) {
 	defer n.mu.Unlock()
 	if line != n.last {
 		n.last = line
-		fmt.Fprintln(os.Stderr, "mica:", line)
+		w := n.w
+		if w == nil {
+			w = os.Stderr
+		}
+		fmt.Fprintln(w, "mica:", line)
 	}
 }
 

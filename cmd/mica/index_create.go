@@ -51,6 +51,7 @@ The image itself is not changed.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c.out, c.bars = cmd.OutOrStdout(), newProgress(os.Stderr)
+			c.registry.stderr = c.bars
 			return c.run(cmd.Context(), args[0])
 		},
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,9 +19,10 @@ const barWidth = 30
 const redraw = 100 * time.Millisecond
 
 // progress draws a bar for each thing that takes long, one line each, on a terminal; elsewhere
-// it is quiet.
+// it is quiet. Other lines for stderr are written by means of it.
 type progress struct {
-	w io.Writer // nil: quiet
+	w    io.Writer                  // nil: quiet
+	size func() (columns, rows int) // of the terminal; nil: quiet
 
 	mu    sync.Mutex
 	bars  []*bar
@@ -39,7 +41,13 @@ func newProgress(f *os.File) *progress {
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
 		return &progress{}
 	}
-	return &progress{w: f}
+	return &progress{w: f, size: func() (columns, rows int) {
+		ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+		if err != nil || ws.Col == 0 || ws.Row < 2 {
+			return 80, 24
+		}
+		return int(ws.Col), int(ws.Row)
+	}}
 }
 
 // add adds a bar for total bytes.
@@ -75,21 +83,59 @@ func (b *bar) done() {
 	b.p.drawLocked(true)
 }
 
+// Write implements io.Writer: it writes whole lines above the bars.
+func (p *progress) Write(lines []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.w == nil {
+		return os.Stderr.Write(lines)
+	}
+	p.eraseLocked()
+	n, err := p.w.Write(lines)
+	p.drawLocked(true)
+	return n, err
+}
+
+// eraseLocked takes the bars away.
+func (p *progress) eraseLocked() {
+	if p.drawn > 0 {
+		_, _ = fmt.Fprintf(p.w, "\x1b[%dA\r\x1b[J", p.drawn) // a lost bar is no reason to stop
+		p.drawn = 0
+	}
+}
+
 func (p *progress) drawLocked(now bool) {
 	if p.w == nil || !now && time.Since(p.last) < redraw {
 		return
 	}
 	p.last = time.Now()
+	p.eraseLocked()
+	columns, rows := p.size()
+	// Where there are more bars than lines, those that are at work are drawn. The last line is the cursor's.
+	bars := p.bars
+	if len(bars) >= rows {
+		bars = slices.DeleteFunc(slices.Clone(bars), func(b *bar) bool { return b.read >= b.total })
+		bars = bars[:min(len(bars), rows-1)]
+	}
 	var s strings.Builder
-	if p.drawn > 0 {
-		fmt.Fprintf(&s, "\x1b[%dA", p.drawn)
+	for _, b := range bars {
+		s.WriteString(b.line(columns) + "\n")
 	}
-	for _, b := range p.bars {
-		full := int(barWidth * b.read / max(b.total, 1))
-		full = min(max(full, 0), barWidth)
-		fmt.Fprintf(&s, "\r\x1b[K%-38s [%s%s] %s of %s\n", b.name, strings.Repeat("=", full), strings.Repeat(" ", barWidth-full),
-			bytesText(b.read), bytesText(b.total))
-	}
-	p.drawn = len(p.bars)
+	p.drawn = len(bars)
 	_, _ = io.WriteString(p.w, s.String()) // a lost bar is no reason to stop
+}
+
+// line draws a bar on fewer characters than a terminal has columns, because in the last one some
+// terminals begin a new line.
+func (b *bar) line(columns int) string {
+	numbers := fmt.Sprintf("%s of %s", bytesText(b.read), bytesText(b.total))
+	name := fmt.Sprintf("%-32s", b.name)
+	width := min(barWidth, columns-1-len(name)-len(numbers)-len("  [] "))
+	line := name + "  " + numbers
+	if width > 0 {
+		full := int(int64(width) * b.read / max(b.total, 1))
+		full = min(max(full, 0), width)
+		line = fmt.Sprintf("%s [%s%s] %s", name, strings.Repeat("=", full), strings.Repeat(" ", width-full), numbers)
+	}
+	return line[:min(len(line), max(columns-1, 1))]
 }
