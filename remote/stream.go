@@ -314,9 +314,6 @@ func noEOF(err error) error {
 // examine tells from an answer's head whether its body can be bytes off to off+n of a blob of the given size. skip is the number of
 // bytes of the body before off, upTo the offset of the first byte that the body does not bring (at most off+n).
 func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error) {
-	if e := r.Header.Get("Content-Encoding"); e != "" && e != "identity" {
-		return 0, 0, fmt.Errorf("%w: it is encoded (%s)", errNotBlob, printable(e, 40))
-	}
 	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" || strings.HasPrefix(t, "multipart/") {
 		return 0, 0, fmt.Errorf("%w: it is %s", errNotBlob, t)
 	}
@@ -324,6 +321,9 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 	case http.StatusOK:
 		if r.ContentLength >= 0 && r.ContentLength != size {
 			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", errNotBlob, r.ContentLength, size)
+		}
+		if err := encoded(r, r.ContentLength, size); err != nil {
+			return 0, 0, err
 		}
 		return off, off + n, nil
 	case http.StatusPartialContent:
@@ -338,9 +338,23 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 		case r.ContentLength >= 0 && r.ContentLength != last-first+1:
 			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", errNotBlob, r.ContentLength, first, last)
 		}
+		if err := encoded(r, total, size); err != nil {
+			return 0, 0, err
+		}
 		return 0, min(last+1, off+n), nil
 	}
 	return 0, 0, fmt.Errorf("%w: status %d", errNotBlob, r.StatusCode)
+}
+
+// encoded returns an error for an answer that is encoded. One that has as many bytes in all as the blob,
+// though nobody has asked for an encoding, is the blob as it was stored: object stores keep a layer
+// with "Content-Encoding: gzip" because it is compressed. Its bytes are compared with digests anyway.
+func encoded(r *http.Response, total, size int64) error {
+	e := r.Header.Get("Content-Encoding")
+	if e == "" || e == "identity" || total == size {
+		return nil
+	}
+	return fmt.Errorf("%w: it is encoded (%s)", errNotBlob, printable(e, 40))
 }
 
 // parseContentRange reads "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4). total is -1 for "*".
