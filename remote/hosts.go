@@ -121,6 +121,13 @@ func (h *host) failed(now time.Time, retryAfter time.Duration) {
 	}
 }
 
+// failing tells whether the host has failed just now.
+func (h *host) failing(now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Before(h.badUntil)
+}
+
 func (h *host) worked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

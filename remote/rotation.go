@@ -76,6 +76,9 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			return nil, r.gaveUp()
 		}
 		best, left, wait := r.best(time.Now())
+		if r.whole() && (best == nil || best.failing(time.Now())) {
+			return nil, errNoRanges // rather than wait for a host that may honour them
+		}
 		if best != nil {
 			best.tried = true
 			if r.tries > 0 {
@@ -84,9 +87,6 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			r.tries++
 			r.prev = best.host
 			return best, nil
-		}
-		if slices.ContainsFunc(r.hosts, func(e entrant) bool { return e.whole && !e.out }) {
-			return nil, errNoRanges // rather than wait for a host that honours them
 		}
 		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
 			return nil, fmt.Errorf("%s: %w", r.what, r.final)
@@ -103,6 +103,11 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 		}
 		r.again(ctx, left == 0)
 	}
+}
+
+// whole says whether a host has the blob that is not asked because it ignores ranges.
+func (r *rotation) whole() bool {
+	return slices.ContainsFunc(r.hosts, func(e entrant) bool { return e.whole && !e.out })
 }
 
 // over says whether no attempt may begin any more after a pause of d.

@@ -98,34 +98,50 @@ func (s *spool) sound() bool {
 // open returns a reader of what a stream lacks, and has its blob come if it does not yet.
 func (a *spools) open(of *stream) (*spoolReader, error) {
 	b := of.blob
+	if r, err := a.join(of, nil); r != nil || err != nil {
+		return r, err
+	}
+	file, err := nameless(a.client.cfg.SpoolDir, b.desc.Size)
+	if err != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.noRoomLocked(err)
+		return nil, err
+	}
+	return a.join(of, file)
+}
+
+// join is open, with a file for a new spool; where there is none, it makes none.
+func (a *spools) join(of *stream, file *os.File) (*spoolReader, error) {
+	b := of.blob
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.closed {
-		return nil, errClosed
-	}
 	now := time.Now()
-	if now.Before(a.noRoom) {
-		return nil, errNoRoom
-	}
 	s := a.all[b.desc.Digest]
-	if s == nil {
-		file, err := nameless(a.client.cfg.SpoolDir, b.desc.Size)
-		if err != nil {
-			a.noRoomLocked(err)
-			return nil, err
-		}
-		s = &spool{
-			owner: a, digest: b.desc.Digest, size: b.desc.Size, file: file,
-			began: now, probed: now, more: make(chan struct{}),
-		}
-		s.idle = time.AfterFunc(spoolIdle, s.expire)
-		if a.all == nil {
-			a.all = map[digest.Digest]*spool{}
-		}
-		a.all[s.digest] = s
-		a.client.log.Warn("the registry ignores ranges: the blob is downloaded whole",
-			"ref", b.places[0].image.ref, "blob", s.digest, "bytes", s.size)
+	if file != nil && (s != nil || a.closed) {
+		_ = file.Close() // somebody was faster
 	}
+	switch {
+	case a.closed:
+		return nil, errClosed
+	case s != nil:
+		return s.read(of), nil
+	case file == nil && now.Before(a.noRoom):
+		return nil, errNoRoom
+	case file == nil:
+		return nil, nil
+	}
+	s = &spool{
+		owner: a, digest: b.desc.Digest, size: b.desc.Size, file: file,
+		began: now, probed: now, more: make(chan struct{}),
+	}
+	s.idle = time.AfterFunc(spoolIdle, s.expire)
+	if a.all == nil {
+		a.all = map[digest.Digest]*spool{}
+	}
+	a.all[s.digest] = s
+	a.client.log.Warn("the registry ignores ranges: the blob is downloaded whole",
+		"ref", b.places[0].image.ref, "blob", s.digest, "bytes", s.size)
 	return s.read(of), nil
 }
 

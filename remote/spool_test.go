@@ -249,6 +249,43 @@ func TestSpoolWithoutRoom(t *testing.T) {
 	})
 }
 
+// TestIgnoredRangesAlone: of a mirror that ignores ranges before a registry that does not answer, blobs
+// come at once but for the first, which finds out.
+func TestIgnoredRangesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t)
+		m, up := newRegistry("m1.test"), newRegistry("up.test")
+		up.fault = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+			hang(nil, 0)(w, r)
+			return true
+		}
+		m.fault = func(_ int, _ http.ResponseWriter, r *http.Request) bool {
+			r.Header.Del("Range")
+			return false
+		}
+		defer net.serve("m1.test", m)()
+		defer net.serve("up.test", up)()
+		toml := "server = \"http://up.test\"\n[host.\"http://m1.test\"]\n"
+		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", toml), SpoolDir: t.TempDir()})
+		defer c.Close()
+		i := mustImage(t, c, "reg.test/a/b:1")
+		for k := range 4 {
+			blob := bytes.Repeat([]byte{byte(k), 1, 2, 3}, 1<<20)
+			d := m.add(blob)
+			start := time.Now()
+			for _, off := range []int64{3 << 20, 1000, 2 << 20} {
+				p := make([]byte, 1000)
+				if err := i.Blob(d).ReadAt(t.Context(), p, off); err != nil || !bytes.Equal(p, blob[off:off+1000]) {
+					t.Errorf("blob %d: %v", k, err)
+				}
+			}
+			if took := time.Since(start); k == 0 && took > 16*time.Second || k > 0 && took > 0 {
+				t.Errorf("blob %d took %v", k, took)
+			}
+		}
+	})
+}
+
 // TestSpoolFails: a reader is told why no more comes, and the next one has it go on from there.
 func TestSpoolFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
