@@ -46,14 +46,14 @@ type Config struct {
 	ListTimeout time.Duration
 	// MaxIdlePerHost is the number of connections per host kept for reuse. 0: 64.
 	MaxIdlePerHost int
-	// SpoolDir is where blobs lie, in files without a name, of hosts that ignore ranges: for as long as
-	// they are read, and ten minutes more. Empty: the system's folder for temporary files.
+	// SpoolDir is where blobs lie, in files without a name, of hosts that ignore ranges: for as
+	// long as they are read, and ten minutes more. Empty: the system's folder for temporary files.
 	SpoolDir string
 	// GiveUp is how long an operation may bring nothing, no byte of a blob either: then no further
 	// attempt is made. 0: as long as its context lasts. It does not hold for a Patient blob.
 	GiveUp time.Duration
-	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a second,
-	// and when one has failed. Calls run in parallel. nil: nobody is told.
+	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a
+	// second, and when one has failed. Calls run in parallel. nil: nobody is told.
 	Notice func(string)
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
 	Logger *slog.Logger
@@ -125,8 +125,8 @@ func or[T comparable](v, otherwise T) T {
 	return v
 }
 
-// Close closes connections that are idle, and ends the downloads of blobs that come whole for want of
-// ranges. Other reads under way go on.
+// Close closes connections that are idle, and ends the downloads of blobs that come whole for want
+// of ranges. Other reads under way go on.
 func (c *Client) Close() {
 	c.spools.close()
 	c.dialer.close()

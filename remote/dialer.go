@@ -72,8 +72,8 @@ func (d *dialer) take(addr string) *advance {
 	return list[0]
 }
 
-// advance makes connections until n wait for requests. It does not wait for them, nor does ctx end them:
-// close does.
+// advance makes connections until n wait for requests. It does not wait for them, nor does ctx end
+// them: close does.
 func (d *dialer) advance(ctx context.Context, addr string, n int) {
 	ctx = context.WithoutCancel(ctx)
 	d.mu.Lock()

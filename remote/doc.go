@@ -23,8 +23,8 @@
 // Blob bytes are not hashed here: a range has no digest of its own, so whoever knows what a range must contain verifies it, and says
 // so if it is wrong (Blob.Suspect): then somebody else is asked. Manifests and whole small blobs are.
 //
-// A host that answers a range with the whole blob is asked for that once: the blob comes into a file, and
-// ranges of it are read there as they pass (spool), unless another host honours ranges.
+// A host that answers a range with the whole blob is asked for that once: the blob comes into a
+// file, and ranges of it are read there as they pass (spool), unless another host honours ranges.
 //
 // Of several credentials all are tried that fit; a refusal stands for a second and up to ten, and not where there are new ones.
 //

@@ -127,8 +127,8 @@ func isPermanent(err error) bool {
 		return s.permanent()
 	}
 	var cert *tls.CertificateVerificationError
-	return errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrTooLarge) ||
-		errors.Is(err, errCleartext) || errors.As(err, &cert)
+	return errors.Is(err, ErrUnauthorized) || errors.Is(err, ErrNotFound) ||
+		errors.Is(err, ErrTooLarge) || errors.Is(err, errCleartext) || errors.As(err, &cert)
 }
 
 // bare strips the URL from an error of net/http: it may be signed, and the caller names host and path itself.

@@ -170,8 +170,8 @@ type retryError struct{ err error }
 func (e *retryError) Error() string { return e.err.Error() }
 
 // follow goes where the host's answer points. Credentials and the headers that hosts.toml sets stay
-// with the host, and with its scheme. As containerd does, follow leaves https for http, but only for
-// what is compared with a digest.
+// with the host, and with its scheme. As containerd does, follow leaves https for http, but only
+// for what is compared with a digest.
 func (x *exchanger) follow(ctx context.Context, h *host, c *call, r *reply) (*reply, error) {
 	origin := r.via
 	expires := time.Time{}

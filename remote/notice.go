@@ -17,7 +17,8 @@ type noticing struct {
 
 // RoundTrip implements http.RoundTripper.
 func (n noticing) RoundTrip(r *http.Request) (*http.Response, error) {
-	what := fmt.Sprintf("waiting for %s://%s to answer %s %s", r.URL.Scheme, r.URL.Host, r.Method, r.URL.Path)
+	what := fmt.Sprintf("waiting for %s://%s to answer %s %s",
+		r.URL.Scheme, r.URL.Host, r.Method, r.URL.Path)
 	t := time.AfterFunc(noticeAfter, func() { n.tell(what) })
 	defer t.Stop()
 	return n.next.RoundTrip(r)

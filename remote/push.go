@@ -32,7 +32,8 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		return fmt.Errorf("push blob %s to %s: %w", d.Digest, i.ref, err)
 	}
 	return i.push(ctx, fmt.Sprintf("push blob %s to %s", d.Digest, i.ref), func(x *exchanger, h *host) error {
-		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: "blobs/" + d.Digest.String(), actions: actionPush})
+		rest := "blobs/" + d.Digest.String()
+		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: rest, actions: actionPush})
 		if err == nil {
 			resp.close()
 			return nil
@@ -40,7 +41,8 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		if !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		resp, err = x.send(ctx, h, &call{method: http.MethodPost, rest: "blobs/uploads/", actions: actionPush})
+		rest = "blobs/uploads/"
+		resp, err = x.send(ctx, h, &call{method: http.MethodPost, rest: rest, actions: actionPush})
 		if err != nil {
 			return err
 		}
@@ -104,7 +106,8 @@ func (i *Image) putManifest(ctx context.Context, mediaType string, content []byt
 	err = i.push(ctx, fmt.Sprintf("push manifest %s to %s", name, i.ref), func(x *exchanger, h *host) error {
 		up := &uploading{from: strings.NewReader(string(content)), size: d.Size}
 		resp, err := x.send(ctx, h, &call{
-			method: http.MethodPut, rest: "manifests/" + name, actions: actionPush, body: up, stall: pushStall,
+			method: http.MethodPut, rest: "manifests/" + name, actions: actionPush,
+			body: up, stall: pushStall,
 			header: http.Header{"Content-Type": {mediaType}},
 		})
 		up.wait()
@@ -121,9 +124,10 @@ func (i *Image) putManifest(ctx context.Context, mediaType string, content []byt
 	return d, listed, err
 }
 
-// PushReferrer uploads m, by digest, with the given subject. Where the registry does not list referrers by itself, the list at the
-// fallback tag is extended; its other entries stay, but for old: referrers of the caller's own kind that m takes the place of. These
-// are deleted as well, where the registry allows it.
+// PushReferrer uploads m, by digest, with the given subject. Where the registry does not list
+// referrers by itself, the list at the fallback tag is extended; its other entries stay, but for
+// old: referrers of the caller's own kind that m takes the place of. These are deleted as well,
+// where the registry allows it.
 func (i *Image) PushReferrer(
 	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
 ) (ocispec.Descriptor, error) {
@@ -136,11 +140,13 @@ func (i *Image) PushReferrer(
 	if err != nil {
 		return d, err
 	}
-	old = slices.DeleteFunc(slices.Clone(old), func(o ocispec.Descriptor) bool { return o.Digest == d.Digest })
+	same := func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }
+	old = slices.DeleteFunc(slices.Clone(old), same)
 	d.ArtifactType, d.Annotations = or(m.ArtifactType, m.Config.MediaType), maps.Clone(m.Annotations)
 	if !listed {
 		if err := i.extendFallback(ctx, subject.Digest, d, old); err != nil {
-			return d, fmt.Errorf("list %s as a referrer of %s in %s: %w", d.Digest, subject.Digest, i.ref, err)
+			return d, fmt.Errorf("list %s as a referrer of %s in %s: %w",
+				d.Digest, subject.Digest, i.ref, err)
 		}
 	}
 	for _, o := range old {
@@ -149,9 +155,12 @@ func (i *Image) PushReferrer(
 	return d, nil
 }
 
-// putReferrer uploads m, or what says the same to a registry that refuses it: with its type as that of
-// the config, as artifacts were before version 1.1 of the specification, and then without a subject.
-func (i *Image) putReferrer(ctx context.Context, m ocispec.Manifest) (d ocispec.Descriptor, listed bool, err error) {
+// putReferrer uploads m, or what says the same to a registry that refuses it: with its type as that
+// of the config, as artifacts were before version 1.1 of the specification, and then without a
+// subject.
+func (i *Image) putReferrer(
+	ctx context.Context, m ocispec.Manifest,
+) (d ocispec.Descriptor, listed bool, err error) {
 	put := func(m ocispec.Manifest) error {
 		content, err := json.Marshal(m)
 		if err != nil {
@@ -171,8 +180,9 @@ func (i *Image) putReferrer(ctx context.Context, m ocispec.Manifest) (d ocispec.
 	if put(m) == nil {
 		return d, false, nil
 	}
-	return d, listed, fmt.Errorf("%w; %s takes no artifacts beside its images, in the form of OCI 1.1 or in the older one: "+
-		"ask who runs it, or push the image and what belongs to it to another registry", err, i.repo.registry)
+	return d, listed, fmt.Errorf("%w; %s takes no artifacts beside its images, in the form of OCI "+
+		"1.1 or in the older one: ask who runs it, or push the image and what belongs to it to "+
+		"another registry", err, i.repo.registry)
 }
 
 // refusesForm tells whether a registry has refused a manifest for what it is.
@@ -203,8 +213,9 @@ func (i *Image) deleteManifest(ctx context.Context, d digest.Digest) {
 	}
 }
 
-// extendFallback enters d into the index at the fallback tag, and takes old out. Registries cannot compare and swap a tag, so it reads again what
-// it wrote, and starts anew when another writer was faster.
+// extendFallback enters d into the index at the fallback tag, and takes old out. Registries cannot
+// compare and swap a tag, so it reads again what it wrote, and starts anew when another writer was
+// faster.
 func (i *Image) extendFallback(
 	ctx context.Context, subject digest.Digest, d ocispec.Descriptor, old []ocispec.Descriptor,
 ) error {
@@ -218,15 +229,19 @@ func (i *Image) extendFallback(
 			return err
 		}
 		goes := func(o ocispec.Descriptor) bool {
-			return slices.ContainsFunc(old, func(p ocispec.Descriptor) bool { return p.Digest == o.Digest })
+			same := func(p ocispec.Descriptor) bool { return p.Digest == o.Digest }
+			return slices.ContainsFunc(old, same)
 		}
-		if !slices.ContainsFunc(index.Manifests, goes) && slices.ContainsFunc(index.Manifests, func(o ocispec.Descriptor) bool {
+		is := func(o ocispec.Descriptor) bool {
 			return o.Digest == d.Digest && o.ArtifactType == d.ArtifactType && maps.Equal(o.Annotations, d.Annotations)
-		}) {
+		}
+		if !slices.ContainsFunc(index.Manifests, goes) && slices.ContainsFunc(index.Manifests, is) {
 			return nil
 		}
 		index.SchemaVersion, index.MediaType = 2, ocispec.MediaTypeImageIndex
-		index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool { return o.Digest == d.Digest || goes(o) })
+		index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool {
+			return o.Digest == d.Digest || goes(o)
+		})
 		index.Manifests = append(index.Manifests, d)
 		content, err := json.Marshal(index)
 		if err != nil {

@@ -22,7 +22,7 @@ type rotation struct {
 	last   error         // of the latest attempt
 	final  error         // the most telling of those that took a host out
 	since  time.Time     // the beginning, or when something last came
-	giveUp time.Duration // how long after since an attempt may begin; 0: for as long as the context lasts
+	giveUp time.Duration // how long after since an attempt may begin; 0: while the context lasts
 
 	// small: no blob is asked for. When to ask again, as a host says, concerns this operation
 	// alone.
@@ -59,7 +59,10 @@ const (
 const maxWrong = 3
 
 func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotation {
-	r := &rotation{client: c, stats: stats, what: what, hosts: make([]entrant, len(hosts)), since: time.Now(), giveUp: c.cfg.GiveUp}
+	r := &rotation{
+		client: c, stats: stats, what: what, hosts: make([]entrant, len(hosts)),
+		since: time.Now(), giveUp: c.cfg.GiveUp,
+	}
 	for i, h := range hosts {
 		r.hosts[i].host = h
 	}

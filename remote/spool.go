@@ -55,9 +55,9 @@ type spools struct {
 	noRoom time.Time // until then
 }
 
-// spool is a blob that comes whole, from its first byte to its last, into a file without a name. All
-// ranges of it are read there: each waits until its bytes have passed. A spool that has failed goes
-// on where it ended when somebody reads it again.
+// spool is a blob that comes whole, from its first byte to its last, into a file without a name.
+// All ranges of it are read there: each waits until its bytes have passed. A spool that has failed
+// goes on where it ended when somebody reads it again.
 type spool struct {
 	owner  *spools
 	digest digest.Digest
@@ -358,8 +358,8 @@ func (r *spoolReader) Read(p []byte) (int, error) {
 		select {
 		case <-more:
 		case <-r.ctx.Done():
-			return 0, fmt.Errorf("the registry ignores ranges, so %s comes whole; %d of its %d bytes are here: %w",
-				s.digest, upTo, s.size, context.Cause(r.ctx))
+			return 0, fmt.Errorf("the registry ignores ranges, so %s comes whole; "+
+				"%d of its %d bytes are here: %w", s.digest, upTo, s.size, context.Cause(r.ctx))
 		}
 	}
 }

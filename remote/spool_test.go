@@ -82,8 +82,8 @@ func readRandomly(t *testing.T, b *Blob, blob []byte, readers, each int) {
 	all.Wait()
 }
 
-// TestIgnoredRanges reads a blob at random from hosts that ignore ranges in several ways, and counts
-// what they send: it is never much more than the blob.
+// TestIgnoredRanges reads a blob at random from hosts that ignore ranges in several ways, and
+// counts what they send: it is never much more than the blob.
 func TestIgnoredRanges(t *testing.T) {
 	blob := randomBytes(16 << 20)
 	const size = 16 << 20
@@ -134,8 +134,8 @@ func TestIgnoredRanges(t *testing.T) {
 	}
 }
 
-// TestSpool: what has come of a blob stays for the next reader, a reader that leaves ends nothing, and
-// what nobody reads goes.
+// TestSpool: what has come of a blob stays for the next reader, a reader that leaves ends nothing,
+// and what nobody reads goes.
 func TestSpool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		blob := randomBytes(8 << 20)
@@ -160,7 +160,8 @@ func TestSpool(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		err := read(ctx, 7<<20)
 		cancel()
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "ignores ranges") {
+		if !errors.Is(err, context.DeadlineExceeded) ||
+			!strings.Contains(err.Error(), "ignores ranges") {
 			t.Errorf("a read that ended: %v", err)
 		}
 		start := time.Now()
@@ -249,8 +250,8 @@ func TestSpoolWithoutRoom(t *testing.T) {
 	})
 }
 
-// TestIgnoredRangesAlone: of a mirror that ignores ranges before a registry that does not answer, blobs
-// come at once but for the first, which finds out.
+// TestIgnoredRangesAlone: of a mirror that ignores ranges before a registry that does not answer,
+// blobs come at once but for the first, which finds out.
 func TestIgnoredRangesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -275,7 +276,8 @@ func TestIgnoredRangesAlone(t *testing.T) {
 			start := time.Now()
 			for _, off := range []int64{3 << 20, 1000, 2 << 20} {
 				p := make([]byte, 1000)
-				if err := i.Blob(d).ReadAt(t.Context(), p, off); err != nil || !bytes.Equal(p, blob[off:off+1000]) {
+				err := i.Blob(d).ReadAt(t.Context(), p, off)
+				if err != nil || !bytes.Equal(p, blob[off:off+1000]) {
 					t.Errorf("blob %d: %v", k, err)
 				}
 			}

@@ -199,7 +199,8 @@ func (s *stream) connect() error {
 	}
 }
 
-// keepWhole keeps the first answer with the whole blob. Nothing of its body is read until it is used.
+// keepWhole keeps the first answer with the whole blob. Nothing of its body is read until it is
+// used.
 func (s *stream) keepWhole(e *entrant, r *reply) {
 	if s.whole != nil {
 		r.abandon()
@@ -216,7 +217,8 @@ func (s *stream) dropWhole() {
 	}
 }
 
-// adopt has a stream that begins with the blob's first byte begin with the answer that another keeps.
+// adopt has a stream that begins with the blob's first byte begin with the answer that another
+// keeps.
 func (s *stream) adopt(from *stream) {
 	if from.whole == nil || s.off > 0 {
 		return
@@ -251,7 +253,8 @@ func (s *stream) ask(e *entrant) (*reply, error) {
 	image, state := e.place.image, e.place.state
 	x := exchanger{client: image.client, repo: image.repo.name, stats: &image.stats}
 	c := call{
-		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(), target: &state.target, proved: true,
+		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(),
+		target: &state.target, proved: true,
 		// Without this the transport may ask for gzip, and what it unpacks has other offsets.
 		header: http.Header{"Accept-Encoding": {"identity"}},
 	}
@@ -346,9 +349,10 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 	return 0, 0, fmt.Errorf("%w: status %d", errNotBlob, r.StatusCode)
 }
 
-// encoded returns an error for an answer that is encoded. One that has as many bytes in all as the blob,
-// though nobody has asked for an encoding, is the blob as it was stored: object stores keep a layer
-// with "Content-Encoding: gzip" because it is compressed. Its bytes are compared with digests anyway.
+// encoded returns an error for an answer that is encoded. One that has as many bytes in all as the
+// blob, though nobody has asked for an encoding, is the blob as it was stored: object stores keep a
+// layer with "Content-Encoding: gzip" because it is compressed. Its bytes are compared with digests
+// anyway.
 func encoded(r *http.Response, total, size int64) error {
 	e := r.Header.Get("Content-Encoding")
 	if e == "" || e == "identity" || total == size {

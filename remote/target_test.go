@@ -131,8 +131,8 @@ func TestTargetFails(t *testing.T) {
 	})
 }
 
-// TestRedirectFromTLS: https is left, without credentials, for what is compared with a digest, and for
-// nothing else.
+// TestRedirectFromTLS: https is left, without credentials, for what is compared with a digest, and
+// for nothing else.
 func TestRedirectFromTLS(t *testing.T) {
 	blob := randomBytes(100_000)
 	plain := newRegistry("plain")

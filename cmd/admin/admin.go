@@ -150,8 +150,9 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]
 	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("micad's socket %s is for root alone: run this command as root", c.address)
 	case errors.Is(context.Cause(ctx), errNoAnswer):
-		return nil, fmt.Errorf("%s: %w: somebody holds %s open, and nobody answers; see micad's log "+
-			"(journalctl -u micad), and whether it starts at all", what, errNoAnswer, c.address)
+		return nil, fmt.Errorf("%s: %w: somebody holds %s open, and nobody answers; "+
+			"see micad's log (journalctl -u micad), and whether it starts at all",
+			what, errNoAnswer, c.address)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}

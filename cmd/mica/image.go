@@ -36,7 +36,8 @@ type image interface {
 	Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error)
 	PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error
 	PushReferrer(
-		ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
+		ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest,
+		old ...ocispec.Descriptor,
 	) (ocispec.Descriptor, error)
 }
 

@@ -54,8 +54,8 @@ func run(t *testing.T, args ...string) (err error, said string, first time.Durat
 	return err, lines.String(), first
 }
 
-// TestNowhere: a registry that cannot be reached is named, with the cause, from the first second on,
-// and ends the command soon.
+// TestNowhere: a registry that cannot be reached is named, with the cause, from the first second
+// on, and ends the command soon.
 func TestNowhere(t *testing.T) {
 	closed := silent(t, "tcp", "127.0.0.1:0")
 	closed.Close()
@@ -73,7 +73,8 @@ func TestNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	toml := fmt.Sprintf("server = \"https://%s\"\n", tls)
-	if err := os.WriteFile(filepath.Join(hosts, tls, "hosts.toml"), []byte(toml), 0o600); err != nil {
+	file := filepath.Join(hosts, tls, "hosts.toml")
+	if err := os.WriteFile(file, []byte(toml), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	const giveUp = 3 * time.Second
@@ -81,10 +82,12 @@ func TestNowhere(t *testing.T) {
 		host, want string
 		at         bool // at once, and so without a word before
 	}{
-		"closed port":   {closed.Addr().String(), "connection refused", false},
-		"wrong name":    {"nosuch.invalid", "nosuch.invalid", false},
-		"silence":       {dead, "no byte arrived", false},
-		"503 for ever":  {answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }), "503", false},
+		"closed port": {closed.Addr().String(), "connection refused", false},
+		"wrong name":  {"nosuch.invalid", "nosuch.invalid", false},
+		"silence":     {dead, "no byte arrived", false},
+		"503 for ever": {answers(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(503)
+		}), "503", false},
 		"certificate":   {tls, "certificate", true},
 		"no such image": {answers(http.NotFound), "404", true},
 		"busy for long": {answers(func(w http.ResponseWriter, _ *http.Request) {
@@ -92,7 +95,8 @@ func TestNowhere(t *testing.T) {
 			w.WriteHeader(429)
 		}), "429", false},
 		"dead token server": {answers(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer realm=\"http://%s/t\",service=\"s\"", dead))
+			challenge := fmt.Sprintf("Bearer realm=\"http://%s/t\",service=\"s\"", dead)
+			w.Header().Set("WWW-Authenticate", challenge)
 			w.WriteHeader(401)
 		}), "token from " + dead, false},
 	} {
@@ -101,10 +105,12 @@ func TestNowhere(t *testing.T) {
 				{"index", "create", "--push"}, {"index", "inspect"}, {"profile", "show"},
 			} {
 				start := time.Now()
-				args = append(args, "--hosts-dir", hosts, "--give-up", giveUp.String(), c.host+"/a/b:1")
+				args = append(args, "--hosts-dir", hosts, "--give-up", giveUp.String())
+				args = append(args, c.host+"/a/b:1")
 				err, said, first := run(t, args...)
 				took := time.Since(start)
-				if err == nil || !strings.Contains(err.Error(), c.want) || took > giveUp+2*time.Second {
+				if err == nil || !strings.Contains(err.Error(), c.want) ||
+					took > giveUp+2*time.Second {
 					t.Errorf("%s: %v after %v", args, err, took)
 				}
 				if !c.at && (!strings.Contains(said, c.host) || first > 1500*time.Millisecond) {
@@ -125,7 +131,8 @@ func TestNobodyAnswers(t *testing.T) {
 			cmd := rootCommand()
 			cmd.SetArgs(append(args, "--address", path))
 			err := cmd.ExecuteContext(t.Context())
-			if err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "not answered") {
+			if err == nil || !strings.Contains(err.Error(), path) ||
+				!strings.Contains(err.Error(), "not answered") {
 				t.Errorf("%s: %v", args, err)
 			}
 		})

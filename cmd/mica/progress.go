@@ -111,7 +111,8 @@ func (p *progress) drawLocked(now bool) {
 	p.last = time.Now()
 	p.eraseLocked()
 	columns, rows := p.size()
-	// Where there are more bars than lines, those that are at work are drawn. The last line is the cursor's.
+	// Where there are more bars than lines, those that are at work are drawn. The last line is the
+	// cursor's.
 	bars := p.bars
 	if len(bars) >= rows {
 		bars = slices.DeleteFunc(slices.Clone(bars), func(b *bar) bool { return b.read >= b.total })
@@ -135,7 +136,8 @@ func (b *bar) line(columns int) string {
 	if width > 0 {
 		full := int(int64(width) * b.read / max(b.total, 1))
 		full = min(max(full, 0), width)
-		line = fmt.Sprintf("%s [%s%s] %s", name, strings.Repeat("=", full), strings.Repeat(" ", width-full), numbers)
+		done, left := strings.Repeat("=", full), strings.Repeat(" ", width-full)
+		line = fmt.Sprintf("%s [%s%s] %s", name, done, left, numbers)
 	}
 	return line[:min(len(line), max(columns-1, 1))]
 }

@@ -6,10 +6,10 @@ import (
 )
 
 const (
-	// The kernel asks again, page by page, for what its readahead was refused, and a file system over
-	// a file does so for each page of that. So that a reader has its error when the deadline is over,
-	// and not after several of them, a read waits hasty for what a read was refused, at the end of its
-	// deadline, less than againFor ago.
+	// The kernel asks again, page by page, for what its readahead was refused, and a file system
+	// over a file does so for each page of that. So that a reader has its error when the deadline
+	// is over, and not after several of them, a read waits hasty for what a read was refused, at
+	// the end of its deadline, less than againFor ago.
 	hasty    = 500 * time.Millisecond
 	againFor = 3 * time.Second
 	// refusedMost is how many refused reads are remembered.

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// A read of what the registry does not bring has its error when read_deadline is over, however often
-// the kernel asks again for it.
+// A read of what the registry does not bring has its error when read_deadline is over, however
+// often the kernel asks again for it.
 func TestReadDeadline(t *testing.T) {
 	const deadline = 6 * time.Second
 	tree := known.Tree{Seed: 32, Files: 8, Size: 1 << 20}
@@ -31,7 +31,8 @@ func TestReadDeadline(t *testing.T) {
 			})
 			fixture.Pull(t, n, mica, ref)
 			ctx := fixture.Context(t)
-			w, err := faults.Run(ctx, n, ref, "c1", faults.Reads{Tree: tree, Readers: 2, Step: time.Millisecond})
+			reads := faults.Reads{Tree: tree, Readers: 2, Step: time.Millisecond}
+			w, err := faults.Run(ctx, n, ref, "c1", reads)
 			mustf(t, err, "start readers")
 			mustf(t, r.Down(), "take the registry away")
 			mustf(t, w.Read(), "read")

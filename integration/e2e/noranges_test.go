@@ -72,7 +72,8 @@ func TestRangesIgnored(t *testing.T) {
 			report, err := w.Finish(ctx)
 			mustf(t, err, "read everything")
 			if report.Failed > 0 || report.Wrong > 0 {
-				t.Errorf("%d reads failed, %d were wrong: %v", report.Failed, report.Wrong, report.Trouble)
+				t.Errorf("%d reads failed, %d were wrong: %v",
+					report.Failed, report.Wrong, report.Trouble)
 			}
 			sent, requests := front.Traffic().BlobBytes(), len(front.Traffic().Requests)
 			t.Logf("%d bytes of %d in %d requests; the longest read took %v",

@@ -231,5 +231,7 @@ func All(ctx context.Context, dir string, source *registry.Registry, list []Faul
 
 // Faults are all rows. upgrade is the path of a micad of another version.
 func Faults(upgrade string) []Fault {
-	return slices.Concat(daemonFaults(upgrade), registryFaults(), oddRegistries(), diskFaults(), machineFaults())
+	return slices.Concat(
+		daemonFaults(upgrade), registryFaults(), oddRegistries(), diskFaults(), machineFaults(),
+	)
 }

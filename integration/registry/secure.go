@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -16,14 +18,17 @@ type Secure struct {
 // Secure opens one. Its requests are the registry's own: written down, and met by its faults.
 func (r *Registry) Secure() *Secure {
 	s := &Secure{}
-	s.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if s.away.Load() && q.Method == http.MethodGet && strings.Contains(q.URL.Path, "/blobs/") {
 			to := "http://" + r.Host() + q.URL.Path
 			http.Redirect(w, q, to, http.StatusTemporaryRedirect)
 			return
 		}
 		r.proxy.ServeHTTP(w, q)
-	}))
+	})
+	s.server = httptest.NewUnstartedServer(h)
+	s.server.Config.ErrorLog = log.New(io.Discard, "", 0) // clients connect in advance, and leave
+	s.server.StartTLS()
 	return s
 }
 

@@ -28,7 +28,9 @@ type source interface {
 	Referrers(context.Context, digest.Digest, ...string) ([]ocispec.Descriptor, error)
 	PushBlob(context.Context, ocispec.Descriptor, io.ReadSeeker) error
 	PushManifest(ctx context.Context, mediaType string, content []byte, tag string) (ocispec.Descriptor, error)
-	PushReferrer(context.Context, ocispec.Descriptor, ocispec.Manifest, ...ocispec.Descriptor) (ocispec.Descriptor, error)
+	PushReferrer(
+		context.Context, ocispec.Descriptor, ocispec.Manifest, ...ocispec.Descriptor,
+	) (ocispec.Descriptor, error)
 }
 
 var (

@@ -142,7 +142,8 @@ func (i *Image) PushManifest(ctx context.Context, mediaType string, content []by
 	return d, i.layout.enter(entry)
 }
 
-// PushReferrer stores m, with the given subject, and enters it into index.json, in the place of old.
+// PushReferrer stores m, with the given subject, and enters it into index.json, in the place of
+// old.
 func (i *Image) PushReferrer(
 	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
 ) (ocispec.Descriptor, error) {
@@ -163,8 +164,8 @@ func (i *Image) PushReferrer(
 	return d, i.layout.enter(d, old...)
 }
 
-// enter adds an entry to index.json, or replaces the one that is the same manifest under the same name, and old, which have no
-// names.
+// enter adds an entry to index.json, or replaces the one that is the same manifest under the same
+// name, and old, which have no names.
 func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err error) {
 	defer func() {
 		if err != nil {
@@ -192,7 +193,8 @@ func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err err
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool {
 		other := o.Annotations[ocispec.AnnotationRefName]
 		goes := func(p ocispec.Descriptor) bool { return p.Digest == o.Digest }
-		return o.Digest == d.Digest && other == name || other == "" && slices.ContainsFunc(old, goes)
+		return o.Digest == d.Digest && other == name ||
+			other == "" && slices.ContainsFunc(old, goes)
 	})
 	for k, o := range index.Manifests {
 		if name != "" && o.Annotations[ocispec.AnnotationRefName] == name {

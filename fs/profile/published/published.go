@@ -6,7 +6,8 @@
 // referrers, so a reader of that list has the profile with it and needs no further request. A second layer can be a copy of what the
 // profile names, from which few requests bring it while the index is still on its way; another annotation says what lies where in it.
 //
-// A newer profile stands beside older ones until these are deleted, which a registry may not allow: a reader takes Newest.
+// A newer profile stands beside older ones until these are deleted, which a registry may not allow:
+// a reader takes Newest.
 package published
 
 import (
