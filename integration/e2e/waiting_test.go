@@ -15,8 +15,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
-// digest reads what a start does not.
-const digest = `cat /usr/lib/python3*/*.py | sha256sum`
+// readRest reads what a start does not.
+const readRest = `cat /usr/lib/python3*/*.py | sha256sum`
 
 // While a container waits for a registry that is gone it can be killed at once. It cannot be
 // paused, which does it no harm: it gets its bytes when the registry is back, and can be paused
@@ -46,7 +46,7 @@ func TestWaiting(t *testing.T) {
 			fixture.Ctr(t, n, "tasks", "pause", "paused")
 			fixture.Ctr(t, n, "tasks", "resume", "paused")
 			mustf(t, down.Remove(ctx), "remove")
-			again := fixture.Run(t, n, mica, ref, "again", "sh", "-c", digest)
+			again := fixture.Run(t, n, mica, ref, "again", "sh", "-c", readRest)
 			if got := down.out.String(); got != "ready\n"+again {
 				t.Errorf("the reader has printed %q, another one prints %q", got, again)
 			}
@@ -101,7 +101,7 @@ func startWaiting(t *testing.T, n *node.Node, r *registry.Registry, ref, id stri
 	t.Helper()
 	w := waiting{out: &printed{}}
 	script := "cat /dev/null | sha256sum >/dev/null; echo ready\n" +
-		"while ! [ -e /tmp/go ]; do sleep 0.1; done\n" + digest + "\nsleep 1000"
+		"while ! [ -e /tmp/go ]; do sleep 0.1; done\n" + readRest + "\nsleep 1000"
 	c, err := n.StartContainer(fixture.Context(t), mica, ref, id, w.out, w.out, "sh", "-c", script)
 	mustf(t, err, "start")
 	w.Container = c
