@@ -234,6 +234,9 @@ func (p *pull) abort(in *store.Incoming) {
 }
 
 func (p *pull) commit(in *store.Incoming, rec store.Record) error {
+	if err := p.clearWay(rec.Layer); err != nil {
+		return err
+	}
 	l, err := in.Commit(rec)
 	if errors.Is(err, iofs.ErrExist) {
 		return nil

@@ -133,7 +133,7 @@ func (v *live) start() {
 		return
 	}
 	t.fetch.Whole(v.digest)
-	if rec.State != store.Verified || len(rec.Vouchers) > 0 {
+	if (rec.State != store.Verified || len(rec.Vouchers) > 0) && !rec.Disproved {
 		v.lastCame() // an earlier run has not come to it
 	}
 }
@@ -366,7 +366,7 @@ func (v *live) complete(ctx context.Context) bool {
 	}
 	if gone := s.Evictions() + 1; v.trust.proved != gone {
 		if err := v.prove(ctx, s); err != nil {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !s.Record().Disproved {
 				log.Error("complete layer stays served by micad", "err", err)
 				v.mend(ctx)
 			}

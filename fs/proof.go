@@ -67,18 +67,18 @@ func (v *live) scanTree(r io.Reader, memory *scan) (root *index.Node, err error)
 	return tartree.ScanTree(r, v.t.o.Limits.tree(memory))
 }
 
-// blame finds out why a layer is not what its diffID names. Where each span is what the index says, the index lies: the
-// layer is not given to containers any more, and a restart fetches it anew. (Where one is not, the disk does: mend puts that right.)
+// blame finds out why a layer is not what its diffID names. Where each span is what the index says,
+// the index is disproved: no container that starts from then on is given the layer. (Where one is
+// not, the disk is at fault: mend puts that right.)
 func (v *live) blame(ctx context.Context) error {
 	var found Verified
 	wrong, err := v.wrongSpans(ctx, &found, func(time.Duration) {})
 	if err != nil || len(wrong) > 0 || found.Bytes != v.index.Header().DeviceSize {
 		return err
 	}
-	v.trust.lies.Store(true)
-	v.t.log.ErrorContext(ctx, "the index from the registry has the digests of other bytes than the layer's: no container gets the layer any more",
-		"ref", v.origins.latest(), "layer", v.digest)
-	return v.store.SetAside()
+	v.t.log.ErrorContext(ctx, "the index from the registry has the digests of other bytes than the layer's: "+
+		"no container gets the layer any more", "ref", v.origins.latest(), "layer", v.digest)
+	return v.store.Disproved()
 }
 
 // replaceIndex puts the index with the right tree in the place of the forged one. Copies with inherited attributes go: they are
@@ -103,6 +103,21 @@ func (v *live) replaceIndex(s *store.Layer, root *index.Node) error {
 		_, err := index.Write(w, &index.Draft{Header: v.index.Header(), Root: root, Spans: spans})
 		return err
 	})
+}
+
+// provedIndex returns the layer's index, or the one that has taken its place on disk if it was forged.
+func (v *live) provedIndex() (x *index.Layer, done func(), err error) {
+	if !v.trust.forged.Load() {
+		return v.index, func() {}, nil
+	}
+	f, err := os.Open(v.store.IndexPath())
+	if err != nil {
+		return nil, nil, err
+	}
+	if x, err = openVariant(f); err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return x, func() { f.Close() }, nil
 }
 
 // writeIndex makes an index file, which is there as a whole or not at all.

@@ -59,6 +59,8 @@ type pull struct {
 	// Of the manifest, once it is here; and the downloads of layers under way.
 	descs     []ocispec.Descriptor
 	downloads map[digest.Digest]context.CancelCauseFunc
+	// instead are layers that give way to those that it downloads.
+	instead map[digest.Digest]*live
 }
 
 // job is the bringing of one layer, for all pulls that want it.

@@ -36,6 +36,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -114,7 +116,7 @@ type Table struct {
 	// refused are layers that cannot be served, whoever asks.
 	refused refusals
 
-	damage  sync.Mutex   // held by who removes a damaged layer
+	damage  sync.Mutex   // held by who removes a layer that is damaged, or gives way to another
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
 	promises   promises
@@ -324,16 +326,8 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
 	}
 	t.heed(l, below)
-	v, err := t.layer(ctx, l, below)
+	v, err := t.believedLayer(ctx, l, below)
 	if err != nil {
-		return Mounted{}, t.unavailable(ctx, l, err)
-	}
-	if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
-		return Mounted{}, t.unavailable(ctx, l, fmt.Errorf(
-			"its index is of a tar with digest %s, the image names %s: one of the two lies",
-			got, l.DiffID))
-	}
-	if err := v.believed(ctx, l, below); err != nil {
 		return Mounted{}, t.unavailable(ctx, l, err)
 	}
 	dir, err := v.mount(ctx, below)
@@ -343,6 +337,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, l, err)
 	}
+	t.vouchBelow(l, below)
 	h := v.index.Header()
 	return Mounted{Dir: dir, DiffID: h.DiffID, Size: h.DeviceSize, Inodes: v.index.Inodes()}, nil
 }
@@ -431,6 +426,54 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 			return nil, err
 		}
 	}
+}
+
+// believedLayer is layer, once its index may be used for the image, and so may those of the layers
+// below whose directories it is to inherit attributes from. What another repository has brought, and
+// cannot be proved because of what it says, gives way to what the image's own repository has.
+func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*live, error) {
+	for {
+		v, err := t.layer(ctx, l, below)
+		if err != nil {
+			return nil, err
+		}
+		err = v.believed(ctx, l, below)
+		foreign := !slices.Contains(v.store.Record().Vouchers, repositoryOf(l.Ref))
+		if foreign && (errors.Is(err, ErrDisproved) || errors.Is(err, index.ErrCorrupt)) {
+			if err := t.downloadInstead(ctx, v, l, below); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
+			return nil, fmt.Errorf("its index is of a tar with digest %s, the image names %s: one of the two lies", got, l.DiffID)
+		}
+		return v, t.believedBelow(ctx, v, l, below)
+	}
+}
+
+// believedBelow returns when a layer may inherit from those below it.
+func (t *Table) believedBelow(ctx context.Context, v *live, l Layer, below []Below) error {
+	implicit, err := v.index.Implicit()
+	if err != nil || len(implicit) == 0 {
+		return err
+	}
+	for i, b := range below {
+		if b.Digest == "" {
+			continue
+		}
+		under, err := t.stored(Layer{Digest: b.Digest})
+		if err == nil {
+			err = under.believed(ctx, Layer{Ref: l.Ref, Manifest: l.Manifest, Digest: b.Digest}, below[i+1:])
+		}
+		if err != nil {
+			return fmt.Errorf("layer %s below: %w", b.Digest, err)
+		}
+	}
+	return nil
 }
 
 // stored returns the live layer if the store has it, else an error that wraps os.ErrNotExist.

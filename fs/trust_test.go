@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -104,14 +106,69 @@ func TestTrustLocal(t *testing.T) {
 	}
 }
 
-// TestUnprovable: an index whose digests are not the layer's is not given to another repository's image at all.
+// TestUnprovable: an index whose digests are not the layer's gives way to what another repository's image has.
 func TestUnprovable(t *testing.T) {
-	evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
-	evil.index(func(d *index.Draft) { d.Spans[len(d.Spans)-1].Digest[0] ^= 1 })
-	o := Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}}
-	table := evil.openWith(o)
-	evil.mountAll(table)
-	if m, err := table.Mount(t.Context(), good.layer(0), nil); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("mounted at %s, %v", m.Dir, err)
+	for name, indexed := range map[string]bool{"which has an index": true, "which has none": false} {
+		t.Run(name, func(t *testing.T) {
+			evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
+			evil.index(func(d *index.Draft) { d.Spans[len(d.Spans)-1].Digest[0] ^= 1 })
+			if indexed {
+				good.index(nil)
+			}
+			table := evil.open(testDir(t), Auto)
+			evil.mountAll(table)
+			if got := readTree(t, good.mountAll(table)[0]); !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
+				t.Errorf("the layer shows\n%s", got)
+			}
+			if left := table.Unproved(good.layers[:1]); len(left) > 0 {
+				t.Error("it is not proved")
+			}
+		})
+	}
+}
+
+// TestDisproved: what is known to be of other bytes than its diffID's stays so over a restart, for the repository that has claimed it.
+func TestDisproved(t *testing.T) {
+	evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)[1])
+	claimed := good.diffIDs[0]
+	evil.index(func(d *index.Draft) {
+		if d.Layer == evil.layers[0] {
+			d.DiffID = claimed
+		}
+	})
+	l := evil.layer(0)
+	l.DiffID = claimed
+	root := testDir(t)
+	table := evil.open(root, Auto)
+	if _, err := table.Mount(t.Context(), l, nil); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := table.Vouched(t.Context(), l); !ok || err != nil {
+		t.Errorf("its own repository vouches for it: %v, %v", ok, err)
+	}
+	if left := table.Unproved([]digest.Digest{l.Digest}); len(left) != 1 {
+		t.Error("it is not unproved")
+	}
+	if err := table.Prove(t.Context(), l.Digest); !errors.Is(err, ErrDisproved) {
+		t.Errorf("proof: %v", err)
+	}
+	for range 2 {
+		if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, ErrDisproved) {
+			t.Errorf("mount: %v", err)
+		}
+		if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, ErrDisproved) {
+			t.Errorf("vouched: %v, %v", ok, err)
+		}
+		if err := table.Close(); err != nil {
+			t.Fatal(err)
+		}
+		table = evil.open(root, Auto)
+	}
+	// Removed, it may be brought anew.
+	if err := table.Remove(t.Context(), l.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Mount(t.Context(), l, nil); err != nil {
+		t.Error(err)
 	}
 }

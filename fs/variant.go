@@ -65,7 +65,14 @@ func (t *Table) lookup(b Below) (func(path string) (*index.Attr, error), error) 
 	if err != nil {
 		return nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
 	}
-	return func(path string) (*index.Attr, error) { return treeDir(v.index.Tree(), path) }, nil
+	return func(path string) (*index.Attr, error) {
+		x, done, err := v.provedIndex()
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		return treeDir(x.Tree(), path)
+	}, nil
 }
 
 // maxLinks bounds the symbolic links on the way to a directory, as Linux does.

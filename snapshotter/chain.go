@@ -72,6 +72,17 @@ func (c chain) layers() []digest.Digest {
 	return digests
 }
 
+// served returns the blobs of those of the chain's layers that are served.
+func (c chain) served() []digest.Digest {
+	var digests []digest.Digest
+	for _, l := range c {
+		if l.served != nil {
+			digests = append(digests, l.served.Layer)
+		}
+	}
+	return digests
+}
+
 // unpacked returns the name of a snapshot in the chain that containerd unpacked, "" when all are served.
 func (c chain) unpacked() string {
 	for _, l := range c {

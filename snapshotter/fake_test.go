@@ -29,6 +29,10 @@ type fakeLayers struct {
 	calls   []call
 	removed []digest.Digest
 	onMount func(ctx context.Context, l Layer) (Mounted, error) // may replace what Mount does: ok when it returns errDefault
+	words   map[digest.Digest]map[string]bool                   // layers that are not proved, and the references that are believed
+	false   map[digest.Digest]bool                              // layers whose proof fails
+	proofs  []digest.Digest                                     // calls of Prove
+	diffIDs map[digest.Digest]digest.Digest                     // what Mount says of them
 }
 
 type call struct {
@@ -68,7 +72,7 @@ func (f *fakeLayers) Mount(ctx context.Context, l Layer, parents []digest.Digest
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mounted[l.Digest]++
-	return Mounted{Dir: dir, Usage: snapshots.Usage{Size: 1 << 20, Inodes: 3}}, nil
+	return Mounted{Dir: dir, DiffID: f.diffIDs[l.Digest], Usage: snapshots.Usage{Size: 1 << 20, Inodes: 3}}, nil
 }
 
 func (f *fakeLayers) Displaced(dirs []string) []string {
@@ -84,6 +88,29 @@ func (f *fakeLayers) Remove(_ context.Context, d digest.Digest) error {
 	f.removed = append(f.removed, d)
 	delete(f.mounted, d)
 	return os.RemoveAll(f.path(d))
+}
+
+func (f *fakeLayers) Unproved(layers []digest.Digest) []digest.Digest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(layers), func(d digest.Digest) bool { return f.words[d] == nil })
+}
+
+func (f *fakeLayers) Vouched(_ context.Context, l Layer) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.words[l.Digest][l.Ref], nil
+}
+
+func (f *fakeLayers) Prove(_ context.Context, d digest.Digest) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.proofs = append(f.proofs, d)
+	if f.false[d] {
+		return ErrDisproved
+	}
+	delete(f.words, d)
+	return nil
 }
 
 // hook sets what Mount does first.

@@ -19,14 +19,16 @@ import (
 // containerd.io/snapshot/ so that it cannot come from an image's annotations, which containerd hands on as labels.
 const recordLabel = "mica/served"
 
-// record is what a served snapshot refers to. It never changes once it is committed, and suffices to mount the
-// layer again after a restart.
+// record is what a served snapshot refers to, and suffices to mount the layer again after a restart. It
+// changes only where its layer turns out not to be what its diffID names, or one under it (see admit).
 type record struct {
 	Ref      string        `json:"ref"`
 	Manifest digest.Digest `json:"manifest"`
 	Layer    digest.Digest `json:"layer"`
 	DiffID   digest.Digest `json:"diffID,omitempty"`
 	Dir      string        `json:"dir"`
+	// Former are layers that the snapshot referred to before: containers that run may show them.
+	Former []digest.Digest `json:"former,omitempty"`
 }
 
 // layer returns what Layers.Mount is to be asked for again.

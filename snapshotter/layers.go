@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
@@ -11,6 +12,10 @@ import (
 // ErrUnavailable is wrapped by errors of Layers.Mount that mean: this layer cannot be served, and trying again at once
 // will not help. The layer then becomes an ordinary snapshot, which containerd fills.
 var ErrUnavailable = errors.New("layer cannot be served")
+
+// ErrDisproved is wrapped by errors of Layers that mean: the layer's bytes are known not to be those
+// of the diffID that its repository claims for it. It is not tried again.
+var ErrDisproved = errors.New("layer is not what its diffID names")
 
 // Layer is one layer of an image, as containerd's labels name it.
 type Layer struct {
@@ -49,6 +54,44 @@ type Layers interface {
 	// what is not there is no error. A power cut can make a Snapshotter forget a layer that it has no snapshot of: Layers is to give
 	// up by itself, after a start, what no call of Mount has asked for when Restore has returned.
 	Remove(ctx context.Context, layer digest.Digest) error
+
+	// Unproved returns those of the layers that nobody has compared with their diffIDs as a whole: a
+	// repository's word is all that says that what they show is theirs. It is quick.
+	Unproved(layers []digest.Digest) []digest.Digest
+
+	// Vouched says whether the word of l.Ref's repository is good for a mounted layer, or none is
+	// needed. It may ask the registry, and says no where that does not answer. An error that wraps
+	// ErrDisproved says that the repository's word was false.
+	Vouched(ctx context.Context, l Layer) (bool, error)
+
+	// Prove returns nil when a mounted layer is known to be what its diffID names, and shown so to
+	// whoever mounts it from then on. It fetches what is missing of it.
+	Prove(ctx context.Context, layer digest.Digest) error
+}
+
+// Image is an image of containerd's, as its manifest and its config name it.
+type Image struct {
+	Refs     []string // where it was pulled from, one for each repository; none: not known
+	Manifest digest.Digest
+	Layers   []digest.Digest // blobs, lowest first; none: not known
+	Chains   []digest.Digest // chain IDs: of each layer with those under it
+}
+
+// layer returns the blob that makes the chain from the one under it, "" where that is not known.
+func (i Image) layer(chain digest.Digest) digest.Digest {
+	if at := slices.Index(i.Chains, chain); at >= 0 && at < len(i.Layers) {
+		return i.Layers[at]
+	}
+	return ""
+}
+
+// Images are containerd's images.
+type Images interface {
+	// With returns the images of a namespace whose layers make the chain, or, where there are none,
+	// those that have layers above it. The known references tell of registries' ports.
+	With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]Image, error)
+	// Named returns the image with this manifest, which containerd may still be pulling as ref.
+	Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (Image, error)
 }
 
 // Checker is what Layers may be as well.

@@ -10,29 +10,26 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
-// Mounts returns the mounts of an active snapshot or a view. They are a function of what is committed, and never
-// change. It waits for the layers that the snapshot shows, when they are not mounted again yet after a restart.
+// Mounts returns the mounts of an active snapshot or a view. They are a function of what is committed,
+// and do not change, but for a layer that was disproved. It waits for the layers that the snapshot
+// shows, when they are not mounted again yet after a restart.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var (
 		snapshot storage.Snapshot
 		info     snapshots.Info
-		parents  chain
 	)
 	err := s.meta.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
 		if snapshot, err = storage.GetSnapshot(ctx, key); err != nil {
 			return err
 		}
-		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
-			return err
-		}
-		parents, err = s.readChain(ctx, info.Parent)
+		_, info, _, err = storage.GetInfo(ctx, key)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
-	s.starting(parents)
-	if err := s.await(ctx, parents); err != nil {
+	parents, err := s.admit(ctx, key, info.Parent, info.Labels)
+	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %s: %w", key, err)
 	}
 	return s.mounts(snapshot.ID, info, parents), nil

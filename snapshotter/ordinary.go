@@ -49,12 +49,8 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 
 // create makes an active snapshot or a view, and its directories.
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, labels map[string]string) (_ []mount.Mount, err error) {
-	parents, err := s.viewChain(ctx, parent)
+	parents, err := s.admit(ctx, key, parent, labels)
 	if err != nil {
-		return nil, err
-	}
-	s.starting(parents)
-	if err := s.await(ctx, parents); err != nil {
 		return nil, err
 	}
 	uid, gid, err := upperOwner(labels, parents)

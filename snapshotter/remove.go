@@ -183,6 +183,9 @@ func (s *Snapshotter) usedLayers(ctx context.Context) (map[digest.Digest]bool, e
 		}
 		if r != nil {
 			used[r.Layer] = true
+			for _, d := range r.Former {
+				used[d] = true
+			}
 		}
 	}
 	return used, nil

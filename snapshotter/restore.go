@@ -34,6 +34,10 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 			err := s.await(ctx, c)
 			var broken *brokenError
 			if errors.As(err, &broken) {
+				if errors.Is(err, ErrDisproved) { // until a container needs it: see admit
+					s.log.WarnContext(ctx, "a layer is not mounted again", "err", err)
+					return nil
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				failed[broken.name] = err
@@ -136,7 +140,10 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 		mounted, err = s.mountLayer(ctx, layer, below.layers())
 	}
 	if err == nil && mounted.Dir != l.served.Dir {
-		err = fmt.Errorf("is now at %s, not at %s as before: running containers use the former directory", mounted.Dir, l.served.Dir)
+		// A layer under it is another one now. Running containers use the former directory.
+		r := *l.served
+		r.Dir = mounted.Dir
+		err = s.rerecord(ctx, l.name, r)
 	}
 	switch {
 	case s.restored.promised(l.id): // it is mounted for the first time

@@ -50,6 +50,14 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	}
 	req.layer.Lower = parents.dirs()
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
+	if errors.Is(err, ErrDisproved) && len(parents) > 0 {
+		// One under it may be to blame, and give way to another.
+		if parents, err = s.admit(ctx, key, parent, info.Labels); err != nil {
+			return err
+		}
+		req.layer.Lower = parents.dirs()
+		err = s.mountAndCommit(ctx, name, key, parents, info, req)
+	}
 	var below *brokenError // containerd could not unpack this one either
 	if errors.Is(err, ErrUnavailable) && !errors.As(err, &below) && ctx.Err() == nil {
 		s.fallBack(ctx, req, reason(err))

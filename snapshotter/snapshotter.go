@@ -14,6 +14,9 @@
 // A layer that Layers cannot serve becomes an ordinary snapshot, as do the layers above it in the same chain, because
 // containerd fetches those anyway. Fallbacks tells which, and why.
 //
+// A layer that is not proved yet is one repository's word. The last moment at which it can be kept
+// from another one's containers is when their snapshot is prepared: see admit.
+//
 // # On disk
 //
 // Below the root lie
@@ -55,6 +58,7 @@ var (
 type Snapshotter struct {
 	root   string
 	layers Layers
+	images Images // nil: not to be asked
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -93,6 +97,10 @@ func WithUnpackedParents() Option { return func(s *Snapshotter) { s.unpackedPare
 func WithMountOptions(options ...string) Option {
 	return func(s *Snapshotter) { s.mountOptions = append(s.mountOptions, options...) }
 }
+
+// WithImages has containerd's images asked for whom a container is made, before it is shown layers that
+// are not proved. Without them, such layers are proved before any container is shown them.
+func WithImages(images Images) Option { return func(s *Snapshotter) { s.images = images } }
 
 // WithLogger sets the logger; without it slog.Default is used.
 func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log = log } }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -31,11 +32,33 @@ func (l layers) Mount(ctx context.Context, want snapshotter.Layer, parents []dig
 	m, err := l.table.Mount(ctx, layerOf(want), below(want, parents))
 	if err != nil {
 		if isUnavailable(err) {
-			return snapshotter.Mounted{}, fmt.Errorf("%w: %w", err, snapshotter.ErrUnavailable)
+			err = fmt.Errorf("%w: %w", err, snapshotter.ErrUnavailable)
 		}
-		return snapshotter.Mounted{}, err
+		return snapshotter.Mounted{}, disproved(err)
 	}
 	return mounted(m), nil
+}
+
+// disproved gives an error of the table the snapshotter's name for it.
+func disproved(err error) error {
+	if errors.Is(err, fs.ErrDisproved) {
+		return fmt.Errorf("%w: %w", err, snapshotter.ErrDisproved)
+	}
+	return err
+}
+
+// Unproved implements snapshotter.Layers.
+func (l layers) Unproved(all []digest.Digest) []digest.Digest { return l.table.Unproved(all) }
+
+// Vouched implements snapshotter.Layers.
+func (l layers) Vouched(ctx context.Context, want snapshotter.Layer) (bool, error) {
+	ok, err := l.table.Vouched(ctx, layerOf(want))
+	return ok, disproved(err)
+}
+
+// Prove implements snapshotter.Layers.
+func (l layers) Prove(ctx context.Context, d digest.Digest) error {
+	return disproved(l.table.Prove(ctx, d))
 }
 
 // Promise implements snapshotter.Promiser.

@@ -59,6 +59,7 @@ type daemon struct {
 	client      *remote.Client
 	profiles    *profile.Dir
 	table       *fs.Table
+	images      *containerdImages // nil: containerd is not to be asked
 	snapshotter *snapshotter.Snapshotter
 	opened      atomic.Pointer[snapshotter.Snapshotter] // once its metadata are
 	started     time.Time
@@ -217,6 +218,12 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if c.RemapIDs {
 		options = append(options, snapshotter.WithRemapIDs())
 	}
+	if c.Containerd != noContainerd {
+		d.images = &containerdImages{address: func(ctx context.Context) (string, error) {
+			return announce.Address(ctx, d.announceOptions())
+		}}
+		options = append(options, snapshotter.WithImages(d.images))
+	}
 	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
 	if err := d.openSnapshotter(ctx, len(held) > 0); err != nil {
 		return errors.Join(err, d.close())
@@ -244,6 +251,9 @@ func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 
 func (d *daemon) close() error {
 	err := errors.Join(d.snapshotter.Close(), d.table.Close())
+	if d.images != nil {
+		err = errors.Join(err, d.images.close())
+	}
 	d.client.Close()
 	return errors.Join(err, d.credentials.close())
 }
@@ -277,13 +287,17 @@ func (d *daemon) restore(ctx context.Context) {
 	}
 }
 
+func (d *daemon) announceOptions() announce.Options {
+	address := cmp.Or(d.config.Containerd, d.config.Credentials.ImageService)
+	return announce.Options{Containerd: address, Snapshotter: d.config.Address, Log: d.log}
+}
+
 // hear begins with images of which containerd has no more than the manifest.
 func (d *daemon) hear(ctx context.Context) {
 	if d.config.Containerd == noContainerd {
 		return
 	}
-	address := cmp.Or(d.config.Containerd, d.config.Credentials.ImageService)
-	announce.Watch(ctx, announce.Options{Containerd: address, Snapshotter: d.config.Address, Log: d.log}, func(i announce.Image) {
+	announce.Watch(ctx, d.announceOptions(), func(i announce.Image) {
 		if err := d.table.Announce(i.Repository, i.Manifest, i.Layers); err != nil {
 			d.log.Debug("image is not announced", "repository", i.Repository, "err", err)
 		}

@@ -30,6 +30,16 @@ func (l *Layer) Proved() error {
 	})
 }
 
+// Disproved notes that the layer's bytes are not those of its diffID, although each span is what the
+// index says: the index is forged, and the Vouchers have vouched for it.
+func (l *Layer) Disproved() error {
+	return l.change(func(r *Record) bool {
+		changed := !r.Disproved
+		r.Disproved = true
+		return changed
+	})
+}
+
 // change changes the record, durably. f says whether it did.
 func (l *Layer) change(f func(*Record) bool) error {
 	l.flushMu.Lock()

@@ -148,3 +148,9 @@ func same(a, b string) bool {
 	y, err2 := os.Stat(b)
 	return err == nil && err2 == nil && os.SameFile(x, y)
 }
+
+// Address returns the socket of the containerd that Watch listens to.
+func Address(ctx context.Context, o Options) (string, error) {
+	p, err := find(ctx, o.Containerd, o.Snapshotter)
+	return p.address, err
+}

@@ -7,6 +7,7 @@
 //	                                  prints a digest of all that was read
 //	probe load TREE DIR READERS STEP  reads files of a known.Tree below DIR, and checks them
 //	                                  (load.go)
+//	probe show PATH...                prints mode and, of files, digest of each
 //	probe pause                       waits for SIGTERM or SIGINT
 //	probe echo WORD...                prints the words
 package main
@@ -68,6 +69,13 @@ func run(args []string) error {
 		signal.Notify(c, syscall.SIGTERM, syscall.SIGINT)
 		<-c
 		return nil
+	case cmd == "show":
+		for _, path := range args {
+			if err := show(path); err != nil {
+				return err
+			}
+		}
+		return nil
 	case cmd == "echo":
 		fmt.Println(strings.Join(args, " "))
 		return nil
@@ -99,6 +107,24 @@ func list(dir string) (tartreetest.Listing, error) {
 		l[name] = e
 	}
 	return l, nil
+}
+
+// show prints the mode of what lies at path, and the digest of a file.
+func show(path string) error {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		fmt.Println(st.Mode())
+		return nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s %x\n", st.Mode(), sha256.Sum256(b))
+	return nil
 }
 
 // read reads count ranges, chosen by seed alone, and prints their digest: the

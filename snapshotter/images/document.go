@@ -1,0 +1,56 @@
+package images
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// document is what a manifest says, with its config, or an index.
+type document struct {
+	layers   []digest.Digest // of a manifest: blobs, lowest first
+	chains   []digest.Digest // of a manifest: chain IDs
+	children []ocispec.Descriptor
+}
+
+// parseIndex returns what an index names; nothing of bytes that are none.
+func parseIndex(b []byte) document {
+	var x ocispec.Index
+	if json.Unmarshal(b, &x) != nil {
+		return document{}
+	}
+	return document{children: x.Manifests}
+}
+
+// parseManifest returns the config and the layers' blobs that a manifest names; config is "" for bytes
+// that are no manifest.
+func parseManifest(b []byte) (config digest.Digest, layers []digest.Digest) {
+	var m ocispec.Manifest
+	if json.Unmarshal(b, &m) != nil || m.Config.Digest.Validate() != nil {
+		return "", nil
+	}
+	for _, l := range m.Layers {
+		if images.IsLayerType(l.MediaType) {
+			layers = append(layers, l.Digest)
+		}
+	}
+	return m.Config.Digest, layers
+}
+
+// parseConfig returns what a config claims for the layers of its manifest. Where there are more or fewer
+// of them than diffIDs, it is not known which blob makes which.
+func parseConfig(b []byte, layers []digest.Digest) document {
+	var config ocispec.Image
+	if json.Unmarshal(b, &config) != nil {
+		return document{}
+	}
+	doc := document{layers: layers, chains: identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs))}
+	if len(layers) != len(doc.chains) {
+		doc.layers = nil
+	}
+	return doc
+}

@@ -1,0 +1,248 @@
+package images
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// world is containerd's metadata, behind its gRPC services.
+type world struct {
+	t      *testing.T
+	ctx    context.Context // of namespace "ns"
+	images images.Store
+	db     *metadata.DB
+	store  *Store
+}
+
+// lister is containerd's image service, as far as it is asked.
+type lister struct {
+	imagesapi.UnimplementedImagesServer
+	images images.Store
+}
+
+func (l lister) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
+	all, err := l.images.List(ctx)
+	var r imagesapi.ListImagesResponse
+	for _, i := range all {
+		r.Images = append(r.Images, &imagesapi.Image{Name: i.Name, Target: &types.Descriptor{
+			MediaType: i.Target.MediaType, Digest: i.Target.Digest.String(), Size: i.Target.Size}})
+	}
+	return &r, err
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	dir := t.TempDir()
+	blobs, err := local.NewStore(filepath.Join(dir, "content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := bolt.Open(filepath.Join(dir, "meta.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	db := metadata.NewDB(file, blobs, nil)
+	if err := db.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, ctx: namespaces.WithNamespace(t.Context(), "ns"), images: metadata.NewImageStore(db), db: db}
+	server := grpc.NewServer()
+	contentapi.RegisterContentServer(server, contentserver.New(db.ContentStore()))
+	imagesapi.RegisterImagesServer(server, lister{images: w.images})
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve(l) //nolint:errcheck // it ends with Stop
+	t.Cleanup(server.Stop)
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	w.store = New(conn)
+	return w
+}
+
+// put writes a document, with labels, and returns its descriptor.
+func (w *world) put(mediaType string, v any, labels map[string]string) ocispec.Descriptor {
+	w.t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if err := content.WriteBlob(w.ctx, w.db.ContentStore(), d.Digest.String(), bytes.NewReader(b), d, content.WithLabels(labels)); err != nil {
+		w.t.Fatal(err)
+	}
+	return d
+}
+
+// manifest writes an image that claims diffIDs, and was pulled from the sources: host, repositories.
+func (w *world) manifest(blobs, diffIDs []string, sources map[string]string) ocispec.Descriptor {
+	w.t.Helper()
+	var config ocispec.Image
+	config.RootFS.Type = "layers"
+	for _, d := range diffIDs {
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromString(d))
+	}
+	c := w.put(ocispec.MediaTypeImageConfig, config, nil)
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, Config: c}
+	for _, b := range blobs {
+		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString(b), Size: 1})
+	}
+	labels := map[string]string{configLabel: c.Digest.String()}
+	for host, repositories := range sources {
+		labels[sourceLabel+host] = repositories
+	}
+	return w.put(ocispec.MediaTypeImageManifest, m, labels)
+}
+
+func (w *world) name(name string, target ocispec.Descriptor) {
+	w.t.Helper()
+	if _, err := w.images.Create(w.ctx, images.Image{Name: name, Target: target}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestWith: images that have a chain, by whichever way, and where they come from.
+func TestWith(t *testing.T) {
+	w := newWorld(t)
+	chain := digest.FromString("x")
+	a := w.manifest([]string{"E"}, []string{"x"}, map[string]string{"localhost": "evil/a"})
+	b := w.manifest([]string{"V"}, []string{"x"}, map[string]string{"localhost": "victim/b,mirror/b", "docker.io": "library/b"})
+	longer := w.manifest([]string{"V", "W"}, []string{"x", "y"}, map[string]string{"localhost": "long/c"})
+	odd := w.manifest([]string{"V", "W"}, []string{"x"}, map[string]string{"localhost": "evil/a"})
+	loaded := w.manifest([]string{"L"}, []string{"x"}, nil)
+	gone := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("another platform"), Size: 3}
+	list := w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{gone, b}}, nil)
+	nested := w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{list}}, nil)
+	w.name("localhost:5000/evil/a:1", a)
+	w.name("localhost:5000/victim/b:1", nested)
+	w.name("localhost:5001/mirror/b@"+b.Digest.String(), nested)
+	w.name("docker.io/library/b:latest", list)
+	w.name("localhost:5000/long/c:1", longer)
+	w.name("sha256:0123", loaded)
+	w.name("localhost:5000/odd/d:1", odd)
+	w.name("localhost:5000/lost/e:1", gone)
+
+	found, err := w.store.With(t.Context(), "ns", chain, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[digest.Digest][]string{}
+	for _, i := range found {
+		slices.Sort(i.Refs)
+		got[i.Manifest] = i.Refs
+		if i.Manifest == odd.Digest && i.Layers != nil {
+			t.Error("which blob of the odd image makes the layer is known")
+		}
+	}
+	want := map[digest.Digest][]string{
+		a.Digest:      {"localhost:5000/evil/a"},
+		b.Digest:      {"docker.io/library/b", "localhost:5000/victim/b", "localhost:5001/mirror/b"},
+		odd.Digest:    {"localhost:5000/evil/a"},
+		loaded.Digest: nil,
+	}
+	if len(got) != len(want) {
+		t.Errorf("found %v", got)
+	}
+	for d, refs := range want {
+		if r, ok := got[d]; !ok || !slices.Equal(r, refs) {
+			t.Errorf("image %s: %v, %v, want %v", d, r, ok, refs)
+		}
+	}
+
+	// A child that comes later is found, although its image has not changed.
+	other := w.manifest([]string{"O"}, []string{"z"}, map[string]string{"localhost": "evil/a"})
+	w.name("localhost:5000/late:1", w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{other}}, nil))
+	if found, err = w.store.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil || len(found) != 1 {
+		t.Errorf("found %v, %v", found, err)
+	}
+	// In another namespace there are none.
+	if found, err = w.store.With(t.Context(), "elsewhere", chain, nil); err != nil || len(found) != 0 {
+		t.Errorf("found %v, %v", found, err)
+	}
+}
+
+// TestSourceUnknown: a repository whose port nobody knows, or of which containerd may have had no room to tell.
+func TestSourceUnknown(t *testing.T) {
+	w := newWorld(t)
+	chain := digest.FromString("x")
+	m := w.manifest([]string{"E"}, []string{"x"}, map[string]string{"localhost": "a,b"})
+	w.name("localhost:5000/a:1", m)
+	refs := func(known ...string) []string {
+		t.Helper()
+		found, err := w.store.With(t.Context(), "ns", chain, known)
+		if err != nil || len(found) != 1 {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		return found[0].Refs
+	}
+	if r := refs(); r != nil {
+		t.Errorf("from %v, want not known", r)
+	}
+	if r := refs("localhost:5000/b:2"); len(r) != 2 {
+		t.Errorf("from %v, want both", r)
+	}
+	long := "a," + string(bytes.Repeat([]byte("r"), fullLabel))
+	info := content.Info{Digest: m.Digest, Labels: map[string]string{sourceLabel + "localhost": long}}
+	if _, err := w.db.ContentStore().Update(w.ctx, info, "labels."+sourceLabel+"localhost"); err != nil {
+		t.Fatal(err)
+	}
+	if r := refs("localhost:5000/" + long[2:]); r != nil {
+		t.Errorf("from %v, want not known", r)
+	}
+}
+
+// TestNamed: the image that is being pulled has no name yet.
+func TestNamed(t *testing.T) {
+	w := newWorld(t)
+	m := w.manifest([]string{"A", "B"}, []string{"a", "b"}, nil)
+	i, err := w.store.Named(t.Context(), "ns", "localhost:5000/a:1", m.Digest)
+	if err != nil || len(i.Chains) != 2 || i.Layers[1] != digest.FromString("B") || i.Refs[0] != "localhost:5000/a:1" {
+		t.Errorf("%+v, %v", i, err)
+	}
+	if _, err := w.store.Named(t.Context(), "ns", "localhost:5000/a:1", digest.FromString("none")); err == nil {
+		t.Error("a manifest that containerd has not")
+	}
+}
+
+func FuzzDocument(f *testing.F) {
+	f.Add([]byte(`{"config":{"digest":"`+digest.FromString("c")+`"},"layers":[{"mediaType":"`+ocispec.MediaTypeImageLayerGzip+`","digest":"sha256:0"}]}`),
+		[]byte(`{"rootfs":{"diff_ids":["sha256:0"]}}`))
+	f.Add([]byte(`{"manifests":[{}]}`), []byte(`null`))
+	f.Fuzz(func(t *testing.T, manifest, config []byte) {
+		d, layers := parseManifest(manifest)
+		if d != "" && d.Validate() != nil {
+			t.Errorf("config %q", d)
+		}
+		if doc := parseConfig(config, layers); doc.layers != nil && len(doc.layers) != len(doc.chains) {
+			t.Errorf("%d layers, %d chains", len(doc.layers), len(doc.chains))
+		}
+		parseIndex(manifest)
+	})
+}
