@@ -10,6 +10,7 @@ import (
 	"time"
 
 	introspection "github.com/containerd/containerd/api/services/introspection/v1"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +55,9 @@ func find(ctx context.Context, address, snapshotter string) (process, error) {
 	}
 	if address != "" {
 		return process{address: address}, nil
+	}
+	if uses(ctx, defaults.DefaultAddress, snapshotter) {
+		return process{address: defaults.DefaultAddress}, nil // its process is not to be seen from here
 	}
 	return process{}, errNone
 }
