@@ -142,7 +142,7 @@ func (p *pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window
 		return err
 	}
 	defer p.abort(in)
-	memory := p.t.scans.begin(ctx, p.t.o.PullDeadline)
+	memory := p.t.scans.begin(ctx)
 	defer memory.end()
 	x, err := p.scan(ctx, in, desc, targz.Options{Limits: p.t.o.Limits.tree(memory), Window: window})
 	if err != nil {

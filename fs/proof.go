@@ -22,7 +22,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	scanned := make(chan struct{})
 	var root *index.Node
 	var scanErr error
-	memory := v.t.scans.begin(ctx, 0)
+	memory := v.t.scans.begin(ctx)
 	defer memory.end()
 	go func() {
 		defer close(scanned)

@@ -2,22 +2,17 @@ package fs
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"sync"
-	"time"
 )
 
 // defaultScanMemory is Limits.ScanMemory where that is 0, bytes: the trees of some 150,000 files.
 const defaultScanMemory = 64 << 20
 
-// errScanMemory is why a layer is not scanned.
-var errScanMemory = errors.New("the memory for scans is in use by other layers (Limits.ScanMemory)")
-
 // scans bounds the memory of all scans of the node: downloads of layers without an index, and
 // proofs. A scan takes memory as its tree grows. Where there is none left it waits until another
 // one has ended. One scan at a time may take more than there is, as much as Limits.Entries allows
-// one layer: so there is always one that does not wait.
+// one layer: so there is always one that does not wait. It ends, as a download of which nothing
+// comes fails.
 type scans struct {
 	size    int64
 	changed func(used int64) // told of used; must not block
@@ -40,34 +35,23 @@ func newScans(size int64, changed func(int64)) *scans {
 
 // scan is the memory of one scan. Its methods are for one goroutine at a time.
 type scan struct {
-	all      *scans
-	ctx      context.Context
-	patience time.Duration // how long it waits at a time; 0: as long as ctx lasts
-	held     int64
+	all  *scans
+	ctx  context.Context
+	held int64
 }
 
 // begin returns a scan that has taken nothing. Pair it with end.
-func (s *scans) begin(ctx context.Context, patience time.Duration) *scan {
-	return &scan{all: s, ctx: ctx, patience: patience}
-}
+func (s *scans) begin(ctx context.Context) *scan { return &scan{all: s, ctx: ctx} }
 
-// take waits for n more bytes: see tartree.Limits.Memory.
+// take waits for n more bytes, as long as the scan's context lasts: see tartree.Limits.Memory.
 func (c *scan) take(n int64) error {
-	var late <-chan time.Time
 	for {
 		less, ok := c.try(n)
 		if ok {
 			return nil
 		}
-		if late == nil && c.patience > 0 {
-			t := time.NewTimer(c.patience)
-			defer t.Stop()
-			late = t.C
-		}
 		select {
 		case <-less:
-		case <-late:
-			return fmt.Errorf("%w: waited %v", errScanMemory, c.patience)
 		case <-c.ctx.Done():
 			return context.Cause(c.ctx)
 		}

@@ -19,7 +19,7 @@ func TestScans(t *testing.T) {
 		var all sync.WaitGroup
 		for range 20 {
 			all.Go(func() {
-				c := s.begin(t.Context(), 0)
+				c := s.begin(t.Context())
 				defer c.end()
 				for range 50 {
 					if err := c.take(1); err != nil {
@@ -39,29 +39,27 @@ func TestScans(t *testing.T) {
 	})
 }
 
-// TestScansWait: who waits in vain gets an error; the one that may take more never waits.
+// TestScansWait: the one that may take more never waits; who waits goes on when it has ended, or
+// leaves with its context.
 func TestScansWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScans(100, nil)
-		large, small := s.begin(t.Context(), time.Minute), s.begin(t.Context(), time.Minute)
+		large, small := s.begin(t.Context()), s.begin(t.Context())
 		for range 10 {
 			if err := large.take(50); err != nil {
 				t.Fatal(err)
 			}
 		}
-		start := time.Now()
-		if err := small.take(1); !errors.Is(err, errScanMemory) || time.Since(start) != time.Minute {
-			t.Errorf("after %v: %v", time.Since(start), err)
-		}
 		ctx, cancel := context.WithCancel(t.Context())
-		gone := s.begin(ctx, 0)
+		gone := s.begin(ctx)
 		time.AfterFunc(time.Hour, cancel)
 		if err := gone.take(1); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
+		start := time.Now()
 		time.AfterFunc(time.Second, large.end)
-		if err := small.take(200); err != nil {
-			t.Error(err)
+		if err := small.take(200); err != nil || time.Since(start) != time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		gone.end()
 		small.end()

@@ -23,7 +23,7 @@ const readerMemory = 16 << 20
 
 // unpack is layer.Options.Unpack.
 func (v *live) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
-	c := v.t.scans.begin(ctx, 0)
+	c := v.t.scans.begin(ctx)
 	out, err := targz.Unpack(blob, func(n int64) error {
 		if n <= readerMemory {
 			c.count(n)

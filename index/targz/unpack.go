@@ -53,7 +53,7 @@ type unpacked struct {
 // Read implements io.Reader.
 func (u *unpacked) Read(p []byte) (int, error) {
 	n, err := u.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = u.from.explain(err)
 	}
 	return n, err
@@ -68,7 +68,7 @@ type noted struct {
 // Read implements io.Reader.
 func (n *noted) Read(p []byte) (int, error) {
 	m, err := n.r.Read(p)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		n.err = err
 	}
 	return m, err

@@ -81,7 +81,7 @@ type zstdReader struct {
 func (r zstdReader) Read(p []byte) (int, error) {
 	n, err := r.z.Read(p)
 	switch {
-	case err == nil || err == io.EOF:
+	case err == nil || errors.Is(err, io.EOF):
 		return n, err
 	case r.in.ctx.Err() != nil:
 		return n, r.in.ctx.Err()
