@@ -258,10 +258,15 @@ func (p *pull) fetchManifest() ([]ocispec.Descriptor, error) {
 	defer cancel()
 	d := ocispec.Descriptor{Digest: p.key.manifest}
 	b, err := p.image.Manifest(ctx, d)
-	p.learn(remote.AboutManifest, err, func(ctx context.Context) error {
-		_, err := p.image.Manifest(ctx, d)
-		return err
-	})
+	switch {
+	case err == nil:
+		p.image.Answered(p.ctx, remote.AboutManifest)
+	case errors.Is(err, errSlow):
+		p.image.Unanswered(p.ctx, remote.AboutManifest, func(ctx context.Context) error {
+			_, err := p.image.Manifest(ctx, d)
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}

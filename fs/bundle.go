@@ -59,8 +59,6 @@ const (
 	// treesLeast is how many bytes of the trees have to come in every treesTime: who sends less is
 	// as good as silent.
 	treesLeast, treesTime = 4 << 10, 4 * time.Second
-	// learnTime is how long a registry that was given up is asked in the background.
-	learnTime = 30 * time.Second
 	// maxIndexes is how many indexes of an image are tried.
 	maxIndexes = 3
 )
@@ -223,31 +221,18 @@ func (p *pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, e
 	ctx, w := watchPace(p.ctx, wait)
 	err = p.copyBlob(ctx, f, d, w)
 	w.stop()
-	p.learn(remote.AboutBlob, err, func(ctx context.Context) error {
-		return p.image.Blob(d).Aside().ReadAt(ctx, make([]byte, min(d.Size, 1)), 0)
-	})
+	switch {
+	case err == nil:
+		p.image.Answered(p.ctx, remote.AboutBlob)
+	case errors.Is(err, errSlow):
+		p.image.Unanswered(p.ctx, remote.AboutBlob, func(ctx context.Context) error {
+			return p.image.Blob(d).Aside().ReadAt(ctx, make([]byte, min(d.Size, 1)), 0)
+		})
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-// learn notes whether the registry has answered a question before it was given up. If it has not it
-// is asked again, in the background and with more time: it may be far away.
-func (p *pull) learn(q remote.Question, err error, again func(ctx context.Context) error) {
-	switch {
-	case err == nil:
-		p.image.Answered(p.ctx, q, true)
-	case errors.Is(err, errSlow):
-		p.image.Answered(p.ctx, q, false)
-		p.t.goes(func(ctx context.Context) {
-			ctx, cancel := context.WithTimeout(ctx, learnTime)
-			defer cancel()
-			if again(ctx) == nil {
-				p.image.Answered(ctx, q, true)
-			}
-		})
-	}
 }
 
 func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w *pace) error {

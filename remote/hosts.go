@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -83,7 +82,6 @@ type host struct {
 	header       http.Header // from hosts.toml; for this host only
 	namespace    string      // value of ?ns= for a mirror; "" for the registry itself
 	lists        doubt       // whether it answers when it is asked for referrers
-	probing      atomic.Bool // whether that is being found out
 
 	mu          sync.Mutex
 	failures    int       // in a row

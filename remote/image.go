@@ -285,7 +285,7 @@ func (i *Image) get(ctx context.Context, d document) error {
 			d.suspect()
 		}
 		rot.failed(ctx, e, err)
-		if d.failed != nil {
+		if d.failed != nil && !isPermanent(err) {
 			d.failed()
 		}
 	}
@@ -305,7 +305,7 @@ func (i *Image) insist(ctx context.Context, h *host, d *document) (http.Header, 
 			return header, body, err
 		}
 		rot.failed(ctx, e, err)
-		if d.failed != nil {
+		if d.failed != nil && !isPermanent(err) {
 			d.failed()
 		}
 	}

@@ -125,28 +125,16 @@ func (q *listing) from(
 		if !connected.Load() {
 			h.failed(now, 0)
 		}
-		q.probe(ctx, h)
+		h.lists.probe(ctx, q.image.client, func(ctx context.Context) error {
+			ctx, once := context.WithCancel(ctx)
+			defer once()
+			_, err := q.answer(ctx, h, once)
+			return err
+		})
 	case cause == nil && err == nil:
 		h.lists.trust()
 	}
 	return found, err
-}
-
-// probe asks a host that is doubted once more, in the background and for longer: credentials may take
-// their time, or the host be far away.
-func (q *listing) probe(ctx context.Context, h *host) {
-	c := q.image.client
-	if !h.probing.CompareAndSwap(false, true) {
-		return
-	}
-	c.goes(ctx, func(ctx context.Context) {
-		defer h.probing.Store(false)
-		ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errNoList)
-		defer cancel()
-		if _, err := q.answer(ctx, h, func() {}); err == nil {
-			h.lists.trust()
-		}
-	})
 }
 
 // byTrust puts hosts that are doubted behind the others.
@@ -165,6 +153,8 @@ func byTrust(hosts []*host) []*host {
 
 // doubt remembers that somebody was waited for in vain. The zero value is trust.
 type doubt struct {
+	probing atomic.Bool
+
 	mu    sync.Mutex
 	until time.Time
 }
@@ -190,6 +180,22 @@ func (d *doubt) trust() {
 	d.until = time.Time{}
 }
 
+// probe has who is doubted asked once more, in the background and with more time: credentials may
+// take it, or the way. An answer brings back the trust.
+func (d *doubt) probe(ctx context.Context, c *Client, ask func(ctx context.Context) error) {
+	if !d.probing.CompareAndSwap(false, true) {
+		return
+	}
+	c.goes(ctx, func(ctx context.Context) {
+		defer d.probing.Store(false)
+		ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errNoList)
+		defer cancel()
+		if ask(ctx) == nil {
+			d.trust()
+		}
+	})
+}
+
 // Question is something that a pull asks a registry first, and can do without.
 type Question uint8
 
@@ -201,24 +207,35 @@ const (
 )
 
 // Patience returns how long to wait for the answer to a question of the image's registry: most, or
-// half a second if the registry has let somebody wait for one in vain within an hour. Answered is
-// to be told what became of it.
+// half a second if the registry has let somebody wait for one in vain within an hour. Answered or
+// Unanswered is to be told what became of it.
 func (i *Image) Patience(ctx context.Context, q Question, most time.Duration) time.Duration {
-	if set, err := i.client.hostsOf(ctx, i.repo.registry); err == nil &&
-		set.answers[q].doubted(time.Now()) {
+	if d := i.doubt(ctx, q); d != nil && d.doubted(time.Now()) {
 		return min(most, doubtedTimeout)
 	}
 	return most
 }
 
-// Answered notes whether the image's registry has answered a question in time.
-func (i *Image) Answered(ctx context.Context, q Question, inTime bool) {
-	set, err := i.client.hostsOf(ctx, i.repo.registry)
-	switch {
-	case err != nil:
-	case inTime:
-		set.answers[q].trust()
-	default:
-		set.answers[q].doubt(time.Now())
+// Answered notes that the image's registry has answered a question in time.
+func (i *Image) Answered(ctx context.Context, q Question) {
+	if d := i.doubt(ctx, q); d != nil {
+		d.trust()
 	}
+}
+
+// Unanswered notes that the image's registry has not answered a question in time. It is asked again
+// in the background, by ask: if it answers then, it gets as much time as ever the next time.
+func (i *Image) Unanswered(ctx context.Context, q Question, ask func(ctx context.Context) error) {
+	if d := i.doubt(ctx, q); d != nil {
+		d.doubt(time.Now())
+		d.probe(ctx, i.client, ask)
+	}
+}
+
+func (i *Image) doubt(ctx context.Context, q Question) *doubt {
+	set, err := i.client.hostsOf(ctx, i.repo.registry)
+	if err != nil {
+		return nil // whoever asks for something is told
+	}
+	return &set.answers[q]
 }

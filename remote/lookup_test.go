@@ -53,7 +53,7 @@ func TestLookupBound(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newNetwork(t)
 				g, other := newRegistry("reg.test"), newRegistry("other.test")
-				g.handle[listPath] = fault
+				g.on(listPath, fault)
 				other.handle["/busy"] = answer(429, "", "Retry-After", "60")
 				other.handle["/broken"] = answer(502, "")
 				blob := randomBytes(1000)
@@ -79,6 +79,12 @@ func TestLookupBound(t *testing.T) {
 				if err := <-reading; err != nil {
 					t.Errorf("read during the look-up: %v", err)
 				}
+				time.Sleep(2 * probeTimeout)
+				before := len(g.requests(listPath))
+				time.Sleep(time.Minute)
+				if n := len(g.requests(listPath)) - before; n > 0 {
+					t.Errorf("%d requests while nobody looks anything up", n)
+				}
 				for range 3 {
 					if _, took, err := lookUp(t, c, "reg.test/a/b:2"); err == nil || took > doubtedTimeout {
 						t.Errorf("one soon after it took %v, %v", took, err)
@@ -92,13 +98,13 @@ func TestLookupBound(t *testing.T) {
 				if _, took, err := lookUp(t, c, "reg.test/a/b:3"); err == nil || took > 4*time.Second {
 					t.Errorf("an hour later it took %v, %v", took, err)
 				}
-				g.handle[listPath] = answer(200, referrersJSON(referrer("r", "k")))
+				g.on(listPath, answer(200, referrersJSON(referrer("r", "k"))))
 				for range 2 {
 					if got, took, err := lookUp(t, c, "reg.test/a/b:4"); got != "[r]" || took > 0 {
 						t.Errorf("answered again: %s, %v, %v", got, took, err)
 					}
 				}
-				g.handle[listPath] = silence
+				g.on(listPath, silence)
 				if _, took, err := lookUp(t, c, "reg.test/a/b:5"); err == nil || took != 4*time.Second {
 					t.Errorf("trusted again, it took %v, %v", took, err)
 				}
@@ -112,7 +118,7 @@ func TestLookupRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
 		g := newRegistry("reg.test")
-		g.handle[listPath] = silence
+		g.on(listPath, silence)
 		defer net.serve("reg.test", g)()
 		c := net.client(Config{})
 		defer c.Close()
@@ -120,19 +126,19 @@ func TestLookupRecovers(t *testing.T) {
 			t.Error("no error")
 		}
 		time.Sleep(probeTimeout)
-		g.handle[listPath] = func(w http.ResponseWriter, r *http.Request) {
+		g.on(listPath, func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(10 * time.Second)
 			answer(200, referrersJSON(referrer("r", "k")))(w, r)
-		}
+		})
 		if _, took, err := lookUp(t, c, "reg.test/a/b:1"); err == nil || took > doubtedTimeout {
 			t.Errorf("doubted: %v, %v", took, err)
 		}
 		time.Sleep(15 * time.Second)
-		g.handle[listPath] = answer(200, referrersJSON(referrer("r", "k")))
+		g.on(listPath, answer(200, referrersJSON(referrer("r", "k"))))
 		if got, _, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || err != nil {
 			t.Errorf("found %s, %v", got, err)
 		}
-		g.handle[listPath] = silence
+		g.on(listPath, silence)
 		if _, took, err := lookUp(t, c, "reg.test/a/b:1"); err == nil || took < 4*time.Second {
 			t.Errorf("trusted again: %v, %v", took, err)
 		}
@@ -144,8 +150,8 @@ func TestLookupByTag(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
 		g := newRegistry("reg.test")
-		g.handle[listPath] = silence
-		g.handle[tagPath] = answer(200, referrersJSON(referrer("r", "k")))
+		g.on(listPath, silence)
+		g.on(tagPath, answer(200, referrersJSON(referrer("r", "k"))))
 		defer net.serve("reg.test", g)()
 		c := net.client(Config{})
 		defer c.Close()
@@ -242,7 +248,7 @@ func TestRepeatedServer(t *testing.T) {
 				}
 				return "", 0
 			}
-			g.handle[listPath] = answer(200, referrersJSON(referrer("r", "k")))
+			g.on(listPath, answer(200, referrersJSON(referrer("r", "k"))))
 			defer net.serve("up.test", g)()
 			c := net.client(Config{ConfigPath: hostsToml(t, "up.test", "server = \""+server+
 				"\"\n[host.\"http://up.test\"]\ncapabilities = [\"pull\"]\n"+
@@ -268,7 +274,7 @@ func TestNullList(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			net := newNetwork(t)
 			g := newRegistry("reg.test")
-			g.handle[listPath] = answer(200, list)
+			g.on(listPath, answer(200, list))
 			defer net.serve("reg.test", g)()
 			c := net.client(Config{})
 			defer c.Close()
@@ -280,11 +286,11 @@ func TestNullList(t *testing.T) {
 					t.Errorf("%s: requests %q", list, l)
 				}
 			}
-			g.handle[tagPath] = answer(200, referrersJSON(referrer("r", "k")))
+			g.on(tagPath, answer(200, referrersJSON(referrer("r", "k"))))
 			if got, _, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || err != nil {
 				t.Errorf("%s: found %s at the tag, %v", list, got, err)
 			}
-			g.handle[listPath] = answer(200, referrersJSON(referrer("q", "k")))
+			g.on(listPath, answer(200, referrersJSON(referrer("q", "k"))))
 			if got, _, err := lookUp(t, c, "reg.test/a/b:2"); got != "[q]" || err != nil {
 				t.Errorf("%s: found %s by the API, %v", list, got, err)
 			}
@@ -324,10 +330,10 @@ func TestUntyped(t *testing.T) {
 						ours, ours.ArtifactType, ours.Annotations = d, "k", m.Annotations
 					}
 				}
-				g.handle[listPath] = answer(200, referrersJSON(list...))
+				g.on(listPath, answer(200, referrersJSON(list...)))
 				want := maxUntyped
 				if tag {
-					g.handle[tagPath] = answer(200, referrersJSON(ours))
+					g.on(tagPath, answer(200, referrersJSON(ours)))
 					want = 0
 				}
 				c := net.client(Config{})
@@ -350,8 +356,8 @@ func TestForeignPage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
 		g, evil := newRegistry("reg.test"), newRegistry("evil.test")
-		g.handle[listPath] = answer(200, referrersJSON(referrer("r", "k")),
-			"Link", `<http://evil.test/v2/x/referrers/y?n=2>; rel="next"`)
+		g.on(listPath, answer(200, referrersJSON(referrer("r", "k")),
+			"Link", `<http://evil.test/v2/x/referrers/y?n=2>; rel="next"`))
 		defer net.serve("reg.test", g)()
 		defer net.serve("evil.test", evil)()
 		c := net.client(Config{})
@@ -370,13 +376,13 @@ func TestLaterPage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
 		g := newRegistry("reg.test")
-		g.handle[listPath] = func(w http.ResponseWriter, r *http.Request) {
+		g.on(listPath, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Query().Get("page") != "" {
 				silence(w, r)
 				return
 			}
 			answer(200, referrersJSON(referrer("r", "k")), "Link", `<?page=2>; rel="next"`)(w, r)
-		}
+		})
 		defer net.serve("reg.test", g)()
 		c := net.client(Config{})
 		defer c.Close()
@@ -394,7 +400,7 @@ func TestLookupLeads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
 		g := newRegistry("reg.test")
-		g.handle[listPath] = silence
+		g.on(listPath, silence)
 		d := g.add(randomBytes(1000))
 		defer net.serve("reg.test", g)()
 		c := net.client(Config{})

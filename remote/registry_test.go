@@ -136,6 +136,24 @@ func (g *registry) add(b []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: int64(len(b))}
 }
 
+// on has requests whose path begins with prefix answered by h.
+func (g *registry) on(prefix string, h http.HandlerFunc) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.handle[prefix] = h
+}
+
+func (g *registry) handler(path string) http.HandlerFunc {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for prefix, h := range g.handle {
+		if strings.HasPrefix(path, prefix) {
+			return h
+		}
+	}
+	return nil
+}
+
 // requests are the requests so far whose line contains s.
 func (g *registry) requests(s string) (out []string) {
 	g.mu.Lock()
@@ -162,11 +180,9 @@ func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	for prefix, h := range g.handle {
-		if strings.HasPrefix(r.URL.Path, prefix) {
-			h(w, r)
-			return
-		}
+	if h := g.handler(r.URL.Path); h != nil {
+		h(w, r)
+		return
 	}
 	_, blob, isBlob := strings.Cut(r.URL.Path, "/blobs/")
 	_, name, isManifest := strings.Cut(r.URL.Path, "/manifests/")

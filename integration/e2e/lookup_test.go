@@ -29,7 +29,7 @@ const (
 	// and lookupSoon after that.
 	lookupMost, lookupSoon = 5 * time.Second, 2 * time.Second
 	// ownMost is how long containerd's own pull takes here at the most.
-	ownMost = 3 * time.Second
+	ownMost = 5 * time.Second
 	// layerSize is a size in bytes that no lazy pull comes near to.
 	layerSize = 2 << 20
 )
