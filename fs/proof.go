@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
@@ -37,6 +39,10 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	}
 	if err != nil {
 		return err
+	}
+	desc := ocispec.Descriptor{Digest: v.digest, Size: s.Record().LayerSize}
+	if b, err := v.origins.blob(desc); err == nil {
+		b.Forget() // all of it is here
 	}
 	if scanErr != nil {
 		return fmt.Errorf("compare the index with the layer's tar: %w", advise(scanErr))

@@ -80,6 +80,10 @@ func (b *Blob) Suspect(off, n int64) {
 	b.places[0].image.client.spools.suspect(b.desc.Digest)
 }
 
+// Forget says that nobody is going to read the blob soon: what is kept of it, because hosts ignore
+// ranges, goes.
+func (b *Blob) Forget() { b.places[0].image.client.spools.forget(b.desc.Digest) }
+
 // Size returns the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.desc.Size }
 

@@ -13,6 +13,9 @@ const (
 	absentFor = 5 * time.Minute
 	// suspectFor is how long a host that sent wrong bytes of a blob comes last, and is asked past its caches.
 	suspectFor = 10 * time.Minute
+	// probeWait is how long a range waits for the answer to another, which tells whether a host
+	// ignores ranges of the blob.
+	probeWait = 5 * time.Second
 	// maxServed is how many of the latest answers of a blob are remembered with where they came from.
 	maxServed = 32
 	// maxBlame bounds how much worse than others a host can get.
@@ -129,7 +132,8 @@ func (s *blobState) honours(h *host) bool {
 	return s.ranged[h] || h == nil && len(s.ranged) > 0
 }
 
-// probe waits until nobody else asks a host for a range that may be ignored. Pair it with release.
+// probe waits until nobody else asks a host for a range that may be ignored, but not for long where a
+// host does not answer. Pair it with release.
 func (s *blobState) probe(ctx context.Context) (release func(), err error) {
 	s.mu.Lock()
 	if s.probing == nil {
@@ -137,9 +141,13 @@ func (s *blobState) probe(ctx context.Context) (release func(), err error) {
 	}
 	ch := s.probing
 	s.mu.Unlock()
+	t := time.NewTimer(probeWait)
+	defer t.Stop()
 	select {
 	case ch <- struct{}{}:
 		return func() { <-ch }, nil
+	case <-t.C:
+		return func() {}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

@@ -47,7 +47,7 @@ type Config struct {
 	// MaxIdlePerHost is the number of connections per host kept for reuse. 0: 64.
 	MaxIdlePerHost int
 	// SpoolDir is where blobs lie, in files without a name, of hosts that ignore ranges: for as
-	// long as they are read, and ten minutes more. Empty: the system's folder for temporary files.
+	// long as they are read, and half an hour more. Empty: the system's folder for temporary files.
 	SpoolDir string
 	// GiveUp is how long an operation may bring nothing, no byte of a blob either: then no further
 	// attempt is made. 0: as long as its context lasts. It does not hold for a Patient blob.

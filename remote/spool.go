@@ -15,7 +15,7 @@ import (
 
 const (
 	// spoolIdle is how long a spool is kept, and goes on coming, without a reader.
-	spoolIdle = 10 * time.Minute
+	spoolIdle = 30 * time.Minute
 	// spoolAgain is how old a spool is at least that is thrown away because bytes of it are wrong:
 	// a host that sends nothing else is not asked for the whole blob again and again.
 	spoolAgain = time.Minute
@@ -266,6 +266,17 @@ func (a *spools) suspect(d digest.Digest) {
 	} else {
 		s = nil
 	}
+	a.mu.Unlock()
+	if s != nil {
+		s.drop(errDropped)
+	}
+}
+
+// forget throws away what has come of a blob that nobody needs any more.
+func (a *spools) forget(d digest.Digest) {
+	a.mu.Lock()
+	s := a.all[d]
+	delete(a.all, d)
 	a.mu.Unlock()
 	if s != nil {
 		s.drop(errDropped)

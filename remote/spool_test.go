@@ -180,6 +180,14 @@ func TestSpool(t *testing.T) {
 			t.Errorf("files with a name: %v", left)
 		}
 		s := c.spools.get(d.Digest)
+		b.Forget()
+		if _, err := s.file.Stat(); err == nil || c.spools.get(d.Digest) != nil {
+			t.Error("a spool that is forgotten is still there")
+		}
+		if err := read(t.Context(), 100_000); err != nil {
+			t.Error(err)
+		}
+		s = c.spools.get(d.Digest)
 		time.Sleep(spoolIdle + time.Minute)
 		synctest.Wait()
 		if _, err := s.file.Stat(); err == nil || c.spools.get(d.Digest) != nil {

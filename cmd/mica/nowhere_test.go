@@ -25,8 +25,8 @@ func silent(t *testing.T, network, address string) net.Listener {
 	return l
 }
 
-// run runs mica and returns its error, what it wrote to stderr, and when it wrote the first line.
-func run(t *testing.T, args ...string) (err error, said string, first time.Duration) {
+// run runs mica and returns what it wrote to stderr, when it wrote the first line, and its error.
+func run(t *testing.T, args ...string) (said string, first time.Duration, err error) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -51,7 +51,7 @@ func run(t *testing.T, args ...string) (err error, said string, first time.Durat
 	err = cmd.ExecuteContext(t.Context())
 	w.Close()
 	reading.Wait()
-	return err, lines.String(), first
+	return lines.String(), first, err
 }
 
 // TestNowhere: a registry that cannot be reached is named, with the cause, from the first second
@@ -107,7 +107,7 @@ func TestNowhere(t *testing.T) {
 				start := time.Now()
 				args = append(args, "--hosts-dir", hosts, "--give-up", giveUp.String())
 				args = append(args, c.host+"/a/b:1")
-				err, said, first := run(t, args...)
+				said, first, err := run(t, args...)
 				took := time.Since(start)
 				if err == nil || !strings.Contains(err.Error(), c.want) ||
 					took > giveUp+2*time.Second {
