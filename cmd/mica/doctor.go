@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -113,6 +115,25 @@ func (f *findings) remapIDs(config string, info admin.Info) {
 	}
 }
 
+// exports compares the root that containerd tells the kubelet with micad's.
+func (f *findings) exports(config, root string) {
+	c, err := loadContainerd(config)
+	if err != nil {
+		return // told already
+	}
+	told, _ := c.at("proxy_plugins", "mica", "exports", "root").(string)
+	if told == "" || filepath.Clean(told) == filepath.Clean(root) {
+		return
+	}
+	a, aErr := os.Stat(told)
+	if b, err := os.Stat(root); err == nil && aErr == nil && os.SameFile(a, b) {
+		return
+	}
+	f.warning("exports", fmt.Sprintf("proxy_plugins.mica.exports.root is %s, micad's root is %s: the kubelet "+
+		"watches the wrong file system for free space", told, root),
+		fmt.Sprintf("[proxy_plugins.mica.exports]\n  root = %q", root)+restartHint)
+}
+
 func indent(text string) string {
 	return "           " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n           ")
 }
@@ -126,6 +147,7 @@ func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config strin
 	f.ok("micad", fmt.Sprintf("version %s, pid %d, root %s; lazy layers by %s, complete ones by %s",
 		info.Version, info.PID, info.Root, info.Lazy, info.Complete))
 	f.remapIDs(config, info)
+	f.exports(config, info.Root)
 	if info.Unlabelled > 0 {
 		f.warning("annotations", fmt.Sprintf("containerd prepared %d layers without naming their image", info.Unlabelled),
 			"Was an image pulled with `ctr images pull --local`? Otherwise see the checks of containerd's configuration above.")

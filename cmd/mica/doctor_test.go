@@ -71,6 +71,27 @@ func TestCheckContainerd(t *testing.T) {
 	}
 }
 
+// TestExportedRoot: the kubelet has to watch the file system that micad's root is on.
+func TestExportedRoot(t *testing.T) {
+	root := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(root, link); err != nil {
+		t.Fatal(err)
+	}
+	for told, want := range map[string]bool{root: true, root + "/": true, link: true, root + "/other": false} {
+		path := filepath.Join(t.TempDir(), "config.toml")
+		text := "version = 3\n[proxy_plugins.mica.exports]\nroot = \"" + told + "\"\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var f findings
+		f.exports(path, root)
+		if (len(f) == 0) != want {
+			t.Errorf("%s for %s: %+v", told, root, f)
+		}
+	}
+}
+
 // TestFixIsRight: what doctor says to add is what it wants.
 func TestFixIsRight(t *testing.T) {
 	_, text, _ := strings.Cut(unpackFix, "\n")
