@@ -113,7 +113,7 @@ func (p *pull) claimDownload(
 			}, nil
 		}
 	}
-	return nil, nil, fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.name(), d)
+	return nil, nil, fmt.Errorf("manifest %s of %s names no layer %s", p.key.manifest, p.ref, d)
 }
 
 // inVain ends the downloads of what lies above a layer that is not served.
