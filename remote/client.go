@@ -92,6 +92,7 @@ func New(cfg Config) (*Client, error) {
 	for _, v := range []time.Duration{
 		cfg.StallTimeout, cfg.DialTimeout, cfg.MinBackoff, cfg.MaxBackoff, cfg.MaxRetryAfter,
 		cfg.ListTimeout, cfg.GiveUp,
+		cfg.GiveUp,
 	} {
 		if v < 0 {
 			return nil, fmt.Errorf("configure registries: negative duration %v", v)

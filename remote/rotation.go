@@ -95,11 +95,11 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			return nil, fmt.Errorf("%s: %w", r.what, r.final)
 		}
 		pause := max(jitter(wait), r.backoff())
-		if r.over(pause) {
-			return nil, r.gaveUp()
-		}
 		if end, ok := ctx.Deadline(); ok && r.aside && wait > time.Until(end) {
 			return nil, fmt.Errorf("%s: %w", r.what, or(r.last, errBusy))
+		}
+		if r.over(pause) {
+			return nil, r.gaveUp()
 		}
 		if err := r.pause(ctx, pause); err != nil {
 			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))

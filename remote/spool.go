@@ -181,7 +181,9 @@ func (s *spool) read(of *stream) *spoolReader {
 		// It outlives the reader that it begins for.
 		ctx, cancel := context.WithCancelCause(context.WithoutCancel(of.ctx))
 		s.cancel = cancel
-		rest := of.blob.stream(ctx, s.upTo, s.size-s.upTo, whole)
+		b := *of.blob
+		b.aside = false // others read it as well
+		rest := b.stream(ctx, s.upTo, s.size-s.upTo, whole)
 		rest.adopt(of)
 		s.owner.running.Go(func() {
 			defer cancel(nil)

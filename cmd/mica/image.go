@@ -46,9 +46,6 @@ var (
 	_ image = (*layout.Image)(nil)
 )
 
-// listTimeout is how long a registry is asked for indexes and profiles.
-const listTimeout = 25 * time.Second
-
 // registryFlags are the flags of all verbs that talk to registries.
 type registryFlags struct {
 	hostsDir string
@@ -61,11 +58,11 @@ func (f *registryFlags) client() (*remote.Client, error) {
 		ConfigPath:  f.hostsDir,
 		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
 		UserAgent:   "mica/" + version,
-		ListTimeout: listTimeout,
 		// An attempt that is not answered ends after the one, and none begins after the other.
 		StallTimeout: f.giveUp / 2,
 		DialTimeout:  f.giveUp / 3,
 		GiveUp:       f.giveUp / 2,
+		ListTimeout:  f.giveUp,
 		Notice:       (&notices{w: f.stderr}).tell,
 	})
 }
