@@ -20,7 +20,7 @@ func pack(l *Layer) (*columns, error) {
 	if l.inodes > maxPackedFiles {
 		return nil, errNotPacked
 	}
-	d, err := draftOf(l)
+	d, _, err := draftOf(l, maxPackedFiles)
 	if err != nil {
 		return nil, err
 	}
@@ -235,26 +235,27 @@ func (c *columns) write(z *zstd.Encoder) error {
 	return nil
 }
 
-// draftOf returns what an index file was made of, content digests apart.
-func draftOf(l *Layer) (*Draft, error) {
+// draftOf returns what an index file was made of, content digests apart, and its nodes by nid;
+// errNotPacked where there are more than most.
+func draftOf(l *Layer, most int) (*Draft, map[uint64]*Node, error) {
 	spans, err := l.Spans()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	implicit, err := l.Implicit()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	r := drafter{tree: &Tree{r: &pageReader{r: l.r, size: l.tree.size}, size: l.tree.size, device: l.tree.device}, nodes: map[uint64]*Node{}}
+	r := drafter{tree: l.walked(), nodes: map[uint64]*Node{}, most: most}
 	root, err := r.node(rootNid)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for len(r.todo) > 0 {
 		nid := r.todo[len(r.todo)-1]
 		r.todo = r.todo[:len(r.todo)-1]
 		if err := r.directory(nid); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	for _, nid := range implicit {
@@ -262,7 +263,7 @@ func draftOf(l *Layer) (*Draft, error) {
 			n.Implicit = true
 		}
 	}
-	return &Draft{Header: l.header.Header, Root: root, Spans: spans}, nil
+	return &Draft{Header: l.header.Header, Root: root, Spans: spans}, r.nodes, nil
 }
 
 // drafter makes nodes of inodes.
@@ -270,6 +271,7 @@ type drafter struct {
 	tree  *Tree
 	nodes map[uint64]*Node
 	todo  []uint64 // directories
+	most  int      // nodes
 }
 
 func (r *drafter) directory(nid uint64) error {
@@ -293,7 +295,7 @@ func (r *drafter) node(nid uint64) (*Node, error) {
 	}
 	n := &Node{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime, Rdev: ino.Rdev}
 	r.nodes[nid] = n
-	if len(r.nodes) > maxPackedFiles {
+	if len(r.nodes) > r.most {
 		return nil, errNotPacked
 	}
 	err = r.tree.eachXattr(nid, func(name string, value []byte) bool {

@@ -15,15 +15,22 @@ type Attr struct {
 	Mode     uint32 // permission bits; the type stays
 	UID, GID uint32
 	Mtime    time.Time
+	Xattrs   map[string]string // to add; those that the directory has stay
 }
 
 // Patch writes a copy of l's index file in which the directories of the given
 // nids have other attributes, and the digests in the header fit: for the
 // directories that a layer's tar does not mention (Implicit), whose attributes
-// are those of the layer below. Extended attributes stay as they are: those of a lower
-// directory are not taken over. The copy is as long as the original.
+// are those of the layer below. The copy has l's nids, and is as long as the original, where no
+// extended attribute is added.
 func Patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
-	if err := patch(w, l, attrs); err != nil {
+	write := patch
+	for _, a := range attrs {
+		if len(a.Xattrs) > 0 {
+			write = patchNodes
+		}
+	}
+	if err := write(w, l, attrs); err != nil {
 		return fmt.Errorf("patch index of layer %s: %w", l.header.Layer, err)
 	}
 	return nil
@@ -59,6 +66,33 @@ func patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 		err = corrupt("the file ends at byte %d", headerSize+n)
 	}
 	return err
+}
+
+// patchNodes is Patch where inodes become longer.
+func patchNodes(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
+	for nid := range attrs {
+		if _, err := l.tree.directory(nid); err != nil {
+			return fmt.Errorf("directory %d: %w", nid, err)
+		}
+	}
+	return l.rewrite(w, func(nodes map[uint64]*Node) {
+		for nid, a := range attrs {
+			n := nodes[nid]
+			if n == nil {
+				continue // it is not of the tree: nobody sees it
+			}
+			n.Mode = modeDir | a.Mode&modePerm
+			n.UID, n.GID, n.Mtime = a.UID, a.GID, a.Mtime
+			for name, value := range a.Xattrs {
+				if n.Xattrs == nil {
+					n.Xattrs = map[string]string{}
+				}
+				if _, ok := n.Xattrs[name]; !ok {
+					n.Xattrs[name] = value
+				}
+			}
+		}
+	})
 }
 
 // inodePatch replaces an inode.

@@ -17,8 +17,8 @@ func Same(l *Layer, root *Node) error {
 	if err != nil {
 		return err
 	}
-	c := comparer{tree: &Tree{r: &pageReader{r: l.r, size: l.tree.size}, size: l.tree.size, device: l.tree.device},
-		seen: &plan{}, linked: map[uint64]*Node{}, implicit: map[uint64]bool{}}
+	c := comparer{tree: l.walked(), seen: &plan{}, linked: map[uint64]*Node{},
+		implicit: map[uint64]bool{}}
 	for _, nid := range nids {
 		c.implicit[nid] = true
 	}

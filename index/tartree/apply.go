@@ -26,6 +26,10 @@ const (
 	linkPerm    = 0o777
 )
 
+// ErrLowest is wrapped by the error for a whiteout of what the layer itself has. containerd
+// unpacks such a layer where no layer is below, and refuses it elsewhere.
+var ErrLowest = errors.New("the layer hides what it has itself")
+
 var errWhiteout = errors.New("invalid name of a whiteout")
 
 // place is a directory that an entry lies in.
@@ -109,6 +113,9 @@ func (s *scanner) whiteout(hdr *tar.Header, dir *index.Node, name string, mtime 
 		return errWhiteout
 	}
 	n, err := s.tree.create(dir, name, unix.S_IFCHR)
+	if errors.Is(err, unix.EEXIST) {
+		err = fmt.Errorf("%w: %w", ErrLowest, err)
+	}
 	if err != nil {
 		return fmt.Errorf("make a whiteout: %w", err)
 	}

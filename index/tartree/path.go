@@ -38,6 +38,12 @@ func (t *tree) resolve(p string) (string, error) {
 			return clean, err
 		}
 	}
+	return Resolve(p, t.readlink)
+}
+
+// Resolve is resolve in any tree. readlink returns the target of the symbolic link at a clean,
+// absolute path, "" for what is not a link and for what does not exist.
+func Resolve(p string, readlink func(path string) (string, error)) (string, error) {
 	switch {
 	case p == "":
 		return "/", nil
@@ -46,7 +52,7 @@ func (t *tree) resolve(p string) (string, error) {
 	}
 	for links := 0; ; {
 		before := links
-		next, err := t.resolveOnce(p, &links)
+		next, err := resolveOnce(p, &links, readlink)
 		if err != nil {
 			return "", err
 		}
@@ -89,7 +95,7 @@ func (t *tree) plain(p string) (bool, error) {
 
 // resolveOnce goes through p from left to right and replaces each name that
 // is a link by its target, once, adding to links for each.
-func (t *tree) resolveOnce(p string, links *int) (string, error) {
+func resolveOnce(p string, links *int, readlink func(path string) (string, error)) (string, error) {
 	done := ""
 	if p[0] == '/' {
 		done = "/"
@@ -104,7 +110,7 @@ func (t *tree) resolveOnce(p string, links *int) (string, error) {
 			return "", unix.ELOOP
 		}
 		at := path.Join("/", done, name)
-		target, err := t.readlink(at)
+		target, err := readlink(at)
 		switch {
 		case err != nil:
 			return "", err

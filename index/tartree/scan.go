@@ -17,7 +17,11 @@
 //   - containerd gives a directory that no entry names the attributes of the
 //     layer below. A scan does not know that layer: such directories are root's with mode
 //     0755, and marked as Implicit. An entry that names it later clears the mark, and with it
-//     the xattrs that containerd would have kept from below.
+//     the xattrs that containerd would have kept from below, and the group that directories
+//     implied in it would have from there.
+//   - Where no layer is below, containerd unpacks without overlayfs: a whiteout removes what
+//     the layer has of that name, and is not there; an opaque marker removes what the tar has
+//     implied there. See index.Bare.
 //   - The root directory is not the tar's to describe: 0755, root's, time 0.
 //   - GNU's old sparse files (type S) are read; containerd refuses them.
 //   - No path ever leads to the host's files (see resolve).

@@ -1,0 +1,146 @@
+package index
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// xattrOpaque is the attribute by which overlayfs hides what lower layers have in a directory.
+const (
+	xattrOpaque = "trusted.overlay.opaque"
+	opaqueYes   = "y"
+)
+
+// Marks tells what of a layer's tree says something about layers below it.
+type Marks struct {
+	// Any: there are whiteouts, or opaque directories.
+	Any bool
+	// Unsure: below an opaque directory is one that the tar implies. Where no layer is below,
+	// containerd keeps that one or removes it, depending on the order in the tar.
+	Unsure bool
+}
+
+// Marks looks through the whole tree.
+func (l *Layer) Marks() (Marks, error) {
+	m := marker{tree: l.walked(), implicit: map[uint64]bool{}}
+	nids, err := l.Implicit()
+	if err != nil {
+		return Marks{}, err
+	}
+	for _, nid := range nids {
+		m.implicit[nid] = true
+	}
+	m.todo = []markedDir{{nid: rootNid}}
+	for len(m.todo) > 0 {
+		d := m.todo[len(m.todo)-1]
+		m.todo = m.todo[:len(m.todo)-1]
+		if m.dirs++; m.dirs > l.inodes {
+			return Marks{}, fmt.Errorf("whiteouts of layer %s: %w", l.header.Layer,
+				corrupt("directories in a circle"))
+		}
+		if err := m.directory(d); err != nil {
+			return Marks{}, fmt.Errorf("whiteouts of layer %s: %w", l.header.Layer, err)
+		}
+	}
+	return m.Marks, nil
+}
+
+// walked is the tree for whoever reads all of it, once, from front to back.
+func (l *Layer) walked() *Tree {
+	return &Tree{r: &pageReader{r: l.r, size: l.tree.size}, size: l.tree.size, device: l.tree.device}
+}
+
+// marker walks a tree and fills in Marks.
+type marker struct {
+	Marks
+	tree     *Tree
+	implicit map[uint64]bool
+	todo     []markedDir
+	dirs     uint64 // that were met
+}
+
+type markedDir struct {
+	nid    uint64
+	opaque bool // it, or a directory above it
+}
+
+func (m *marker) directory(d markedDir) error {
+	ino, err := m.tree.inode(d.nid)
+	if err != nil {
+		return err
+	}
+	m.Unsure = m.Unsure || d.opaque && m.implicit[d.nid]
+	if ino.HasXattrs {
+		opaque := false
+		err := m.tree.eachXattr(d.nid, func(name string, value []byte) bool {
+			opaque = name == xattrOpaque && string(value) == opaqueYes
+			return !opaque
+		})
+		if err != nil {
+			return err
+		}
+		m.Any, d.opaque = m.Any || opaque, d.opaque || opaque
+	}
+	var devices []uint64
+	err = m.tree.ReadDir(d.nid, 0, func(e Dirent) bool {
+		switch {
+		case e.Name == "." || e.Name == "..":
+		case e.Type == Directory:
+			m.todo = append(m.todo, markedDir{e.Nid, d.opaque})
+		case e.Type == CharDevice && !m.Any:
+			devices = append(devices, e.Nid)
+		}
+		return true
+	})
+	for _, nid := range devices {
+		ino, inoErr := m.tree.inode(nid)
+		m.Any, err = m.Any || isWhiteout(ino.Mode, ino.Rdev), errors.Join(err, inoErr)
+	}
+	return err
+}
+
+func isWhiteout(mode uint32, rdev uint64) bool { return mode == modeChar && rdev == 0 }
+
+// Bare writes a copy of l's index file that has neither whiteouts nor opaque directories: what
+// containerd unpacks where no layer is below. Its nids are not l's.
+func Bare(w io.Writer, l *Layer) error {
+	return l.rewrite(w, func(nodes map[uint64]*Node) {
+		for _, n := range nodes {
+			if n.Xattrs[xattrOpaque] == opaqueYes {
+				delete(n.Xattrs, xattrOpaque)
+			}
+			for name, child := range n.Children {
+				if isWhiteout(child.Mode, child.Rdev) {
+					delete(n.Children, name)
+				}
+			}
+		}
+	})
+}
+
+// MaxRewritten is how many files a tree has at most of which a copy with other names or
+// extended attributes is made, because all of it is in memory meanwhile, some 400 bytes a file.
+const MaxRewritten = 1 << 17
+
+// ErrTooLarge is wrapped by the errors of Bare and Patch where a tree has too many files.
+var ErrTooLarge = fmt.Errorf("more than %d files", MaxRewritten)
+
+// rewrite writes an index of the same layer with the nodes that change leaves of l's, which it gets
+// by nid.
+func (l *Layer) rewrite(w io.Writer, change func(nodes map[uint64]*Node)) error {
+	if l.inodes > MaxRewritten {
+		return fmt.Errorf("copy the index of layer %s: %w", l.header.Layer, ErrTooLarge)
+	}
+	d, nodes, err := draftOf(l, MaxRewritten)
+	if err != nil {
+		return fmt.Errorf("copy the index of layer %s: %w", l.header.Layer, err)
+	}
+	change(nodes)
+	out := bufio.NewWriter(w)
+	if _, err := Write(out, d); err != nil {
+		return err
+	}
+	return out.Flush()
+}
