@@ -272,7 +272,7 @@ func (v *live) sameAs(st *heldState) (*index.Layer, error) {
 func (v *live) place(ctx context.Context, s *served, st *heldState) {
 	dir := v.deviceDir()
 	if st.Mount.Kind == fuse.KindTree {
-		dir = v.pointDir(st.Variant)
+		dir = filepath.Join(v.t.o.Root, mountsName, filepath.Base(st.Mount.Dir))
 	}
 	there := false
 	mounts, err := mountinfo.At(dir)
@@ -285,8 +285,8 @@ func (v *live) place(ctx context.Context, s *served, st *heldState) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch {
-	case there && st.Mount.Kind == fuse.KindTree && v.points[st.Variant] == nil:
-		v.points[st.Variant] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE, tree: s}
+	case there && st.Mount.Kind == fuse.KindTree && v.points[dir] == nil:
+		v.points[dir] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE, tree: s}
 	case there && st.Mount.Kind == fuse.KindDevice && v.device == nil:
 		v.device = s
 	default:

@@ -78,12 +78,23 @@ func (p *pull) ask(l Layer, below []Below) bool {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
 	p.t.deaf = false
+	if len(below) == 0 {
+		p.lowest = l.Digest
+	}
 	if p.askedLocked() {
 		return false
 	}
 	p.ref, p.layers = l.Ref, imageOf(l, below)
 	close(p.asked)
 	return true
+}
+
+// isLowest says whether a layer is the image's first. containerd asks for that one before all
+// others, unless it has it.
+func (p *pull) isLowest(d digest.Digest) bool {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	return p.lowest == d
 }
 
 func (p *pull) askedLocked() bool {

@@ -17,42 +17,54 @@ func (t *Table) sweepMounts(ctx context.Context) error {
 	errs := []error{t.dropLeft(ctx, false)}
 	t.placing.Lock() // nobody mounts meanwhile
 	defer t.placing.Unlock()
-	known := t.knownKeys()
+	known := t.known()
+	keys := map[string]bool{}
+	for d := range known {
+		keys[mountKey(d)] = true
+	}
+	inUse := func(path string) bool {
+		// Of a device, or a mount point of a former version.
+		key, _, _ := strings.Cut(filepath.Base(path), "-")
+		return keys[key] || known[t.names.spot(path).layer]
+	}
 	for _, name := range []string{mountsName, devicesName} {
 		entries, err := os.ReadDir(filepath.Join(t.o.Root, name))
 		if err != nil {
 			return errors.Join(append(errs, err)...)
 		}
 		for _, e := range entries {
-			key, _, _ := strings.Cut(e.Name(), "-")
-			if known[key] {
+			dir := filepath.Join(t.o.Root, name, e.Name())
+			if inUse(dir) {
 				continue
 			}
-			dir := filepath.Join(t.o.Root, name, e.Name())
 			t.log.InfoContext(ctx, "mount point of no layer is removed", "dir", dir)
 			errs = append(errs, unmount(dir), os.Remove(dir))
+		}
+	}
+	for _, d := range t.names.layers() {
+		if !known[d] {
+			errs = append(errs, t.names.forget(d))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// knownKeys returns the mount keys of all layers that have a place in the table.
-func (t *Table) knownKeys() map[string]bool {
+// known returns all layers that have a place in the table.
+func (t *Table) known() map[digest.Digest]bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	known := map[string]bool{}
-	add := func(d digest.Digest) { known[mountKey(d)] = true }
+	known := map[digest.Digest]bool{}
 	for d := range t.live {
-		add(d)
+		known[d] = true
 	}
 	for d := range t.jobs {
-		add(d)
+		known[d] = true
 	}
 	for d := range t.claims.wanted {
-		add(d)
+		known[d] = true
 	}
 	for d := range t.claims.removing {
-		add(d)
+		known[d] = true
 	}
 	return known
 }

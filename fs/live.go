@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ type live struct {
 	store   *store.Layer
 	file    *os.File // the index file
 	index   *index.Layer
+	marks   func() (index.Marks, error) // the index's, looked for once
 	data    *layer.Layer
 	origins *origins
 	filling filling
@@ -37,7 +39,7 @@ type live struct {
 	mu     sync.Mutex // held over mount(2), never over the network
 	closed bool
 	device *served           // erofs mode: the FUSE mount of the device
-	points map[string]*point // by variant
+	points map[string]*point // by directory
 	strays []*served         // which lie nowhere any more, but are in use
 }
 
@@ -197,6 +199,7 @@ func (v *live) openIndex() error {
 	if h.Layer != rec.Layer || h.DiffID != rec.DiffID || h.DeviceSize != rec.DeviceSize {
 		return fmt.Errorf("%w: it is of layer %s", index.ErrCorrupt, h.Layer)
 	}
+	v.marks = sync.OnceValues(v.index.Marks)
 	return nil
 }
 
@@ -210,8 +213,8 @@ func damaged(err error) error {
 	return fmt.Errorf("%w: %w", store.ErrDamaged, err)
 }
 
-// mountKey names a layer's mount points. It is short, because overlayfs takes all lower
-// directories in one page: 96 bits of the digest, of which an image would have to be made with another's in mind.
+// mountKey names what there is of a layer once: 96 bits of the digest, of which a layer would
+// have to be made with another's in mind.
 func mountKey(d digest.Digest) string {
 	return d.Encoded()[:24]
 }
@@ -409,17 +412,28 @@ func ofDisk(err error) bool {
 	return errors.As(err, &path)
 }
 
-// clearMounts takes all mounts of a layer out of the file tree, and removes the mount points.
+// mountPoints returns the mount points of a layer: those that have names, and those of former
+// versions, which are named after the layer.
+func (t *Table) mountPoints(d digest.Digest) ([]string, error) {
+	former, err := filepath.Glob(filepath.Join(t.o.Root, mountsName, mountKey(d)+"*"))
+	dirs := append(t.names.of(d), former...)
+	slices.Sort(dirs)
+	return slices.Compact(dirs), err
+}
+
+// clearMounts takes all mounts of a layer out of the file tree, and removes the mount points. Their
+// names stay, for when the layer is mounted again.
 func (t *Table) clearMounts(d digest.Digest) error {
-	var errs []error
-	for _, name := range []string{mountsName, devicesName} {
-		dirs, err := filepath.Glob(filepath.Join(t.o.Root, name, mountKey(d)+"*"))
-		if err != nil {
-			return err
-		}
-		for _, dir := range dirs {
-			errs = append(errs, unmount(dir), os.Remove(dir))
-		}
+	dirs, err := t.mountPoints(d)
+	errs := []error{err}
+	for _, dir := range append(dirs, filepath.Join(t.o.Root, devicesName, mountKey(d))) {
+		errs = append(errs, removePoint(dir))
 	}
 	return errors.Join(errs...)
+}
+
+// removePoint removes a mount point, with what is mounted there, if it is there. It asks nothing of
+// what is mounted, which may answer to nobody.
+func removePoint(dir string) error {
+	return errors.Join(unmount(dir), ignoreMissing(os.Remove(dir)))
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
@@ -18,7 +19,7 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// point is a mount point of a layer. There is one for each variant of the tree.
+// point is a mount point of a layer. There is one for each spot.
 type point struct {
 	dir   string
 	index string  // path of the index file that is mounted
@@ -30,20 +31,34 @@ type point struct {
 // deviceDir is where the layer's device is mounted in erofs mode.
 func (v *live) deviceDir() string { return filepath.Join(v.t.o.Root, devicesName, v.key) }
 
-// pointDir is where a variant of the layer is mounted.
-func (v *live) pointDir(variant string) string { return v.t.pointDir(v.key, variant) }
-
-func (t *Table) pointDir(key, variant string) string {
-	return filepath.Join(t.o.Root, mountsName, key+variant)
-}
-
-// mount returns the directory that shows the layer over the layers below it. What an earlier run has mounted there stays
-// if it is what it should be; all else that lies there goes.
-func (v *live) mount(ctx context.Context, below []Below) (string, error) {
-	attrs, err := v.inherit(below)
+// mount returns the directory that shows the layer over the layers below it: at, unless that is
+// "". What an earlier run has mounted there stays if it is what it should be; all else that lies
+// there goes.
+func (v *live) mount(ctx context.Context, at string, below []Below) (string, error) {
+	c, err := v.changes(below, at != "")
 	if err != nil {
 		return "", err
 	}
+	s := spotOf(v.digest, below)
+	if !s.lowest {
+		s.variant = c.name()
+	}
+	return v.mountSpot(ctx, s, c, at)
+}
+
+// spotOf returns the spot of a layer over others, as long as nothing is known that they change.
+func spotOf(d digest.Digest, below []Below) spot {
+	s := spot{layer: d, lowest: len(below) == 0}
+	for _, b := range below {
+		if b.Digest == d {
+			s.copy++
+		}
+	}
+	return s
+}
+
+// mountSpot is mount, of what is known to be changed.
+func (v *live) mountSpot(ctx context.Context, s spot, c *changes, at string) (string, error) {
 	v.t.placing.RLock()
 	defer v.t.placing.RUnlock()
 	v.mu.Lock()
@@ -51,13 +66,19 @@ func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 	if v.closed {
 		return "", errors.New("layer was removed")
 	}
-	name := variant(attrs)
-	p := v.points[name]
-	if p == nil {
-		p = &point{dir: v.pointDir(name), index: v.store.IndexPath() + name}
-		if err := v.writeVariant(p.index, attrs); err != nil {
-			return "", err
+	if err := v.writeVariant(c); err != nil {
+		return "", err
+	}
+	dir, index, err := v.placeLocked(ctx, s, at)
+	if err != nil {
+		return "", err
+	}
+	p := v.points[dir]
+	if p == nil || p.index != index {
+		if p != nil && p.tree != nil {
+			v.strays = append(v.strays, p.tree)
 		}
+		p = &point{dir: dir, index: index}
 	}
 	if p.mode, err = v.look(p); err != nil {
 		return "", err
@@ -65,22 +86,45 @@ func (v *live) mount(ctx context.Context, below []Below) (string, error) {
 	if err := v.show(ctx, p); err != nil {
 		return "", err
 	}
-	v.points[name] = p
+	v.points[dir] = p
 	p.id, err = mountinfo.ID(p.dir)
 	return p.dir, err
+}
+
+// placeLocked returns the mount point of a spot, which is at unless that is "", and the index
+// file that is mounted there.
+func (v *live) placeLocked(ctx context.Context, s spot, at string) (dir, index string, err error) {
+	index = v.shownAt(s)
+	if at == "" {
+		dir, err = v.t.names.path(s)
+		return dir, index, err
+	}
+	owner, err := v.t.names.claim(at, s)
+	if err != nil {
+		return "", "", err
+	}
+	if other := v.shownAt(owner); other != index {
+		if _, err := os.Stat(other); err == nil {
+			v.t.log.WarnContext(ctx,
+				"a directory of this layer shows what it does in another image, because an "+
+					"earlier version of Mica has mounted it for both: remove the image and pull it again",
+				"layer", v.digest, "dir", at)
+			index = other
+		}
+	}
+	return at, index, nil
 }
 
 // Displaced returns those of the directories that do not show any more what they showed when Mount returned them last: they
 // were unmounted, or something else lies on them.
 func (t *Table) Displaced(dirs []string) []string {
-	asked := map[string]bool{}
+	asked := map[digest.Digest]bool{}
 	for _, dir := range dirs {
-		key, _, _ := strings.Cut(filepath.Base(dir), "-")
-		asked[key] = true
+		asked[t.names.spot(dir).layer] = true
 	}
 	ids := map[string]int{}
 	for _, v := range t.opened() {
-		if !asked[v.key] {
+		if !asked[v.digest] {
 			continue // it may be busy
 		}
 		v.mu.Lock()
@@ -219,7 +263,7 @@ func (p *point) mountTree(ctx context.Context, v *live) error {
 // mountDevice mounts the device by FUSE. EROFS mounts over a former one, which nobody serves any more, go before: so
 // whatever EROFS lies at a point of the layer, without being standalone, is over this one.
 func (v *live) mountDevice(ctx context.Context) error {
-	dirs, err := filepath.Glob(v.pointDir("*"))
+	dirs, err := v.t.mountPoints(v.digest)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 		here.Close()
 		if p := t.bringer(l); p != nil { // it may have yet to be mounted, or one below it
 			<-p.told // before the index, which has come
-			return p.promise(l)
+			return p.promise(ctx, l, below)
 		}
 		return Mounted{}, false
 	}
@@ -63,17 +63,22 @@ func (t *Table) Promise(ctx context.Context, l Layer, below []Below) (m Mounted,
 	case <-ctx.Done():
 		return Mounted{}, false
 	}
-	return p.promise(l)
+	return p.promise(ctx, l, below)
 }
 
 // promise is Promise, of what the registry has told the pull.
-func (p *pull) promise(l Layer) (m Mounted, ok bool) {
+func (p *pull) promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool) {
 	told, ok := p.listed[l.Digest]
 	if !ok || l.DiffID != "" && l.DiffID != told.DiffID || p.t.o.Limits.layer(told.Size) != nil {
 		return Mounted{}, false
 	}
+	dir, err := p.t.names.path(spotOf(l.Digest, below))
+	if err != nil {
+		p.t.log.WarnContext(ctx, "a layer is not promised", "layer", l.Digest, "err", err)
+		return Mounted{}, false
+	}
 	p.t.promises.add(l.Digest)
-	return Mounted{Dir: p.t.pointDir(mountKey(l.Digest), ""), DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
+	return Mounted{Dir: dir, DiffID: told.DiffID, Size: told.Size, Inodes: told.Inodes}, true
 }
 
 // bringer returns the pull of a layer's image if it has brought the layer, and is still busy with this one or others of the image.

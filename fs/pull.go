@@ -51,6 +51,7 @@ type pull struct {
 
 	// Guarded by Table.mu:
 	ref     string                 // the reference by which it is pulled
+	lowest  digest.Digest          // its first layer, once containerd has asked for that
 	layers  map[digest.Digest]bool // of the image; nil until containerd has asked
 	waiters int
 	idle    *time.Timer
@@ -285,7 +286,12 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 	if err != nil || len(implicit) > 0 {
 		return err
 	}
-	_, err = v.mount(ctx, nil)
+	s := spot{layer: d, lowest: p.isLowest(d)}
+	if s.lowest {
+		_, err = v.mount(ctx, "", nil)
+	} else {
+		_, err = v.mountSpot(ctx, s, &changes{}, "")
+	}
 	p.t.log.DebugContext(ctx, "layer prepared", "ref", p.name(), "layer", d, "bring", brought.Sub(start), "mount", time.Since(brought), "err", err)
 	return err
 }

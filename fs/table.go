@@ -10,7 +10,7 @@
 // of the image at once, so that later calls find their layers there. Announce begins one before
 // anybody asks. Promise tells what Mount will return as soon as the registry has told of the index, which is earlier.
 //
-//	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ mount points (m/KEY, dev/KEY)
+//	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ m/NAME, dev/KEY
 //
 // # Over the end of the process
 //
@@ -90,6 +90,7 @@ type Table struct {
 	o       Options
 	log     *slog.Logger
 	store   *store.Store
+	names   *names
 	early   early
 	copies  copies
 	cache   *cache
@@ -116,7 +117,9 @@ type Table struct {
 	// refused are layers that cannot be served, whoever asks.
 	refused refusals
 
-	damage  sync.Mutex   // held by who removes a layer that is damaged, or gives way to another
+	damage    sync.Mutex // held by who removes a layer that is damaged, or gives way to another
+	rewriting sync.Mutex // held by whoever writes an index as the layers below change it
+
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
 	promises   promises
@@ -133,6 +136,9 @@ type Layer struct {
 	DiffID   digest.Digest // of its uncompressed tar; "": not known
 	// Image is this layer and those above it that will be asked for next.
 	Image []digest.Digest
+	// Dir is where the layer has to be seen, because Mount or Promise has said so before, maybe of
+	// another version; "": wherever it is.
+	Dir string
 }
 
 // Below is a layer under the one to be mounted.
@@ -156,6 +162,7 @@ var ErrUnavailable = errors.New("layer is not available")
 // Names below Options.Root.
 const (
 	mountsName  = "m"
+	namesName   = "names"
 	devicesName = "dev"
 )
 
@@ -185,6 +192,10 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 			return nil, fmt.Errorf("open layers: %w", err)
 		}
 	}
+	n, err := openNames(o.Root)
+	if err != nil {
+		return nil, err
+	}
 	s, err := openStore(ctx, o.Root)
 	if err != nil {
 		return nil, err
@@ -197,7 +208,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	o.Fetch.Hold = c.hold
 	t := &Table{
-		o: o, log: o.Log, store: s, cache: c,
+		o: o, log: o.Log, store: s, names: n, cache: c,
 		budget:  budget,
 		memory:  fuse.NewMemory(0),
 		fetch:   fetch.New(o.Fetch),
@@ -330,7 +341,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, l, err)
 	}
-	dir, err := v.mount(ctx, below)
+	dir, err := v.mount(ctx, l.Dir, below)
 	if err == nil {
 		err = v.shown()
 	}
@@ -374,7 +385,7 @@ func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
 
 // discard takes a layer away, mounts and content.
 func (t *Table) discard(ctx context.Context, d digest.Digest) error {
-	if err := errors.Join(t.Unmount(d), t.store.Remove(d)); err != nil {
+	if err := errors.Join(t.Unmount(d), t.names.forget(d), t.store.Remove(d)); err != nil {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
 	t.log.InfoContext(ctx, "layer removed", "layer", d)

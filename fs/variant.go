@@ -10,163 +10,371 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	continuityfs "github.com/containerd/continuity/fs"
+	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
-// inherit returns the attributes that the directories which the layer's tar implies, but does not
-// mention, have in the layers below: the topmost that has anything of that name counts. Directories that
-// none has are left out.
-func (v *live) inherit(below []Below) (map[uint64]index.Attr, error) {
-	implicit, err := v.index.Implicit()
-	if err != nil || len(implicit) == 0 || len(below) == 0 {
-		return nil, err
+// changes is how the layers under a layer change its tree, as they do when containerd unpacks it.
+type changes struct {
+	// attrs is what the directories that the layer's tar implies, but does not mention, have from
+	// below. Those that none of the layers below has are left out.
+	attrs map[uint64]index.Attr
+	bare  bool // no layer is below: there are no whiteouts and no opaque directories
+}
+
+// name names the changes, by the hexadecimal sha256 of the attributes; "": there are none.
+func (c *changes) name() string {
+	switch {
+	case c.bare:
+		return bareName
+	case len(c.attrs) == 0:
+		return ""
 	}
-	lookups := make([]func(string) (*index.Attr, error), len(below))
-	for i, b := range below {
-		if lookups[i], err = v.t.lookup(b); err != nil {
+	var b []byte
+	add := func(v uint64) { b = binary.LittleEndian.AppendUint64(b, v) }
+	addText := func(s string) { add(uint64(len(s))); b = append(b, s...) }
+	for _, nid := range slices.SortedFunc(maps.Keys(c.attrs), cmp.Compare) {
+		a := c.attrs[nid]
+		mtime := [2]uint64{uint64(a.Mtime.Unix()), uint64(a.Mtime.Nanosecond())}
+		for _, v := range []uint64{nid, uint64(a.Mode), uint64(a.UID), uint64(a.GID), mtime[0],
+			mtime[1], uint64(len(a.Xattrs))} {
+			add(v)
+		}
+		for _, key := range slices.Sorted(maps.Keys(a.Xattrs)) {
+			addText(key)
+			addText(a.Xattrs[key])
+		}
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// bareName is the name of a tree without whiteouts.
+const bareName = "bare"
+
+// errUnpack is why a layer is left to containerd: what comes out depends on what the index
+// does not tell.
+var errUnpack = errors.New("only unpacking the layer tells what it looks like over those below it")
+
+// changes finds out how the layers below change the tree. Where that cannot be told for certain,
+// or takes too much memory, the error is errUnpack; a layer that is in use already shows what can
+// be shown.
+func (v *live) changes(below []Below, inUse bool) (*changes, error) {
+	large := v.index.Inodes() > index.MaxRewritten
+	if len(below) == 0 {
+		marks, err := v.marks()
+		if err != nil {
 			return nil, err
 		}
-	}
-	attrs := make(map[uint64]index.Attr)
-	return attrs, v.index.Tree().Paths(implicit, func(nid uint64, path string) error {
-		for _, lookup := range lookups {
-			a, err := lookup(path)
-			if errors.Is(err, os.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("directory %s of a layer below: %w", path, err)
-			}
-			if a != nil {
-				attrs[nid] = *a
-			}
-			break
+		if (marks.Unsure || marks.Any && large) && !inUse {
+			return nil, errUnpack
 		}
+		return &changes{bare: marks.Any && !large}, nil
+	}
+	attrs, err := v.inherit(below)
+	if err != nil {
+		return nil, err
+	}
+	for nid, a := range attrs {
+		// All that is made in a directory with a default ACL gets an ACL from it.
+		if _, ok := a.Xattrs["system.posix_acl_default"]; (ok || large && len(a.Xattrs) > 0) && !inUse {
+			return nil, errUnpack
+		}
+		if large {
+			a.Xattrs = nil
+			attrs[nid] = a
+		}
+	}
+	return &changes{attrs: attrs}, nil
+}
+
+// inherit returns the attributes that the directories which the layer's tar implies, but does not
+// mention, get from the layers below, as containerd gives them: those of the topmost layer that has
+// anything of that name count, by whatever links it has there, whether that is hidden by a layer
+// between or not. So they come through any number of layers that only imply the
+// directory, because each of these shows them.
+func (v *live) inherit(below []Below) (map[uint64]index.Attr, error) {
+	implicit, err := v.index.Implicit()
+	if err != nil || len(implicit) == 0 {
+		return nil, err
+	}
+	l := lowers{t: v.t, below: below}
+	defer l.close()
+	attrs := make(map[uint64]index.Attr)
+	// The directories come in the order of their nids: each one behind the one that it lies in.
+	return attrs, v.index.Tree().Paths(implicit, func(nid uint64, path string) error {
+		a, err := l.find(path)
+		if err != nil {
+			return fmt.Errorf("directory %s of a layer below: %w", path, err)
+		}
+		if a.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return v.inheritGroup(nid, attrs)
+		}
+		a.Mode &= 0o7777
+		attrs[nid] = a
 		return nil
 	})
 }
 
-// lookup returns a function that finds a path in a layer: the attributes of a directory, nil for
-// something else, os.ErrNotExist. Layers of the table are read from their indexes, because a daemon must not
-// wait for its own mounts.
-func (t *Table) lookup(b Below) (func(path string) (*index.Attr, error), error) {
+// lowers is the layers below, of which each is opened when a look-up comes to it.
+type lowers struct {
+	t     *Table
+	below []Below // topmost first
+	open  []lookup
+	done  []func()
+}
+
+// find returns what the topmost layer has that has anything at a path.
+func (l *lowers) find(path string) (index.Attr, error) {
+	for i, b := range l.below {
+		if i == len(l.open) {
+			lookup, done, err := l.t.lookup(b)
+			if err != nil {
+				return index.Attr{}, err
+			}
+			l.open, l.done = append(l.open, lookup), append(l.done, done)
+		}
+		if a, err := l.open[i](path); err != nil || a.Mode != 0 {
+			return a, err
+		}
+	}
+	return index.Attr{}, nil
+}
+
+func (l *lowers) close() {
+	for _, done := range l.done {
+		done()
+	}
+}
+
+// inheritGroup gives a directory that is not below the group of the one that it lies in, where that
+// has the setgid bit from below: the kernel does so when it is made.
+func (v *live) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error {
+	parent, err := v.index.Tree().Lookup(nid, "..")
+	if err != nil {
+		return err
+	}
+	a, ok := attrs[parent]
+	if !ok || a.Mode&unix.S_ISGID == 0 {
+		return nil
+	}
+	ino, err := v.index.Tree().Inode(nid)
+	if err == nil {
+		attrs[nid] = index.Attr{Mode: ino.Mode & 0o7777, UID: ino.UID, GID: a.GID, Mtime: ino.Mtime}
+	}
+	return err
+}
+
+// lookup finds a path in a layer, by links that stay in the layer. Mode is the st_mode: 0 where
+// there is nothing.
+type lookup func(path string) (index.Attr, error)
+
+// notDir is what lookup returns where a way leads through something that is no directory:
+// containerd does not look any further either.
+var notDir = index.Attr{Mode: unix.S_IFREG}
+
+// lookup returns the lookup of a layer below, and what ends it. Layers of the table are read from
+// their indexes, because a daemon must not wait for its own mounts.
+func (t *Table) lookup(b Below) (l lookup, done func(), err error) {
 	if b.Digest == "" {
-		return func(path string) (*index.Attr, error) { return statDir(b.Dir, path) }, nil
+		return func(path string) (index.Attr, error) { return statDir(b.Dir, path) }, func() {}, nil
 	}
 	v, err := t.stored(Layer{Digest: b.Digest})
 	if err != nil {
-		return nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
+		return nil, nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
 	}
-	return func(path string) (*index.Attr, error) {
-		x, done, err := v.provedIndex()
-		if err != nil {
-			return nil, err
-		}
-		defer done()
-		return treeDir(x.Tree(), path)
-	}, nil
+	f, err := os.Open(v.shownAt(t.names.spot(b.Dir)))
+	if err != nil {
+		return nil, nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
+	}
+	x, err := openVariant(f)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("layer %s below: %w", b.Digest, err), f.Close())
+	}
+	return func(path string) (index.Attr, error) { return treeDir(x.Tree(), path) },
+		func() { f.Close() }, nil
 }
 
-// maxLinks bounds the symbolic links on the way to a directory, as Linux does.
+// maxLinks bounds the symbolic links on the way to a file, as Linux does.
 const maxLinks = 40
 
-// treeDir finds a directory of a tree. Symbolic links on the way are followed inside of the tree.
-func treeDir(t *index.Tree, path string) (*index.Attr, error) {
-	nid, links := t.Root(), 0
-	stack := []uint64{nid}
-	rest := strings.Split(path, "/")
-	for len(rest) > 0 {
-		name := rest[0]
-		rest = rest[1:]
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			stack = stack[:max(len(stack)-1, 1)]
-			nid = stack[len(stack)-1]
-			continue
+// maxRest bounds the text of a way, which symbolic links make longer.
+const maxRest = 4 * unix.PathMax
+
+// treeDir is lookup in a tree.
+func treeDir(t *index.Tree, path string) (index.Attr, error) {
+	clean, err := tartree.Resolve(path, func(p string) (string, error) {
+		ino, err := lstat(t, p)
+		if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK {
+			return "", ignoreMissing(err)
 		}
-		next, err := t.Lookup(nid, name)
-		if err != nil {
-			return nil, err
-		}
-		ino, err := t.Inode(next)
-		if err != nil {
-			return nil, err
-		}
-		switch ino.Mode & unix.S_IFMT {
-		case unix.S_IFDIR:
-			nid = next
-			stack = append(stack, nid)
-		case unix.S_IFLNK:
-			if len(rest) == 0 {
-				return nil, nil
-			}
-			if links++; links > maxLinks {
-				return nil, nil
-			}
-			target, err := t.Readlink(next)
-			if err != nil {
-				return nil, err
-			}
-			if strings.HasPrefix(target, "/") {
-				nid, stack = t.Root(), stack[:1]
-			}
-			rest = append(strings.Split(target, "/"), rest...)
-		default:
-			return nil, nil
-		}
+		return t.Readlink(ino.Nid)
+	})
+	var ino index.Inode
+	if err == nil {
+		ino, err = lstat(t, clean)
 	}
-	ino, err := t.Inode(nid)
+	a := index.Attr{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime}
+	if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFDIR || !ino.HasXattrs {
+		return a, lookupError(&a, err)
+	}
+	keys, err := t.ListXattrs(ino.Nid)
 	if err != nil {
-		return nil, err
+		return a, err
 	}
-	return &index.Attr{Mode: ino.Mode & 0o7777, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime}, nil
+	for _, key := range keys {
+		if inherited(key) {
+			value, err := t.Xattr(ino.Nid, key)
+			if err != nil {
+				return a, err
+			}
+			addXattr(&a, key, value)
+		}
+	}
+	return a, nil
 }
 
-// statDir finds a directory below root, which containerd has unpacked.
-func statDir(root, path string) (*index.Attr, error) {
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// lookupError makes of an error of a look-up what it says of the path.
+func lookupError(a *index.Attr, err error) error {
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err,
+		unix.ENAMETOOLONG) {
+		*a = notDir
+		return nil
+	}
+	return ignoreMissing(err)
+}
+
+// inherited says whether containerd gives a directory that a tar implies this attribute of the
+// one below. A label of SELinux it has already, from the kernel.
+func inherited(xattr string) bool {
+	return !strings.HasPrefix(xattr, "trusted.") && xattr != "security.selinux"
+}
+
+func addXattr(a *index.Attr, key string, value []byte) {
+	if a.Xattrs == nil {
+		a.Xattrs = map[string]string{}
+	}
+	a.Xattrs[key] = string(value)
+}
+
+// lstat is lstat(2) in a tree: links on the way are followed, and lead nowhere where they lead
+// out of it.
+func lstat(t *index.Tree, path string) (index.Inode, error) {
+	ino, err := t.Inode(t.Root())
+	way, links := []index.Inode{ino}, 0 // from the root on, for ".."
+	for rest := path; err == nil && rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		dir := way[len(way)-1]
+		switch {
+		case dir.Mode&unix.S_IFMT != unix.S_IFDIR:
+			return index.Inode{}, unix.ENOTDIR
+		case name == "" || name == ".":
+			continue
+		case name == ".." && len(way) == 1:
+			return index.Inode{}, unix.ENOENT
+		case name == "..":
+			way = way[:len(way)-1]
+			continue
+		}
+		var nid uint64
+		if nid, err = t.Lookup(dir.Nid, name); err != nil {
+			break
+		}
+		if ino, err = t.Inode(nid); err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK || rest == "" {
+			way = append(way, ino)
+			continue
+		}
+		var target string
+		target, err = t.Readlink(nid)
+		switch links++; {
+		case err != nil:
+		case links > maxLinks:
+			err = unix.ELOOP
+		case strings.HasPrefix(target, "/"):
+			err = unix.ENOENT
+		case len(target)+len(rest) > maxRest:
+			err = unix.ENAMETOOLONG
+		default:
+			rest = target + "/" + rest
+		}
+	}
+	if err != nil {
+		return index.Inode{}, err
+	}
+	return way[len(way)-1], nil
+}
+
+// statDir is lookup below root, which containerd has unpacked.
+func statDir(root, path string) (index.Attr, error) {
+	var a index.Attr
 	full, err := continuityfs.RootPath(root, path)
 	if err != nil {
-		return nil, err
+		return a, lookupError(&a, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(full, &st); err != nil {
-		return nil, &os.PathError{Op: "lstat", Path: filepath.Join(root, path), Err: err}
+		return a, lookupError(&a, err)
 	}
+	a = index.Attr{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: time.Unix(st.Mtim.Unix())}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil, nil
+		return a, nil
 	}
-	return &index.Attr{Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Mtime: time.Unix(st.Mtim.Unix())}, nil
-}
-
-// variant names the set of attributes; "" for none.
-func variant(attrs map[uint64]index.Attr) string {
-	if len(attrs) == 0 {
-		return ""
+	keys, err := sysx.LListxattr(full)
+	if err != nil {
+		return a, fmt.Errorf("extended attributes of %s: %w", full, err)
 	}
-	var b []byte
-	for _, nid := range slices.SortedFunc(maps.Keys(attrs), cmp.Compare) {
-		a := attrs[nid]
-		for _, v := range []uint64{nid, uint64(a.Mode), uint64(a.UID), uint64(a.GID), uint64(a.Mtime.Unix()), uint64(a.Mtime.Nanosecond())} {
-			b = binary.LittleEndian.AppendUint64(b, v)
+	for _, key := range keys {
+		if inherited(key) {
+			value, err := sysx.LGetxattr(full, key)
+			if err != nil {
+				return a, fmt.Errorf("extended attribute %s of %s: %w", key, full, err)
+			}
+			addXattr(&a, key, value)
 		}
 	}
-	sum := sha256.Sum256(b)
-	return "-" + hex.EncodeToString(sum[:4])
+	return a, nil
 }
 
-// writeVariant writes the copy of the index with these attributes, unless it is there.
-func (v *live) writeVariant(path string, attrs map[uint64]index.Attr) error {
-	if len(attrs) == 0 {
+// variantPath is the index file with these changes.
+func (v *live) variantPath(name string) string {
+	if name == "" {
+		return v.store.IndexPath()
+	}
+	return v.store.IndexPath() + "-" + name
+}
+
+// shownAt is the index file that is mounted, or was, at the mount point of a spot.
+func (v *live) shownAt(s spot) string {
+	if s.lowest {
+		s.variant = bareName
+	}
+	path := v.variantPath(s.variant)
+	if _, err := os.Stat(path); s.lowest && err != nil {
+		return v.store.IndexPath()
+	}
+	return path
+}
+
+// writeVariant writes the copy of the index with these changes, unless it is there.
+func (v *live) writeVariant(c *changes) error {
+	path := v.variantPath(c.name())
+	if path == v.store.IndexPath() {
 		return nil
 	}
 	if v.trust.forged.Load() {
@@ -175,8 +383,16 @@ func (v *live) writeVariant(path string, attrs map[uint64]index.Attr) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	if err := writeIndex(path, func(w io.Writer) error { return index.Patch(w, v.index, attrs) }); err != nil {
-		return fmt.Errorf("write index with inherited attributes: %w", err)
+	v.t.rewriting.Lock() // one tree in memory at a time
+	defer v.t.rewriting.Unlock()
+	err := writeIndex(path, func(w io.Writer) error {
+		if c.bare {
+			return index.Bare(w, v.index)
+		}
+		return index.Patch(w, v.index, c.attrs)
+	})
+	if err != nil {
+		return fmt.Errorf("write index as the layers below change it: %w", err)
 	}
 	return nil
 }

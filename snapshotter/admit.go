@@ -57,7 +57,7 @@ func (s *Snapshotter) admit(ctx context.Context, key, parent string, labels map[
 // doubtful returns the lowest layer of a chain that must not be shown before it is proved, and the images
 // that the snapshot with this key and these labels can be for; -1: there is none.
 func (s *Snapshotter) doubtful(ctx context.Context, key string, c chain, labels map[string]string) (int, []Image, error) {
-	unproved := s.layers.Unproved(c.served())
+	unproved := s.layers.Unproved(c.servedLayers())
 	if len(unproved) == 0 {
 		return -1, nil, nil
 	}

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -60,6 +61,24 @@ func (c chain) dirs() []string {
 	return dirs
 }
 
+// lower returns the directories that overlayfs gets, topmost first: each once, because it takes
+// none twice. Layers gives the same layer a directory for each of its places, but a former
+// version gave it one, which then is left out below.
+func (c chain) lower() []string {
+	var dirs []string
+	for _, dir := range c.dirs() {
+		if !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+// served says whether a layer of the chain is.
+func (c chain) served() bool {
+	return slices.ContainsFunc(c, func(l link) bool { return l.served != nil })
+}
+
 // layers returns the blobs of the chain's layers, topmost first. For a snapshot that containerd unpacked it is what
 // its labels named, if that is known at all: "" otherwise.
 func (c chain) layers() []digest.Digest {
@@ -72,8 +91,8 @@ func (c chain) layers() []digest.Digest {
 	return digests
 }
 
-// served returns the blobs of those of the chain's layers that are served.
-func (c chain) served() []digest.Digest {
+// servedLayers returns the blobs of those of the chain's layers that are served.
+func (c chain) servedLayers() []digest.Digest {
 	var digests []digest.Digest
 	for _, l := range c {
 		if l.served != nil {

@@ -31,6 +31,9 @@ type Layer struct {
 	// Lower holds the directories that show the layers under this one, topmost first, one for each of the parents given
 	// to Mount. All are mounted when Mount is called.
 	Lower []string
+	// Dir is the directory that a snapshot has of this layer, maybe from a former version of Layers:
+	// Mount has to return it. "" when there is no snapshot yet.
+	Dir string
 }
 
 // Layers makes layers appear as directories. Calls may run in parallel, for the same layer too; but Remove of a layer
@@ -38,9 +41,10 @@ type Layer struct {
 type Layers interface {
 	// Mount returns the read-only directory that shows the layer, and its size. The parents are the blobs of the layers
 	// under it, topmost first: a directory that the layer's tar implies but does not mention shows the attributes that
-	// it has there.
+	// it has there. A layer that is among its own parents gets a directory of its own for each time,
+	// and where no layer is below there are no whiteouts, as then containerd makes none.
 	//
-	// Mount is idempotent, and the same call returns the same directory, after a restart too. The directory's path is
+	// Mount is idempotent, and the same call returns the same directory. The directory's path is
 	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs. An error that wraps
 	// ErrUnavailable says that this layer cannot be served, and why.
 	//

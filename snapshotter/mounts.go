@@ -56,18 +56,22 @@ func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mo
 		}
 	}
 	view := info.Kind == snapshots.KindView
+	lower := parents.lower()
 	switch {
-	case len(parents) == 0 && view: // overlayfs needs a lower directory
+	case len(lower) == 0 && view: // overlayfs needs a lower directory
 		return bind(s.upperDir(id), append(options, "ro"))
-	case len(parents) == 0:
+	case len(lower) == 0:
 		return bind(s.upperDir(id), append(options, "rw"))
-	case len(parents) == 1 && view: // and, without an upper one, two of them
-		return bind(parents[0].dir, append(options, "ro"))
+	case len(lower) == 1 && view: // and, without an upper one, two of them
+		return bind(lower[0], append(options, "ro"))
 	case !view:
 		options = append(options, "workdir="+s.workDir(id), "upperdir="+s.upperDir(id))
 	}
-	options = append(options, "lowerdir="+strings.Join(parents.dirs(), ":"))
+	options = append(options, "lowerdir="+strings.Join(lower, ":"))
 	options = append(options, s.mountOptions...)
+	if parents.served() {
+		options = append(options, s.servedOptions...)
+	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}
 }
 

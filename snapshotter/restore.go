@@ -133,7 +133,7 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 	}
 	defer s.holds.release(l.served.Layer)
 	layer := l.served.layer()
-	layer.Lower = below.dirs()
+	layer.Lower, layer.Dir = below.dirs(), l.served.Dir
 	err := s.markServed(layer.Digest)
 	var mounted Mounted
 	if err == nil {

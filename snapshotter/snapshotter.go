@@ -66,6 +66,7 @@ type Snapshotter struct {
 	remapIDs        bool
 	unpackedParents bool
 	mountOptions    []string // of overlay mounts; complete after Open
+	servedOptions   []string // of those with a served layer, as well
 
 	meta      *database
 	holds     holds
@@ -160,6 +161,14 @@ func (s *Snapshotter) chooseMountOptions() error {
 		// no such option.
 		if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 			s.mountOptions = append(s.mountOptions, "index=off")
+		}
+	}
+	if !hasOption(s.mountOptions, "xino") {
+		// Each served layer is a file system of its own. With this option all files of a container have
+		// the same device and inode numbers of their own, as they have where all layers lie on one file
+		// system.
+		if _, err := os.Stat("/sys/module/overlay/parameters/xino_auto"); err == nil {
+			s.servedOptions = append(s.servedOptions, "xino=on")
 		}
 	}
 	return nil

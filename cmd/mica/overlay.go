@@ -30,7 +30,8 @@ func (o overlay) mountAt(dir string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	set := [][2]string{{"source", "mica"}}
+	// One device and different inode numbers for all layers.
+	set := [][2]string{{"source", "mica"}, {"xino", "on"}}
 	// One by one (Linux 6.8): a string of all of them is limited to 255 bytes here.
 	for _, b := range o.lower {
 		set = append(set, [2]string{"lowerdir+", b.Dir})

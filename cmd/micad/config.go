@@ -44,7 +44,9 @@ type config struct {
 	MetricsAddress string `toml:"metrics_address"`
 	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the
 	// capability remap-ids in containerd's configuration, or IDs are mapped twice or not at all.
-	RemapIDs     bool     `toml:"remap_ids"`
+	RemapIDs bool `toml:"remap_ids"`
+	// MountOptions are added to those of containers' overlay mounts.
+	MountOptions []string `toml:"mount_options"`
 	ReadDeadline duration `toml:"read_deadline"`
 	PullDeadline duration `toml:"pull_deadline"`
 	Fetch        struct {

@@ -71,7 +71,11 @@ func (l layers) Promise(ctx context.Context, want snapshotter.Layer, parents []d
 func (l layers) Starting() { l.table.Starting() }
 
 func layerOf(want snapshotter.Layer) fs.Layer {
-	return fs.Layer{Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID, Image: want.Image}
+	return fs.Layer{
+		Ref: want.Ref, Manifest: want.Manifest, Digest: want.Digest, DiffID: want.DiffID,
+		Image: want.Image,
+		Dir:   want.Dir,
+	}
 }
 
 func below(want snapshotter.Layer, parents []digest.Digest) []fs.Below {

@@ -224,6 +224,9 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		}}
 		options = append(options, snapshotter.WithImages(d.images))
 	}
+	if len(c.MountOptions) > 0 {
+		options = append(options, snapshotter.WithMountOptions(c.MountOptions...))
+	}
 	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
 	if err := d.openSnapshotter(ctx, len(held) > 0); err != nil {
 		return errors.Join(err, d.close())
