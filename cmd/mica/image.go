@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -147,8 +150,8 @@ type imageManifest struct {
 	manifest ocispec.Manifest
 }
 
-// manifests returns the image's manifests for the wanted platforms. An image that is not an
-// index has one, whatever is wanted.
+// manifests returns the image's manifests for the wanted platforms, those that containerd
+// chooses. An image that is not an index has one, whatever is wanted.
 func manifests(ctx context.Context, im image, want []string) ([]imageManifest, error) {
 	d, err := im.Resolve(ctx)
 	if err != nil {
@@ -158,17 +161,9 @@ func manifests(ctx context.Context, im image, want []string) ([]imageManifest, e
 		m, err := readManifest(ctx, im, d, "")
 		return []imageManifest{m}, err
 	}
-	b, err := im.Manifest(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	var list ocispec.Index
-	if err := json.Unmarshal(b, &list); err != nil {
-		return nil, fmt.Errorf("index of %s: %w", im.Ref(), err)
-	}
 	var all []imageManifest
 	for _, p := range want {
-		chosen, err := choose(list.Manifests, p)
+		chosen, err := choose(ctx, im, d, p)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", im.Ref(), err)
 		}
@@ -181,30 +176,74 @@ func manifests(ctx context.Context, im image, want []string) ([]imageManifest, e
 	return all, nil
 }
 
-// choose returns the manifest that fits a platform best.
-func choose(list []ocispec.Descriptor, want string) (ocispec.Descriptor, error) {
+// choose returns the manifest of an index, or of one that is in it, that containerd chooses for a
+// platform: of each index the entry that fits best, or else the first without a platform, whose
+// configuration has to name a platform that fits.
+func choose(ctx context.Context, im image, index ocispec.Descriptor,
+	want string) (ocispec.Descriptor, error) {
 	p, err := platforms.Parse(want)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("--platform %q: %w", want, err)
 	}
-	matcher := platforms.Only(p)
-	var best *ocispec.Descriptor
-	var offered []string
-	for i := range list {
-		d := &list[i]
-		if d.Platform == nil || !images.IsManifestType(d.MediaType) {
-			continue
-		}
-		offered = append(offered, platforms.Format(*d.Platform))
-		if matcher.Match(*d.Platform) && (best == nil || matcher.Less(*d.Platform, *best.Platform)) {
-			best = d
-		}
+	c := chosen{im: im}
+	_, err = images.Manifest(ctx, &c, index, platforms.Only(p))
+	if errdefs.IsNotFound(err) && ctx.Err() == nil {
+		return ocispec.Descriptor{},
+			fmt.Errorf("no manifest for platform %s; there are %s (choose with --platform)", want,
+				strings.Join(c.offered, ", "))
 	}
-	if best == nil {
-		return ocispec.Descriptor{}, fmt.Errorf("no manifest for platform %s; there are %s (choose with --platform)", want, strings.Join(offered, ", "))
-	}
-	return *best, nil
+	return c.manifest, err
 }
+
+// chosen is a content store with the manifests of an image. It notes the manifest that was read
+// last, and the platforms that the indexes offer.
+type chosen struct {
+	im       image
+	manifest ocispec.Descriptor
+	offered  []string
+}
+
+// ReaderAt implements content.Provider.
+func (c *chosen) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.ReaderAt, error) {
+	var b []byte
+	var err error
+	switch {
+	case images.IsIndexType(d.MediaType):
+		if b, err = c.im.Manifest(ctx, d); err == nil {
+			err = c.offer(b)
+		}
+	case images.IsManifestType(d.MediaType):
+		c.manifest = d
+		b, err = c.im.Manifest(ctx, d)
+	default: // a configuration
+		b, err = c.im.FetchBlob(ctx, d, remote.MaxManifest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return inMemory{bytes.NewReader(b)}, nil
+}
+
+func (c *chosen) offer(index []byte) error {
+	var list ocispec.Index
+	if err := json.Unmarshal(index, &list); err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	for _, d := range list.Manifests {
+		if d.Platform != nil {
+			c.offered = append(c.offered, platforms.Format(*d.Platform))
+		} else {
+			c.offered = append(c.offered, "one that does not say")
+		}
+	}
+	return nil
+}
+
+// inMemory is a blob.
+type inMemory struct{ *bytes.Reader }
+
+// Close implements content.ReaderAt.
+func (inMemory) Close() error { return nil }
 
 func readManifest(ctx context.Context, im image, d ocispec.Descriptor, platform string) (imageManifest, error) {
 	b, err := im.Manifest(ctx, d)

@@ -23,6 +23,7 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
+	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/layout"
 )
 
@@ -250,7 +251,8 @@ func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, 
 		return nil, errors.Join(err, s.index.Close())
 	}
 	draft, err := targz.Scan(ctx, bar.reader(body), targz.Options{Windows: s.windows, SpanSize: c.span})
-	if errors.Is(err, targz.ErrNotIndexable) && ctx.Err() == nil {
+	if (errors.Is(err, targz.ErrNotIndexable) || errors.Is(err,
+		tartree.ErrLowest)) && ctx.Err() == nil {
 		s.close()
 		return &scannedLayer{skipped: fmt.Sprintf("layer %s: %v", l.Digest, err)}, nil
 	}
