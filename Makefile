@@ -34,7 +34,7 @@ unit race integration: tools build
 matrix: tools build ## the fault matrix alone, written into docs/reliability.md
 	script/test.sh matrix
 
-soak: tools build ## kills, an outage and a quota under load, for minutes (docs/reliability.md)
+soak: tools build ## faults under load, and random images, for minutes (docs/reliability.md)
 	script/test.sh soak
 
 lint:

@@ -40,7 +40,10 @@ step() {
 		;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
-	soak) go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}" ;;
+	soak)
+		go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}"
+		go -C integration test -count=1 -v -timeout 30m ./sametree -run TestRandomImages -seed 1000 -seeds 1000
+		;;
 	bench) go -C integration run ./cmd/bench -out "$PWD/build/bench" "${@:2}" ;;
 	microbench) go test -run '^$' -bench "$2" -benchmem ./... ;;
 	demo) go -C integration run ./cmd/demo "${@:2}" ;;

@@ -9,6 +9,7 @@ package tartreetest
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -37,6 +38,9 @@ type Entry struct {
 	Content  [sha256.Size]byte // digest of a regular file's content
 	Group    string            // the first path, in order, of the same inode
 
+	// Elsewhere says that the device is not that of the tree's root.
+	Elsewhere bool
+
 	// AnyMtime says that Mtime depends on when the tree was unpacked.
 	AnyMtime bool
 }
@@ -52,10 +56,15 @@ func Unpack(ctx context.Context, tar io.Reader, dir string, parents ...string) e
 	return err
 }
 
-// List reads the directory dir through the kernel.
+// List reads the directory dir through the kernel. What is listed in its directory and is not
+// there has Mode 0: so overlayfs shows a whiteout in a directory that only one layer has.
 func List(dir string) (Listing, error) {
 	l := Listing{}
 	groups := map[uint64]string{}
+	var root unix.Stat_t
+	if err := unix.Lstat(dir, &root); err != nil {
+		return nil, fmt.Errorf("lstat %s: %w", dir, err)
+	}
 	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -65,10 +74,16 @@ func List(dir string) (Listing, error) {
 			return err
 		}
 		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
+		err = unix.Lstat(p, &st)
+		if errors.Is(err, unix.ENOENT) {
+			l.add(name, Entry{Group: name, AnyMtime: true})
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("lstat %s: %w", p, err)
 		}
-		e := Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: time.Unix(st.Mtim.Unix())}
+		e := Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Mtime: time.Unix(st.Mtim.Unix()),
+			Elsewhere: st.Dev != root.Dev}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			e.Size = st.Size
@@ -263,6 +278,9 @@ func Diff(want, got Listing) []string {
 		}
 		if w.Content != g.Content {
 			differ("content", fmt.Sprintf("%x", w.Content[:8]), fmt.Sprintf("%x", g.Content[:8]))
+		}
+		if w.Elsewhere != g.Elsewhere {
+			differ("on another device", w.Elsewhere, g.Elsewhere)
 		}
 		if w.Group != g.Group {
 			differ("inode of", w.Group, g.Group)
