@@ -49,7 +49,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	}
 	err = index.Same(v.index, root)
 	if err == nil || v.trust.forged.Load() {
-		return s.Proved()
+		return s.Proved(false)
 	}
 	if !errors.Is(err, index.ErrCorrupt) {
 		return err
@@ -59,7 +59,7 @@ func (v *live) prove(ctx context.Context, s *store.Layer) error {
 	if err := v.replaceIndex(s, root); err != nil {
 		return fmt.Errorf("replace the forged index: %w", err)
 	}
-	return s.Proved()
+	return s.Proved(true)
 }
 
 // scanTree returns the tree of a tar. A panic fails the scan, and nothing else.

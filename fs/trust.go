@@ -229,6 +229,19 @@ func (t *Table) Unproved(layers []digest.Digest) []digest.Digest {
 	})
 }
 
+// Forged says whether one of the layers was once shown by an index that was not its own: what other
+// layers have inherited from it may be wrong.
+func (t *Table) Forged(layers []digest.Digest) bool {
+	return slices.ContainsFunc(layers, func(d digest.Digest) bool {
+		l, err := t.store.Layer(d)
+		if err != nil {
+			return false
+		}
+		defer l.Close()
+		return l.Record().Forged
+	})
+}
+
 // openNow returns a layer of the table if it is open, else nil.
 func (t *Table) openNow(d digest.Digest) *live {
 	t.mu.Lock()

@@ -36,6 +36,11 @@ func (s *Snapshotter) admit(ctx context.Context, key, parent string, labels map[
 			return c, err
 		}
 		s.starting(c)
+		for i, l := range c {
+			if s.changed(c[i+1:]) {
+				s.restored.forget(l.id)
+			}
+		}
 		if err := s.await(ctx, c); err != nil && !errors.Is(err, ErrDisproved) {
 			return nil, err
 		}
@@ -225,8 +230,7 @@ func (s *Snapshotter) proveFirst(ctx context.Context, c chain, at int, same []La
 	return record{}, errors.Join(errs...)
 }
 
-// replace makes a committed snapshot refer to another layer. Those above it are mounted again, because
-// what they inherit may be other attributes now.
+// replace makes a committed snapshot refer to another layer.
 func (s *Snapshotter) replace(ctx context.Context, l link, r record) error {
 	if r.Layer == l.served.Layer && r.Dir == l.served.Dir && r.DiffID == l.served.DiffID {
 		return nil
@@ -240,17 +244,20 @@ func (s *Snapshotter) replace(ctx context.Context, l link, r record) error {
 	if err := s.rerecord(ctx, l.name, r); err != nil {
 		return err
 	}
-	chains, err := s.servedChains(ctx)
-	if err != nil {
-		return err
-	}
-	for _, c := range chains {
-		at := slices.IndexFunc(c, func(o link) bool { return o.id == l.id })
-		for i := range at + 1 {
-			s.restored.forget(c[i].id)
+	s.restored.forget(l.id)
+	return nil
+}
+
+// changed says whether a layer of a chain is not, or not as, it was when layers above it were mounted
+// first: what they inherit from it may be other attributes now, which they show at another directory.
+func (s *Snapshotter) changed(c chain) bool {
+	for _, l := range c {
+		if l.served != nil && len(l.served.Former) > 0 {
+			return true
 		}
 	}
-	return nil
+	served := c.servedLayers()
+	return len(served) > 0 && s.layers.Forged(served)
 }
 
 // rerecord changes what a committed snapshot refers to.

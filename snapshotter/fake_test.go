@@ -96,6 +96,8 @@ func (f *fakeLayers) Unproved(layers []digest.Digest) []digest.Digest {
 	return slices.DeleteFunc(slices.Clone(layers), func(d digest.Digest) bool { return f.words[d] == nil })
 }
 
+func (f *fakeLayers) Forged(layers []digest.Digest) bool { return false }
+
 func (f *fakeLayers) Vouched(_ context.Context, l Layer) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -63,6 +63,10 @@ type Layers interface {
 	// repository's word is all that says that what they show is theirs. It is quick.
 	Unproved(layers []digest.Digest) []digest.Digest
 
+	// Forged says whether one of the layers has shown other files than it has. Layers above it may be
+	// mounted elsewhere than they were, because they inherit attributes from it. It is quick.
+	Forged(layers []digest.Digest) bool
+
 	// Vouched says whether the word of l.Ref's repository is good for a mounted layer, or none is
 	// needed. It may ask the registry, and says no where that does not answer. An error that wraps
 	// ErrDisproved says that the repository's word was false.

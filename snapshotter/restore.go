@@ -133,7 +133,10 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 	}
 	defer s.holds.release(l.served.Layer)
 	layer := l.served.layer()
-	layer.Lower, layer.Dir = below.dirs(), l.served.Dir
+	layer.Lower = below.dirs()
+	if !s.changed(below) {
+		layer.Dir = l.served.Dir
+	}
 	err := s.markServed(layer.Digest)
 	var mounted Mounted
 	if err == nil {

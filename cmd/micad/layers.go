@@ -50,6 +50,9 @@ func disproved(err error) error {
 // Unproved implements snapshotter.Layers.
 func (l layers) Unproved(all []digest.Digest) []digest.Digest { return l.table.Unproved(all) }
 
+// Forged implements snapshotter.Layers.
+func (l layers) Forged(all []digest.Digest) bool { return l.table.Forged(all) }
+
 // Vouched implements snapshotter.Layers.
 func (l layers) Vouched(ctx context.Context, want snapshotter.Layer) (bool, error) {
 	ok, err := l.table.Vouched(ctx, layerOf(want))

@@ -71,6 +71,8 @@ type Record struct {
 	// says that its files are the layer's: who may push to one must not change what images of another show.
 	// None: the index was made, or proved, on this node.
 	Vouchers []string `json:"vouchers,omitempty"`
+	// Forged: there was another index before, which showed other files than the layer has.
+	Forged bool `json:"forged,omitempty"`
 	// Disproved: the index that the Vouchers vouch for is of other bytes than those of DiffID.
 	Disproved bool `json:"disproved,omitempty"`
 }

@@ -21,11 +21,12 @@ func (l *Layer) Vouch(repository string) error {
 	})
 }
 
-// Proved notes that the index is that of the layer's own tar: nobody need vouch for it any more.
-func (l *Layer) Proved() error {
+// Proved notes that the index is that of the layer's own tar: nobody need vouch for it any more. forged
+// says that it has taken the place of another.
+func (l *Layer) Proved(forged bool) error {
 	return l.change(func(r *Record) bool {
-		changed := len(r.Vouchers) > 0
-		r.Vouchers = nil
+		changed := len(r.Vouchers) > 0 || forged && !r.Forged
+		r.Vouchers, r.Forged = nil, r.Forged || forged
 		return changed
 	})
 }
