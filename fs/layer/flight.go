@@ -2,6 +2,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -337,7 +338,7 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 		if g.waiting--; g.waiting > 0 || g.goesOn(l.o.Deadline) {
 			continue
 		}
-		if why == errNobody && w.prio == Demand && g.begun && !l.closed {
+		if errors.Is(why, errNobody) && w.prio == Demand && g.begun && !l.closed {
 			l.expireAfterLocked(g, linger)
 			continue
 		}
