@@ -26,6 +26,9 @@ func (t *Table) Announce(ref string, manifest digest.Digest, layers []digest.Dig
 		return err
 	}
 	defer t.leave(p)
+	t.mu.Lock()
+	p.lowest = layers[0] // lacks has found one
+	t.mu.Unlock()
 	for _, d := range layers {
 		t.job(p, d)
 	}
@@ -89,8 +92,7 @@ func (p *pull) ask(l Layer, below []Below) bool {
 	return true
 }
 
-// isLowest says whether a layer is the image's first. containerd asks for that one before all
-// others, unless it has it.
+// isLowest says whether a layer is the image's first, as far as that is known.
 func (p *pull) isLowest(d digest.Digest) bool {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
