@@ -50,14 +50,9 @@ type pull struct {
 	waited time.Duration
 
 	// Guarded by Table.mu:
-<<<<<<< ours
 	ref     string                 // the reference by which it is pulled
-	lowest  digest.Digest          // its first layer, once containerd has asked for that
+	lowest  digest.Digest          // its first layer, once that is known
 	layers  map[digest.Digest]bool // of the image; nil until containerd has asked
-=======
-	ref     string        // the reference by which it is pulled
-	lowest  digest.Digest // its first layer, once that is known
->>>>>>> theirs
 	waiters int
 	idle    *time.Timer
 	jobs    []*job          // those that it has started
