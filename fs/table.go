@@ -460,7 +460,8 @@ func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*liv
 			return nil, err
 		}
 		if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
-			return nil, fmt.Errorf("its index is of a tar with digest %s, the image names %s: one of the two lies", got, l.DiffID)
+			return nil, fmt.Errorf(
+				"its index is of a tar with digest %s, the image names %s: one of the two lies", got, l.DiffID)
 		}
 		return v, t.believedBelow(ctx, v, l, below)
 	}

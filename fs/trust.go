@@ -312,7 +312,8 @@ func (t *Table) vouchBelow(l Layer, below []Below) {
 
 // downloadInstead downloads a layer whole for an image, which proves it, and puts it into the place of v.
 func (t *Table) downloadInstead(ctx context.Context, v *live, l Layer, below []Below) error {
-	t.log.WarnContext(ctx, "a layer with an index that another repository has brought cannot be proved: it is downloaded anew",
+	t.log.WarnContext(ctx,
+		"a layer with an index that another repository has brought cannot be proved: it is downloaded anew",
 		"ref", l.Ref, "layer", v.digest)
 	p, err := t.begin(l, below)
 	if err != nil {

@@ -106,7 +106,8 @@ func TestTrustLocal(t *testing.T) {
 	}
 }
 
-// TestUnprovable: an index whose digests are not the layer's gives way to what another repository's image has.
+// TestUnprovable: an index whose digests are not the layer's gives way to what another repository's
+// image has.
 func TestUnprovable(t *testing.T) {
 	for name, indexed := range map[string]bool{"which has an index": true, "which has none": false} {
 		t.Run(name, func(t *testing.T) {
@@ -117,7 +118,8 @@ func TestUnprovable(t *testing.T) {
 			}
 			table := evil.open(testDir(t), Auto)
 			evil.mountAll(table)
-			if got := readTree(t, good.mountAll(table)[0]); !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
+			got := readTree(t, good.mountAll(table)[0])
+			if !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
 				t.Errorf("the layer shows\n%s", got)
 			}
 			if left := table.Unproved(good.layers[:1]); len(left) > 0 {
@@ -127,7 +129,8 @@ func TestUnprovable(t *testing.T) {
 	}
 }
 
-// TestDisproved: what is known to be of other bytes than its diffID's stays so over a restart, for the repository that has claimed it.
+// TestDisproved: what is known to be of other bytes than its diffID's stays so over a restart, for
+// the repository that has claimed it.
 func TestDisproved(t *testing.T) {
 	evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)[1])
 	claimed := good.diffIDs[0]

@@ -29,7 +29,9 @@ const (
 // container can be of names the layer's blob at that place, and was pulled from repositories that vouch
 // for its index. Otherwise somebody's claim may be false, and the place goes to a layer that is proved:
 // the one that is there, or one that another of the images names.
-func (s *Snapshotter) admit(ctx context.Context, key, parent string, labels map[string]string) (chain, error) {
+func (s *Snapshotter) admit(
+	ctx context.Context, key, parent string, labels map[string]string,
+) (chain, error) {
 	for range admitTries {
 		c, err := s.viewChain(ctx, parent)
 		if err != nil || len(c) == 0 {
@@ -61,13 +63,14 @@ func (s *Snapshotter) admit(ctx context.Context, key, parent string, labels map[
 
 // doubtful returns the lowest layer of a chain that must not be shown before it is proved, and the images
 // that the snapshot with this key and these labels can be for; -1: there is none.
-func (s *Snapshotter) doubtful(ctx context.Context, key string, c chain, labels map[string]string) (int, []Image, error) {
+func (s *Snapshotter) doubtful(
+	ctx context.Context, key string, c chain, labels map[string]string,
+) (at int, images []Image, err error) {
 	unproved := s.layers.Unproved(c.servedLayers())
 	if len(unproved) == 0 {
 		return -1, nil, nil
 	}
-	images, err := s.imagesOf(ctx, key, c, labels)
-	if err != nil {
+	if images, err = s.imagesOf(ctx, key, c, labels); err != nil {
 		if ctx.Err() != nil {
 			return -1, nil, ctx.Err()
 		}
@@ -111,7 +114,9 @@ func (s *Snapshotter) vouched(ctx context.Context, l link, images []Image) (bool
 
 // imagesOf returns the images that a snapshot can be for: the one that its labels name, whose layers are
 // being unpacked, or those that have the chain.
-func (s *Snapshotter) imagesOf(ctx context.Context, key string, c chain, labels map[string]string) ([]Image, error) {
+func (s *Snapshotter) imagesOf(
+	ctx context.Context, key string, c chain, labels map[string]string,
+) ([]Image, error) {
 	namespace, _, ok := strings.Cut(key, "/")
 	if s.images == nil || !ok {
 		return nil, errors.New("micad does not know of its images")
@@ -146,7 +151,8 @@ func (s *Snapshotter) imagesOf(ctx context.Context, key string, c chain, labels 
 // images name, and of the one that is there, is so first.
 func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Image) error {
 	l := c[at]
-	s.log.WarnContext(ctx, "a layer is proved before it is shown: not all images that it may be for vouch for it",
+	s.log.WarnContext(ctx,
+		"a layer is proved before it is shown: not all images that it may be for vouch for it",
 		"ref", l.served.Ref, "layer", l.served.Layer, "chain", l.target)
 	candidates := candidatesFor(l, images)
 	for blob := range candidates {

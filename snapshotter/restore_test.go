@@ -183,7 +183,8 @@ func TestRestoreError(t *testing.T) {
 	}
 }
 
-// TestRestoreElsewhere: a layer that Layers shows at another directory than before is there for containers that start from then on.
+// TestRestoreElsewhere: a layer that Layers shows at another directory than before is there for
+// containers that start from then on.
 func TestRestoreElsewhere(t *testing.T) {
 	s, layers, _ := restarted(t, imageOf("a", "a"))
 	elsewhere := t.TempDir()

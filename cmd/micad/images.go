@@ -26,7 +26,9 @@ type containerdImages struct {
 var _ snapshotter.Images = (*containerdImages)(nil)
 
 // With implements snapshotter.Images.
-func (c *containerdImages) With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]snapshotter.Image, error) {
+func (c *containerdImages) With(
+	ctx context.Context, namespace string, chain digest.Digest, known []string,
+) ([]snapshotter.Image, error) {
 	s, err := c.open(ctx)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,9 @@ func (c *containerdImages) With(ctx context.Context, namespace string, chain dig
 }
 
 // Named implements snapshotter.Images.
-func (c *containerdImages) Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (snapshotter.Image, error) {
+func (c *containerdImages) Named(
+	ctx context.Context, namespace, ref string, manifest digest.Digest,
+) (snapshotter.Image, error) {
 	s, err := c.open(ctx)
 	if err != nil {
 		return snapshotter.Image{}, err

@@ -41,8 +41,8 @@ func layerOf(t *testing.T, tar []byte) layer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil },
-		tarball.WithMediaType(types.OCILayer))
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil }
+	l, err := tarball.LayerFromOpener(open, tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,8 @@ func text(seed string, n int) []byte {
 func scan(t *testing.T, l layer) (*index.Draft, []byte) {
 	t.Helper()
 	var windows bytes.Buffer
-	d, err := targz.Scan(t.Context(), bytes.NewReader(l.blob), targz.Options{Windows: &windows, SpanSize: 64 << 10})
+	o := targz.Options{Windows: &windows, SpanSize: 64 << 10}
+	d, err := targz.Scan(t.Context(), bytes.NewReader(l.blob), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,9 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 		if _, err := index.WriteDigests(windows, d.draft); err != nil {
 			t.Fatal(err)
 		}
-		in = append(in, index.BundleInput{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()), Windows: windows})
+		in = append(in, index.BundleInput{
+			Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()), Windows: windows,
+		})
 	}
 	var trees, windows bytes.Buffer
 	if err := index.WriteBundle(&trees, &windows, in); err != nil {
@@ -141,8 +144,11 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()), digest.FromBytes(windows.Bytes()), int64(windows.Len()))
-	for d, b := range map[*ocispec.Descriptor][]byte{&x.Trees: trees.Bytes(), &x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}")} {
+	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()),
+		digest.FromBytes(windows.Bytes()), int64(windows.Len()))
+	for d, b := range map[*ocispec.Descriptor][]byte{
+		&x.Trees: trees.Bytes(), &x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}"),
+	} {
 		if err := im.PushBlob(t.Context(), *d, bytes.NewReader(b)); err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +161,9 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	if err != nil {
 		t.Fatal(err)
 	}
-	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(manifest.String()), Size: int64(len(raw))}
+	subject := ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(manifest.String()), Size: int64(len(raw)),
+	}
 	if _, err := im.PushReferrer(t.Context(), subject, x.Manifest(subject, time.Now())); err != nil {
 		t.Fatal(err)
 	}

@@ -88,9 +88,12 @@ var attacks = []attack{
 				}
 				forged, content := *s, make([]byte, s.Size)
 				forged.Window = w
-				_ = forged.Decode(content, p.victim.blob[s.Blob:][:s.BlobSize], windows[w.Off:][:w.Size])
+				decode := func() error {
+					return forged.Decode(content, p.victim.blob[s.Blob:][:s.BlobSize], windows[w.Off:][:w.Size])
+				}
+				_ = decode()
 				forged.Digest = sha256.Sum256(content)
-				if forged.Digest != s.Digest && forged.Decode(content, p.victim.blob[s.Blob:][:s.BlobSize], windows[w.Off:][:w.Size]) == nil {
+				if forged.Digest != s.Digest && decode() == nil {
 					*s = forged
 					return imageOf(t, p.victim), []drafted{{d, windows}}
 				}
@@ -206,12 +209,13 @@ func (c *neighbours) check(t *testing.T) {
 
 func (c *neighbours) run(t *testing.T, namespace, ref string) (string, error) {
 	t.Helper()
-	return c.n.Ctr(t.Context(), "--namespace", namespace, "run", "--rm", "--net-host", "--snapshotter", mica,
-		ref, fmt.Sprintf("c-%x", sha256.Sum256([]byte(namespace+ref)))[:14], "/probe", "show", "/etc", "/etc/who", "/text")
+	id := fmt.Sprintf("c-%x", sha256.Sum256([]byte(namespace+ref)))[:14]
+	return c.n.Ctr(t.Context(), "--namespace", namespace, "run", "--rm", "--net-host",
+		"--snapshotter", mica, ref, id, "/probe", "show", "/etc", "/etc/who", "/text")
 }
 
-// TestSharedBase: an image that has the same layers and the same index in another repository is shared as it is, with nothing fetched
-// for a proof; and so is one that an operator has given another name.
+// TestSharedBase: an image that has the same layers and the same index in another repository is shared
+// as it is, with nothing fetched for a proof; and so is one that an operator has given another name.
 func TestSharedBase(t *testing.T) {
 	probe, err := os.ReadFile(fixture.Probe(t))
 	if err != nil {

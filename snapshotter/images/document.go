@@ -8,6 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/snapshotter"
 )
 
 // document is what a manifest says, with its config, or an index.
@@ -15,6 +17,11 @@ type document struct {
 	layers   []digest.Digest // of a manifest: blobs, lowest first
 	chains   []digest.Digest // of a manifest: chain IDs
 	children []ocispec.Descriptor
+}
+
+// image is what a manifest says, with where it was pulled from.
+func (d document) image(manifest digest.Digest, refs []string) snapshotter.Image {
+	return snapshotter.Image{Refs: refs, Manifest: manifest, Layers: d.layers, Chains: d.chains}
 }
 
 // parseIndex returns what an index names; nothing of bytes that are none.

@@ -67,11 +67,16 @@ type Store struct {
 
 // New returns the images of the containerd at the other end of a connection.
 func New(conn grpc.ClientConnInterface) *Store {
-	return &Store{images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn), kept: map[digest.Digest]document{}}
+	return &Store{
+		images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn),
+		kept: map[digest.Digest]document{},
+	}
 }
 
 // With implements snapshotter.Images.
-func (s *Store) With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]snapshotter.Image, error) {
+func (s *Store) With(
+	ctx context.Context, namespace string, chain digest.Digest, known []string,
+) ([]snapshotter.Image, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	list, err := s.images.List(ctx, &imagesapi.ListImagesRequest{})
 	if err != nil {
@@ -99,7 +104,7 @@ func (s *Store) With(ctx context.Context, namespace string, chain digest.Digest,
 		if err != nil {
 			return nil, err
 		}
-		image := snapshotter.Image{Refs: refs, Manifest: d, Layers: doc.layers, Chains: doc.chains}
+		image := doc.image(d, refs)
 		if at == len(doc.chains)-1 {
 			whole = append(whole, image)
 		} else {
@@ -113,13 +118,15 @@ func (s *Store) With(ctx context.Context, namespace string, chain digest.Digest,
 }
 
 // Named implements snapshotter.Images.
-func (s *Store) Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (snapshotter.Image, error) {
+func (s *Store) Named(
+	ctx context.Context, namespace, ref string, manifest digest.Digest,
+) (snapshotter.Image, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	doc, err := s.read(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: manifest})
 	if err != nil {
 		return snapshotter.Image{}, err
 	}
-	return snapshotter.Image{Refs: []string{ref}, Manifest: manifest, Layers: doc.layers, Chains: doc.chains}, nil
+	return doc.image(manifest, []string{ref}), nil
 }
 
 // search collects the manifests of images.
@@ -231,7 +238,7 @@ func (s *Store) bytes(ctx context.Context, d digest.Digest) ([]byte, error) {
 	}
 	defer r.Close()
 	if r.Size() > maxDocument {
-		return nil, fmt.Errorf("content %s: %d bytes are more than the %d of a manifest or config", d, r.Size(), maxDocument)
+		return nil, fmt.Errorf("content %s: %d bytes are more than a manifest or config has", d, r.Size())
 	}
 	b := make([]byte, r.Size())
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, r.Size()), b); err != nil {
