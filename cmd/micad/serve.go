@@ -304,6 +304,9 @@ func (d *daemon) hear(ctx context.Context) {
 		if err := d.table.Announce(i.Repository, i.Manifest, i.Layers); err != nil {
 			d.log.Debug("image is not announced", "repository", i.Repository, "err", err)
 		}
+		if _, err := d.images.open(ctx); err != nil { // so that its container's start need not
+			d.log.Debug("containerd is not to be asked for images", "err", err)
+		}
 	})
 }
 
