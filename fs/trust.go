@@ -214,31 +214,39 @@ func (v *live) awaitAll(ctx context.Context) bool {
 
 // Unproved returns those of the layers that are not known to be what their diffIDs name, or whose
 // mounts do not show it yet. It asks nobody but the disk.
-func (t *Table) Unproved(layers []digest.Digest) []digest.Digest {
-	return slices.DeleteFunc(slices.Clone(layers), func(d digest.Digest) bool {
-		l, err := t.store.Layer(d)
-		if err != nil {
-			return false
+func (t *Table) Unproved(layers []Layer) []digest.Digest {
+	var unproved []digest.Digest
+	for _, l := range layers {
+		if !t.isProved(l) {
+			unproved = append(unproved, l.Digest)
 		}
-		defer l.Close()
-		if len(l.Record().Vouchers) > 0 {
-			return false
-		}
-		v := t.openNow(d)
-		return v == nil || v.shown() == nil
-	})
+	}
+	return unproved
+}
+
+func (t *Table) isProved(l Layer) bool {
+	s, err := t.store.Layer(l.Digest)
+	if err != nil {
+		return false
+	}
+	defer s.Close()
+	if rec := s.Record(); len(rec.Vouchers) > 0 || l.DiffID != "" && l.DiffID != rec.DiffID {
+		return false
+	}
+	v := t.openNow(l.Digest)
+	return v == nil || v.shown() == nil
 }
 
 // Forged says whether one of the layers was once shown by an index that was not its own: what other
 // layers have inherited from it may be wrong.
-func (t *Table) Forged(layers []digest.Digest) bool {
-	return slices.ContainsFunc(layers, func(d digest.Digest) bool {
-		l, err := t.store.Layer(d)
+func (t *Table) Forged(layers []Layer) bool {
+	return slices.ContainsFunc(layers, func(l Layer) bool {
+		s, err := t.store.Layer(l.Digest)
 		if err != nil {
 			return false
 		}
-		defer l.Close()
-		return l.Record().Forged
+		defer s.Close()
+		return s.Record().Forged
 	})
 }
 
@@ -264,6 +272,9 @@ func (t *Table) Vouched(ctx context.Context, l Layer) (bool, error) {
 	v, err := t.stored(Layer{Digest: l.Digest})
 	if err != nil {
 		return false, fmt.Errorf("layer %s: %w", l.Digest, err)
+	}
+	if l.DiffID != "" && l.DiffID != v.index.Header().DiffID {
+		return false, fmt.Errorf("%w: they have diffID %s", ErrDisproved, v.index.Header().DiffID)
 	}
 	if ok, err := v.vouched(ctx, l, nil); !ok || err != nil {
 		return false, err

@@ -5,8 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -122,7 +120,7 @@ func TestUnprovable(t *testing.T) {
 			if !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
 				t.Errorf("the layer shows\n%s", got)
 			}
-			if left := table.Unproved(good.layers[:1]); len(left) > 0 {
+			if left := table.Unproved([]Layer{good.layer(0)}); len(left) > 0 {
 				t.Error("it is not proved")
 			}
 		})
@@ -133,7 +131,7 @@ func TestUnprovable(t *testing.T) {
 // the repository that has claimed it.
 func TestDisproved(t *testing.T) {
 	evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)[1])
-	claimed := good.diffIDs[0]
+	claimed, honest := good.diffIDs[0], newWorld(t, twoLayers(t)...)
 	evil.index(func(d *index.Draft) {
 		if d.Layer == evil.layers[0] {
 			d.DiffID = claimed
@@ -149,7 +147,7 @@ func TestDisproved(t *testing.T) {
 	if ok, err := table.Vouched(t.Context(), l); !ok || err != nil {
 		t.Errorf("its own repository vouches for it: %v, %v", ok, err)
 	}
-	if left := table.Unproved([]digest.Digest{l.Digest}); len(left) != 1 {
+	if left := table.Unproved([]Layer{l}); len(left) != 1 {
 		t.Error("it is not unproved")
 	}
 	if err := table.Prove(t.Context(), l.Digest); !errors.Is(err, ErrDisproved) {
@@ -166,6 +164,19 @@ func TestDisproved(t *testing.T) {
 			t.Fatal(err)
 		}
 		table = evil.open(root, Auto)
+	}
+	// Another repository may have it for what it is, which is not what this one claims.
+	if _, err := table.Mount(t.Context(), honest.layer(0), nil); err != nil {
+		t.Fatal(err)
+	}
+	if left := table.Unproved([]Layer{honest.layer(0)}); len(left) > 0 {
+		t.Error("it is not proved to be what it is")
+	}
+	if left := table.Unproved([]Layer{l}); len(left) == 0 {
+		t.Error("it is proved to be what it is not")
+	}
+	if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, ErrDisproved) {
+		t.Errorf("vouched for what it is not: %v, %v", ok, err)
 	}
 	// Removed, it may be brought anew.
 	if err := table.Remove(t.Context(), l.Digest); err != nil {

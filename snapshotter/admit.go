@@ -100,7 +100,9 @@ func (s *Snapshotter) vouched(ctx context.Context, l link, images []Image) (bool
 			return false, nil
 		}
 		for _, ref := range i.Refs {
-			ok, err := s.layers.Vouched(ctx, Layer{Ref: ref, Manifest: i.Manifest, Digest: l.served.Layer})
+			ok, err := s.layers.Vouched(ctx, Layer{
+				Ref: ref, Manifest: i.Manifest, Digest: l.served.Layer, DiffID: l.served.DiffID,
+			})
 			if errors.Is(err, ErrDisproved) {
 				return false, nil
 			}
@@ -262,8 +264,7 @@ func (s *Snapshotter) changed(c chain) bool {
 			return true
 		}
 	}
-	served := c.servedLayers()
-	return len(served) > 0 && s.layers.Forged(served)
+	return s.layers.Forged(c.servedLayers())
 }
 
 // rerecord changes what a committed snapshot refers to.

@@ -91,15 +91,15 @@ func (c chain) layers() []digest.Digest {
 	return digests
 }
 
-// servedLayers returns the blobs of those of the chain's layers that are served.
-func (c chain) servedLayers() []digest.Digest {
-	var digests []digest.Digest
+// servedLayers returns those of the chain's layers that are served.
+func (c chain) servedLayers() []Layer {
+	var layers []Layer
 	for _, l := range c {
 		if l.served != nil {
-			digests = append(digests, l.served.Layer)
+			layers = append(layers, l.served.layer())
 		}
 	}
-	return digests
+	return layers
 }
 
 // unpacked returns the name of a snapshot in the chain that containerd unpacked, "" when all are served.

@@ -90,13 +90,19 @@ func (f *fakeLayers) Remove(_ context.Context, d digest.Digest) error {
 	return os.RemoveAll(f.path(d))
 }
 
-func (f *fakeLayers) Unproved(layers []digest.Digest) []digest.Digest {
+func (f *fakeLayers) Unproved(layers []Layer) []digest.Digest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(layers), func(d digest.Digest) bool { return f.words[d] == nil })
+	var unproved []digest.Digest
+	for _, l := range layers {
+		if f.words[l.Digest] != nil {
+			unproved = append(unproved, l.Digest)
+		}
+	}
+	return unproved
 }
 
-func (f *fakeLayers) Forged(layers []digest.Digest) bool { return false }
+func (f *fakeLayers) Forged([]Layer) bool { return false }
 
 func (f *fakeLayers) Vouched(_ context.Context, l Layer) (bool, error) {
 	f.mu.Lock()

@@ -59,13 +59,13 @@ type Layers interface {
 	// up by itself, after a start, what no call of Mount has asked for when Restore has returned.
 	Remove(ctx context.Context, layer digest.Digest) error
 
-	// Unproved returns those of the layers that nobody has compared with their diffIDs as a whole: a
-	// repository's word is all that says that what they show is theirs. It is quick.
-	Unproved(layers []digest.Digest) []digest.Digest
+	// Unproved returns those of the layers that nobody has compared with their diffIDs as a whole, or
+	// that have others: at most a repository's word says that what they show is theirs. It is quick.
+	Unproved(layers []Layer) []digest.Digest
 
 	// Forged says whether one of the layers has shown other files than it has. Layers above it may be
 	// mounted elsewhere than they were, because they inherit attributes from it. It is quick.
-	Forged(layers []digest.Digest) bool
+	Forged(layers []Layer) bool
 
 	// Vouched says whether the word of l.Ref's repository is good for a mounted layer, or none is
 	// needed. It may ask the registry, and says no where that does not answer. An error that wraps

@@ -48,10 +48,20 @@ func disproved(err error) error {
 }
 
 // Unproved implements snapshotter.Layers.
-func (l layers) Unproved(all []digest.Digest) []digest.Digest { return l.table.Unproved(all) }
+func (l layers) Unproved(all []snapshotter.Layer) []digest.Digest {
+	return l.table.Unproved(layersOf(all))
+}
 
 // Forged implements snapshotter.Layers.
-func (l layers) Forged(all []digest.Digest) bool { return l.table.Forged(all) }
+func (l layers) Forged(all []snapshotter.Layer) bool { return l.table.Forged(layersOf(all)) }
+
+func layersOf(all []snapshotter.Layer) []fs.Layer {
+	layers := make([]fs.Layer, len(all))
+	for i, l := range all {
+		layers[i] = layerOf(l)
+	}
+	return layers
+}
 
 // Vouched implements snapshotter.Layers.
 func (l layers) Vouched(ctx context.Context, want snapshotter.Layer) (bool, error) {

@@ -249,6 +249,32 @@ func TestSharedBase(t *testing.T) {
 	}
 }
 
+// TestHonestElsewhere: the blob of the attacker is a layer of another repository, which claims nothing
+// false. That it is proved to be that does not make it what the attacker claims.
+func TestHonestElsewhere(t *testing.T) {
+	probe, err := os.ReadFile(fixture.Probe(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := fixture.Registry(t)
+	n := fixture.Node(t, node.Options{DemandOnly: true})
+	p := newPair(t, probe, "elsewhere")
+	img, drafts := attacks[0].make(t, p)
+	third := layerOf(t, who(t, probe, "EVIL!!\n", "evil elsewhere", 0o777))
+	evil, honest := push(t, r, "elsewhere/evil", img, drafts...), push(t, r, "elsewhere/honest", imageOf(t, third))
+	victim := push(t, r, "elsewhere/victim", imageOf(t, p.victim))
+	for i, image := range []struct{ ref, shows string }{{evil, "EVIL!!\n"}, {honest, "EVIL!!\n"}, {victim, "victim\n"}} {
+		fixture.Pull(t, n, mica, image.ref)
+		out := fixture.Run(t, n, mica, image.ref, fmt.Sprintf("c%d", i), "/probe", "show", "/etc/who")
+		if out != show(image.shows) {
+			t.Errorf("%s shows %s, want %s", image.ref, out, show(image.shows))
+		}
+	}
+	if out, err := n.Run(t.Context(), mica, evil, "again", "/probe", "show", "/etc/who"); err == nil && out != show("victim\n") {
+		t.Errorf("the attacker's container shows %s", out)
+	}
+}
+
 // TestNobodyToAsk: where micad may not ask containerd, no layer is shown before it is proved.
 func TestNobodyToAsk(t *testing.T) {
 	probe, err := os.ReadFile(fixture.Probe(t))
