@@ -131,7 +131,7 @@ func TestForgedWindow(t *testing.T) {
 	var err error
 	eventually(t, "the layer is not given to containers any more", func() bool {
 		_, err = table.Mount(t.Context(), w.layer(0), nil)
-		return err != nil && strings.Contains(err.Error(), "forged") // for a moment it is only that its index is not there
+		return errors.Is(err, ErrDisproved)
 	})
 	if !errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v", err)

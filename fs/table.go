@@ -460,6 +460,9 @@ func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*liv
 			return nil, err
 		}
 		if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
+			if len(v.store.Record().Vouchers) == 0 {
+				return nil, fmt.Errorf("%w: that is %s, the image names %s", ErrDisproved, got, l.DiffID)
+			}
 			return nil, fmt.Errorf(
 				"its index is of a tar with digest %s, the image names %s: one of the two lies", got, l.DiffID)
 		}

@@ -25,7 +25,7 @@ var errForged = errors.New("the mount in use shows a forged index's files: its c
 // ErrDisproved is wrapped by the errors of Mount and Prove that mean: the layer came whole, and its
 // bytes are not those of the diffID. It stays so until the layer is removed, or until a repository
 // that has not vouched for it brings it.
-var ErrDisproved = errors.New("its index from the registry is forged: its bytes are not those of the diffID")
+var ErrDisproved = errors.New("its bytes are not those of the diffID that the image names for it")
 
 // trust is the part of a live layer that knows how far its index is believed.
 type trust struct {
@@ -274,7 +274,7 @@ func (t *Table) Vouched(ctx context.Context, l Layer) (bool, error) {
 		return false, fmt.Errorf("layer %s: %w", l.Digest, err)
 	}
 	if l.DiffID != "" && l.DiffID != v.index.Header().DiffID {
-		return false, fmt.Errorf("%w: they have diffID %s", ErrDisproved, v.index.Header().DiffID)
+		return false, fmt.Errorf("%w: that is %s", ErrDisproved, v.index.Header().DiffID)
 	}
 	if ok, err := v.vouched(ctx, l, nil); !ok || err != nil {
 		return false, err
