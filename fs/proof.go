@@ -111,21 +111,6 @@ func (v *live) replaceIndex(s *store.Layer, root *index.Node) error {
 	})
 }
 
-// provedIndex returns the layer's index, or the one that has taken its place on disk if it was forged.
-func (v *live) provedIndex() (x *index.Layer, done func(), err error) {
-	if !v.trust.forged.Load() {
-		return v.index, func() {}, nil
-	}
-	f, err := os.Open(v.store.IndexPath())
-	if err != nil {
-		return nil, nil, err
-	}
-	if x, err = openVariant(f); err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return x, func() { f.Close() }, nil
-}
-
 // writeIndex makes an index file, which is there as a whole or not at all.
 func writeIndex(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "variant-")

@@ -62,7 +62,7 @@ func (q *listing) answer(
 	api, tags := !h.lacksReferrers(time.Now()), h.caps.Has(canName)
 	// One after the other they take two round trips where there is no API: both go together.
 	var tag *early
-	if tags && !(api && h.knownReferrers()) {
+	if tags && (!api || !h.knownReferrers()) {
 		tag = q.askEarly(ctx, h, troubled)
 		defer tag.close()
 	}

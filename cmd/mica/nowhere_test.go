@@ -86,18 +86,18 @@ func TestNowhere(t *testing.T) {
 		"wrong name":  {"nosuch.invalid", "nosuch.invalid", false},
 		"silence":     {dead, "no byte arrived", false},
 		"503 for ever": {answers(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 		}), "503", false},
 		"certificate":   {tls, "certificate", true},
 		"no such image": {answers(http.NotFound), "404", true},
 		"busy for long": {answers(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "3600")
-			w.WriteHeader(429)
+			w.WriteHeader(http.StatusTooManyRequests)
 		}), "429", false},
 		"dead token server": {answers(func(w http.ResponseWriter, _ *http.Request) {
 			challenge := fmt.Sprintf("Bearer realm=\"http://%s/t\",service=\"s\"", dead)
 			w.Header().Set("WWW-Authenticate", challenge)
-			w.WriteHeader(401)
+			w.WriteHeader(http.StatusUnauthorized)
 		}), "token from " + dead, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -75,7 +76,7 @@ func (c *containerdImages) failed(s *images.Store, err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.store == s {
-		c.closeLocked()
+		err = errors.Join(err, c.closeLocked())
 	}
 	return err
 }
