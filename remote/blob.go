@@ -131,7 +131,7 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 		return &stream{ctx: ctx, blob: b, off: off}, nil
 	}
 	if err := b.desc.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, fmt.Errorf("%w (%s)", err, what)
 	}
 	s := b.stream(ctx, off, n, b.way(off, n))
 	if err := s.connect(); err != nil {

@@ -203,7 +203,7 @@ func describe(header http.Header, b []byte, want digest.Digest) (ocispec.Descrip
 func (i *Image) FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64) ([]byte, error) {
 	what := fmt.Sprintf("blob %s of %s", d.Digest, i.ref)
 	if err := d.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, fmt.Errorf("%w (%s)", err, what)
 	}
 	if d.Size < 0 || d.Size > limit {
 		return nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", what, d.Size, limit, ErrTooLarge)

@@ -270,7 +270,7 @@ func (i *Image) pushHosts(ctx context.Context) ([]*host, error) {
 func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host) error) error {
 	hosts, err := i.pushHosts(ctx)
 	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+		return fmt.Errorf("%w (%s)", err, what)
 	}
 	x := &exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
 	rot := newRotation(i.client, &i.stats, what, hosts[:1])
@@ -285,7 +285,7 @@ func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host
 		}
 		var local *localError
 		if try+1 == pushTries || errors.As(err, &local) {
-			return fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("%w (%s)", err, what)
 		}
 		rot.failed(ctx, e, err)
 	}

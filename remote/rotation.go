@@ -73,7 +73,7 @@ func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotati
 func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 	for {
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
+			return nil, fmt.Errorf("%w (%s)", ended(ctx, r.last), r.what)
 		}
 		if r.over(0) {
 			return nil, r.gaveUp()
@@ -92,17 +92,17 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			return best, nil
 		}
 		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
-			return nil, fmt.Errorf("%s: %w", r.what, r.final)
+			return nil, fmt.Errorf("%w (%s)", r.final, r.what)
 		}
 		pause := max(jitter(wait), r.backoff())
 		if end, ok := ctx.Deadline(); ok && r.aside && wait > time.Until(end) {
-			return nil, fmt.Errorf("%s: %w", r.what, or(r.last, errBusy))
+			return nil, fmt.Errorf("%w (%s)", or(r.last, errBusy), r.what)
 		}
 		if r.over(pause) {
 			return nil, r.gaveUp()
 		}
 		if err := r.pause(ctx, pause); err != nil {
-			return nil, fmt.Errorf("%s: %w", r.what, ended(ctx, r.last))
+			return nil, fmt.Errorf("%w (%s)", ended(ctx, r.last), r.what)
 		}
 		r.again(ctx, left == 0)
 	}
@@ -202,7 +202,7 @@ func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	}
 	r.last = err
 	r.fails++
-	r.stats.failed(fmt.Errorf("%s: %w", r.what, err))
+	r.stats.failed(fmt.Errorf("%w (%s)", err, r.what))
 	if errors.Is(err, ErrCorrupt) {
 		e.wrong++
 	}

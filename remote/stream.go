@@ -109,7 +109,7 @@ func (s *stream) leaveSpool(err error) error {
 	case s.ctx.Err() == nil && errors.Is(err, errDropped):
 		s.way = ranged
 	default:
-		return fmt.Errorf("%s: %w", s.rot.what, err)
+		return fmt.Errorf("%w (%s)", err, s.rot.what)
 	}
 	_ = s.spooled.Close() // of memory
 	s.spooled, s.rot.hosts = nil, nil
@@ -166,7 +166,7 @@ func (s *stream) connect() error {
 		if len(s.rot.hosts) == 0 {
 			hosts, err := s.blob.hosts(s.ctx, s.way)
 			if err != nil {
-				return fmt.Errorf("%s: %w", s.rot.what, err)
+				return fmt.Errorf("%w (%s)", err, s.rot.what)
 			}
 			s.rot.hosts = hosts
 		}
@@ -241,7 +241,7 @@ func (s *stream) spool() error {
 		return s.connect()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", s.rot.what, err)
+		return fmt.Errorf("%w (%s)", err, s.rot.what)
 	}
 	s.spooled = r
 	return nil
