@@ -128,7 +128,7 @@ func (l *Layer) flush() error {
 		return nil
 	}
 	l.dirty = false
-	defer l.Measure()
+	defer l.measureIdle()
 	// Every bit of the snapshot was set after its bytes were written, so the
 	// sync that follows covers them.
 	bits, bytes := l.present.snapshot(), l.bytes

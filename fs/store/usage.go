@@ -101,11 +101,27 @@ func (s *Store) measureAll() error {
 func (l *Layer) DiskUsage() (int64, error) {
 	l.writing.Lock() // what is being written now is added by its writer
 	defer l.writing.Unlock()
+	return l.measureLocked()
+}
+
+// measureLocked needs l.writing.
+func (l *Layer) measureLocked() (int64, error) {
 	n, err := diskUsage(l.dir)
 	if err == nil {
 		l.store.usage.set(l.space, n)
 	}
 	return n, err
+}
+
+// measureIdle is Measure unless somebody writes: no flush waits for that.
+func (l *Layer) measureIdle() {
+	if !l.writing.TryLock() {
+		return
+	}
+	defer l.writing.Unlock()
+	if _, err := l.measureLocked(); err != nil {
+		l.log.Warn("what the layer takes on disk is not known", "err", err)
+	}
 }
 
 // Measure counts anew what the layer takes, after its files have changed.
