@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
@@ -39,11 +38,9 @@ func TestLoopDevices(t *testing.T) {
 	w.index(nil)
 	root := testDir(t)
 	open := func() *Table {
-		table := w.openWith(Options{Root: root, Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}})
-		table.kernel = func() (kernel, error) {
-			return kernel{lazy: EROFS, complete: Local, lazyBy: erofs.Loop, localBy: erofs.Loop}, nil
-		}
-		return table
+		return w.openWith(Options{
+			Root: root, Mode: Auto, DirectIO: true, Fetch: fetch.Options{Fill: fetch.None},
+		})
 	}
 	table := open()
 	count := func(what string, want int) {
