@@ -38,9 +38,11 @@ func (s *Snapshotter) admit(
 			return c, err
 		}
 		s.starting(c)
-		for i, l := range c {
-			if s.changed(c[i+1:]) {
-				s.restored.forget(l.id)
+		if s.changed(c) { // hardly ever
+			for i, l := range c {
+				if s.changed(c[i+1:]) {
+					s.restored.forget(l.id)
+				}
 			}
 		}
 		if err := s.await(ctx, c); err != nil && !errors.Is(err, ErrDisproved) {
