@@ -316,6 +316,7 @@ func (v *live) tend(ctx context.Context) {
 // no container that starts needs the cores. What is lost until then is fetched anew, and then the
 // last span comes once more. False: it has to be tried again.
 func (v *live) completed(ctx context.Context) bool {
+	sleep(ctx, time.Until(v.opened.Add(completeAfter)))
 	ok := v.saved(ctx)
 	if ok {
 		v.t.fetch.Calm(ctx)
@@ -330,11 +331,6 @@ func (v *live) completed(ctx context.Context) bool {
 
 // saved makes a complete layer durable, and says whether it is.
 func (v *live) saved(ctx context.Context) bool {
-	select {
-	case <-time.After(time.Until(v.opened.Add(completeAfter))):
-	case <-ctx.Done():
-		return false
-	}
 	s, err := v.t.store.Layer(v.digest)
 	if err != nil {
 		return false
