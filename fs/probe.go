@@ -22,7 +22,7 @@ func probe(ctx context.Context, o Options) (kernel, error) {
 	if err := erofs.ClearProbes(root); err != nil {
 		return kernel{}, err // the store's lock says that no other process probes here
 	}
-	s, err := erofs.Probe(ctx, root)
+	s, err := o.probe(ctx, root)
 	if err != nil {
 		return kernel{}, err
 	}

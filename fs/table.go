@@ -83,6 +83,8 @@ type Options struct {
 	Held   []keeper.Held
 	Cache  CacheOptions // how much of the disk layers may take
 	Log    *slog.Logger // nil: slog.Default()
+
+	probe func(ctx context.Context, root string) (erofs.Support, error) // nil: erofs.Probe
 }
 
 // Table is the live layers of a node. Open makes it.
@@ -183,6 +185,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	if o.Downloads == 0 {
 		o.Downloads = 4
+	}
+	if o.probe == nil {
+		o.probe = erofs.Probe
 	}
 	for _, name := range []string{mountsName, devicesName} {
 		// Root's alone: whoever knows a digest could read that image's files here. Overlayfs has its lower

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -307,6 +308,16 @@ func (w *world) layer(i int) Layer {
 	return Layer{Ref: w.ref, Manifest: w.manifest, Digest: w.layers[i], DiffID: w.diffIDs[i], Image: w.layers[i:]}
 }
 
+// probed is what the kernel can do, probed once for all tables: it takes longer than most tests.
+var probed = sync.OnceValues(func() (s erofs.Support, err error) {
+	dir, err := os.MkdirTemp("", "probe")
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return erofs.Probe(context.Background(), dir)
+})
+
 // open opens a table that fetches nothing by itself; it is closed, and its mounts taken away, when the test ends.
 func (w *world) open(root string, mode Mode) *Table {
 	w.t.Helper()
@@ -316,6 +327,7 @@ func (w *world) open(root string, mode Mode) *Table {
 func (w *world) openWith(o Options) *Table {
 	w.t.Helper()
 	o.Remote, o.PullDeadline = w.client(), 5*time.Second
+	o.probe = func(context.Context, string) (erofs.Support, error) { return probed() }
 	if o.ReadDeadline == 0 {
 		o.ReadDeadline = 30 * time.Second
 	}

@@ -30,9 +30,11 @@ choose_dir() {
 step() {
 	case $1 in
 	unit) go test -timeout 10m ./... ;;
-	race) # index and its formats work in one goroutine, except where pulls extract at the same time, and their tests are the slowest under the
-		# detector; and a process with it waits a second at its end, which tests with many children pay for
+	race) # each package once: index and its formats without the detector, under which their tests are the slowest. They work in one
+		# goroutine, but where pulls extract at the same time. A process with the detector waits a second at its end, which tests with
+		# many children pay for.
 		local failed=0
+		go test -timeout 10m ./index/... || failed=1
 		local -x CGO_ENABLED=1 GORACE=atexit_sleep_ms=0
 		go list ./... | grep -v /index | xargs go test -race -timeout 20m || failed=1
 		go test -race -run Together ./index || failed=1
