@@ -27,7 +27,7 @@ func inUse() int64 {
 
 // An idle mount costs next to nothing, also after it was busy.
 func TestIdleMountsAreSmall(t *testing.T) {
-	const mounts = 24
+	const mounts = 12
 	l := layertest.Nasty().Make(t)
 	memory := fuse.NewMemory(0)
 	before, goroutines := inUse(), runtime.NumGoroutine()
