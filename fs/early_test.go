@@ -200,7 +200,7 @@ func TestEarlySource(t *testing.T) {
 	read := func(off, n int64, requests int64) {
 		t.Helper()
 		before := asked("image")
-		body, err := s.Range(t.Context(), off, n)
+		body, _, err := s.Range(t.Context(), off, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,7 +246,7 @@ func TestEarlySource(t *testing.T) {
 		e.fetch(ctx, image, alone(pieces), 2)
 	}()
 	eventually(t, "they are asked for", func() bool { return e.asked(s.desc, windows+1000) })
-	body, err := s.Range(t.Context(), 1000, 100)
+	body, _, err := s.Range(t.Context(), 1000, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +278,7 @@ func TestEarlyRoom(t *testing.T) {
 	}
 	read := func(off, n int64) {
 		t.Helper()
-		body, err := s.Range(t.Context(), off, n)
+		body, _, err := s.Range(t.Context(), off, n)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -326,11 +325,6 @@ type earlyBody struct {
 	off, end int64         // in the blob
 	rest     io.ReadCloser // what was not; nil: not reached
 }
-
-var _ layer.Held = (*earlyBody)(nil)
-
-// Held implements layer.Held.
-func (b *earlyBody) Held() {}
 
 // Read implements io.Reader.
 func (b *earlyBody) Read(p []byte) (int, error) {

@@ -19,13 +19,7 @@ import (
 	"github.com/mica-snapshotter/mica/remote"
 )
 
-var (
-	_ layer.Source    = (*source)(nil)
-	_ layer.Ranger    = (*source)(nil)
-	_ layer.Suspecter = (*source)(nil)
-	_ layer.Placed    = (*source)(nil)
-	_ layer.Planner   = (*source)(nil)
-)
+var _ layer.Source = (*source)(nil)
 
 // origins are the images that brought a layer: where its blob can be read. The latest is asked
 // first, because its registry and credentials are the likeliest to work.
@@ -112,27 +106,18 @@ func (s *source) blob() (*remote.Blob, error) {
 // Size returns the number of bytes.
 func (s *source) Size() int64 { return s.size }
 
-// ReadAt fills p from off on, or fails. It waits for registries that do not answer until ctx
-// ends, and for those that refuse as long as the origins have patience.
-func (s *source) ReadAt(ctx context.Context, p []byte, off int64) error {
-	body, err := s.Range(ctx, off, int64(len(p)))
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	_, err = io.ReadFull(body, p)
-	return err
-}
-
-// Range returns n bytes from off on as they come, as ReadAt does: where one registry breaks off, another goes on.
-func (s *source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+// Range returns n bytes from off on as they come: where one registry breaks off, another goes on. It
+// waits for registries that do not answer until ctx ends, and for those that refuse as long as the
+// origins have patience. held: the first of the bytes, at least, were asked for in advance.
+func (s *source) Range(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error) {
 	if off < 0 || n < 0 || n > s.size-off {
-		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
+		return nil, false, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range", off, n, s.size, s.desc.Digest)
 	}
 	if n > 0 && s.early.reach(s.desc, s.off+off) != nil {
-		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, nil
+		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, true, nil
 	}
-	return s.ask(ctx, s.off+off, n)
+	body, err = s.ask(ctx, s.off+off, n)
+	return body, false, err
 }
 
 // ask asks the registries for n bytes from off on, in the blob. Nobody else need do so.
@@ -148,7 +133,7 @@ func (s *source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return blob.Range(ctx, off, n)
 }
 
-// Place implements layer.Placed.
+// Place implements layer.Source.
 func (s *source) Place() string {
 	if s.image != nil {
 		return "" // it is asked for a copy alone
@@ -163,10 +148,10 @@ func placeOf(ref string) string {
 	return host
 }
 
-// Planned implements layer.Planner.
+// Planned implements layer.Source.
 func (s *source) Planned(off, n int64) bool { return s.early.planned(s.desc, s.off+off, n) }
 
-// Suspect implements layer.Suspecter: whoever sent these bytes is asked last for a while. Of a copy nothing more is fetched in advance.
+// Suspect implements layer.Source: whoever sent these bytes is asked last for a while. Of a copy nothing more is fetched in advance.
 func (s *source) Suspect(off, n int64) {
 	if s.image != nil {
 		s.early.suspect(s.desc.Digest, 0, s.size)

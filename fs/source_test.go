@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -82,9 +83,13 @@ func TestOrigins(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
+		body, _, err := s.Range(ctx, 0, s.Size())
+		if err != nil {
+			return err
+		}
+		defer body.Close()
 		p := make([]byte, s.Size())
-		err := s.ReadAt(ctx, p, 0)
-		if err == nil && !bytes.Equal(p, blob[16:]) {
+		if _, err = io.ReadFull(body, p); err == nil && !bytes.Equal(p, blob[16:]) {
 			return errors.New("wrong bytes")
 		}
 		return err

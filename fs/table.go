@@ -206,7 +206,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		return nil, err
 	}
 	budget := layer.NewBudget(0, 0)
-	o.Fetch.Unwaited = func() time.Duration { return budget.Stats().Unwaited }
+	o.Fetch.Unwaited = func() time.Duration { return budget.Unwaited() }
 	c, err := newCache(s, o)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())

@@ -34,14 +34,12 @@ const (
 type Replay struct {
 	s      *Scheduler
 	ranges int
-	bytes  int64
-	done   chan struct{}
+	done   chan struct{} // closed when nothing is left to fetch
 
 	// Guarded by Scheduler.mu:
 	todo    []*part                   // of known layers, what nothing is under way for; in order
 	waiting map[digest.Digest][]*part // of layers that are not known
 	running int                       // requests
-	ended   bool                      // done is closed
 	seen    map[digest.Digest]*use    // the layers that were found so far
 }
 
@@ -91,7 +89,6 @@ func (u *use) end() {
 // fetched.
 type ReplayStats struct {
 	Ranges   int   // that were given
-	Bytes    int64 // in these ranges
 	Brought  int64 // bytes that came because of the replay, or that a reader was quicker to ask for
 	Read     int64 // of these, bytes in spans that readers have asked for
 	Missed   int64 // reads that waited for something which no replay was going to bring, in the first minute
@@ -105,9 +102,6 @@ func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Rep
 	r := &Replay{
 		s: s, ranges: len(ranges), done: make(chan struct{}),
 		waiting: map[digest.Digest][]*part{}, seen: map[digest.Digest]*use{},
-	}
-	for _, g := range ranges {
-		r.bytes += g.Size
 	}
 	arranged := Arrange(ranges)
 	s.mu.Lock()
@@ -127,9 +121,6 @@ func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Rep
 	s.signal()
 	return r
 }
-
-// Done is closed when nothing is left to fetch.
-func (r *Replay) Done() <-chan struct{} { return r.done }
 
 // Close drops what is to be fetched of layers that are not known: they will not be because of what
 // the replay belongs to. The rest goes on.
@@ -167,7 +158,7 @@ func (r *Replay) Stats() ReplayStats {
 		uses = append(uses, *u)
 	}
 	r.s.mu.Unlock()
-	st := ReplayStats{Ranges: r.ranges, Bytes: r.bytes}
+	st := ReplayStats{Ranges: r.ranges}
 	for _, u := range uses {
 		now := u.after
 		if u.layer != nil {
@@ -178,12 +169,18 @@ func (r *Replay) Stats() ReplayStats {
 		st.Missed += now.Missed - u.before.Missed
 	}
 	st.Read = min(st.Read, st.Brought) // some of it may have been there before
+	st.Finished = r.ended()
+	return st
+}
+
+// ended says whether nothing is left to fetch.
+func (r *Replay) ended() bool {
 	select {
 	case <-r.done:
-		st.Finished = true
+		return true
 	default:
+		return false
 	}
-	return st
 }
 
 // meetLocked returns what is expected of a layer where the replay comes to it for the first time.
@@ -224,10 +221,9 @@ func (r *Replay) dropLocked(e *entry) {
 
 // endLocked ends a replay that has nothing left.
 func (r *Replay) endLocked() {
-	if len(r.todo) > 0 || len(r.waiting) > 0 || r.running > 0 || r.ended {
+	if len(r.todo) > 0 || len(r.waiting) > 0 || r.running > 0 || r.ended() {
 		return
 	}
-	r.ended = true
 	r.s.replays = slices.DeleteFunc(r.s.replays, func(o *Replay) bool { return o == r })
 	close(r.done)
 }

@@ -315,7 +315,6 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 
 // failedLocked leaves a layer alone for a while; for good where its bytes are wrong.
 func (s *Scheduler) failedLocked(e *entry, err error, now time.Time) {
-	s.stats.Errors++
 	if errors.Is(err, index.ErrCorrupt) || errors.Is(err, layer.ErrTooLarge) {
 		if !e.stopped {
 			s.log.Error("layer is not fetched any further: its bytes, or its index, are wrong", "layer", e.digest, "err", err)

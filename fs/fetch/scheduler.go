@@ -70,14 +70,10 @@ type Options struct {
 	Log      *slog.Logger // nil: slog.Default()
 }
 
-// Stats is what a Scheduler has done, and has still to do.
+// Stats is what a Scheduler has done.
 type Stats struct {
 	ReplayRequests, FillRequests int64 // begun
 	ReplayBytes, FillBytes       int64 // compressed, fetched with success
-	Errors                       int64 // requests that failed
-	Replays                      int   // with something left to fetch
-	Filling                      int   // layers that are not whole yet, those that wait after an error included
-	Stopped                      int   // layers whose fill has ended because their bytes are wrong
 }
 
 // Scheduler fetches ahead for all layers of a node. New makes it, Run runs it.
@@ -209,14 +205,7 @@ func (s *Scheduler) Forget(d digest.Digest) {
 func (s *Scheduler) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.stats
-	st.Replays, st.Filling = len(s.replays), len(s.fills)
-	for _, e := range s.layers {
-		if e.stopped {
-			st.Stopped++
-		}
-	}
-	return st
+	return s.stats
 }
 
 // signal wakes Run.

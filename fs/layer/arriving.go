@@ -16,7 +16,7 @@ const arrivalPiece = 64 << 10
 type arriving struct {
 	at   byteRange
 	buf  *buffer
-	held bool // see Held; of the goroutine that receives
+	held bool // see Source; of the goroutine that receives
 
 	mu   sync.Mutex
 	upTo int64         // offset where the bytes end that are here

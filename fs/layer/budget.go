@@ -68,8 +68,8 @@ func NewBudget(fetch, decode int64) *Budget {
 	return b
 }
 
-// Answered tells how long a small request took that was not a layer's: about a round trip. For
-// place see Placed.
+// Answered tells how long a small request took that was not a layer's: about a round trip. place is a
+// Source's.
 func (b *Budget) Answered(place string, d time.Duration) { b.way(place).flow.answered(d, false) }
 
 // holdMost is how long decoding is held at the most.
@@ -143,19 +143,5 @@ func (g *grant) close() {
 	g.budget.fetch.release(g.fetch.Swap(0))
 }
 
-// BudgetStats is where a Budget stands.
-type BudgetStats struct {
-	Fetching, Decoding int64         // bytes of memory in use
-	Windows            int64         // bytes left for windows sections
-	Filling            int64         // bytes that Near and Background have under way
-	Waiting            int           // readers
-	Unwaited           time.Duration // for how long none has waited; 0: one does
-}
-
-// Stats returns the budget's numbers now.
-func (b *Budget) Stats() BudgetStats {
-	s := BudgetStats{Fetching: b.fetch.used(), Decoding: b.decode.used(), Windows: b.windows.Load()}
-	s.Waiting, s.Unwaited = b.readers.waited()
-	s.Filling = b.ways.used()
-	return s
-}
+// Unwaited tells for how long no read has waited; 0: one does.
+func (b *Budget) Unwaited() time.Duration { return b.readers.unwaited() }

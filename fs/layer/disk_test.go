@@ -86,7 +86,7 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("%d requests", got)
 	}
 	f.wait()
-	if st := f.Stats(); st.Unwritten != 1 || !errors.Is(st.LastError, unix.ENOSPC) || st.Present != 0 {
+	if st := f.Stats(); f.counters.unwritten.Load() != 1 || !errors.Is(st.LastError, unix.ENOSPC) || st.Present != 0 {
 		t.Errorf("stats are %+v", st)
 	}
 	f.mustRead(0, f.Size())

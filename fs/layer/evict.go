@@ -10,22 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Evicting is what a Store may be as well: one that spans can be taken out of. at says where span i lies in the device.
-type Evicting interface {
-	// Evictions changes when spans are taken away: a read is of the layer's bytes if the spans were Present after one
-	// call, and the next call after the read returns the same.
-	Evictions() uint64
-	// Evict takes spans away. An error says that they are still there.
-	Evict(spans []int, at func(i int) (off, size int64)) (bytes int64, err error)
-	// Touched notes that a reader asks for spans [first, last).
-	Touched(first, last int)
-	// Length is how long the device's file is. Restore makes it as long as it was, with a hole at the end.
-	Length() (int64, error)
-	Restore() error
-	// Empty starts with a new device, without a span.
-	Empty() error
-}
-
 // given is the spans that were given up because the store could not read them. What happens to one twice is not the
 // fault of the sector that it lay on: then it is served from memory.
 type given struct {
@@ -45,14 +29,6 @@ func (g *given) again(i int) bool {
 	return was
 }
 
-// evictions is Evictions of a store that evicts.
-func (l *Layer) evictions() uint64 {
-	if l.evicting == nil {
-		return 0
-	}
-	return l.evicting.Evictions()
-}
-
 // Evict takes spans out of the store, and returns how many bytes of the device that was. They are fetched again when somebody
 // reads them.
 func (l *Layer) Evict(spans []int) (int64, error) {
@@ -60,20 +36,14 @@ func (l *Layer) Evict(spans []int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if l.evicting == nil {
-		return 0, errors.ErrUnsupported
-	}
 	l.noteCome()
-	return l.evicting.Evict(spans, func(i int) (off, size int64) { return t[i].Device, t[i].Size })
+	return l.store.Evict(spans, func(i int) (off, size int64) { return t[i].Device, t[i].Size })
 }
 
 // Empty takes all spans out of the store at once, by a new device.
 func (l *Layer) Empty() error {
-	if l.evicting == nil {
-		return errors.ErrUnsupported
-	}
 	l.noteCome()
-	return l.evicting.Empty()
+	return l.store.Empty()
 }
 
 // Fresh is ReadAt for bytes that the store has, and that are to come from the source all the same.
@@ -90,7 +60,7 @@ func (l *Layer) Fresh(ctx context.Context, p []byte, off int64) error {
 // read past it.
 func (l *Layer) lose(off int64, err error) bool {
 	t, terr := l.table()
-	if terr != nil || l.evicting == nil {
+	if terr != nil {
 		return false
 	}
 	i := t.Find(off)
@@ -122,14 +92,11 @@ func (l *Layer) lose(off int64, err error) bool {
 // lengthen gives a device its length back that was cut, when what it has lost is out of the store. False: it was not
 // cut, or stays so.
 func (l *Layer) lengthen() bool {
-	if l.evicting == nil {
-		return false
-	}
 	t, err := l.table()
 	if err != nil {
 		return false
 	}
-	length, err := l.evicting.Length()
+	length, err := l.store.Length()
 	if err != nil || length >= l.Size() {
 		return false
 	}
@@ -140,7 +107,7 @@ func (l *Layer) lengthen() bool {
 		}
 	}
 	if _, err = l.Evict(lost); err == nil {
-		err = l.evicting.Restore()
+		err = l.store.Restore()
 	}
 	if err != nil {
 		l.counters.failed(err)

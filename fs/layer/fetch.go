@@ -117,17 +117,13 @@ func (l *Layer) begin(g *group) ([]extent, *grant, error) {
 	if err != nil {
 		return nil, admitted, err
 	}
-	var todo []extent
-	for i, f := range g.flights {
-		if f == nil {
-			continue
+	var left []int
+	for _, f := range g.flights {
+		if f != nil {
+			left = append(left, f.span)
 		}
-		if n := len(todo); n > 0 && todo[n-1].first+todo[n-1].n == g.extent.first+i {
-			todo[n-1].n++
-			continue
-		}
-		todo = append(todo, extent{g.extent.first + i, 1})
 	}
+	todo := plan(g.spans, left, maxRequest)
 	if len(todo) > 1 {
 		admitted.coming = 0
 	}
@@ -233,11 +229,9 @@ func (l *Layer) suspect(bad []corruption, spans index.Spans) {
 			l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
 		}
 		src, off := l.source(s.Blob)
-		if src, ok := src.(Suspecter); ok {
-			src.Suspect(off, s.BlobSize)
-		}
-		if src, ok := l.o.Windows.(Suspecter); ok && s.Window.Size > 0 {
-			src.Suspect(s.Window.Off, s.Window.Size)
+		src.Suspect(off, s.BlobSize)
+		if l.o.Windows != nil && s.Window.Size > 0 {
+			l.o.Windows.Suspect(s.Window.Off, s.Window.Size)
 		}
 	}
 }

@@ -102,13 +102,8 @@ func (l *Layer) fetch(ctx context.Context, w want) error {
 		}
 		l.o.Budget.readers.waits()
 		defer l.o.Budget.readers.goes()
-		l.counters.waits.Add(1)
 		l.counters.waiting.Add(1)
-		start := time.Now()
-		defer func() {
-			l.counters.waited(time.Since(start))
-			l.counters.waiting.Add(-1)
-		}()
+		defer l.counters.waiting.Add(-1)
 	}
 	if err := l.fetchWanted(ctx, w); err != nil {
 		return fmt.Errorf("read layer %s at %d: %w", l.name, w.off, err)
@@ -134,7 +129,7 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 		return nil
 	}
 	w := &waiter{want: want, pending: map[*flight]struct{}{}, done: make(chan struct{})}
-	gone := l.evictions()
+	gone := l.store.Evictions()
 	stored, err := l.join(ctx, w, spans)
 	if err != nil {
 		return err

@@ -136,7 +136,7 @@ func (f *flow) answered(d time.Duration, filled bool) {
 	f.recent = f.recent[:0]
 	window := float64(f.window)
 	short := min(f.base/2, shortQueue)
-	if _, quiet := f.readers.waited(); quiet > quietAfter {
+	if f.readers.unwaited() > quietAfter {
 		short = quietTimes * shortQueue
 	}
 	switch queue := quickest - f.base; {

@@ -79,8 +79,6 @@ type Options struct {
 type Layer struct {
 	index      Index
 	store      Store
-	evicting   Evicting // the store, where it is one
-	doubting   Doubting // the store, where it is one
 	doubts     singleflight.Group
 	given      given
 	o          Options
@@ -128,8 +126,6 @@ func New(ix Index, st Store, o Options) *Layer {
 		l.copying.source, l.copying.copy = c.Source, c
 		l.o.Copy = nil // what it holds goes when it is in the table
 	}
-	l.evicting, _ = st.(Evicting)
-	l.doubting, _ = st.(Doubting)
 	return l
 }
 
@@ -162,7 +158,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
-	if gone := l.evictions(); l.present(off, w.end) {
+	if gone := l.store.Evictions(); l.present(off, w.end) {
 		if got, valid, _ := l.readPresent(p, off, gone); valid && got == len(p) {
 			if !l.store.AllPresent() {
 				l.follow(ctx, off, w.end, false)
@@ -175,9 +171,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := l.fetch(ctx, w); err != nil {
 		return err
 	}
-	if s, ok := l.store.(Server); ok {
-		s.Served(off, n)
-	}
+	l.store.Served(off, n)
 	return nil
 }
 

@@ -106,8 +106,8 @@ func newSample(t testing.TB) *sample {
 	return commonSample
 }
 
-// memory is a Source in memory. fault, if set, decides about each call:
-// whether it fails, waits, or changes the bytes.
+// memory is a Source in memory. fault, if set, decides about each call: whether it fails, waits, or
+// changes the bytes.
 type memory struct {
 	b     []byte
 	fault func(ctx context.Context, call int, p []byte, off int64) error
@@ -117,18 +117,28 @@ type memory struct {
 
 func (m *memory) Size() int64 { return int64(len(m.b)) }
 
-func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
+func (m *memory) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
 	call := int(m.calls.Add(1))
-	m.bytes.Add(int64(len(p)))
-	if off < 0 || off+int64(len(p)) > int64(len(m.b)) {
-		return io.ErrUnexpectedEOF
+	m.bytes.Add(n)
+	if off < 0 || off+n > int64(len(m.b)) {
+		return nil, false, io.ErrUnexpectedEOF
 	}
-	copy(p, m.b[off:])
+	p := bytes.Clone(m.b[off : off+n])
+	err := ctx.Err()
 	if m.fault != nil {
-		return m.fault(ctx, call, p, off)
+		err = m.fault(ctx, call, p, off)
 	}
-	return ctx.Err()
+	if err != nil {
+		return nil, false, err
+	}
+	return io.NopCloser(bytes.NewReader(p)), false, nil
 }
+
+func (m *memory) Suspect(_, _ int64) {}
+
+func (m *memory) Planned(_, _ int64) bool { return false }
+
+func (m *memory) Place() string { return "" }
 
 // shaky is a store whose calls fail or wait when the functions say so.
 type shaky struct {
@@ -265,7 +275,7 @@ func TestReads(t *testing.T) {
 			before := f.Stats().Requests
 			f.mustRead(0, size)
 			st := f.Stats()
-			if st.Requests != before || st.Present != int64(len(f.s.device)) || st.SpansPresent != len(f.s.spans) || st.LastError != nil {
+			if st.Requests != before || st.Present != int64(len(f.s.device)) || !f.store.AllPresent() || st.LastError != nil {
 				t.Errorf("stats of a complete layer: %+v", st)
 			}
 		})
@@ -366,6 +376,16 @@ func TestFill(t *testing.T) {
 // wait waits until nothing is under way: a reader is served before its span is
 // in the store.
 func (f *fixture) wait() { f.running.Wait() }
+
+// nothingTaken fails the test if something was not given back to the budget.
+func (f *fixture) nothingTaken() {
+	f.t.Helper()
+	b := f.o.Budget
+	fetch, decode, filling := b.fetch.used(), b.decode.used(), f.way().flow.used
+	if fetch != 0 || decode != 0 || filling != 0 {
+		f.t.Errorf("%d, %d and %d bytes are still taken", fetch, decode, filling)
+	}
+}
 
 // TestWarmReadsCostNothing: no allocation, no lock, no request.
 func TestWarmReadsCostNothing(t *testing.T) {

@@ -42,16 +42,16 @@ type far struct {
 	line *line
 }
 
-func (f *far) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+func (f *far) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
 	if err := sleep(ctx, f.line.rtt/2); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	// The server puts everything on the line at once.
 	b := &farBody{ctx: ctx, rest: f.b[off : off+n]}
 	for left := int(n); left > 0; left -= farPiece {
 		b.at = append(b.at, f.line.depart(min(left, farPiece)))
 	}
-	return b, sleep(ctx, time.Until(b.at[0]))
+	return b, false, sleep(ctx, time.Until(b.at[0]))
 }
 
 const farPiece = 32 << 10

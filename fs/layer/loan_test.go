@@ -48,7 +48,7 @@ func TestLoan(t *testing.T) {
 						})
 					}
 					synctest.Wait()
-					if used := budget.Stats().Fetching; used < 150<<10 {
+					if used := budget.fetch.used(); used < 150<<10 {
 						t.Fatalf("%d bytes are in use: the test is of no use", used)
 					}
 					// A few rounds, as each lets as many go on as there is room for.
@@ -71,9 +71,7 @@ func TestLoan(t *testing.T) {
 					}
 					a.wait()
 					b.wait()
-					if s := budget.Stats(); s.Fetching != 0 || s.Filling != 0 {
-						t.Errorf("budget stands at %+v", s)
-					}
+					a.nothingTaken()
 				})
 			})
 		}

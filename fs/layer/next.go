@@ -41,8 +41,6 @@ func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
 		return run, nil
 	}
 	src, from := l.source(at.from)
-	if p, ok := src.(Planner); ok {
-		run.Planned = p.Planned(from, at.size())
-	}
+	run.Planned = src.Planned(from, at.size())
 	return run, nil
 }

@@ -1,7 +1,6 @@
 package layer
 
 import (
-	"bytes"
 	"context"
 	"io"
 	"slices"
@@ -9,34 +8,13 @@ import (
 	"time"
 )
 
-// Ranger is what a Source may be as well: Range returns n bytes from off on as they come. The stream brings all of
-// them or an error, and ends soon after ctx.
-type Ranger interface {
-	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
-}
-
-// Held is what a body may be as well whose bytes were asked for before it was opened: when it comes says nothing of
-// the way to the source.
-type Held interface{ Held() }
-
-// open begins to read a range of a source. One that cannot stream is read whole.
+// open begins to read a range of a source.
 func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
 	l.counters.requests.Add(1)
-	var body io.ReadCloser
-	if r, ok := src.(Ranger); ok {
-		b, err := r.Range(ctx, off, n)
-		if err != nil {
-			return nil, err
-		}
-		body = b
-	} else {
-		p := make([]byte, n)
-		if err := src.ReadAt(ctx, p, off); err != nil {
-			return nil, err
-		}
-		body = io.NopCloser(bytes.NewReader(p))
+	body, held, err := src.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
 	}
-	_, held := body.(Held)
 	return &counted{body, &l.counters, held}, nil
 }
 
@@ -44,7 +22,7 @@ func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadClos
 type counted struct {
 	io.ReadCloser
 	counters *counters
-	held     bool // see Held
+	held     bool // see Source
 }
 
 // Read implements io.Reader.

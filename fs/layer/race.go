@@ -18,7 +18,6 @@ type opener = func(ctx context.Context, off, n int64) (io.ReadCloser, error)
 type race struct {
 	budget  *Budget
 	pace    *pace
-	count   *counters
 	ctx     context.Context
 	cancel  context.CancelFunc
 	open    opener
@@ -37,7 +36,7 @@ func (l *Layer) race(ctx context.Context, at byteRange, open opener) *race {
 		return nil
 	}
 	r := &race{
-		budget: b, pace: &l.way().pace, count: &l.counters, open: open,
+		budget: b, pace: &l.way().pace, open: open,
 		at: at, pos: at.from, start: time.Now(),
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
@@ -93,7 +92,6 @@ func (r *race) Read(p []byte) (int, error) {
 		case <-changed[1]:
 		case <-r.slow.C:
 			if r.pace.hedge() && r.budget.fetch.try(r.at.size()) {
-				r.count.hedged.Add(1)
 				r.run()
 			}
 		}
@@ -107,7 +105,6 @@ func (r *race) Close() error {
 		if upTo, _, _ := a.state(); upTo < r.at.to {
 			// The first is as slow as it has been until now, at least.
 			r.pace.observe(time.Since(r.start), time.Since(r.start), r.at.size())
-			r.count.hedgesWon.Add(1)
 		}
 	}
 	r.cancel()

@@ -9,18 +9,10 @@ import (
 // held is a source whose bytes were asked for before.
 type held struct{ *memory }
 
-type heldBody struct{ io.ReadCloser }
-
-func (heldBody) Held() {}
-
-func (h held) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
-	return heldBody{io.NopCloser(io.NewSectionReader(readerAt{h.memory}, off, n))}, nil
+func (h held) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	body, _, err := h.memory.Range(ctx, off, n)
+	return body, true, err
 }
-
-// readerAt reads a source without a context.
-type readerAt struct{ m *memory }
-
-func (r readerAt) ReadAt(p []byte, off int64) (int, error) { return copy(p, r.m.b[off:]), nil }
 
 // TestPaceOfHeld: how soon bytes come that are here already says nothing of how long others take.
 func TestPaceOfHeld(t *testing.T) {

@@ -8,25 +8,23 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// Source is the bytes of one immutable blob. ReadAt fills p or returns an
-// error; it tries for as long as ctx lasts where trying can help, and ends soon
-// after ctx. Parallel calls are made.
+// Source is the bytes of one immutable blob. Parallel calls are made.
 type Source interface {
-	ReadAt(ctx context.Context, p []byte, off int64) error
 	Size() int64
-}
-
-// Suspecter is what a Source may be as well: it is told that the n bytes from
-// off on which it returned last were wrong, so that it can ask somebody else
-// when they are asked for again.
-type Suspecter interface {
+	// Range returns n bytes from off on as they come. The stream brings all of them or an error,
+	// and ends soon after ctx; Range tries for as long as ctx lasts where trying can help. held
+	// says that the bytes were asked for before: when they come says nothing of the way to the
+	// source.
+	Range(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error)
+	// Suspect tells that the n bytes from off on which the source returned last were wrong, so
+	// that it can ask somebody else when they are asked for again.
 	Suspect(off, n int64)
-}
-
-// Planner is what a Source may be as well: it says whether any of the n bytes from off on are about to come by another way than being
-// asked for. Who cannot wait for them asks.
-type Planner interface {
+	// Planned says whether any of the n bytes from off on are about to come by another way than
+	// being asked for. A reader that cannot wait for them asks.
 	Planned(off, n int64) bool
+	// Place names the registry that is asked first. What one registry's answers tell of the way
+	// to it says nothing of the way to another.
+	Place() string
 }
 
 // Index is what a Layer needs of an *index.Layer. Spans is asked for at the
@@ -36,7 +34,8 @@ type Index interface {
 	Spans() (index.Spans, error)
 }
 
-// Store is what a Layer needs of a *store.Layer. Parallel calls are made.
+// Store is what a Layer needs of a *store.Layer: spans that come and go, and that are compared with
+// their digests before they are believed, because a disk is not. Parallel calls are made.
 type Store interface {
 	// Present and AllPresent say which spans can be read, without waiting.
 	Present(i int) bool
@@ -48,12 +47,39 @@ type Store interface {
 	WriteSpan(i int, off int64, data []byte) error
 	// Windows is the windows section where it is kept, else fs.ErrNotExist.
 	Windows() (io.ReaderAt, error)
-}
-
-// Server is what a Store may be as well: it is told that a reader got the n bytes from off on by another way
-// than its ReadAt, so that it need not keep them at hand.
-type Server interface {
+	// Served tells that a reader got the n bytes from off on by another way than ReadAt, so that
+	// the store need not keep them at hand.
 	Served(off, n int64)
+	// Touched notes that a reader asks for spans [first, last).
+	Touched(first, last int)
+
+	// Evictions changes when spans are taken away: a read is of the layer's bytes if the spans
+	// were Present after one call, and the next call after the read returns the same.
+	Evictions() uint64
+	// Evict takes spans away; at says where span i lies in the device. An error says that they
+	// are still there.
+	Evict(spans []int, at func(i int) (off, size int64)) (bytes int64, err error)
+	// Length is how long the device's file is. Restore makes it as long as it was, with a hole at
+	// the end.
+	Length() (int64, error)
+	Restore() error
+	// Empty starts with a new device, without a span.
+	Empty() error
+
+	// Sure and AllSure say which spans the store holds for sure.
+	Sure(i int) bool
+	AllSure() bool
+	// Unchanged says that what Sure says holds for what was read just before.
+	Unchanged() bool
+	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that
+	// some of the n bytes from off on were, if they are not durable, unless Evictions has changed
+	// since it returned gone.
+	Settled(p []byte, off int64) bool
+	Lost(off, n int64, gone uint64)
+	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
+	Believe(i int, gone uint64)
+	// Repair writes the right bytes over wrong ones.
+	Repair(off int64, data []byte) error
 }
 
 var _ Index = (*index.Layer)(nil)

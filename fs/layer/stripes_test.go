@@ -62,9 +62,7 @@ func TestStripeFails(t *testing.T) {
 		t.Errorf("error is %v", err)
 	}
 	f.wait()
-	if st := f.o.Budget.Stats(); st.Fetching != 0 {
-		t.Errorf("%d bytes are still taken", st.Fetching)
-	}
+	f.nothingTaken()
 	src.stop = nil
 	f.mustRead(off, 20*n)
 }

@@ -12,27 +12,10 @@ import (
 // errWrong is why a span in the store is of no use.
 var errWrong = errors.New("the store's bytes are not what their digest says")
 
-// Doubting is what a Store may be as well: one that knows which spans it holds for sure. What lies on a disk while micad does not run, or
-// is changed by others while it does, is compared with its digests before it is believed.
-type Doubting interface {
-	Sure(i int) bool
-	AllSure() bool
-	// Unchanged says that what Sure says holds for what was read just before.
-	Unchanged() bool
-	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that some of the n bytes from off on were,
-	// if they are not durable, unless Evictions has changed since it returned gone.
-	Settled(p []byte, off int64) bool
-	Lost(off, n int64, gone uint64)
-	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
-	Believe(i int, gone uint64)
-	// Repair writes the right bytes over wrong ones.
-	Repair(off int64, data []byte) error
-}
-
 // sure compares the present spans that hold any of [off, end) with their digests where that has to be done. An error says why one
 // is of no use.
 func (l *Layer) sure(off, end int64) error {
-	if l.doubting == nil || l.doubting.AllSure() {
+	if l.store.AllSure() {
 		return nil
 	}
 	spans, err := l.table()
@@ -41,7 +24,7 @@ func (l *Layer) sure(off, end int64) error {
 	}
 	first, last := l.cut(spans, off, end)
 	for i := first; i < last; i++ {
-		if l.doubting.Sure(i) {
+		if l.store.Sure(i) {
 			continue
 		}
 		if err := l.doubt(spans, i); err != nil {
@@ -55,7 +38,7 @@ func (l *Layer) sure(off, end int64) error {
 // that is not all. valid: what it returns is of the layer, and not of a store that has changed meanwhile.
 func (l *Layer) readPresent(p []byte, off int64, gone uint64) (n int, valid bool, err error) {
 	n, err = l.readSure(p, off, gone)
-	return n, (l.doubting == nil || l.doubting.Unchanged()) && l.evictions() == gone, err
+	return n, l.store.Unchanged() && l.store.Evictions() == gone, err
 }
 
 // readSure is readPresent for a store that does not change meanwhile.
@@ -74,12 +57,12 @@ func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 		return len(p), nil
 	}
 	n, err := l.store.ReadAt(p, off)
-	if l.doubting == nil || l.doubting.Settled(p[:n], off) {
+	if l.store.Settled(p[:n], off) {
 		return n, err
 	}
 	if err = l.compared(p, off); err != nil {
-		if errors.Is(err, errWrong) && l.doubting.Unchanged() {
-			l.doubting.Lost(off, int64(len(p)), gone)
+		if errors.Is(err, errWrong) && l.store.Unchanged() {
+			l.store.Lost(off, int64(len(p)), gone)
 		}
 		return 0, err
 	}
@@ -88,7 +71,7 @@ func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 
 // doubtful says whether a span that holds any of [off, end) has to be compared each time that it is read.
 func (l *Layer) doubtful(off, end int64) (bool, error) {
-	if l.doubting == nil || l.doubting.AllSure() {
+	if l.store.AllSure() {
 		return false, nil
 	}
 	spans, err := l.table()
@@ -97,7 +80,7 @@ func (l *Layer) doubtful(off, end int64) (bool, error) {
 	}
 	first, last := l.cut(spans, off, end)
 	for i := first; i < last; i++ {
-		if !l.doubting.Sure(i) {
+		if !l.store.Sure(i) {
 			return true, nil
 		}
 	}
@@ -170,21 +153,21 @@ func (l *Layer) copyCompared(p []byte, off int64, s *index.Span) error {
 // doubt compares a span with its digest, once for all who ask at a time.
 func (l *Layer) doubt(spans index.Spans, i int) error {
 	_, err, _ := l.doubts.Do(strconv.Itoa(i), func() (any, error) {
-		if l.doubting.Sure(i) {
+		if l.store.Sure(i) {
 			return nil, nil
 		}
-		l.doubting.Unchanged() // from here on a change is noticed
-		gone := l.evictions()
+		l.store.Unchanged() // from here on a change is noticed
+		gone := l.store.Evictions()
 		err := l.compare(&spans[i], nil)
 		switch {
 		case err != nil && !errors.Is(err, errWrong):
 			return nil, err
-		case !l.doubting.Unchanged() || l.evictions() != gone:
+		case !l.store.Unchanged() || l.store.Evictions() != gone:
 			return nil, nil // the reader notices too
 		case err != nil:
 			return nil, err
 		}
-		l.doubting.Believe(i, gone)
+		l.store.Believe(i, gone)
 		return nil, nil
 	})
 	return err
@@ -192,13 +175,13 @@ func (l *Layer) doubt(spans index.Spans, i int) error {
 
 // repair puts a span right of which the store has wrong bytes that it cannot give up.
 func (l *Layer) repair(i int, s *index.Span, data []byte) {
-	if l.doubting == nil || l.doubting.Sure(i) {
+	if l.store.Sure(i) {
 		return
 	}
-	gone := l.evictions()
-	if err := l.doubting.Repair(s.Device, data); err != nil {
+	gone := l.store.Evictions()
+	if err := l.store.Repair(s.Device, data); err != nil {
 		l.counters.failed(err)
 		return
 	}
-	l.doubting.Believe(i, gone)
+	l.store.Believe(i, gone)
 }

@@ -113,9 +113,7 @@ func (l *Layer) touched(off, end int64) {
 	}
 	spans := *t
 	first, last := l.cut(spans, off, end)
-	if l.evicting != nil {
-		l.evicting.Touched(first, last)
-	}
+	l.store.Touched(first, last)
 	x := l.expects.now.Load()
 	if x == nil || x.left.Load() == 0 {
 		return

@@ -5,10 +5,6 @@ import (
 	"time"
 )
 
-// Placed is what a Source may be as well: Place names the registry that is asked first. What one
-// registry's answers tell of the way to it says nothing of the way to another.
-type Placed interface{ Place() string }
-
 // way is what is known of the way to one registry, and what fills have under way there.
 type way struct {
 	flow *flow
@@ -39,26 +35,8 @@ func (b *Budget) way(place string) *way {
 	return w
 }
 
-// used returns how many bytes fills have under way.
-func (w *ways) used() (n int64) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, way := range w.byPlace {
-		way.flow.mu.Lock()
-		n += way.flow.used
-		way.flow.mu.Unlock()
-	}
-	return n
-}
-
 // way returns the way to the registry that has the layer's blob.
-func (l *Layer) way() *way {
-	place := ""
-	if p, ok := l.o.Blob.(Placed); ok {
-		place = p.Place()
-	}
-	return l.o.Budget.way(place)
-}
+func (l *Layer) way() *way { return l.o.Budget.way(l.o.Blob.Place()) }
 
 // readers is how many reads wait, of all layers.
 type readers struct {
@@ -81,12 +59,12 @@ func (r *readers) change(n, turn int) {
 	}
 }
 
-// waited returns how many wait, and for how long none has; 0: one does.
-func (r *readers) waited() (n int, quiet time.Duration) {
+// unwaited returns for how long none has waited; 0: one does.
+func (r *readers) unwaited() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.waiting > 0 {
-		return r.waiting, 0
+		return 0
 	}
-	return 0, time.Since(r.since)
+	return time.Since(r.since)
 }

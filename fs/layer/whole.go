@@ -73,9 +73,7 @@ func (l *Layer) runWhole(g *group) {
 		}
 		l.counters.corrupt.Add(1)
 		l.log.Warn("fetched bytes are wrong", "err", err)
-		if src, ok := l.o.Blob.(Suspecter); ok {
-			src.Suspect(0, l.o.Blob.Size())
-		}
+		l.o.Blob.Suspect(0, l.o.Blob.Size())
 		if err := sleep(g.ctx, pause(try)); err != nil {
 			l.giveUp(g, err)
 			return
