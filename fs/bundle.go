@@ -254,7 +254,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w
 			if _, err := io.ReadFull(w.reader(body), b); err != nil {
 				return err
 			}
-			p.t.budget.Answered(placeOf(p.name()), time.Since(start)/time.Duration(first.rounds))
+			p.t.budget.Host(placeOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
 			_, err = f.WriteAt(b, off)
 			return err
 		})

@@ -264,7 +264,7 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 	release := func() {}
 	defer func() { release() }()
 	// From its index to its mount a layer waits for cores alone, and a container for the layer. Replays have begun by then.
-	if err := p.bring(d, func() { release = p.t.budget.Hold() }); err != nil {
+	if err := p.bring(d, func() { release = p.t.budget.FreeCores() }); err != nil {
 		return err
 	}
 	select {
@@ -275,7 +275,7 @@ func (p *pull) prepare(ctx context.Context, d digest.Digest) error {
 		if err := p.awaitAsked(); err != nil {
 			return err
 		}
-		release = p.t.budget.Hold()
+		release = p.t.budget.FreeCores()
 	}
 	brought := time.Now()
 	v, err := p.t.stored(Layer{Ref: p.name(), Digest: d})

@@ -48,7 +48,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/keeper"
-	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
@@ -96,7 +96,7 @@ type Table struct {
 	early   early
 	copies  copies
 	cache   *cache
-	budget  *layer.Budget
+	budget  *line.Budget
 	memory  *fuse.Memory
 	fetch   *fetch.Scheduler
 	kernel  func() (kernel, error) // what the kernel can do; tried once
@@ -205,7 +205,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	budget := layer.NewBudget(0, 0)
+	budget := line.New(0, 0)
 	o.Fetch.Unwaited = func() time.Duration { return budget.Unwaited() }
 	c, err := newCache(s, o)
 	if err != nil {

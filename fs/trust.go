@@ -14,7 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -184,11 +184,11 @@ func (v *live) fetchAll(ctx context.Context) error {
 		cancel(errGarbled)
 	})
 	for off, size := int64(0), v.data.Size(); ; {
-		run, err := v.data.Next(off, size, layer.Ahead)
+		run, err := v.data.Next(off, size, line.Ahead)
 		if err != nil || run.Size == 0 {
 			return err
 		}
-		if err := v.data.Fetch(ctx, run.Off, run.Size, layer.Ahead); err != nil {
+		if err := v.data.Fetch(ctx, run.Off, run.Size, line.Ahead); err != nil {
 			if cause := context.Cause(ctx); errors.Is(cause, errGarbled) {
 				return cause
 			}

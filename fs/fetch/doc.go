@@ -11,13 +11,13 @@
 //	layers ───▶ Fill ────▶ what is missing, front to back ─┤
 //	readers ──▶ Near ────▶ what follows where they waited ─┘
 //
-// Replays go before fills, and of these those near readers before the rest. What they have in common with demand (bytes in
-// flight, decoders, who goes first) is decided below, by the layers' Budget: fills have under way what the line takes
-// without a queue, and no more.
+// Replays go before fills, and of these those near readers before the rest. What they have in
+// common with demand (bytes in flight, decoders, who goes first) is decided below, by the layers'
+// Budget: fills have under way what the line takes without a queue, and no more.
 //
 // # Concurrency
 //
 // One goroutine, that of Run, decides; every request has one of its own. Run waits for them all,
-// Forget for those of one layer. The other methods return at once and may be called in parallel, before
-// Run as well.
+// Forget for those of one layer. The other methods return at once and may be called in parallel,
+// before Run as well.
 package fetch

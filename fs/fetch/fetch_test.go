@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -63,7 +64,7 @@ func (l *log) take() []string {
 
 func (f *fake) Size() int64 { return f.n * block }
 
-func (f *fake) Next(off, end int64, _ layer.Priority) (layer.Run, error) {
+func (f *fake) Next(off, end int64, _ line.Priority) (layer.Run, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	last := min((end+block-1)/block, f.n)
@@ -84,7 +85,7 @@ func (f *fake) Next(off, end int64, _ layer.Priority) (layer.Run, error) {
 	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2, Planned: f.planned[i]}, nil
 }
 
-func (f *fake) Fetch(ctx context.Context, off, n int64, prio layer.Priority) error {
+func (f *fake) Fetch(ctx context.Context, off, n int64, prio line.Priority) error {
 	f.mu.Lock()
 	f.running++
 	f.most = max(f.most, f.running)
@@ -95,7 +96,7 @@ func (f *fake) Fetch(ctx context.Context, off, n int64, prio layer.Priority) err
 		f.running--
 	}()
 	if f.log != nil {
-		kind := map[layer.Priority]string{layer.Replay: "replay", layer.Near: "near", layer.Background: "fill"}[prio]
+		kind := map[line.Priority]string{line.Replay: "replay", line.Near: "near", line.Background: "fill"}[prio]
 		f.log.add(fmt.Sprintf("%s %s %d+%d", kind, f.name, off/block, n/block))
 	}
 	select {

@@ -18,12 +18,12 @@ type Range struct {
 }
 
 const (
-	// mergeGap is how far apart two ranges may be that are fetched as one, device bytes: less than a
-	// span, so that it seldom brings one more.
+	// mergeGap is how far apart two ranges may be that are fetched as one, device bytes: less than
+	// a span, so that it seldom brings one more.
 	mergeGap = 256 << 10
-	// So many ranges at a time are looked through for neighbours in the device, which go into one request; beyond
-	// that they stay in their order. The first such group has groupFirst device bytes, each other twice as many as the one
-	// before, up to groupMost.
+	// So many ranges at a time are looked through for neighbours in the device, which go into one
+	// request; beyond that they stay in their order. The first such group has groupFirst device
+	// bytes, each other twice as many as the one before, up to groupMost.
 	groupFirst = 8 << 20
 	groupMost  = 64 << 20
 	// groupRanges bounds a group as well: a small range still costs a span.
@@ -57,7 +57,8 @@ const (
 	plannedParts = 8                     // so many parts are put off at a time; those behind them are not looked at
 )
 
-// putOff puts off a place whose bytes are about to come without a request, for as long as that may take.
+// putOff puts off a place whose bytes are about to come without a request, for as long as that may
+// take.
 func (s *Scheduler) putOff(p *place, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,8 +86,8 @@ func (u *use) end() {
 	}
 }
 
-// ReplayStats says how a replay went. Bytes are those of the device, counted by spans, which are what is
-// fetched.
+// ReplayStats says how a replay went. Bytes are those of the device, counted by spans, which are
+// what is fetched.
 type ReplayStats struct {
 	Ranges   int   // that were given
 	Brought  int64 // bytes that came because of the replay, or that a reader was quicker to ask for
@@ -95,9 +96,9 @@ type ReplayStats struct {
 	Finished bool  // nothing is left to fetch
 }
 
-// Replay fetches the ranges, given in the order of their first access, about in that order. Those of layers that
-// are not known yet wait for Add, until Close; those of a layer that is forgotten meanwhile are
-// dropped, and so are those of layers of which wanted says no. (nil: all are wanted.)
+// Replay fetches the ranges, given in the order of their first access, about in that order. Those
+// of layers that are not known yet wait for Add, until Close; those of a layer that is forgotten
+// meanwhile are dropped, and so are those of layers of which wanted says no. (nil: all are wanted.)
 func (s *Scheduler) Replay(ranges []Range, wanted func(digest.Digest) bool) *Replay {
 	r := &Replay{
 		s: s, ranges: len(ranges), done: make(chan struct{}),
@@ -228,7 +229,8 @@ func (r *Replay) endLocked() {
 	close(r.done)
 }
 
-// Arrange makes of ranges in the order of access larger ones that are in about that order: those that a replay fetches.
+// Arrange makes of ranges in the order of access larger ones that are in about that order: those
+// that a replay fetches.
 func Arrange(ranges []Range) []Range {
 	var all []Range
 	most := int64(groupFirst)
@@ -245,7 +247,8 @@ func Arrange(ranges []Range) []Range {
 	return all
 }
 
-// merge joins the ranges that are near each other; the results are in the order of the first of each.
+// merge joins the ranges that are near each other; the results are in the order of the first of
+// each.
 func merge(group []Range) []Range {
 	type placed struct {
 		Range

@@ -8,15 +8,16 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// patience is how long one request may take. A registry that does not answer is tried for as long below;
-// then others have their turn.
+// patience is how long one request may take. A registry that does not answer is tried for as long
+// below; then others have their turn.
 const patience = time.Minute
 
-// A replay begins with few requests, so that what a start reads first does not share the line with all the rest; each that
-// ends makes room for some more.
+// A replay begins with few requests, so that what a start reads first does not share the line with
+// all the rest; each that ends makes room for some more.
 const rampFirst, rampStep = 4, 3
 
 var errPatience = errors.New("no answer for a minute")
@@ -67,7 +68,7 @@ func (s *Scheduler) throttle(ctx context.Context, n int64) {
 // place is where to look for something to fetch: a range of a layer's device.
 type place struct {
 	entry    *entry
-	prio     layer.Priority
+	prio     line.Priority
 	off, end int64
 	replay   *Replay // nil: a fill
 	todo     *part   // what is left of the replay's range
@@ -110,8 +111,8 @@ func (s *Scheduler) next(ctx context.Context) (*job, time.Duration) {
 	return nil, 0
 }
 
-// choose finds the place to look at next. Its entry then has one user more. expected is what is to be told to
-// the layer before.
+// choose finds the place to look at next. Its entry then has one user more. expected is what is to
+// be told to the layer before.
 func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time.Duration) {
 	if hold := s.o.Hold(); hold > 0 {
 		return nil, nil, hold
@@ -152,8 +153,8 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 	return p, expected, wait
 }
 
-// replayPlaceLocked returns the place of the replay whose turn it is; nil where replays have nothing to fetch now. later is how long all
-// that they have is put off.
+// replayPlaceLocked returns the place of the replay whose turn it is; nil where replays have
+// nothing to fetch now. later is how long all that they have is put off.
 func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool, now time.Time) (p *place, later time.Duration) {
 	for i, r := range s.replays {
 		putOff := 0
@@ -173,7 +174,7 @@ func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool, now time.Time) (
 			}
 			// Replays take turns.
 			s.replays = append(slices.Delete(s.replays, i, i+1), r)
-			return &place{entry: e, prio: layer.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g}, 0
+			return &place{entry: e, prio: line.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g}, 0
 		}
 	}
 	return nil, later
@@ -182,7 +183,7 @@ func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool, now time.Time) (
 func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
 	for _, p := range slices.Backward(s.spots) {
 		if usable(p.entry) {
-			return &place{entry: p.entry, prio: layer.Near, off: p.off, end: p.end, spot: p}
+			return &place{entry: p.entry, prio: line.Near, off: p.off, end: p.end, spot: p}
 		}
 	}
 	for _, e := range s.fills {
@@ -196,14 +197,14 @@ func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
 			e.progress = false
 		}
 		if e.cursor < size && usable(e) {
-			return &place{entry: e, prio: layer.Background, off: e.cursor, end: size, asked: e.asked}
+			return &place{entry: e, prio: line.Background, off: e.cursor, end: size, asked: e.asked}
 		}
 	}
 	return nil
 }
 
-// begin takes what the look at a place has found, and makes a job of it; nil where there is nothing to
-// fetch.
+// begin takes what the look at a place has found, and makes a job of it; nil where there is nothing
+// to fetch.
 func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -315,7 +316,7 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 
 // failedLocked leaves a layer alone for a while; for good where its bytes are wrong.
 func (s *Scheduler) failedLocked(e *entry, err error, now time.Time) {
-	if errors.Is(err, index.ErrCorrupt) || errors.Is(err, layer.ErrTooLarge) {
+	if errors.Is(err, index.ErrCorrupt) || errors.Is(err, line.ErrTooLarge) {
 		if !e.stopped {
 			s.log.Error("layer is not fetched any further: its bytes, or its index, are wrong", "layer", e.digest, "err", err)
 		}

@@ -11,17 +11,18 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/line"
 )
 
 // Layer is a layer that bytes are fetched for. *layer.Layer is one. Parallel calls are made.
 type Layer interface {
 	// Size is the length of the device, bytes.
 	Size() int64
-	// Next returns the first run of the device's range [off, end) that is missing, as long as one request of that
-	// priority; Size 0: nothing is.
-	Next(off, end int64, prio layer.Priority) (layer.Run, error)
+	// Next returns the first run of the device's range [off, end) that is missing, as long as one
+	// request of that priority; Size 0: nothing is.
+	Next(off, end int64, prio line.Priority) (layer.Run, error)
 	// Fetch returns when the store has the range. It ends soon after ctx.
-	Fetch(ctx context.Context, off, n int64, prio layer.Priority) error
+	Fetch(ctx context.Context, off, n int64, prio line.Priority) error
 	// Expect says that a replay is going to bring a range.
 	Expect(off, n int64) error
 	// Uses says what became of what was expected.
@@ -59,8 +60,8 @@ const (
 type Options struct {
 	Fill      Policy // "": All
 	Bandwidth int64  // compressed bytes per second of replays and fills together; 0: no limit
-	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the defaults. How many bytes a
-	// fill has in flight is the Budget's to say.
+	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the
+	// defaults. How many bytes a fill has in flight is the Budget's to say.
 	ReplayRequests, FillRequests int
 	// Unwaited tells for how long no read has waited for the network; nil: for ever.
 	Unwaited func() time.Duration
@@ -98,8 +99,8 @@ type Scheduler struct {
 	courtesy courtesy
 }
 
-// entry is a layer that the scheduler knows. Its fields are guarded by Scheduler.mu, digest and layer
-// never change.
+// entry is a layer that the scheduler knows. Its fields are guarded by Scheduler.mu, digest and
+// layer never change.
 type entry struct {
 	digest    digest.Digest
 	layer     Layer
@@ -143,8 +144,8 @@ func New(o Options) *Scheduler {
 	}
 }
 
-// Add makes a layer known: what replays name of it is fetched from now on, of replays that began before too.
-// A layer that is known already stays.
+// Add makes a layer known: what replays name of it is fetched from now on, of replays that began
+// before too. A layer that is known already stays.
 func (s *Scheduler) Add(d digest.Digest, l Layer) {
 	if s.o.Fill == None {
 		return
@@ -160,8 +161,8 @@ func (s *Scheduler) Add(d digest.Digest, l Layer) {
 	}
 }
 
-// Fill fetches all that a known layer lacks, after what was given to Fill before. It does nothing where
-// the policy, or the layer's size, says so.
+// Fill fetches all that a known layer lacks, after what was given to Fill before. It does nothing
+// where the policy, or the layer's size, says so.
 func (s *Scheduler) Fill(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

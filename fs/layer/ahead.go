@@ -4,16 +4,18 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/mica-snapshotter/mica/fs/line"
 )
 
 const (
 	// streamCount is how many readers of a layer can be followed at a time.
 	streamCount = 8
-	// streamSlack is how far from a stream's place a read may begin that counts as its next: files lie behind
-	// headers, and the kernel's requests overtake each other.
+	// streamSlack is how far from a stream's place a read may begin that counts as its next: files
+	// lie behind headers, and the kernel's requests overtake each other.
 	streamSlack = 256 << 10
-	// A stream that has read aheadAfter bytes on end gets as many bytes ahead of it as aheadFirst says, then
-	// twice as many each time, up to aheadMost; all in device bytes.
+	// A stream that has read aheadAfter bytes on end gets as many bytes ahead of it as aheadFirst
+	// says, then twice as many each time, up to aheadMost; all in device bytes.
 	aheadAfter = 512 << 10
 	aheadFirst = 1 << 20
 	aheadMost  = 16 << 20
@@ -38,8 +40,8 @@ type stream struct {
 	used   uint64 // tick of its last read
 }
 
-// read notes a read of [off, end), and returns what is to be fetched ahead of it. A read that waits for nothing continues
-// a stream, but begins none.
+// read notes a read of [off, end), and returns what is to be fetched ahead of it. A read that waits
+// for nothing continues a stream, but begins none.
 func (s *streams) read(off, end int64, waits bool) (from, to int64) {
 	if !s.mu.TryLock() {
 		return 0, 0 // the next read tells as much
@@ -102,13 +104,13 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	first, last := l.cut(spans, from, to)
 	for i := first; i < last; i++ {
 		f := l.flights[i]
-		taken := f != nil && (f.group.begun || f.group.claim.priority() <= Ahead)
-		if !taken && !l.store.Present(i) && l.o.Budget.affordable(&spans[i]) == nil {
+		taken := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)
+		if !taken && !l.store.Present(i) && affordable(l.o.Budget, &spans[i]) == nil {
 			missing = append(missing, i)
 		}
 	}
-	for _, e := range plan(spans, missing, l.request(Ahead)) {
-		g := l.startLocked(ctx, spans, e, Ahead)
+	for _, e := range plan(spans, missing, l.request(line.Ahead)) {
+		g := l.startLocked(ctx, spans, e, line.Ahead)
 		l.expireAfterLocked(g, aheadPatience)
 	}
 }

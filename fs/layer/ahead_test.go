@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/line"
 )
 
 // streaming is a source whose bodies stop where stop says, until it is told to go on.
@@ -77,7 +79,7 @@ func TestEarlySpansDoNotWait(t *testing.T) {
 	})
 	off, n := f.span(10)
 	all := make(chan error)
-	go func() { all <- f.Fetch(t.Context(), off, 15*n, Replay) }()
+	go func() { all <- f.Fetch(t.Context(), off, 15*n, line.Replay) }()
 	for !f.store.Present(19) {
 		time.Sleep(time.Millisecond)
 	}
@@ -92,27 +94,26 @@ func TestEarlySpansDoNotWait(t *testing.T) {
 }
 
 // lineIsFull has fills wait until the function that it returns is called.
-func lineIsFull(b *Budget) (end func()) {
-	b.way("").flow.mu.Lock()
-	defer b.way("").flow.mu.Unlock()
-	b.way("").flow.used += flowMost
-	return func() { b.way("").flow.arrived(flowMost) }
+func (f *fixture) lineIsFull() (end func()) {
+	g, err := f.o.Budget.Admit(f.t.Context(), f.host(), 2<<20, line.NewClaim(line.Background))
+	must(f.t, err)
+	return g.Close
 }
 
 // TestTakeOver: what waits to be sent for nobody goes to the reader that comes for it, and no byte is fetched twice.
 func TestTakeOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
-		full := lineIsFull(f.o.Budget)
+		full := f.lineIsFull()
 		var fills sync.WaitGroup
-		fills.Go(func() { must(t, f.Fetch(t.Context(), 0, f.Size(), Background)) })
+		fills.Go(func() { must(t, f.Fetch(t.Context(), 0, f.Size(), line.Background)) })
 		synctest.Wait()
 		if n := f.blob.calls.Load(); n > 0 {
 			t.Errorf("%d requests while the line is full", n)
 		}
 		f.mustRead(f.span(7))
 		f.mustRead(f.span(30))
-		must(t, f.Fetch(t.Context(), f.s.spans[12].Device, 1, Replay))
+		must(t, f.Fetch(t.Context(), f.s.spans[12].Device, 1, line.Replay))
 		if n := f.blob.calls.Load(); n != 3 {
 			t.Errorf("%d requests for 3 spans", n)
 		}
@@ -133,10 +134,10 @@ func TestTakeOver(t *testing.T) {
 func TestTakenWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
-		defer lineIsFull(f.o.Budget)()
+		defer f.lineIsFull()()
 		off, n := f.span(5)
 		done := make(chan error, 1)
-		go func() { done <- f.Fetch(t.Context(), off, n, Background) }()
+		go func() { done <- f.Fetch(t.Context(), off, n, line.Background) }()
 		synctest.Wait()
 		f.mustRead(off, n)
 		must(t, <-done)
@@ -153,7 +154,7 @@ func TestBackgroundIsStored(t *testing.T) {
 		f.store.write = func(int) error { return unix.ENOSPC }
 	})
 	off, n := f.span(5)
-	if err := f.Fetch(t.Context(), off, n, Background); !errors.Is(err, unix.ENOSPC) {
+	if err := f.Fetch(t.Context(), off, n, line.Background); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("error is %v", err)
 	}
 	f.mustRead(off, n)
@@ -162,23 +163,26 @@ func TestBackgroundIsStored(t *testing.T) {
 // TestWindowsSection: from the first fetch in the background on that needs one, the windows are here.
 func TestWindowsSection(t *testing.T) {
 	f := setup(t, newSample(t), nil)
-	must(t, f.Fetch(t.Context(), 0, 1, Replay)) // the first span needs none
+	must(t, f.Fetch(t.Context(), 0, 1, line.Replay)) // the first span needs none
 	if n := f.windows.calls.Load(); n != 0 {
 		t.Errorf("%d requests for windows that nobody needs", n)
 	}
 	off, n := f.span(1)
-	must(t, f.Fetch(t.Context(), off, n, Replay))
+	must(t, f.Fetch(t.Context(), off, n, line.Replay))
 	for i := 3; i < 30; i += 3 {
 		f.mustRead(f.span(i))
 	}
 	if n := f.windows.calls.Load(); n != 1 {
 		t.Errorf("%d requests for windows", n)
 	}
-	left := f.o.Budget.windows.Load()
-	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	kept := f.o.Budget.Windows
+	if kept.Try(kept.Size()) {
+		t.Error("the windows take nothing")
+	}
+	must(t, f.Fetch(t.Context(), 0, f.Size(), line.Background))
 	f.wait()
-	if got := f.o.Budget.windows.Load() - left; got != int64(len(f.s.windows)) {
-		t.Errorf("%d bytes were given back", got)
+	if !kept.Try(kept.Size()) {
+		t.Error("what the windows took was not given back")
 	}
 	must(t, f.store.VerifyWhole(t.Context()))
 }
@@ -198,7 +202,7 @@ func TestWindowsSectionFails(t *testing.T) {
 			f := setup(t, newSample(t), func(f *fixture, _ *Options) { f.windows.fault = fault })
 			for range 2 {
 				// The first may have waited for the section.
-				if err := f.Fetch(t.Context(), 0, f.Size(), Replay); err != nil && !errors.Is(err, unix.EIO) {
+				if err := f.Fetch(t.Context(), 0, f.Size(), line.Replay); err != nil && !errors.Is(err, unix.EIO) {
 					t.Error(err)
 				}
 			}
@@ -280,83 +284,12 @@ func TestAheadEnds(t *testing.T) {
 	})
 }
 
-// TestHedge: a request that is slower than those before it is sent again.
-func TestHedge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		slow := int64(1 << 30)
-		var src *streaming
-		f := setup(t, newSample(t), func(f *fixture, o *Options) {
-			src = streamed(f, o)
-			src.delay = func(call int64) time.Duration {
-				if call == slow {
-					return time.Hour
-				}
-				return 10 * time.Millisecond
-			}
-		})
-		for range paceSamples {
-			f.o.Budget.way("").pace.observe(10*time.Millisecond, 11*time.Millisecond, 100_000)
-		}
-		f.mustRead(f.span(3))
-		if n := src.calls.Load(); n > 1 {
-			t.Errorf("%d requests", n)
-		}
-		slow = src.calls.Load() + 1
-		start := time.Now()
-		f.mustRead(f.span(30))
-		if d := time.Since(start); d > 30*time.Millisecond {
-			t.Errorf("waited %s", d)
-		}
-		if n := src.calls.Load() - slow; n != 1 {
-			t.Errorf("%d requests more than the slow one", n)
-		}
-		f.wait()
-		if m := f.o.Budget.fetch; m.free != m.size {
-			t.Errorf("%d of %d bytes came back", m.free, m.size)
-		}
-	})
-}
-
-// TestRaceErrors: both requests may fail, or the second alone.
-func TestRaceErrors(t *testing.T) {
-	for _, errs := range [][]error{{unix.EIO}, {unix.EIO, nil}, {nil, unix.EIO}} {
-		synctest.Test(t, func(t *testing.T) {
-			f := setup(t, newSample(t), nil)
-			p := &f.o.Budget.way("").pace
-			for range paceSamples {
-				p.observe(time.Millisecond, time.Millisecond, 1000)
-			}
-			var calls atomic.Int64
-			r := f.race(t.Context(), byteRange{100, 5100}, func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-				call := int(calls.Add(1))
-				if err := errs[min(call, len(errs))-1]; err != nil && call > 1 {
-					return nil, err
-				} else if err := sleep(ctx, 5*time.Millisecond); err != nil {
-					return nil, err
-				} else if err := errs[call-1]; err != nil {
-					return nil, err
-				}
-				return f.open(ctx, f.blob, off, n)
-			})
-			b, err := io.ReadAll(r)
-			all := len(errs) == 1
-			if all && !errors.Is(err, unix.EIO) || !all && (err != nil || string(b) != string(f.s.blob[100:5100])) {
-				t.Errorf("%v: %d bytes, %v", errs, len(b), err)
-			}
-			must(t, r.Close())
-			if m := f.o.Budget.fetch; calls.Load() != 2 || m.free != m.size {
-				t.Errorf("%d requests, %d bytes came back", calls.Load(), m.free)
-			}
-		})
-	}
-}
-
 func TestNext(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	for i := range 35 {
 		if i != 3 && i != 4 && i != 9 {
 			off, n := f.span(i)
-			must(t, f.Fetch(t.Context(), off, n, Replay))
+			must(t, f.Fetch(t.Context(), off, n, line.Replay))
 		}
 	}
 	at := func(i int) int64 { return f.s.spans[i].Device }
@@ -375,7 +308,7 @@ func TestNext(t *testing.T) {
 		"just beyond it": {at(5), at(9) + 1, Run{Off: at(9), Size: at(10) - at(9)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := f.Next(c.off, c.end, Background)
+			got, err := f.Next(c.off, c.end, line.Background)
 			if (got.Bytes > 0) != (got.Size > 0) {
 				t.Errorf("%d bytes of the blob", got.Bytes)
 			}
@@ -386,7 +319,7 @@ func TestNext(t *testing.T) {
 	}
 	f.mustRead(0, f.Size())
 	f.wait()
-	if got, err := f.Next(0, f.Size(), Background); err != nil || got.Size > 0 {
+	if got, err := f.Next(0, f.Size(), line.Background); err != nil || got.Size > 0 {
 		t.Errorf("got %v, %v of a whole layer", got, err)
 	}
 }
@@ -418,7 +351,7 @@ func TestUses(t *testing.T) {
 	must(t, f.Expect(f.Size()-1, 1<<40))
 	last := len(f.s.spans) - 1
 	expect(Uses{})
-	must(t, f.Fetch(t.Context(), off2, n2, Replay))
+	must(t, f.Fetch(t.Context(), off2, n2, line.Replay))
 	expect(Uses{Brought: sum(2)})
 	f.mustRead(off2, 10)
 	f.mustRead(off2, 20)
@@ -428,7 +361,7 @@ func TestUses(t *testing.T) {
 	f.mustRead(f.span(20))
 	f.mustRead(f.span(20))
 	expect(Uses{Brought: sum(2, 8), Read: sum(2, 8), Missed: 1})
-	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	must(t, f.Fetch(t.Context(), 0, f.Size(), line.Background))
 	expect(Uses{Brought: sum(2, 3, 8, last), Read: sum(2, 8), Missed: 1})
 	// What has come has come, though it goes again.
 	must(t, f.Expect(f.span(5)))

@@ -8,27 +8,31 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// Copy is some of a layer's spans, each as zstd frames, in another blob: they take fewer bytes there, less of a processor, and no window.
-// A span that the copy has comes from it. When one does not come, or is wrong, all come from the layer's blob from then on.
+// Copy is some of a layer's spans, each as zstd frames, in another blob: they take fewer bytes
+// there, less of a processor, and no window. A span that the copy has comes from it. When one does
+// not come, or is wrong, all come from the layer's blob from then on.
 type Copy struct {
 	Source Source
 	Frames map[int]index.Range // by span: the place in Source. One that is far larger than what it is to save is left out
 }
 
 const (
-	// copyBase is where in a table of spans the copy begins, as if it lay behind the blob: farther than any blob reaches.
+	// copyBase is where in a table of spans the copy begins, as if it lay behind the blob: farther
+	// than any blob reaches.
 	copyBase = 1 << 60
-	// A request to a copy may take copyPatience, and as long as its bytes do at copyRate, bytes a second: the layer's own registry may be
-	// quicker.
+	// A request to a copy may take copyPatience, and as long as its bytes do at copyRate, bytes a
+	// second: the layer's own registry may be quicker.
 	copyPatience = 10 * time.Second
 	copyRate     = 64 << 10
-	// copyRatio is how many times as many bytes of the device as one request may have at most come by one of a copy: they may have to come
-	// from the layer in the end.
+	// copyRatio is how many times as many bytes of the device as one request may have at most come
+	// by one of a copy: they may have to come from the layer in the end.
 	copyRatio = 8
-	// A frame may have copyExcess times as many bytes as span and window have elsewhere: it still saves a request.
+	// A frame may have copyExcess times as many bytes as span and window have elsewhere: it still
+	// saves a request.
 	copyExcess = 2
 )
 
@@ -36,7 +40,7 @@ const (
 func copied(s *index.Span) bool { return s.Codec == index.Zstd }
 
 // over returns the spans, of which the copy's own lie there, if the budget has room for each.
-func (c *Copy) over(spans index.Spans, b *Budget) index.Spans {
+func (c *Copy) over(spans index.Spans, b *line.Budget) index.Spans {
 	out := slices.Clone(spans)
 	for i, f := range c.Frames {
 		if uint(i) >= uint(len(out)) {
@@ -46,7 +50,7 @@ func (c *Copy) over(spans index.Spans, b *Budget) index.Spans {
 		most := copyExcess * (s.BlobSize + s.Window.Size)
 		s.Codec, s.Bit, s.Window = index.Zstd, 0, index.Range{}
 		s.Blob, s.BlobSize = copyBase+f.Off, f.Size
-		if f.Size <= most && b.affordable(&s) == nil {
+		if f.Size <= most && affordable(b, &s) == nil {
 			out[i] = s
 		}
 	}
@@ -85,7 +89,8 @@ func (l *Layer) table() (index.Spans, error) {
 	return spans, nil
 }
 
-// leaveCopy has all spans come from the layer's blob from now on. It says whether some have not until now.
+// leaveCopy has all spans come from the layer's blob from now on. It says whether some have not
+// until now.
 func (l *Layer) leaveCopy() bool {
 	c := &l.copying
 	if c.source == nil {
@@ -121,8 +126,8 @@ func fromCopy(ctx context.Context, at byteRange) (context.Context, context.Cance
 	return context.WithTimeout(ctx, copyPatience+time.Duration(at.size())*time.Second/copyRate)
 }
 
-// notCopied returns what is missing of an extent that the copy did not bring, for err, and is to come from elsewhere. An error says that
-// nobody waits for it any more.
+// notCopied returns what is missing of an extent that the copy did not bring, for err, and is to
+// come from elsewhere. An error says that nobody waits for it any more.
 func (l *Layer) notCopied(g *group, e extent, err error) (missing []corruption, _ error) {
 	if g.ctx.Err() != nil {
 		if errors.Is(context.Cause(g.ctx), errGaveUp) {
@@ -140,9 +145,10 @@ func (l *Layer) notCopied(g *group, e extent, err error) (missing []corruption, 
 	return missing, nil
 }
 
-// planAnew plans the requests for what a group's copy did not bring right, now from the layer's blob.
-func (l *Layer) planAnew(g *group, bad []corruption) ([]extent, *grant, error) {
-	none := &grant{budget: l.o.Budget}
+// planAnew plans the requests for what a group's copy did not bring right, now from the layer's
+// blob.
+func (l *Layer) planAnew(g *group, bad []corruption) ([]extent, *line.Grant, error) {
+	none := &line.Grant{}
 	spans, err := l.table()
 	if err != nil {
 		return nil, none, err
@@ -150,14 +156,14 @@ func (l *Layer) planAnew(g *group, bad []corruption) ([]extent, *grant, error) {
 	g.spans = spans
 	var missing []int
 	for _, b := range bad {
-		if err := l.o.Budget.affordable(&spans[b.span]); err != nil {
+		if err := affordable(l.o.Budget, &spans[b.span]); err != nil {
 			l.retire(g.flight(b.span), fmt.Errorf("span %d: %w", b.span, err))
 			continue
 		}
 		missing = append(missing, b.span)
 	}
 	slices.Sort(missing)
-	todo := plan(spans, missing, l.request(g.claim.priority()))
+	todo := plan(spans, missing, l.request(g.claim.Priority()))
 	for _, e := range todo {
 		l.wantWindows(g, e)
 	}

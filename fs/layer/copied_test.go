@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -45,7 +46,7 @@ func TestCopy(t *testing.T) {
 	f, m, c := withCopy(t, nil)
 	off, _ := f.span(2)
 	last, n := f.span(9)
-	run, err := f.Next(off, last+n, Replay)
+	run, err := f.Next(off, last+n, line.Replay)
 	must(t, err)
 	if run.Off != off || run.Size != last+n-off || run.Bytes != int64(len(m.b))-c.Frames[20].Size {
 		t.Errorf("the run is %+v", run)
@@ -80,7 +81,7 @@ func TestCopyOfNoUse(t *testing.T) {
 		"cut":           func(_ *Copy, m *memory) { m.b = m.b[:len(m.b)/2] },
 		"no such spans": func(c *Copy, _ *memory) { c.Frames[1000], c.Frames[-1] = c.Frames[5], c.Frames[5] },
 		"large frames": func(c *Copy, m *memory) {
-			m.b = append(m.b, make([]byte, DefaultFetchBytes)...)
+			m.b = append(m.b, make([]byte, line.DefaultFetchBytes)...)
 			c.Frames[4] = index.Range{Size: int64(len(m.b))}
 		},
 		"tiny frames": func(c *Copy, m *memory) {
@@ -167,15 +168,13 @@ func TestCopyOfTooLarge(t *testing.T) {
 	f, _, _ := withCopy(t, func(c *Copy, m *memory) {
 		c.Frames[3] = index.Range{Size: 1}
 	})
-	f.o.Budget.fetch.size = 4 << 10 // less than any span has in the blob
-	f.o.Budget.fetch.free, f.o.Budget.fetch.reserve = 4<<10, 1<<10
+	f.o.Budget = line.New(4<<10, 0) // less than any span has in the blob
 	off, n := f.span(3)
-	if err := f.read(t.Context(), off, n); !errors.Is(err, ErrTooLarge) {
+	if err := f.read(t.Context(), off, n); !errors.Is(err, line.ErrTooLarge) {
 		t.Errorf("a span that is too large: %v", err)
 	}
-	must(t, f.o.Budget.fetch.acquire(t.Context(), 4<<10, Demand))
-	f.o.Budget.fetch.release(4 << 10)
-	if err := f.o.Budget.fetch.acquire(t.Context(), 4<<10+1, Demand); !errors.Is(err, ErrTooLarge) {
+	f.nothingTaken()
+	if err := f.o.Budget.Fetch.Acquire(t.Context(), 4<<10+1, line.NewClaim(line.Demand)); !errors.Is(err, line.ErrTooLarge) {
 		t.Errorf("more than there is: %v", err)
 	}
 }

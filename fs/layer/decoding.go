@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"golang.org/x/sync/errgroup"
 )
@@ -15,8 +16,8 @@ type decoding struct {
 	layer    *Layer
 	group    *group
 	spans    index.Spans
-	admitted *grant
-	windows  *arriving // nil: none is needed
+	admitted *line.Grant
+	windows  *line.Arriving // nil: none is needed
 
 	mu  sync.Mutex
 	bad []corruption
@@ -26,9 +27,7 @@ type decoding struct {
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
 	l := d.layer
 	at := e.blobRange(d.spans)
-	body, err := openLent(ctx, d.admitted, &d.group.claim, func() (io.ReadCloser, error) {
-		return l.openBlob(ctx, at.from, at.size(), d.group.claim.priority(), d.admitted.filled)
-	})
+	body, err := d.admitted.Open(ctx, d.group.claim, at.from, at.size(), l.openBlob)
 	if err != nil {
 		return err
 	}
@@ -41,11 +40,11 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 				return short(err)
 			}
 			pos += gap
-			d.admitted.arrived(gap)
-			d.admitted.done(gap)
+			d.admitted.Arrived(gap)
+			d.admitted.Done(gap)
 		}
-		blob := l.o.Budget.pool.get(s.BlobSize)
-		rest := blob.b
+		blob := l.o.Budget.Buffer(s.BlobSize)
+		rest := blob.B
 		if s.Blob < pos {
 			// The byte that two spans share; see extent.joins.
 			rest[0] = last
@@ -53,16 +52,16 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 		}
 		n, err := io.ReadFull(body, rest)
 		if err != nil {
-			blob.free()
+			blob.Free()
 			return short(err)
 		}
 		pos = s.Blob + s.BlobSize
-		last = blob.b[s.BlobSize-1]
-		d.admitted.arrived(int64(n))
+		last = blob.B[s.BlobSize-1]
+		d.admitted.Arrived(int64(n))
 		work.Go(func() error {
-			defer d.admitted.done(int64(n))
-			defer blob.free()
-			return guarded(func() error { return d.one(i, blob.b) })
+			defer d.admitted.Done(int64(n))
+			defer blob.Free()
+			return line.Guarded(func() error { return d.one(i, blob.B) })
 		})
 	}
 	return nil
@@ -82,24 +81,24 @@ func (d *decoding) one(i int, blob []byte) error {
 	budget := l.o.Budget
 	var window []byte
 	if s.Window.Size > 0 {
-		w, err := d.windows.get(d.group.ctx, s.Window)
+		w, err := d.windows.Get(d.group.ctx, s.Window.Off, s.Window.Size)
 		if err != nil {
 			return err
 		}
 		window = w
 	}
-	if err := budget.decode.acquireFor(d.group.ctx, s.Size, &f.claim); err != nil {
+	if err := budget.Decode.Acquire(d.group.ctx, s.Size, f.claim); err != nil {
 		return err
 	}
-	defer budget.decode.release(s.Size)
-	if err := budget.decoders.acquireFor(d.group.ctx, 1, &f.claim); err != nil {
+	defer budget.Decode.Release(s.Size)
+	if err := budget.Decoders.Acquire(d.group.ctx, 1, f.claim); err != nil {
 		return err
 	}
-	buf := budget.pool.get(s.Size)
-	err := l.decode(s, buf.b, blob, window)
-	budget.decoders.release(1)
+	buf := budget.Buffer(s.Size)
+	err := l.decode(s, buf.B, blob, window)
+	budget.Decoders.Release(1)
 	if err != nil {
-		buf.free()
+		buf.Free()
 		if !errors.Is(err, index.ErrCorrupt) {
 			return err
 		}
@@ -113,15 +112,15 @@ func (d *decoding) one(i int, blob []byte) error {
 }
 
 // keep serves the readers from a verified span, and stores it. It takes over buf.
-func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
-	l.deliver(f, s, buf.b)
+func (l *Layer) keep(f *flight, s *index.Span, buf *line.Buffer) {
+	l.deliver(f, s, buf.B)
 	var err error
 	stored := !l.store.Present(f.span)
 	if stored {
 		l.completed.Store(false) // whatever has become of what made it whole before
-		err = l.store.WriteSpan(f.span, s.Device, buf.b)
+		err = l.store.WriteSpan(f.span, s.Device, buf.B)
 		if err != nil && l.lengthen() {
-			err = l.store.WriteSpan(f.span, s.Device, buf.b)
+			err = l.store.WriteSpan(f.span, s.Device, buf.B)
 		}
 		if err != nil {
 			l.counters.failed(err)
@@ -136,14 +135,14 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *buffer) {
 		// a file long again that has lost its end, and turn the rest of what
 		// it lost into zeros.
 		if err == nil {
-			l.repair(f.span, s, buf.b)
+			l.repair(f.span, s, buf.B)
 		}
-		l.o.Budget.spares.put(l, f.span, buf)
+		l.o.Budget.Spares.Put(l, f.span, buf)
 		l.retire(f, err)
 		return
 	}
 	l.retire(f, nil)
-	buf.free()
+	buf.Free()
 	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) {
 		l.section.drop(l.o.Budget)
 		l.leaveCopy()

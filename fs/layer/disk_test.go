@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"golang.org/x/sys/unix"
 )
@@ -95,15 +96,13 @@ func TestDiskFull(t *testing.T) {
 		t.Error("a layer without a byte is complete")
 	}
 	full = false
-	f.spares().drop(f.Layer)
+	f.o.Budget.Spares.Drop(f.Layer)
 	f.mustRead(0, f.Size())
 	f.wait()
 	if f.completed.Load() != 1 {
 		t.Error("completion was not told")
 	}
 }
-
-func (f *fixture) spares() *spares { return &f.o.Budget.spares }
 
 // TestUnreadable: what the store has and cannot read is given up, comes from the source, and is stored anew. Where that does not
 // help it is served from memory.
@@ -217,8 +216,8 @@ func TestCutWhileFilled(t *testing.T) {
 	f.mustRead(0, half)
 	f.wait()
 	must(t, os.Truncate(f.store.DevicePath(), half/2))
-	must(t, f.Fetch(t.Context(), half, f.Size()-half, Background))
-	must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+	must(t, f.Fetch(t.Context(), half, f.Size()-half, line.Background))
+	must(t, f.Fetch(t.Context(), 0, f.Size(), line.Background))
 	f.wait()
 	if !f.store.AllPresent() {
 		t.Error("the layer is not whole")
@@ -334,13 +333,13 @@ func TestTightBudget(t *testing.T) {
 	}
 	f := setup(t, s, func(f *fixture, o *Options) {
 		f.blob.fault, f.windows.fault = count, count
-		o.Budget = NewBudget(needBlob, needDevice)
+		o.Budget = line.New(needBlob, needDevice)
 	})
 	var readers sync.WaitGroup
 	for k := range 8 {
 		readers.Go(func() {
 			if k%2 == 0 {
-				must(t, f.Fetch(t.Context(), 0, f.Size(), Background))
+				must(t, f.Fetch(t.Context(), 0, f.Size(), line.Background))
 			} else {
 				f.mustRead(int64(k)*1000, f.Size()-int64(k)*1000)
 			}
@@ -351,20 +350,16 @@ func TestTightBudget(t *testing.T) {
 		t.Errorf("%d bytes were in flight, the budget is %d", most.Load(), needBlob)
 	}
 	f.wait()
-	for name, m := range map[string]*meter{"fetch": f.o.Budget.fetch, "decode": f.o.Budget.decode} {
-		if m.free != m.size {
-			t.Errorf("%s budget: %d of %d bytes came back", name, m.free, m.size)
-		}
-	}
+	f.nothingTaken()
 }
 
 func TestTooLarge(t *testing.T) {
-	f := setup(t, newSample(t), func(f *fixture, o *Options) { o.Budget = NewBudget(1<<20, 4096) })
-	if err := f.read(t.Context(), 0, 10); !errors.Is(err, ErrTooLarge) {
+	f := setup(t, newSample(t), func(f *fixture, o *Options) { o.Budget = line.New(1<<20, 4096) })
+	if err := f.read(t.Context(), 0, 10); !errors.Is(err, line.ErrTooLarge) {
 		t.Errorf("decoded: %v", err)
 	}
-	f.o.Budget = NewBudget(100, 1<<20)
-	if err := f.read(t.Context(), 0, 10); !errors.Is(err, ErrTooLarge) {
+	f.o.Budget = line.New(100, 1<<20)
+	if err := f.read(t.Context(), 0, 10); !errors.Is(err, line.ErrTooLarge) {
 		t.Errorf("blob: %v", err)
 	}
 	if f.blob.calls.Load() > 0 {

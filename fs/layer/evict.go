@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// given is the spans that were given up because the store could not read them. What happens to one twice is not the
-// fault of the sector that it lay on: then it is served from memory.
+// given is the spans that were given up because the store could not read them. What happens to one
+// twice is not the fault of the sector that it lay on: then it is served from memory.
 type given struct {
 	mu    sync.Mutex
 	spans map[int]bool
@@ -29,8 +29,8 @@ func (g *given) again(i int) bool {
 	return was
 }
 
-// Evict takes spans out of the store, and returns how many bytes of the device that was. They are fetched again when somebody
-// reads them.
+// Evict takes spans out of the store, and returns how many bytes of the device that was. They are
+// fetched again when somebody reads them.
 func (l *Layer) Evict(spans []int) (int64, error) {
 	t, err := l.table()
 	if err != nil {
@@ -55,9 +55,9 @@ func (l *Layer) Fresh(ctx context.Context, p []byte, off int64) error {
 	return l.fetch(ctx, want{p: p, off: off, end: off + n, bypass: true})
 }
 
-// lose takes a span out of the store that could not be read, so that it is fetched and stored anew, and with it
-// those that have been lost with it: where a file was cut, all behind its end. False: it is still in the store, and has to be
-// read past it.
+// lose takes a span out of the store that could not be read, so that it is fetched and stored anew,
+// and with it those that have been lost with it: where a file was cut, all behind its end. False:
+// it is still in the store, and has to be read past it.
 func (l *Layer) lose(off int64, err error) bool {
 	t, terr := l.table()
 	if terr != nil {
@@ -69,7 +69,8 @@ func (l *Layer) lose(off int64, err error) bool {
 	}
 	switch {
 	case errors.Is(err, iofs.ErrNotExist):
-		// Somebody removed the file. What was removed by the store's owner is not ours to bring back, and Empty knows.
+		// Somebody removed the file. What was removed by the store's owner is not ours to bring
+		// back, and Empty knows.
 		if err := l.Empty(); err != nil {
 			l.counters.failed(err)
 		}
@@ -89,8 +90,8 @@ func (l *Layer) lose(off int64, err error) bool {
 	return !l.store.Present(i)
 }
 
-// lengthen gives a device its length back that was cut, when what it has lost is out of the store. False: it was not
-// cut, or stays so.
+// lengthen gives a device its length back that was cut, when what it has lost is out of the store.
+// False: it was not cut, or stays so.
 func (l *Layer) lengthen() bool {
 	t, err := l.table()
 	if err != nil {

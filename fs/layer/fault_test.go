@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -117,7 +118,7 @@ func TestCancel(t *testing.T) {
 		}
 		time.Sleep(linger)
 		synctest.Wait()
-		if ended.Load() != 2 || len(f.flights) != 0 || f.o.Budget.fetch.used() != 0 {
+		if f.nothingTaken(); ended.Load() != 2 || len(f.flights) != 0 {
 			t.Errorf("%d of 2 fetches ended; %d flights are left", ended.Load(), len(f.flights))
 		}
 		// A later reader begins anew.
@@ -341,7 +342,7 @@ func TestWrongBytes(t *testing.T) {
 				}
 				f.wait()
 				before := f.blob.calls.Load()
-				if err := f.Fetch(t.Context(), off, n, Background); !errors.Is(err, index.ErrCorrupt) {
+				if err := f.Fetch(t.Context(), off, n, line.Background); !errors.Is(err, index.ErrCorrupt) {
 					t.Errorf("error in the background is %v", err)
 				}
 				if got := f.blob.calls.Load() - before; got != maxTries {

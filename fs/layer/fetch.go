@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"golang.org/x/sync/errgroup"
 )
@@ -36,7 +37,7 @@ func (l *Layer) run(g *group) {
 		l.giveUp(g, err)
 		return
 	}
-	defer func() { admitted.close() }()
+	defer func() { admitted.Close() }()
 	for try := 1; len(todo) > 0; try++ {
 		var bad []corruption
 		for _, e := range todo {
@@ -47,7 +48,7 @@ func (l *Layer) run(g *group) {
 			}
 			bad = append(bad, b...)
 		}
-		admitted.close()
+		admitted.Close()
 		if len(bad) > 0 && copied(&g.spans[g.extent.first]) {
 			if todo, admitted, err = l.planAnew(g, bad); err != nil {
 				l.giveUp(g, err)
@@ -60,7 +61,7 @@ func (l *Layer) run(g *group) {
 		var wrong error
 		for _, b := range bad {
 			wrong = fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
-			if try >= maxTries && (g.claim.priority() != Demand || l.hopeless(b.span)) {
+			if try >= maxTries && (g.claim.Priority() != line.Demand || l.hopeless(b.span)) {
 				g.err = wrong
 				l.counters.failed(wrong)
 				l.retire(g.flight(b.span), wrong)
@@ -108,7 +109,7 @@ func (l *Layer) finish(g *group) {
 
 // begin waits until the group's request may be sent. Until then more urgent readers can take spans
 // out of it; it returns what is left.
-func (l *Layer) begin(g *group) ([]extent, *grant, error) {
+func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 	l.wantWindows(g, g.extent)
 	admitted, err := l.admit(g, []extent{g.extent})
 	l.mu.Lock()
@@ -125,27 +126,28 @@ func (l *Layer) begin(g *group) ([]extent, *grant, error) {
 	}
 	todo := plan(g.spans, left, maxRequest)
 	if len(todo) > 1 {
-		admitted.coming = 0
+		admitted.Share()
 	}
 	return todo, admitted, nil
 }
 
-// wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader waits for it.
+// wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader
+// waits for it.
 func (l *Layer) wantWindows(g *group, e extent) {
-	if g.claim.priority() > Demand && e.windowRange(g.spans).size() > 0 {
+	if g.claim.Priority() > line.Demand && e.windowRange(g.spans).size() > 0 {
 		l.keepWindows(g.ctx)
 	}
 }
 
 // admit waits for what one request for each of the extents, one after the other, needs.
-func (l *Layer) admit(g *group, todo []extent) (*grant, error) {
+func (l *Layer) admit(g *group, todo []extent) (*line.Grant, error) {
 	var need int64
 	for _, e := range todo {
 		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
-	admitted, err := l.o.Budget.admit(g.ctx, l.way(), need, &g.claim)
+	admitted, err := l.o.Budget.Admit(g.ctx, l.host(), need, g.claim)
 	if len(todo) > 1 {
-		admitted.coming = 0
+		admitted.Share()
 	}
 	return admitted, err
 }
@@ -182,10 +184,10 @@ type corruption struct {
 	err  error
 }
 
-// fetchExtent brings the spans of e, in one request for the blob and at most one for the windows, and returns
-// those that were wrong. Each is decoded as soon as it is here. An error is one of the source, or of
-// ctx; the spans that were not delivered are then still missing.
-func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]corruption, error) {
+// fetchExtent brings the spans of e, in one request for the blob and at most one for the windows,
+// and returns those that were wrong. Each is decoded as soon as it is here. An error is one of the
+// source, or of ctx; the spans that were not delivered are then still missing.
+func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *line.Grant) ([]corruption, error) {
 	spans, ctx := g.spans, g.ctx
 	if copied(&spans[e.first]) {
 		var cancel context.CancelFunc
@@ -196,14 +198,14 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *grant) ([]cor
 	d := decoding{layer: l, group: g, spans: spans, admitted: admitted}
 	if r := e.windowRange(spans); r.size() > 0 {
 		w, lent, fetch := l.windowsOf(r, try)
-		defer lent.free()
+		defer lent.Free()
 		d.windows = w
 		if fetch != nil {
 			work.Go(func() error { return fetch(ctx) })
 		}
 	}
 	work.Go(func() error {
-		return guarded(func() error { return d.receive(ctx, work, e) })
+		return line.Guarded(func() error { return d.receive(ctx, work, e) })
 	})
 	err := work.Wait()
 	if err != nil && copied(&spans[e.first]) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -23,7 +24,7 @@ type want struct {
 	p      []byte // where they go; nil: nowhere
 	off    int64
 	end    int64
-	prio   Priority
+	prio   line.Priority
 	bypass bool // do not read from the store
 }
 
@@ -48,7 +49,7 @@ func (w *waiter) endLocked(err error) {
 // flight is a span on its way. Its fields are guarded by Layer.mu.
 type flight struct {
 	span    int
-	claim   claim // of its decoding
+	claim   *line.Claim // of its decoding
 	group   *group
 	waiters []*waiter
 	data    []byte // once decoded, until the store has it
@@ -59,7 +60,7 @@ type flight struct {
 type group struct {
 	extent  extent
 	spans   index.Spans // by which it was planned; of its goroutine
-	claim   claim
+	claim   *line.Claim
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
 	begun   bool      // its request has been admitted; guarded by Layer.mu
 	whole   bool      // it is a stream of the whole blob: see whole.go
@@ -76,7 +77,7 @@ type group struct {
 func (g *group) flight(i int) *flight { return g.flights[i-g.extent.first] }
 
 // background says that nobody reads what is wanted: it is to get into the store.
-func (w *want) background() bool { return w.p == nil && w.prio > Demand }
+func (w *want) background() bool { return w.p == nil && w.prio > line.Demand }
 
 // within is what is wanted of a span, for a want that goes somewhere.
 func (w *want) within(s *index.Span) want {
@@ -96,12 +97,11 @@ func (w *want) copySpan(s *index.Span, data []byte) {
 
 // fetch is ReadAt, or Fetch, for a range that the store does not have.
 func (l *Layer) fetch(ctx context.Context, w want) error {
-	if w.prio == Demand {
+	if w.prio == line.Demand {
 		if l.o.Waited != nil {
 			l.o.Waited(w.off, w.end)
 		}
-		l.o.Budget.readers.waits()
-		defer l.o.Budget.readers.goes()
+		defer l.o.Budget.ReaderWaits()()
 		l.counters.waiting.Add(1)
 		defer l.counters.waiting.Add(-1)
 	}
@@ -147,8 +147,8 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	return l.await(ctx, w)
 }
 
-// readStored reads a span that the store had when there had been gone evictions; where it cannot, or has it no
-// more, the span is fetched.
+// readStored reads a span that the store had when there had been gone evictions; where it cannot,
+// or has it no more, the span is fetched.
 func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
 	n, valid, err := l.readPresent(w.p, w.off, gone)
 	if !valid {
@@ -176,7 +176,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		// A flight leaves the table only after the store, or the spares, have
 		// its span: whoever finds it in none of the three is the first.
 		if f := l.flights[i]; f != nil {
-			if !f.group.begun && w.prio < f.group.claim.priority() {
+			if !f.group.begun && w.prio < f.group.claim.Priority() {
 				missing = append(missing, i) // taken over
 				continue
 			}
@@ -190,8 +190,8 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 			continue
 		}
 		// The background wants it in the store.
-		if w.background() || !l.o.Budget.spares.use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
-			if err := l.o.Budget.affordable(&spans[i]); err != nil {
+		if w.background() || !l.o.Budget.Spares.Use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
+			if err := affordable(l.o.Budget, &spans[i]); err != nil {
 				l.leaveLocked(w, errNobody)
 				return nil, fmt.Errorf("span %d: %w", i, err)
 			}
@@ -227,17 +227,17 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 		return
 	}
 	b := l.o.Budget
-	f.claim.raise(w.prio, b.decode, b.decoders)
-	f.group.claim.raise(w.prio, b.fetch)
+	f.claim.Raise(w.prio, b.Decode, b.Decoders)
+	f.group.claim.Raise(w.prio, b.Fetch)
 	f.waiters = append(f.waiters, w)
 	f.group.waiting++
 	w.pending[f] = struct{}{}
 }
 
-// startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to it.
-func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, prio Priority) *group {
-	g := &group{extent: e, spans: spans, done: make(chan struct{})}
-	g.claim.prio.Store(int32(prio))
+// startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to
+// it.
+func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, prio line.Priority) *group {
+	g := &group{extent: e, spans: spans, claim: line.NewClaim(prio), done: make(chan struct{})}
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for i := e.first; i < e.first+e.n; i++ {
@@ -255,7 +255,7 @@ func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, pr
 			}
 		}
 		f.group = g
-		f.claim.prio.Store(int32(prio))
+		f.claim = line.NewClaim(prio) // nothing waits at a meter for it yet
 		g.flights = append(g.flights, f)
 	}
 	l.running.Go(func() { l.run(g) })
@@ -265,7 +265,7 @@ func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, pr
 // await waits for what w has joined.
 func (l *Layer) await(ctx context.Context, w *waiter) error {
 	deadline := l.o.Deadline
-	if w.prio == Demand {
+	if w.prio == line.Demand {
 		deadline = l.refusals.deadline(w.off, w.end, deadline)
 	}
 	limit := time.NewTimer(deadline)
@@ -291,7 +291,7 @@ func (l *Layer) await(ctx context.Context, w *waiter) error {
 	if cause := l.cause(ctx, ours); cause != nil {
 		err = fmt.Errorf("%w: %w", err, cause)
 	}
-	if w.prio == Demand && deadline == l.o.Deadline {
+	if w.prio == line.Demand && deadline == l.o.Deadline {
 		l.refusals.add(w.off, w.end)
 	}
 	l.counters.failed(err)
@@ -333,7 +333,7 @@ func (l *Layer) leaveLocked(w *waiter, why error) (ended []*group) {
 		if g.waiting--; g.waiting > 0 || g.goesOn(l.o.Deadline) {
 			continue
 		}
-		if errors.Is(why, errNobody) && w.prio == Demand && g.begun && !l.closed {
+		if errors.Is(why, errNobody) && w.prio == line.Demand && g.begun && !l.closed {
 			l.expireAfterLocked(g, linger)
 			continue
 		}

@@ -8,17 +8,16 @@
 //	                 └─ missing ─▶ plan ─▶ blob range ─┬▶ decode, verify ─┬▶ readers
 //	                                       windows ────┘                  └▶ store
 //
-// Neighbouring missing spans of one read are one blob request; their windows
-// come at the same moment, from the store where it has them. Spans are decoded
-// in parallel, and readers copy from the decoded buffer, so that they wait for
-// no disk, and are served even where the disk is full.
-// The body of a request is cut into spans as it arrives: who reads the first does not wait for the last.
+// Neighbouring missing spans of one read are one blob request; their windows come at the same
+// moment, from the store where it has them. Spans are decoded in parallel, and readers copy from
+// the decoded buffer, so that they wait for no disk, and are served even where the disk is full.
+// The body of a request is cut into spans as it arrives: who reads the first does not wait for the
+// last.
 //
-// What is fetched has a priority: Demand, Ahead (of readers that read on where they stopped), Replay, Near, Background. Bytes in flight,
-// decoded bytes and decoders go to the more urgent first, and a reader takes over what waits with less
-// urgency. From the first fetch on that is not Demand and needs one, a layer's
-// windows are here, all of them by one request.
-// Requests of readers that are slower than nearly all before them are sent a second time.
+// What is fetched has a line.Priority: bytes in flight, decoded bytes and decoders go to the more
+// urgent first, by the line.Budget, and a reader takes over what waits with less urgency. From the
+// first fetch on that is not Demand and needs one, a layer's windows are here, all of them by one
+// request.
 //
 // # Concurrency
 //
@@ -27,7 +26,7 @@
 // goroutine that runs it. A reader that is interrupted leaves the group running: it ends when
 // nobody has waited for any of it for some seconds, or at once if its request was not sent yet.
 // The goroutines belong to the Layer; Close ends them and waits. Memory is bounded over all layers
-// by a Budget.
+// by the Budget.
 //
 // No error is kept: the next read tries again.
 package layer
@@ -43,6 +42,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -61,7 +61,7 @@ type Options struct {
 	// wrong, and else are those of blob, or of ctx. May be nil.
 	Unpack func(ctx context.Context, blob io.Reader) (io.ReadCloser, error)
 	Copy   *Copy // spans that are to come from elsewhere; may be nil
-	Budget *Budget
+	Budget *line.Budget
 	// Deadline is how long one read waits for what cannot be fetched; 0:
 	// DefaultDeadline.
 	Deadline time.Duration
@@ -69,8 +69,8 @@ type Options struct {
 	// evicted meanwhile and have come again. It must neither block nor close the layer. A layer
 	// that is complete at New does not call it.
 	Complete func()
-	// Waited is called for each read that has to wait, with the device bytes [off, end) that it wants. It must not
-	// block. May be nil.
+	// Waited is called for each read that has to wait, with the device bytes [off, end) that it
+	// wants. It must not block. May be nil.
 	Waited func(off, end int64)
 	Log    *slog.Logger // nil: slog.Default()
 }
@@ -104,7 +104,7 @@ type Layer struct {
 // o.Blob, or o.Copy, what it lacks. No I/O. It is paired with Close; st stays the caller's.
 func New(ix Index, st Store, o Options) *Layer {
 	if o.Budget == nil {
-		o.Budget = NewBudget(0, 0)
+		o.Budget = line.New(0, 0)
 	}
 	if o.Deadline == 0 {
 		o.Deadline = DefaultDeadline
@@ -140,7 +140,7 @@ func (l *Layer) Close() {
 	l.mu.Unlock()
 	l.section.drop(l.o.Budget)
 	l.running.Wait()
-	l.o.Budget.spares.drop(l)
+	l.o.Budget.Spares.Drop(l)
 }
 
 // Size is the length of the device in whole tar blocks, bytes. What lies beyond
@@ -165,8 +165,8 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 			}
 			return nil
 		}
-		// The store cannot read what it has, or spans went while it did, or somebody else changed it. fetch looks at each of
-		// them.
+		// The store cannot read what it has, or spans went while it did, or somebody else changed
+		// it. fetch looks at each of them.
 	}
 	if err := l.fetch(ctx, w); err != nil {
 		return err
@@ -178,12 +178,12 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 // Fill waits until ReadAt of the n bytes from off on need not wait: until they
 // are in the store, or about to be.
 func (l *Layer) Fill(ctx context.Context, off, n int64) error {
-	return l.Fetch(ctx, off, n, Demand)
+	return l.Fetch(ctx, off, n, line.Demand)
 }
 
 // Fetch is Fill with a priority. The deadline is one read's, so it takes a few
 // requests' worth at a time rather than a layer.
-func (l *Layer) Fetch(ctx context.Context, off, n int64, prio Priority) error {
+func (l *Layer) Fetch(ctx context.Context, off, n int64, prio line.Priority) error {
 	if err := l.check(off, n); err != nil {
 		return err
 	}

@@ -12,12 +12,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
 
-// line is a network path with one queue: what was asked for first comes first, whoever asks.
-type line struct {
+// wire is a network path with one queue: what was asked for first comes first, whoever asks.
+type wire struct {
 	rtt  time.Duration
 	rate float64 // bytes per second
 
@@ -26,7 +27,7 @@ type line struct {
 }
 
 // depart queues n bytes and returns when they arrive.
-func (l *line) depart(n int) time.Time {
+func (l *wire) depart(n int) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now := time.Now(); l.free.Before(now) {
@@ -36,20 +37,20 @@ func (l *line) depart(n int) time.Time {
 	return l.free.Add(l.rtt / 2)
 }
 
-// far is a source at the other end of a line.
+// far is a source at the other end of a wire.
 type far struct {
 	memory
-	line *line
+	wire *wire
 }
 
 func (f *far) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-	if err := sleep(ctx, f.line.rtt/2); err != nil {
+	if err := sleep(ctx, f.wire.rtt/2); err != nil {
 		return nil, false, err
 	}
 	// The server puts everything on the line at once.
 	b := &farBody{ctx: ctx, rest: f.b[off : off+n]}
 	for left := int(n); left > 0; left -= farPiece {
-		b.at = append(b.at, f.line.depart(min(left, farPiece)))
+		b.at = append(b.at, f.wire.depart(min(left, farPiece)))
 	}
 	return b, false, sleep(ctx, time.Until(b.at[0]))
 }
@@ -115,11 +116,11 @@ func TestDemandUnderFill(t *testing.T) {
 		{"1 ms, 1 GB/s", time.Millisecond, 1e9},
 	} {
 		t.Run(l.name, func(t *testing.T) {
-			alone, _ := latency(t, s, &line{rtt: l.rtt, rate: l.rate}, priorities)
-			for name, prio := range map[string]Priority{"a fill": Background, "a fill near readers": Near} {
-				filling, took := latency(t, s, &line{rtt: l.rtt, rate: l.rate}, prio)
-				t.Logf("p99 is %s alone and %s with %s, which takes %s", alone, filling, name, took)
-				if filling > min(2*alone, alone+l.rtt+20*time.Millisecond) {
+			quiet, _ := latency(t, s, &wire{rtt: l.rtt, rate: l.rate}, alone)
+			for name, prio := range map[string]line.Priority{"a fill": line.Background, "a fill near readers": line.Near} {
+				filling, took := latency(t, s, &wire{rtt: l.rtt, rate: l.rate}, prio)
+				t.Logf("p99 is %s alone and %s with %s, which takes %s", quiet, filling, name, took)
+				if filling > min(2*quiet, quiet+l.rtt+20*time.Millisecond) {
 					t.Errorf("%s: that is too long", name)
 				}
 				least := time.Duration(float64(len(s.device)) / l.rate * float64(time.Second))
@@ -131,20 +132,23 @@ func TestDemandUnderFill(t *testing.T) {
 	}
 }
 
+// alone is what latency is given for no fill.
+const alone = line.Background + 1
+
 // latency returns the 99th percentile of random reads that find nothing, and how long the fill took, of that priority if it is
 // one.
-func latency(t *testing.T, s *sample, path *line, fill Priority) (p99, took time.Duration) {
+func latency(t *testing.T, s *sample, path *wire, fill line.Priority) (p99, took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		var whole time.Time
 		f := setup(t, s, func(f *fixture, o *Options) {
-			src := &far{line: path}
+			src := &far{wire: path}
 			src.b = s.blob
 			o.Blob = src
 			o.Complete = func() { whole = time.Now() }
 		})
 		var fills sync.WaitGroup
 		start := time.Now()
-		if fill < priorities {
+		if fill != alone {
 			runs := make(chan Run)
 			fills.Go(func() {
 				defer close(runs)
@@ -179,7 +183,7 @@ func latency(t *testing.T, s *sample, path *line, fill Priority) (p99, took time
 		}
 		fills.Wait()
 		f.wait()
-		if fill < priorities {
+		if fill != alone {
 			took = whole.Sub(start)
 		}
 		slices.Sort(waits)

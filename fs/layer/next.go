@@ -1,5 +1,7 @@
 package layer
 
+import "github.com/mica-snapshotter/mica/fs/line"
+
 // Run is neighbouring spans that are missing.
 type Run struct {
 	Off, Size int64 // in the device, bytes; whole spans
@@ -7,10 +9,10 @@ type Run struct {
 	Planned   bool  // some of these are about to come without being asked for
 }
 
-// Next returns the first run of missing spans that hold any of the device's bytes [off, end), no longer than
-// one request of that priority brings. Size 0: nothing is missing. What is on its way counts as missing;
-// Fetch joins it.
-func (l *Layer) Next(off, end int64, prio Priority) (Run, error) {
+// Next returns the first run of missing spans that hold any of the device's bytes [off, end), no
+// longer than one request of that priority brings. Size 0: nothing is missing. What is on its way
+// counts as missing; Fetch joins it.
+func (l *Layer) Next(off, end int64, prio line.Priority) (Run, error) {
 	if l.store.AllPresent() {
 		return Run{}, nil
 	}

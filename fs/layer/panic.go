@@ -2,7 +2,6 @@ package layer
 
 import (
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 
 	"github.com/mica-snapshotter/mica/index"
@@ -10,18 +9,7 @@ import (
 
 // A panic in what works on foreign bytes, or brings them, is an error of the reads that it works
 // for, and of nobody else's. Each goroutine of a fetch has to see to that itself: a group's is
-// survive's, those that it starts are guarded's.
-
-// guarded returns what f returns; a panic in f is an error.
-func guarded(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			slog.Error("panic in a fetch", "panic", v, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", v)
-		}
-	}()
-	return f()
-}
+// survive's, those that it starts are line.Guarded's.
 
 // decode is Span.Decode; a panic counts as what the bytes are not.
 func (l *Layer) decode(s *index.Span, dst, blob, window []byte) (err error) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mica-snapshotter/mica/fs/line"
 )
 
 // panicking is a body that panics after some bytes.
@@ -70,18 +72,18 @@ func TestPanics(t *testing.T) {
 			return func(on bool) { armed = on }
 		},
 	} {
-		for _, prio := range []Priority{Demand, Replay, Background} {
-			for _, rtt := range []time.Duration{0, stripeRTT} {
+		for _, prio := range []line.Priority{line.Demand, line.Replay, line.Background} {
+			for _, rtt := range []time.Duration{0, farAway} {
 				t.Run(fmt.Sprint(name, " ", prio, " ", rtt), func(t *testing.T) {
 					var arm func(bool)
 					f := setup(t, newSample(t), func(f *fixture, o *Options) { arm = set(f, o) })
 					if rtt > 0 {
-						f.o.Budget.Answered("", rtt)
+						f.host().Answered(rtt)
 					}
 					off, n := f.span(20)
 					arm(true)
 					err := f.Fetch(t.Context(), off, 5*n, prio)
-					served := name == "store" && prio == Demand // before it is written
+					served := name == "store" && prio == line.Demand // before it is written
 					if err == nil && !served ||
 						err != nil && !strings.Contains(err.Error(), "panic") {
 						t.Errorf("fetch: %v", err)
@@ -113,10 +115,10 @@ func TestKilledBeforeRetry(t *testing.T) {
 	}
 	off, n := f.span(5)
 	go func() {
-		for f.blob.calls.Load() == 0 || b.fetch.used() > 0 {
+		for f.blob.calls.Load() == 0 || !free(b.Fetch) {
 			time.Sleep(time.Millisecond)
 		}
-		must(t, b.fetch.acquire(t.Context(), DefaultFetchBytes, Demand)) // the retry waits
+		must(t, b.Fetch.Acquire(t.Context(), line.DefaultFetchBytes, line.NewClaim(line.Demand))) // the retry waits
 		time.Sleep(2 * retryDelay)
 		cancel(killed)
 	}()
@@ -124,7 +126,7 @@ func TestKilledBeforeRetry(t *testing.T) {
 		t.Error(err)
 	}
 	f.wait()
-	b.fetch.release(DefaultFetchBytes)
+	b.Fetch.Release(line.DefaultFetchBytes)
 	if s := said.String(); strings.Contains(s, "panic") {
 		t.Error(s)
 	}

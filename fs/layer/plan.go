@@ -3,6 +3,7 @@ package layer
 import (
 	"fmt"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -16,26 +17,27 @@ const (
 )
 
 const (
-	// aheadRequest is the largest request for what a reader is on its way to, bytes: small enough to come over several
-	// connections at once, each of which begins slowly.
+	// aheadRequest is the largest request for what a reader is on its way to, bytes: small enough
+	// to come over several connections at once, each of which begins slowly.
 	aheadRequest = 1 << 20
-	// replayRequest is that of a replay. Requests cost whoever answers them: the reference registry reads 4 MiB for each.
+	// replayRequest is that of a replay. Requests cost whoever answers them: the reference registry
+	// reads 4 MiB for each.
 	replayRequest = 4 << 20
 )
 
-// request is how many bytes of the blob one request of a priority brings at most, where it is more than
-// one span.
-func (l *Layer) request(prio Priority) int64 {
+// request is how many bytes of the blob one request of a priority brings at most, where it is more
+// than one span.
+func (l *Layer) request(prio line.Priority) int64 {
 	n := int64(aheadRequest)
 	switch prio {
-	case Demand:
+	case line.Demand:
 		n = maxRequest
-	case Replay:
+	case line.Replay:
 		n = replayRequest
-	case Near, Background:
-		n = l.way().flow.request()
+	case line.Near, line.Background:
+		n = l.host().FillRequest()
 	}
-	return min(n, l.o.Budget.fetch.size)
+	return min(n, l.o.Budget.Fetch.Size())
 }
 
 // extent is a run of neighbouring spans that one request brings.
@@ -108,13 +110,13 @@ func (e extent) joins(s index.Spans, request int64) bool {
 	return e.blobRange(s).size()+w.size() <= request
 }
 
-// affordable says whether each span fits into the budget by itself.
-func (b *Budget) affordable(s *index.Span) error {
-	if need := s.BlobSize + s.Window.Size; need > b.fetch.size {
-		return fmt.Errorf("%w: %d bytes of blob and window, budget %d", ErrTooLarge, need, b.fetch.size)
+// affordable says whether a span fits into the budget by itself.
+func affordable(b *line.Budget, s *index.Span) error {
+	if need := s.BlobSize + s.Window.Size; need > b.Fetch.Size() {
+		return fmt.Errorf("%w: %d bytes of blob and window, budget %d", line.ErrTooLarge, need, b.Fetch.Size())
 	}
-	if s.Size > b.decode.size {
-		return fmt.Errorf("%w: %d bytes decoded, budget %d", ErrTooLarge, s.Size, b.decode.size)
+	if s.Size > b.Decode.Size() {
+		return fmt.Errorf("%w: %d bytes decoded, budget %d", line.ErrTooLarge, s.Size, b.Decode.Size())
 	}
 	return nil
 }

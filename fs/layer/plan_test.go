@@ -1,13 +1,8 @@
 package layer
 
 import (
-	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -65,98 +60,4 @@ func TestWindowRange(t *testing.T) {
 			t.Errorf("windows of %v are %v, want %v", c.e, got, c.want)
 		}
 	}
-}
-
-// TestMeter writes down in which order requests are granted.
-func TestMeter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMeter(100) // reserve 25
-		var log []string
-		ask := func(name string, n int64, prio Priority) context.CancelFunc {
-			ctx, cancel := context.WithCancel(t.Context())
-			go func() {
-				if err := m.acquire(ctx, n, prio); err == nil {
-					log = append(log, name)
-				} else if !errors.Is(err, context.Canceled) {
-					t.Error(err)
-				}
-			}()
-			synctest.Wait()
-			return cancel
-		}
-		expect := func(want ...string) {
-			t.Helper()
-			synctest.Wait()
-			if fmt.Sprint(log) != fmt.Sprint(want) {
-				t.Errorf("granted %v, want %v", log, want)
-			}
-			log = nil
-		}
-		ask("fill of 70", 70, Background)
-		expect("fill of 70")
-		ask("fill into the reserve", 6, Background)
-		expect()
-		ask("demand from the reserve", 20, Demand)
-		expect("demand from the reserve")
-		cancel := ask("large demand", 90, Demand)
-		ask("small demand behind it", 5, Demand)
-		expect()
-		cancel() // the head leaves, who is behind it fits
-		expect("small demand behind it")
-		m.release(95)
-		expect("fill into the reserve")
-		m.release(6)
-		ask("fill of everything", 100, Background)
-		expect("fill of everything")
-		ask("demand", 1, Demand)
-		ask("fill", 1, Background)
-		m.release(1)
-		expect("demand")
-		m.release(99)
-		expect("fill")
-		m.release(2)
-		if m.free != 100 {
-			t.Errorf("%d bytes are free", m.free)
-		}
-	})
-}
-
-// TestMeterHold: a hold keeps all but readers waiting, and not for ever.
-func TestMeterHold(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMeter(2)
-		start := time.Now()
-		first, second := m.hold(time.Minute), m.hold(time.Minute)
-		granted := func(c *claim) chan time.Duration {
-			ch := make(chan time.Duration, 1)
-			go func() {
-				if err := m.acquireFor(t.Context(), 1, c); err != nil {
-					t.Error(err)
-				}
-				m.release(1)
-				ch <- time.Since(start)
-			}()
-			return ch
-		}
-		urgent := newClaim(Replay)
-		raised, demand, replay := granted(urgent), granted(newClaim(Demand)), granted(newClaim(Replay))
-		time.Sleep(time.Second)
-		urgent.raise(Demand, m)
-		first()
-		first() // once is enough
-		time.Sleep(time.Second)
-		second()
-		for _, c := range []struct {
-			got  chan time.Duration
-			want time.Duration
-		}{{demand, 0}, {raised, time.Second}, {replay, 2 * time.Second}} {
-			if got := <-c.got; got != c.want {
-				t.Errorf("granted after %v, want %v", got, c.want)
-			}
-		}
-		defer m.hold(time.Minute)()
-		if got := <-granted(newClaim(Replay)); got != 62*time.Second {
-			t.Errorf("held until %v", got)
-		}
-	})
 }

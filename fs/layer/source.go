@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -88,12 +89,41 @@ var (
 	// ErrDeadline is wrapped by the error of a read that waited for as long as
 	// Options.Deadline allows.
 	ErrDeadline = errors.New("not fetched in time")
-	// ErrTooLarge is wrapped where a span needs more memory than the Budget
-	// has in all.
-	ErrTooLarge = errors.New("span is larger than the memory budget")
 
 	errClosed    = errors.New("layer is closed")
 	errNoWindows = errors.New("the layer's windows are neither on disk nor to be fetched")
 	errNobody    = errors.New("nobody waits for it any more")
 	errGaveUp    = errors.New("gave up")
 )
+
+// host is the registry that has the layer's blob.
+func (l *Layer) host() *line.Host { return l.o.Budget.Host(l.o.Blob.Place()) }
+
+// open begins to read a range of a source.
+func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, bool, error) {
+	l.counters.requests.Add(1)
+	body, held, err := src.Range(ctx, off, n)
+	if err != nil {
+		return nil, false, err
+	}
+	return &counted{body, &l.counters}, held, nil
+}
+
+// openBlob begins to read a range of the blob, or of its copy.
+func (l *Layer) openBlob(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	src, off := l.source(off)
+	return l.open(ctx, src, off, n)
+}
+
+// counted counts the bytes of a body.
+type counted struct {
+	io.ReadCloser
+	counters *counters
+}
+
+// Read implements io.Reader.
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.counters.fetched.Add(int64(n))
+	return n, err
+}

@@ -5,7 +5,12 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/mica-snapshotter/mica/fs/line"
 )
+
+// farAway is a round trip time at which a request goes over several connections.
+const farAway = 50 * time.Millisecond
 
 // TestStripes: on a long way a reader's request goes over several connections, and brings the same bytes. On a short one, and for
 // nobody, it is one.
@@ -13,18 +18,18 @@ func TestStripes(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		rtt     time.Duration
-		prio    Priority
+		prio    line.Priority
 		striped bool
 	}{
-		{"near", stripeRTT - 1, Demand, false},
-		{"far", stripeRTT, Demand, true},
-		{"far, replay", stripeRTT, Replay, true},
-		{"far, fill", stripeRTT, Background, false},
+		{"near", farAway / 2, line.Demand, false},
+		{"far", farAway, line.Demand, true},
+		{"far, replay", farAway, line.Replay, true},
+		{"far, fill", farAway, line.Background, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var src *streaming
 			f := setup(t, newSample(t), func(f *fixture, o *Options) { src = streamed(f, o) })
-			f.o.Budget.Answered("", c.rtt)
+			f.host().Answered(c.rtt)
 			off, n := f.span(3)
 			n *= 12 // spans, some hundred kilobytes of the blob
 			must(t, f.Fetch(t.Context(), off, n, c.prio))
@@ -33,9 +38,6 @@ func TestStripes(t *testing.T) {
 			}
 			f.mustRead(off, n)
 			f.wait()
-			if lines := f.o.Budget.lines.Load(); lines != 0 {
-				t.Errorf("%d connections are still counted", lines)
-			}
 		})
 	}
 }
@@ -45,7 +47,7 @@ func TestStripeFails(t *testing.T) {
 	fault := errors.New("broken off")
 	var src *streaming
 	f := setup(t, newSample(t), func(f *fixture, o *Options) { src = streamed(f, o) })
-	f.o.Budget.Answered("", stripeRTT)
+	f.host().Answered(farAway)
 	off, n := f.span(3)
 	at := f.s.spans[3].Blob
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -58,7 +60,7 @@ func TestStripeFails(t *testing.T) {
 		close(open)
 		return open
 	}
-	if err := f.Fetch(ctx, off, 20*n, Replay); !errors.Is(err, fault) {
+	if err := f.Fetch(ctx, off, 20*n, line.Replay); !errors.Is(err, fault) {
 		t.Errorf("error is %v", err)
 	}
 	f.wait()

@@ -12,8 +12,8 @@ import (
 // errWrong is why a span in the store is of no use.
 var errWrong = errors.New("the store's bytes are not what their digest says")
 
-// sure compares the present spans that hold any of [off, end) with their digests where that has to be done. An error says why one
-// is of no use.
+// sure compares the present spans that hold any of [off, end) with their digests where that has to
+// be done. An error says why one is of no use.
 func (l *Layer) sure(off, end int64) error {
 	if l.store.AllSure() {
 		return nil
@@ -34,8 +34,9 @@ func (l *Layer) sure(off, end int64) error {
 	return nil
 }
 
-// readPresent fills p from spans that the store had when there had been gone evictions. It returns how much of it, with an error if
-// that is not all. valid: what it returns is of the layer, and not of a store that has changed meanwhile.
+// readPresent fills p from spans that the store had when there had been gone evictions. It returns
+// how much of it, with an error if that is not all. valid: what it returns is of the layer, and not
+// of a store that has changed meanwhile.
 func (l *Layer) readPresent(p []byte, off int64, gone uint64) (n int, valid bool, err error) {
 	n, err = l.readSure(p, off, gone)
 	return n, l.store.Unchanged() && l.store.Evictions() == gone, err
@@ -69,7 +70,8 @@ func (l *Layer) readSure(p []byte, off int64, gone uint64) (int, error) {
 	return len(p), nil
 }
 
-// doubtful says whether a span that holds any of [off, end) has to be compared each time that it is read.
+// doubtful says whether a span that holds any of [off, end) has to be compared each time that it is
+// read.
 func (l *Layer) doubtful(off, end int64) (bool, error) {
 	if l.store.AllSure() {
 		return false, nil
@@ -87,7 +89,8 @@ func (l *Layer) doubtful(off, end int64) (bool, error) {
 	return false, nil
 }
 
-// compared fills p with what was compared itself: on a disk that fails, what is read once more may be something else.
+// compared fills p with what was compared itself: on a disk that fails, what is read once more may
+// be something else.
 func (l *Layer) compared(p []byte, off int64) error {
 	spans, err := l.table()
 	if err != nil {
@@ -103,24 +106,19 @@ func (l *Layer) compared(p []byte, off int64) error {
 	return nil
 }
 
-// Bytes on disk are compared in pieces, so many of them at a time for all layers: readers come in
-// any number, and a span may have 64 MiB.
-const (
-	comparePiece = 1 << 20
-	comparesMost = 24
-)
+// comparePiece is how many bytes on disk are compared at a time, because a span may have 64 MiB.
+const comparePiece = 1 << 20
 
 // compare reads a span from the store, and compares it with its digest. Each piece is shown to use,
 // if that is not nil; nothing of it may be believed before compare has returned nil.
 func (l *Layer) compare(s *index.Span, use func(p []byte, off int64)) error {
 	b := l.o.Budget
-	b.compares <- struct{}{}
-	defer func() { <-b.compares }()
-	buf := b.pool.get(min(s.Size, comparePiece))
-	defer buf.free()
+	defer b.Compare()()
+	buf := b.Buffer(min(s.Size, comparePiece))
+	defer buf.Free()
 	sum := sha256.New()
 	for off, end := s.Device, s.Device+s.Size; off < end; {
-		p := buf.b[:min(int64(len(buf.b)), end-off)]
+		p := buf.B[:min(int64(len(buf.B)), end-off)]
 		n, err := l.store.ReadAt(p, off)
 		if n < len(p) && (err == nil || errors.Is(err, io.EOF)) {
 			return io.ErrUnexpectedEOF

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
@@ -188,7 +189,7 @@ func TestComparedInPieces(t *testing.T) {
 		})
 	}
 	readers.Wait()
-	if m, l := most.Load(), largest.Load(); m > comparesMost || l > comparePiece {
+	if m, l := most.Load(), largest.Load(); m > line.ComparesMost || l > comparePiece {
 		t.Errorf("%d at a time, of %d bytes", m, l)
 	}
 	f.store.read, f.store.after = nil, nil

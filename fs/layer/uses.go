@@ -12,7 +12,8 @@ import (
 // missFor is how long after the first Expect a read counts as missed.
 const missFor = time.Minute
 
-// Uses says what became of the spans that a replay brings. Bytes are those of the device, in whole spans.
+// Uses says what became of the spans that a replay brings. Bytes are those of the device, in whole
+// spans.
 type Uses struct {
 	Brought int64 // in spans that were expected and have come, whatever has become of them
 	Read    int64 // of these, in spans that readers have asked for
@@ -36,8 +37,8 @@ type expectations struct {
 	now  atomic.Pointer[expectation]
 }
 
-// Expect says that a replay is going to fetch a range, which may reach beyond the device: from now on, Uses
-// counts what becomes of it.
+// Expect says that a replay is going to fetch a range, which may reach beyond the device: from now
+// on, Uses counts what becomes of it.
 func (l *Layer) Expect(off, n int64) error {
 	spans, err := l.table()
 	if err != nil {
@@ -141,7 +142,8 @@ func (l *Layer) missed(spans []int) {
 	}
 }
 
-// cut returns the spans [first, last) that hold any of device bytes [off, end), however far these reach.
+// cut returns the spans [first, last) that hold any of device bytes [off, end), however far these
+// reach.
 func (l *Layer) cut(spans index.Spans, off, end int64) (first, last int) {
 	off, end = max(off, 0), min(end, l.deviceSize)
 	if off >= end {

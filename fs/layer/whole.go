@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -27,18 +28,16 @@ var errStalled = errors.New("nothing comes of the layer")
 // wholeLocked starts the stream that brings all spans that are neither in the store nor on their
 // way, and those of missing.
 func (l *Layer) wholeLocked(
-	ctx context.Context, spans index.Spans, missing []int, prio Priority,
+	ctx context.Context, spans index.Spans, missing []int, prio line.Priority,
 ) *group {
 	g := &group{
 		whole: true, begun: true, moved: time.Now(),
 		extent: extent{0, len(spans)}, spans: spans, flights: make([]*flight, len(spans)),
-		done: make(chan struct{}),
+		claim: line.NewClaim(prio), done: make(chan struct{}),
 	}
-	g.claim.prio.Store(int32(prio))
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	add := func(i int) {
-		f := &flight{span: i, group: g}
-		f.claim.prio.Store(int32(prio))
+		f := &flight{span: i, group: g, claim: line.NewClaim(prio)}
 		l.flights[i], g.flights[i] = f, f
 	}
 	for i := range spans {
@@ -83,15 +82,15 @@ func (l *Layer) runWhole(g *group) {
 
 // bringWhole brings what is left of a stream's flights.
 func (l *Layer) bringWhole(g *group) error {
-	claims := make([]*claim, len(g.spans))
+	claims := make([]*line.Claim, len(g.spans))
 	l.mu.Lock()
 	for i, f := range g.flights {
 		if f != nil && !f.ended {
-			claims[i] = &f.claim
+			claims[i] = f.claim
 		}
 	}
 	l.mu.Unlock()
-	return l.stream(g.ctx, g.spans, claims, func(i int, buf *buffer) error {
+	return l.stream(g.ctx, g.spans, claims, func(i int, buf *line.Buffer) error {
 		l.mu.Lock()
 		g.moved = time.Now()
 		l.mu.Unlock()
@@ -108,20 +107,20 @@ func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []by
 	if err != nil {
 		return err
 	}
-	claims := make([]*claim, len(spans))
+	claims := make([]*line.Claim, len(spans))
 	for _, i := range some {
-		claims[i] = newClaim(Background)
+		claims[i] = line.NewClaim(line.Background)
 	}
-	return l.stream(ctx, spans, claims, func(i int, buf *buffer) error {
-		defer buf.free()
-		return fn(i, buf.b)
+	return l.stream(ctx, spans, claims, func(i int, buf *line.Buffer) error {
+		defer buf.Free()
+		return fn(i, buf.B)
 	})
 }
 
 // stream calls take, which owns the buffer, with the spans that have a claim. An error wraps
 // index.ErrCorrupt if what came is not the layer.
 func (l *Layer) stream(
-	ctx context.Context, spans index.Spans, claims []*claim, take func(i int, buf *buffer) error,
+	ctx context.Context, spans index.Spans, claims []*line.Claim, take func(i int, buf *line.Buffer) error,
 ) error {
 	if l.o.Unpack == nil {
 		return errNoWhole
@@ -136,7 +135,7 @@ func (l *Layer) stream(
 		cancel(fmt.Errorf("%w for %v", errStalled, l.o.Deadline))
 	})
 	defer idle.Stop()
-	blob, err := l.open(ctx, l.o.Blob, 0, l.o.Blob.Size())
+	blob, _, err := l.open(ctx, l.o.Blob, 0, l.o.Blob.Size())
 	if err != nil {
 		return because(ctx, err)
 	}
@@ -155,7 +154,7 @@ func (l *Layer) stream(
 			}
 			continue
 		}
-		err := l.streamSpan(ctx, body, s, claims[i], func(buf *buffer) error { return take(i, buf) })
+		err := l.streamSpan(ctx, body, s, claims[i], func(buf *line.Buffer) error { return take(i, buf) })
 		if err != nil {
 			return fmt.Errorf("span %d: %w", i, because(ctx, err))
 		}
@@ -165,20 +164,20 @@ func (l *Layer) stream(
 
 // streamSpan reads and verifies one span.
 func (l *Layer) streamSpan(
-	ctx context.Context, body io.Reader, s *index.Span, c *claim, take func(*buffer) error,
+	ctx context.Context, body io.Reader, s *index.Span, c *line.Claim, take func(*line.Buffer) error,
 ) error {
-	decode := l.o.Budget.decode
-	if err := decode.acquireFor(ctx, s.Size, c); err != nil {
+	decode := l.o.Budget.Decode
+	if err := decode.Acquire(ctx, s.Size, c); err != nil {
 		return err
 	}
-	defer decode.release(s.Size)
-	buf := l.o.Budget.pool.get(s.Size)
-	if _, err := io.ReadFull(body, buf.b); err != nil {
-		buf.free()
+	defer decode.Release(s.Size)
+	buf := l.o.Budget.Buffer(s.Size)
+	if _, err := io.ReadFull(body, buf.B); err != nil {
+		buf.Free()
 		return early(err)
 	}
-	if sha256.Sum256(buf.b) != s.Digest {
-		buf.free()
+	if sha256.Sum256(buf.B) != s.Digest {
+		buf.Free()
 		return fmt.Errorf("%w: digest differs", index.ErrCorrupt)
 	}
 	return take(buf)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
@@ -85,7 +86,7 @@ func TestWholeReads(t *testing.T) {
 func TestWholeFill(t *testing.T) {
 	f := setupWhole(t, nil)
 	for off := int64(0); ; {
-		run, err := f.Next(off, f.Size(), Background)
+		run, err := f.Next(off, f.Size(), line.Background)
 		must(t, err)
 		if run.Size == 0 {
 			break
@@ -93,7 +94,7 @@ func TestWholeFill(t *testing.T) {
 		if run.Off < off || run.Bytes <= 0 || run.Bytes > int64(len(f.s.blob)) {
 			t.Fatalf("run %+v at %d", run, off)
 		}
-		must(t, f.Fetch(t.Context(), run.Off, run.Size, Background))
+		must(t, f.Fetch(t.Context(), run.Off, run.Size, line.Background))
 		off = run.Off + run.Size
 	}
 	f.calls(t, 1)

@@ -1,4 +1,4 @@
-package layer
+package line
 
 import (
 	"context"
@@ -7,16 +7,18 @@ import (
 	"time"
 )
 
-// A connection that is new, or that nothing came over for a while, brings little more than 14 KB in its first round trip
-// and twice as much in each after it (RFC 6928, RFC 2861): a span takes five or six of them. So a request that
-// somebody waits for, or soon will, goes over several connections at once, so that the last byte comes within three; and
-// these are warm for the next.
+// A connection that is new, or that nothing came over for a while, brings little more than 14 KB in
+// its first round trip and twice as much in each after it (RFC 6928, RFC 2861): a span takes five
+// or six of them. So a request that somebody waits for, or soon will, goes over several connections
+// at once, so that the last byte comes within three; and these are warm for the next.
 const (
-	// stripeSize is how many bytes go over one connection, where there are enough of them: what comes in three round trips.
+	// stripeSize is how many bytes go over one connection, where there are enough of them: what
+	// comes in three round trips.
 	stripeSize = 96 << 10
 	// stripesMost is how many connections one request takes.
 	stripesMost = 10
-	// stripesTotal is how many all striped requests take together; a reader's takes stripesLeast in any case.
+	// stripesTotal is how many all striped requests take together; a reader's takes stripesLeast in
+	// any case.
 	stripesTotal = 32
 	stripesLeast = 4
 	// stripeRTT is the least round trip time at which this is worth the requests.
@@ -24,13 +26,12 @@ const (
 )
 
 // stripes returns over how many connections a request of n bytes goes.
-func (l *Layer) stripes(prio Priority, n int64) int64 {
-	b := l.o.Budget
-	if prio >= Near || l.way().flow.roundTrip() < stripeRTT {
+func (h *Host) stripes(prio Priority, n int64) int64 {
+	if prio >= Near || h.flow.roundTrip() < stripeRTT {
 		return 1
 	}
 	k := min((n+stripeSize-1)/stripeSize, stripesMost)
-	free := stripesTotal - b.lines.Load()
+	free := stripesTotal - h.budget.lines.Load()
 	if prio == Demand {
 		return min(k, max(free, stripesLeast))
 	}
@@ -42,25 +43,28 @@ type striped struct {
 	budget  *Budget
 	size    int64
 	cancel  context.CancelFunc
-	parts   []*arriving
+	parts   []*Arriving
 	now     int // the part that is read
 	pos     int64
 	running sync.WaitGroup
 }
 
-// stripe begins to read a range over several connections if that is worth it and there is memory for it.
-func (l *Layer) stripe(ctx context.Context, off, n int64, prio Priority, open opener) (io.ReadCloser, error) {
-	b := l.o.Budget
-	k := l.stripes(prio, n)
-	if k <= 1 || !b.fetch.try(n) {
+// stripe begins to read a range over several connections if that is worth it and there is memory
+// for it.
+func (h *Host) stripe(
+	ctx context.Context, off, n int64, prio Priority, open Opener,
+) (body io.ReadCloser, held bool, err error) {
+	b := h.budget
+	k := h.stripes(prio, n)
+	if k <= 1 || !b.Fetch.Try(n) {
 		return open(ctx, off, n)
 	}
 	size := (n + k - 1) / k
 	s := &striped{budget: b, size: n, pos: off}
 	ctx, s.cancel = context.WithCancel(ctx)
 	for from := off; from < off+n; from += size {
-		at := byteRange{from, min(from+size, off+n)}
-		a := newArriving(at, b.pool.get(at.size()))
+		end := min(from+size, off+n)
+		a := NewArriving(from, end, b.Buffer(end-from))
 		s.parts = append(s.parts, a)
 		b.lines.Add(1)
 		s.running.Go(func() {
@@ -68,7 +72,7 @@ func (l *Layer) stripe(ctx context.Context, off, n int64, prio Priority, open op
 			_, _, _ = a.receive(ctx, open) // whoever reads the part is told
 		})
 	}
-	return s, nil
+	return s, false, nil
 }
 
 // Read implements io.Reader.
@@ -78,13 +82,13 @@ func (s *striped) Read(p []byte) (int, error) {
 	}
 	for s.now < len(s.parts) {
 		a := s.parts[s.now]
-		if s.pos == a.at.to {
+		if s.pos == a.end {
 			s.now++
 			continue
 		}
 		upTo, more, err := a.state()
 		if upTo > s.pos {
-			n := copy(p, a.buf.b[s.pos-a.at.from:upTo-a.at.from])
+			n := copy(p, a.buf.B[s.pos-a.off:upTo-a.off])
 			s.pos += int64(n)
 			return n, nil
 		}
@@ -101,8 +105,8 @@ func (s *striped) Close() error {
 	s.cancel()
 	s.running.Wait()
 	for _, a := range s.parts {
-		a.buf.free()
+		a.buf.Free()
 	}
-	s.budget.fetch.release(s.size)
+	s.budget.Fetch.Release(s.size)
 	return nil
 }

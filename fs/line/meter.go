@@ -1,4 +1,4 @@
-package layer
+package line
 
 import (
 	"context"
@@ -9,13 +9,22 @@ import (
 	"time"
 )
 
-// claim is how urgent something is that waits at meters, or may wait soon. It can become more urgent meanwhile.
-type claim struct{ prio atomic.Int32 }
+// Claim is how urgent something is that waits at meters, or may wait soon. It can become more
+// urgent meanwhile.
+type Claim struct{ prio atomic.Int32 }
 
-func (c *claim) priority() Priority { return Priority(c.prio.Load()) }
+// NewClaim returns a claim of that priority.
+func NewClaim(prio Priority) *Claim {
+	c := &Claim{}
+	c.prio.Store(int32(prio))
+	return c
+}
 
-// raise makes the claim at least as urgent as prio, at the given meters at once.
-func (c *claim) raise(prio Priority, at ...*meter) {
+// Priority is how urgent the claim is now.
+func (c *Claim) Priority() Priority { return Priority(c.prio.Load()) }
+
+// Raise makes the claim at least as urgent as prio, at the given meters at once.
+func (c *Claim) Raise(prio Priority, at ...*Meter) {
 	for {
 		old := c.prio.Load()
 		if int32(prio) >= old {
@@ -30,15 +39,9 @@ func (c *claim) raise(prio Priority, at ...*meter) {
 	}
 }
 
-func newClaim(prio Priority) *claim {
-	c := &claim{}
-	c.prio.Store(int32(prio))
-	return c
-}
-
-// meter is a semaphore that counts bytes, or decoders. The more urgent goes first, and a part is kept for
-// Demand; within a priority it is first come, first served.
-type meter struct {
+// Meter is a semaphore that counts bytes, or decoders. The more urgent goes first, and a part is
+// kept for Demand; within a priority it is first come, first served.
+type Meter struct {
 	size    int64
 	reserve int64 // what all but Demand leave free
 
@@ -53,28 +56,27 @@ type meter struct {
 // ticket is somebody who waits for n of the meter's units.
 type ticket struct {
 	n       int64
-	claim   *claim
+	claim   *Claim
 	filled  bool          // with it a flow's window is full; valid once granted
 	granted chan struct{} // closed when the units are the ticket's
 }
 
-func newMeter(size int64) *meter {
-	return &meter{size: size, free: size, reserve: size / 4}
+func newMeter(size int64) *Meter {
+	return &Meter{size: size, free: size, reserve: size / 4}
 }
 
-// acquire waits for n units, 0 ≤ n ≤ size, and takes them all at once.
-func (m *meter) acquire(ctx context.Context, n int64, prio Priority) error {
-	return m.acquireFor(ctx, n, newClaim(prio))
-}
+// Size is how many units there are in all.
+func (m *Meter) Size() int64 { return m.size }
 
-// acquireFor is acquire with a priority that can change meanwhile. More than size units would hold up all others: an error.
-func (m *meter) acquireFor(ctx context.Context, n int64, c *claim) error {
+// Acquire waits for n units and takes them all at once, in the order of the claim's priority. More
+// than Size would keep all others waiting: that is an error, which wraps ErrTooLarge.
+func (m *Meter) Acquire(ctx context.Context, n int64, c *Claim) error {
 	if n > m.size {
 		return fmt.Errorf("%w: %d of %d", ErrTooLarge, n, m.size)
 	}
 	m.mu.Lock()
 	t := &ticket{n: n, claim: c, granted: make(chan struct{})}
-	prio := c.priority()
+	prio := c.Priority()
 	m.queue[prio] = append(m.queue[prio], t)
 	m.grantLocked()
 	m.mu.Unlock()
@@ -98,8 +100,8 @@ func (m *meter) acquireFor(ctx context.Context, n int64, c *claim) error {
 	return context.Cause(ctx)
 }
 
-// try takes n units if they are to be had at once without the part that is kept for Demand.
-func (m *meter) try(n int64) bool {
+// Try takes n units if they are to be had at once without the part that is kept for Demand.
+func (m *Meter) Try(n int64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.free-n < m.reserve {
@@ -110,10 +112,10 @@ func (m *meter) try(n int64) bool {
 }
 
 // moved puts the tickets of a claim where its priority belongs.
-func (m *meter) moved(c *claim) {
+func (m *Meter) moved(c *Claim) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	to := c.priority()
+	to := c.Priority()
 	for prio := to + 1; prio < priorities; prio++ {
 		m.queue[prio] = slices.DeleteFunc(m.queue[prio], func(t *ticket) bool {
 			if t.claim == c {
@@ -125,8 +127,8 @@ func (m *meter) moved(c *claim) {
 	m.grantLocked()
 }
 
-// release gives back n units.
-func (m *meter) release(n int64) {
+// Release gives back n units.
+func (m *Meter) Release(n int64) {
 	if n == 0 {
 		return
 	}
@@ -136,9 +138,9 @@ func (m *meter) release(n int64) {
 	m.grantLocked()
 }
 
-// hold keeps all but Demand waiting until release is called, but for the time most at the longest, which holds that overlap
-// have in all.
-func (m *meter) hold(most time.Duration) (release func()) {
+// hold keeps all but Demand waiting until release is called, but for the time most at the longest,
+// which holds that overlap have in all.
+func (m *Meter) hold(most time.Duration) (release func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.holds++; m.holds == 1 {
@@ -159,18 +161,12 @@ func (m *meter) hold(most time.Duration) (release func()) {
 	})
 }
 
-func (m *meter) resumeLocked() {
+func (m *Meter) resumeLocked() {
 	m.held = false
 	m.grantLocked()
 }
 
-func (m *meter) used() int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.size - m.free
-}
-
-func (m *meter) grantLocked() {
+func (m *Meter) grantLocked() {
 	for prio := range priorities {
 		if m.held && prio > Demand {
 			return

@@ -1,4 +1,4 @@
-package layer
+package line
 
 import (
 	"context"
@@ -10,37 +10,34 @@ import (
 // maxHedged is the largest request that is hedged, bytes.
 const maxHedged = 2 << 20
 
-// opener begins to read a range of a source.
-type opener = func(ctx context.Context, off, n int64) (io.ReadCloser, error)
-
-// race reads a range by one request and, where that is slow, by a second one, and takes each byte from the one that has it
-// first.
+// race reads a range by one request and, where that is slow, by a second one, and takes each byte
+// from the one that has it first.
 type race struct {
 	budget  *Budget
 	pace    *pace
 	ctx     context.Context
 	cancel  context.CancelFunc
-	open    opener
-	at      byteRange
+	open    Opener
+	off     int64
+	end     int64
 	pos     int64
 	slow    *time.Timer
 	start   time.Time
-	runners []*arriving
+	runners []*Arriving
 	running sync.WaitGroup
 }
 
-// race returns nil where it would be no use, or there is no memory for it.
-func (l *Layer) race(ctx context.Context, at byteRange, open opener) *race {
-	b := l.o.Budget
-	if !b.fetch.try(at.size()) {
+// race begins to read [off, end). It returns nil where there is no memory for it.
+func (h *Host) race(ctx context.Context, off, end int64, open Opener) *race {
+	if !h.budget.Fetch.Try(end - off) {
 		return nil
 	}
 	r := &race{
-		budget: b, pace: &l.way().pace, open: open,
-		at: at, pos: at.from, start: time.Now(),
+		budget: h.budget, pace: &h.pace, open: open,
+		off: off, end: end, pos: off, start: time.Now(),
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
-	d, ok := r.pace.slow(at.size())
+	d, ok := r.pace.slow(end - off)
 	r.slow = time.NewTimer(d)
 	if !ok {
 		r.slow.Stop()
@@ -49,14 +46,16 @@ func (l *Layer) race(ctx context.Context, at byteRange, open opener) *race {
 	return r
 }
 
+func (r *race) size() int64 { return r.end - r.off }
+
 // run sends a request. Its memory has been taken.
 func (r *race) run() {
-	a := newArriving(r.at, r.budget.pool.get(r.at.size()))
+	a := NewArriving(r.off, r.end, r.budget.Buffer(r.size()))
 	r.runners = append(r.runners, a)
 	r.running.Go(func() {
 		first, all, err := a.receive(r.ctx, r.open)
 		if err == nil && !a.held {
-			r.pace.observe(first, all, r.at.size())
+			r.pace.observe(first, all, r.size())
 		}
 	})
 }
@@ -67,7 +66,7 @@ func (r *race) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		if r.pos == r.at.to {
+		if r.pos == r.end {
 			return 0, io.EOF
 		}
 		var changed [2]<-chan struct{}
@@ -75,7 +74,7 @@ func (r *race) Read(p []byte) (int, error) {
 		for i, a := range r.runners {
 			upTo, more, err := a.state()
 			if upTo > r.pos {
-				n := copy(p, a.buf.b[r.pos-r.at.from:upTo-r.at.from])
+				n := copy(p, a.buf.B[r.pos-r.off:upTo-r.off])
 				r.pos += int64(n)
 				return n, nil
 			}
@@ -91,7 +90,7 @@ func (r *race) Read(p []byte) (int, error) {
 		case <-changed[0]:
 		case <-changed[1]:
 		case <-r.slow.C:
-			if r.pace.hedge() && r.budget.fetch.try(r.at.size()) {
+			if r.pace.hedge() && r.budget.Fetch.Try(r.size()) {
 				r.run()
 			}
 		}
@@ -102,16 +101,16 @@ func (r *race) Read(p []byte) (int, error) {
 func (r *race) Close() error {
 	r.slow.Stop()
 	if a := r.runners[0]; len(r.runners) > 1 {
-		if upTo, _, _ := a.state(); upTo < r.at.to {
+		if upTo, _, _ := a.state(); upTo < r.end {
 			// The first is as slow as it has been until now, at least.
-			r.pace.observe(time.Since(r.start), time.Since(r.start), r.at.size())
+			r.pace.observe(time.Since(r.start), time.Since(r.start), r.size())
 		}
 	}
 	r.cancel()
 	r.running.Wait()
 	for _, a := range r.runners {
-		a.buf.free()
-		r.budget.fetch.release(r.at.size())
+		a.buf.Free()
+		r.budget.Fetch.Release(r.size())
 	}
 	return nil
 }

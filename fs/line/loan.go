@@ -1,4 +1,4 @@
-package layer
+package line
 
 import (
 	"context"
@@ -18,15 +18,16 @@ const (
 	lends // it waits, and what it was given has been lent
 )
 
-// loan lends a request's share of the budget to others while nothing comes: readers who wait for a registry that is down, or for
-// an image that it refuses, for minutes, must not hold up those of another. What has not come takes no memory, but for the buffers
-// of requests that race; when it comes after all, the share is taken again, in the order of urgency.
+// loan lends a request's share of the budget to others while nothing comes: readers who wait for a
+// registry that is down, or for an image that it refuses, for minutes, must not hold up those of
+// another. What has not come takes no memory, but for the buffers of requests that race; when it
+// comes after all, the share is taken again, in the order of urgency.
 //
 // For one goroutine, besides the timer's.
 type loan struct {
 	ctx   context.Context
-	grant *grant
-	claim *claim
+	grant *Grant
+	claim *Claim
 	body  io.ReadCloser
 	state atomic.Int32
 	waits atomic.Uint64 // waits begun
@@ -38,7 +39,9 @@ type loan struct {
 }
 
 // openLent opens a request's body, for which admitted was given. The body takes care of the loan.
-func openLent(ctx context.Context, admitted *grant, c *claim, open func() (io.ReadCloser, error)) (io.ReadCloser, error) {
+func openLent(
+	ctx context.Context, admitted *Grant, c *Claim, open func() (io.ReadCloser, error),
+) (io.ReadCloser, error) {
 	l := &loan{ctx: ctx, grant: admitted, claim: c}
 	l.mu.Lock()
 	l.timer = time.AfterFunc(idleFor, l.look)
@@ -87,7 +90,7 @@ func (l *loan) came(err error) error {
 	if err != nil || n == 0 {
 		return err
 	}
-	if err := l.grant.budget.fetch.acquireFor(l.ctx, n, l.claim); err != nil {
+	if err := l.grant.budget.Fetch.Acquire(l.ctx, n, l.claim); err != nil {
 		return err
 	}
 	l.grant.fetch.Add(n)
@@ -113,8 +116,8 @@ func (l *loan) look() {
 	g := l.grant
 	l.lent = g.coming
 	g.fetch.Add(-l.lent)
-	g.budget.fetch.release(l.lent)
-	g.arrived(g.flow)
+	g.budget.Fetch.Release(l.lent)
+	g.Arrived(g.flow)
 }
 
 func (l *loan) end() {

@@ -1,4 +1,4 @@
-package layer
+package line
 
 import (
 	"context"
@@ -7,23 +7,25 @@ import (
 	"time"
 )
 
-// The requests of Near and Background, here called fills, share the network with those that somebody waits for, whose bytes queue up
-// behind all that is already under way. So what fills have under way is limited to what takes the line and little more.
-// How much that is shows in how long its answers take to begin when it has all of that under way: on a line with
-// room a round trip, else as much longer as the queue is.
+// The requests of Near and Background, here called fills, share the network with those that
+// somebody waits for, whose bytes queue up behind all that is already under way. So what fills have
+// under way is limited to what takes the line and little more. How much that is shows in how long
+// its answers take to begin when it has all of that under way: on a line with room a round trip,
+// else as much longer as the queue is.
 const (
 	flowFirst = 3 << 19 // bytes under way to begin with
 	flowLeast = 3 << 19
 	flowMost  = 12 << 20
 
-	// A queue that is shorter than half a round trip, or than shortQueue, lets more be sent; one that is twice as long, less. Where
-	// no reader has waited for quietAfter, it is at least shortQueue, and so many times as long: busy processors make answers late as
-	// well, and then less under way costs time and gains nothing.
+	// A queue that is shorter than half a round trip, or than shortQueue, lets more be sent; one
+	// that is twice as long, less. Where no reader has waited for quietAfter, it is at least
+	// shortQueue, and so many times as long: busy processors make answers late as well, and then
+	// less under way costs time and gains nothing.
 	shortQueue = 5 * time.Millisecond
 	quietAfter = 2 * time.Second
 	quietTimes = 3
-	// flowSamples is after how many answers the bytes under way are adapted. The quickest of them counts, as
-	// connections that had to be made, and servers that had to think, delay only some.
+	// flowSamples is after how many answers the bytes under way are adapted. The quickest of them
+	// counts, as connections that had to be made, and servers that had to think, delay only some.
 	flowSamples = 5
 	// The bytes under way become so many times as many, or what is left of them at the least.
 	flowGrowth, flowShrinkage = 1.15, 0.6
@@ -36,8 +38,9 @@ const (
 	mostRequest  = 2 << 20
 )
 
-// flow admits the requests of Near and, after them, Background: as many bytes as the line can take without a queue. It does not
-// stand still for readers who wait: what that gains is lost again in the burst that follows.
+// flow admits the requests of Near and, after them, Background to one host: as many bytes as the
+// way to it can take without a queue. It does not stand still for readers who wait: what that gains
+// is lost again in the burst that follows.
 type flow struct {
 	readers *readers
 	mu      sync.Mutex
@@ -54,9 +57,9 @@ func newFlow(r *readers) *flow { return &flow{readers: r, window: flowFirst} }
 
 // acquire waits until n more bytes may be asked for. filled says that these fill the window.
 func (f *flow) acquire(ctx context.Context, n int64, prio Priority) (filled bool, err error) {
-	t := &ticket{n: n, claim: newClaim(prio), granted: make(chan struct{})}
+	t := &ticket{n: n, claim: NewClaim(prio), granted: make(chan struct{})}
 	f.mu.Lock()
-	at := slices.IndexFunc(f.queue, func(o *ticket) bool { return o.claim.priority() > prio })
+	at := slices.IndexFunc(f.queue, func(o *ticket) bool { return o.claim.Priority() > prio })
 	if at < 0 {
 		at = len(f.queue)
 	}
@@ -118,8 +121,8 @@ func (f *flow) grantLocked() {
 	}
 }
 
-// answered notes how long a request, of whatever priority, took until its answer began; filled says that it was one of
-// a fill's that filled the window.
+// answered notes how long a request, of whatever priority, took until its answer began; filled says
+// that it was one of a fill's that filled the window.
 func (f *flow) answered(d time.Duration, filled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

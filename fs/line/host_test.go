@@ -1,0 +1,131 @@
+package line
+
+import (
+	"fmt"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestPace: a request is slow that takes longer than nearly all did, whatever its size.
+func TestPace(t *testing.T) {
+	var p pace
+	for i := range paceLeast {
+		if _, ok := p.slow(1000); ok {
+			t.Fatalf("a judgement after %d requests", i)
+		}
+		p.observe(10*time.Millisecond, 10*time.Millisecond+1000*time.Microsecond, 1000)
+	}
+	if d, ok := p.slow(5000); !ok || d != 15*time.Millisecond {
+		t.Errorf("slow after %s", d)
+	}
+	if !p.hedge() || p.hedge() {
+		t.Error("a tenth may be hedged")
+	}
+	for range 4 * paceSamples {
+		p.observe(time.Second, time.Second, 1000)
+	}
+	if d, _ := p.slow(5000); d != time.Second {
+		t.Errorf("slow after %s", d)
+	}
+	for range hedgeMost {
+		if !p.hedge() {
+			t.Error("nothing was saved up")
+		}
+	}
+	if p.hedge() {
+		t.Error("more is saved up than may be")
+	}
+}
+
+// TestHosts: what a near host's answers tell says nothing of the way to a far one: the far one's
+// fills keep their share of the line, its readers' requests go over several connections, and none
+// is sent twice for being slower than the near one's. And the other way round.
+func TestHosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New(0, 0)
+		near, far := b.Host("mirror.test"), b.Host("registry.test")
+		for range 100 {
+			for i, h := range []*Host{near, far} {
+				rtt := []time.Duration{time.Millisecond, 50 * time.Millisecond}[i]
+				h.flow.answered(rtt, true)
+				h.pace.observe(rtt, 2*rtt, 100_000)
+			}
+		}
+		if w := far.flow.window; w != flowMost {
+			t.Errorf("the far one's fills have %d bytes under way, want %d", w, flowMost)
+		}
+		if n := far.stripes(Demand, 1<<20); n < 2 {
+			t.Errorf("the far one's requests go over %d connection", n)
+		}
+		if n := near.stripes(Demand, 1<<20); n != 1 {
+			t.Errorf("the near one's requests go over %d connections", n)
+		}
+		if d, ok := far.pace.slow(100_000); !ok || d < 90*time.Millisecond {
+			t.Errorf("the far one's requests are slow from %v on", d)
+		}
+		if d, ok := near.pace.slow(100_000); !ok || d > 5*time.Millisecond {
+			t.Errorf("the near one's requests are slow from %v on", d)
+		}
+		for i := range 3 * hostsMost {
+			b.Host(fmt.Sprint(i))
+		}
+		if n := len(b.hosts.byName); n > hostsMost {
+			t.Errorf("%d hosts are remembered", n)
+		}
+	})
+}
+
+// TestPaceOfHeld: how soon bytes come that are here already says nothing of how long others take.
+func TestPaceOfHeld(t *testing.T) {
+	b := New(0, 0)
+	h := b.Host("")
+	blob := newBlob()
+	blob.held = true
+	if got := string(readAll(t, h, 5000, Demand, blob.open)); got != blob.b[:5000] {
+		t.Error("wrong bytes")
+	}
+	if len(h.pace.first) > 0 || h.flow.base > 0 {
+		t.Errorf("%d requests count", len(h.pace.first))
+	}
+	nothingTaken(t, b, h)
+}
+
+// readAll reads the first n bytes by an admitted request.
+func readAll(t *testing.T, h *Host, n int64, prio Priority, open Opener) []byte {
+	t.Helper()
+	c := NewClaim(prio)
+	g, err := h.budget.Admit(t.Context(), h, n, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	body, err := g.Open(t.Context(), c, 0, n, open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	p, err := io.ReadAll(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// nothingTaken fails the test if something was not given back.
+func nothingTaken(t *testing.T, b *Budget, h *Host) {
+	t.Helper()
+	for name, m := range map[string]*Meter{"fetch": b.Fetch, "decode": b.Decode, "decoders": b.Decoders} {
+		if m.free != m.size {
+			t.Errorf("%s: %d of %d came back", name, m.free, m.size)
+		}
+	}
+	if h.flow.used != 0 || b.lines.Load() != 0 {
+		t.Errorf("%d bytes and %d connections are still counted", h.flow.used, b.lines.Load())
+	}
+}

@@ -1,0 +1,208 @@
+// Package line says who may use what all layers of a node share, the network, memory and cores, and
+// brings over the network what it lets through.
+//
+// # The data's way
+//
+// A request for a range of a blob is admitted, sent, and read as it comes:
+//
+//	Budget.Admit ─▶ Grant.Open ─┬─ race: slower than nearly all before it, it is sent again
+//	  Host: flow                ├─ stripes: far away, it goes over several connections
+//	  Meter: Fetch              └─ loan: while nothing comes of it, others have its memory
+//
+// The body's bytes are the caller's to decode: Decode is the Meter for what comes of them, Decoders
+// the one for the cores, Buffer lends the memory itself, and Spares keeps a little of what the disk
+// does not take. The package knows neither layers nor registries: an Opener asks, and a Host is
+// whatever has one name.
+//
+// What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
+// Claim can become more urgent while it waits, or before: a reader takes over what was asked for
+// ahead of it. What the answers of one Host tell (its round trip, how many bytes it takes to fill
+// the way to it, how slow a slow answer is) counts for that Host alone.
+//
+// # Concurrency
+//
+// Budget, Host, Meter, Claim and Spares are safe for parallel use. A Grant, and what it opens, is
+// one goroutine's, but for Grant.Done. Goroutines belong to the body that began them: Close ends
+// them and waits.
+package line
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Defaults of New, bytes.
+const (
+	DefaultFetchBytes  = 24 << 20
+	DefaultDecodeBytes = 24 << 20
+)
+
+// ErrTooLarge is wrapped where something needs more than a Meter has in all.
+var ErrTooLarge = errors.New("larger than the memory budget")
+
+// Priority says who waits for a fetch.
+type Priority uint8
+
+// The priorities, the most urgent first.
+const (
+	Demand     Priority = iota // a reader waits
+	Ahead                      // a reader is on its way to it
+	Replay                     // an earlier start of the image has read it
+	Near                       // a reader has waited for what lies before it
+	Background                 // nobody is known to want it
+	priorities
+)
+
+// Budget bounds what all that use it take for fetching and decoding, says who goes first, and lends
+// the buffers.
+//
+// A request holds its share of Fetch from before it is sent until its bytes are decoded, a piece at
+// a time; what is decoded holds its share of Decode from then until it is on disk, and one of
+// Decoders while it is decoded. Near and Background have their bytes admitted by the Host's flow
+// before all that. Whoever waits for one of these holds only what comes before it, and each takes
+// what it needs at once: so they cannot block each other for good.
+type Budget struct {
+	Fetch    *Meter // bytes of blobs that are asked for
+	Decode   *Meter // bytes that are decoded
+	Decoders *Meter // decoders at work
+	Windows  *Meter // bytes of windows sections that are kept
+	Spares   Spares
+
+	readers  readers
+	hosts    hosts
+	compares chan struct{} // a token a comparison
+	pool     pool
+	lines    atomic.Int64 // parts of striped requests that are under way
+}
+
+// New returns a Budget of so many bytes for blob ranges in flight and for what is decoded; 0 stands
+// for DefaultFetchBytes and DefaultDecodeBytes.
+func New(fetch, decode int64) *Budget {
+	if fetch == 0 {
+		fetch = DefaultFetchBytes
+	}
+	if decode == 0 {
+		decode = DefaultDecodeBytes
+	}
+	return &Budget{
+		Fetch:    newMeter(fetch),
+		Decode:   newMeter(decode),
+		Decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
+		Windows:  &Meter{size: fetch / 4, free: fetch / 4},
+		Spares:   Spares{limit: decode / 4},
+		readers:  readers{since: time.Now()},
+		compares: make(chan struct{}, ComparesMost),
+	}
+}
+
+// holdMost is how long decoding is held at the most.
+const holdMost = 250 * time.Millisecond
+
+// FreeCores keeps the cores free of decoding that no reader waits for until release is called, but
+// for 250 ms at the most: for what takes a moment if it has them, and makes many wait if not.
+func (b *Budget) FreeCores() (release func()) { return b.Decoders.hold(holdMost) }
+
+// ComparesMost is how many spans on disk are compared with their digests at a time, because readers
+// come in any number and each comparison takes a buffer.
+const ComparesMost = 24
+
+// Compare waits until one more span may be compared, which ends with done.
+func (b *Budget) Compare() (done func()) {
+	b.compares <- struct{}{}
+	return func() { <-b.compares }
+}
+
+// ReaderWaits says that a read waits for the network until goes is called.
+func (b *Budget) ReaderWaits() (goes func()) {
+	b.readers.change(1, 1)
+	return func() { b.readers.change(-1, 0) }
+}
+
+// Unwaited tells for how long no read has waited; 0: one does.
+func (b *Budget) Unwaited() time.Duration { return b.readers.unwaited() }
+
+// readers is how many reads wait.
+type readers struct {
+	mu      sync.Mutex
+	waiting int
+	since   time.Time // when the first of them came, or the last one went
+}
+
+// change adds n; where that makes it as many as turn, it is noted when.
+func (r *readers) change(n, turn int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting += n; r.waiting == turn {
+		r.since = time.Now()
+	}
+}
+
+// unwaited returns for how long none has waited; 0: one does.
+func (r *readers) unwaited() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waiting > 0 {
+		return 0
+	}
+	return time.Since(r.since)
+}
+
+// Grant is what a request was given of a Budget. Parts of it are given back as they are not needed
+// any more, the rest by Close. The zero value is of nothing.
+type Grant struct {
+	budget *Budget
+	host   *Host
+	flow   int64 // of the line
+	filled bool  // it is as full as it may be
+	coming int64 // of the memory: for what has not come, and may be lent
+	fetch  atomic.Int64
+}
+
+// Admit waits until n bytes may be asked for. With an error the grant is of nothing.
+func (b *Budget) Admit(ctx context.Context, h *Host, n int64, c *Claim) (*Grant, error) {
+	g := &Grant{budget: b, host: h}
+	if prio := c.Priority(); prio >= Near {
+		filled, err := h.flow.acquire(ctx, n, prio)
+		if err != nil {
+			return g, err
+		}
+		g.flow, g.filled = n, filled
+	}
+	if err := b.Fetch.Acquire(ctx, n, c); err != nil {
+		g.Close()
+		return g, err
+	}
+	g.fetch.Store(n)
+	g.coming = n
+	return g, nil
+}
+
+// Share says that several requests use the grant, one after the other: nothing of it is lent.
+func (g *Grant) Share() { g.coming = 0 }
+
+// Arrived gives back the part of the line that n bytes took.
+func (g *Grant) Arrived(n int64) {
+	g.coming = max(g.coming-n, 0)
+	if n = min(n, g.flow); n > 0 {
+		g.flow -= n
+		g.host.flow.arrived(n)
+	}
+}
+
+// Done gives back the memory of n bytes.
+func (g *Grant) Done(n int64) {
+	g.fetch.Add(-n)
+	g.budget.Fetch.Release(n)
+}
+
+// Close gives back what is left.
+func (g *Grant) Close() {
+	g.Arrived(g.flow)
+	if n := g.fetch.Swap(0); n > 0 {
+		g.budget.Fetch.Release(n)
+	}
+}
