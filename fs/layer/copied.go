@@ -17,7 +17,9 @@ import (
 // not come, or is wrong, all come from the layer's blob from then on.
 type Copy struct {
 	Source Source
-	Frames map[int]index.Range // by span: the place in Source. One that is far larger than what it is to save is left out
+	// Frames is by span the place in Source. One that is far larger than what it is to save is left
+	// out.
+	Frames map[int]index.Range
 }
 
 const (

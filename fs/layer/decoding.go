@@ -3,7 +3,7 @@ package layer
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"sync"
 
 	"github.com/mica-snapshotter/mica/fs/line"
@@ -11,68 +11,31 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// decoding is the work on one request: its body is cut into spans, which are decoded as they come.
+// decoding is the work on one request: its bytes are decoded span by span, as they come.
 type decoding struct {
-	layer    *Layer
-	group    *group
-	spans    index.Spans
-	admitted *line.Grant
-	windows  *line.Arriving // nil: none is needed
+	layer   *Layer
+	group   *group
+	spans   index.Spans
+	request *line.Request
+	windows *line.Request // nil: there are none
 
 	mu  sync.Mutex
 	bad []corruption
 }
 
-// receive reads the blob's range of e. Each span whose bytes are here is decoded by work.
+// receive waits for the spans of e, one after the other. Each that is here is decoded by work.
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
-	l := d.layer
-	at := e.blobRange(d.spans)
-	body, err := d.admitted.Open(ctx, d.group.claim, at.from, at.size(), l.openBlob)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	pos, last := at.from, byte(0)
+	ctx = context.WithoutCancel(ctx) // the source, which ends with it, says what was wrong
 	for i := e.first; i < e.first+e.n; i++ {
-		s := &d.spans[i]
-		if gap := s.Blob - pos; gap > 0 {
-			if _, err := io.CopyN(io.Discard, body, gap); err != nil {
-				return short(err)
-			}
-			pos += gap
-			d.admitted.Arrived(gap)
-			d.admitted.Done(gap)
-		}
-		blob := l.o.Budget.Buffer(s.BlobSize)
-		rest := blob.B
-		if s.Blob < pos {
-			// The byte that two spans share; see extent.joins.
-			rest[0] = last
-			rest = rest[1:]
-		}
-		n, err := io.ReadFull(body, rest)
+		blob, err := d.request.Get(ctx, d.spans[i].Blob, d.spans[i].BlobSize)
 		if err != nil {
-			blob.Free()
-			return short(err)
+			return err
 		}
-		pos = s.Blob + s.BlobSize
-		last = blob.B[s.BlobSize-1]
-		d.admitted.Arrived(int64(n))
 		work.Go(func() error {
-			defer d.admitted.Done(int64(n))
-			defer blob.Free()
-			return line.Guarded(func() error { return d.one(i, blob.B) })
+			return line.Guarded(func() error { return d.one(i, blob) })
 		})
 	}
 	return nil
-}
-
-// short is the error of a body that ended early.
-func short(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }
 
 // one decodes, verifies, delivers and stores span i, of which all bytes are here.
@@ -81,9 +44,12 @@ func (d *decoding) one(i int, blob []byte) error {
 	budget := l.o.Budget
 	var window []byte
 	if s.Window.Size > 0 {
+		if d.windows == nil {
+			return errNoWindows
+		}
 		w, err := d.windows.Get(d.group.ctx, s.Window.Off, s.Window.Size)
 		if err != nil {
-			return err
+			return fmt.Errorf("windows: %w", err)
 		}
 		window = w
 	}

@@ -187,7 +187,9 @@ type corruption struct {
 // fetchExtent brings the spans of e, in one request for the blob and at most one for the windows,
 // and returns those that were wrong. Each is decoded as soon as it is here. An error is one of the
 // source, or of ctx; the spans that were not delivered are then still missing.
-func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *line.Grant) ([]corruption, error) {
+func (l *Layer) fetchExtent(
+	g *group, e extent, try int, admitted *line.Grant,
+) ([]corruption, error) {
 	spans, ctx := g.spans, g.ctx
 	if copied(&spans[e.first]) {
 		var cancel context.CancelFunc
@@ -195,18 +197,16 @@ func (l *Layer) fetchExtent(g *group, e extent, try int, admitted *line.Grant) (
 		defer cancel()
 	}
 	work, ctx := errgroup.WithContext(ctx)
-	d := decoding{layer: l, group: g, spans: spans, admitted: admitted}
+	d := decoding{layer: l, group: g, spans: spans}
 	if r := e.windowRange(spans); r.size() > 0 {
-		w, lent, fetch := l.windowsOf(r, try)
-		defer lent.Free()
+		w, done := l.windowsOf(ctx, r, try)
+		defer done()
 		d.windows = w
-		if fetch != nil {
-			work.Go(func() error { return fetch(ctx) })
-		}
 	}
-	work.Go(func() error {
-		return line.Guarded(func() error { return d.receive(ctx, work, e) })
-	})
+	at := e.blobRange(spans)
+	d.request = admitted.Request(ctx, g.claim, at.from, at.size(), l.openBlob)
+	defer d.request.Close()
+	work.Go(func() error { return d.receive(ctx, work, e) })
 	err := work.Wait()
 	if err != nil && copied(&spans[e.first]) {
 		d.bad, err = l.notCopied(g, e, err)

@@ -19,15 +19,6 @@ const grace = 2 * time.Second
 // come back for the same bytes.
 const linger = 5 * time.Second
 
-// want is what a reader asks for: device bytes [off, end).
-type want struct {
-	p      []byte // where they go; nil: nowhere
-	off    int64
-	end    int64
-	prio   line.Priority
-	bypass bool // do not read from the store
-}
-
 // waiter is a reader that waits for flights. Its fields are guarded by Layer.mu,
 // but err may be read once done is closed.
 type waiter struct {
@@ -75,25 +66,6 @@ type group struct {
 
 // flight returns the group's flight of span i.
 func (g *group) flight(i int) *flight { return g.flights[i-g.extent.first] }
-
-// background says that nobody reads what is wanted: it is to get into the store.
-func (w *want) background() bool { return w.p == nil && w.prio > line.Demand }
-
-// within is what is wanted of a span, for a want that goes somewhere.
-func (w *want) within(s *index.Span) want {
-	part := *w
-	part.off, part.end = max(w.off, s.Device), min(w.end, s.Device+s.Size)
-	part.p = w.p[part.off-w.off : part.end-w.off]
-	return part
-}
-
-// copySpan copies to the reader what it wants of a decoded span.
-func (w *want) copySpan(s *index.Span, data []byte) {
-	if w.p != nil {
-		part := w.within(s)
-		copy(part.p, data[part.off-s.Device:])
-	}
-}
 
 // fetch is ReadAt, or Fetch, for a range that the store does not have.
 func (l *Layer) fetch(ctx context.Context, w want) error {
@@ -190,7 +162,8 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 			continue
 		}
 		// The background wants it in the store.
-		if w.background() || !l.o.Budget.Spares.Use(l, i, func(data []byte) { w.copySpan(&spans[i], data) }) {
+		give := func(data []byte) { w.copySpan(&spans[i], data) }
+		if w.background() || !l.o.Budget.Spares.Use(l, i, give) {
 			if err := affordable(l.o.Budget, &spans[i]); err != nil {
 				l.leaveLocked(w, errNobody)
 				return nil, fmt.Errorf("span %d: %w", i, err)
@@ -236,7 +209,9 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 
 // startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to
 // it.
-func (l *Layer) startLocked(ctx context.Context, spans index.Spans, e extent, prio line.Priority) *group {
+func (l *Layer) startLocked(
+	ctx context.Context, spans index.Spans, e extent, prio line.Priority,
+) *group {
 	g := &group{extent: e, spans: spans, claim: line.NewClaim(prio), done: make(chan struct{})}
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))

@@ -100,6 +100,34 @@ type Layer struct {
 	flights map[int]*flight // by span: those under way
 }
 
+// want is what a reader asks for: device bytes [off, end).
+type want struct {
+	p      []byte // where they go; nil: nowhere
+	off    int64
+	end    int64
+	prio   line.Priority
+	bypass bool // do not read from the store
+}
+
+// background says that nobody reads what is wanted: it is to get into the store.
+func (w *want) background() bool { return w.p == nil && w.prio > line.Demand }
+
+// within is what is wanted of a span, for a want that goes somewhere.
+func (w *want) within(s *index.Span) want {
+	part := *w
+	part.off, part.end = max(w.off, s.Device), min(w.end, s.Device+s.Size)
+	part.p = w.p[part.off-w.off : part.end-w.off]
+	return part
+}
+
+// copySpan copies to the reader what it wants of a decoded span.
+func (w *want) copySpan(s *index.Span, data []byte) {
+	if w.p != nil {
+		part := w.within(s)
+		copy(part.p, data[part.off-s.Device:])
+	}
+}
+
 // New returns a Layer that reads ix's device from st, which gets from
 // o.Blob, or o.Copy, what it lacks. No I/O. It is paired with Close; st stays the caller's.
 func New(ix Index, st Store, o Options) *Layer {

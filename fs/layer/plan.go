@@ -112,11 +112,11 @@ func (e extent) joins(s index.Spans, request int64) bool {
 
 // affordable says whether a span fits into the budget by itself.
 func affordable(b *line.Budget, s *index.Span) error {
-	if need := s.BlobSize + s.Window.Size; need > b.Fetch.Size() {
-		return fmt.Errorf("%w: %d bytes of blob and window, budget %d", line.ErrTooLarge, need, b.Fetch.Size())
+	if need, most := s.BlobSize+s.Window.Size, b.Fetch.Size(); need > most {
+		return fmt.Errorf("%w: %d bytes of blob and window, budget %d", line.ErrTooLarge, need, most)
 	}
-	if s.Size > b.Decode.Size() {
-		return fmt.Errorf("%w: %d bytes decoded, budget %d", line.ErrTooLarge, s.Size, b.Decode.Size())
+	if most := b.Decode.Size(); s.Size > most {
+		return fmt.Errorf("%w: %d bytes decoded, budget %d", line.ErrTooLarge, s.Size, most)
 	}
 	return nil
 }

@@ -115,6 +115,11 @@ func (l *Layer) openBlob(ctx context.Context, off, n int64) (io.ReadCloser, bool
 	return l.open(ctx, src, off, n)
 }
 
+// openWindows begins to read a range of the windows section.
+func (l *Layer) openWindows(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	return l.open(ctx, l.o.Windows, off, n)
+}
+
 // counted counts the bytes of a body.
 type counted struct {
 	io.ReadCloser

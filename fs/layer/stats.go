@@ -15,7 +15,7 @@ type Stats struct {
 	Requests int64 // sent to the sources
 	Fetched  int64 // bytes that they brought
 
-	Waiting int64 // reads, and fetches that are as urgent, that wait for what the store does not have
+	Waiting int64 // reads, and fetches as urgent, that wait for what the store does not have
 
 	Corrupt    int64 // spans that were not what their digest says
 	Unreadable int64 // reads that the store did not answer though it has the bytes

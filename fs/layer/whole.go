@@ -120,7 +120,8 @@ func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []by
 // stream calls take, which owns the buffer, with the spans that have a claim. An error wraps
 // index.ErrCorrupt if what came is not the layer.
 func (l *Layer) stream(
-	ctx context.Context, spans index.Spans, claims []*line.Claim, take func(i int, buf *line.Buffer) error,
+	ctx context.Context, spans index.Spans, claims []*line.Claim,
+	take func(i int, buf *line.Buffer) error,
 ) error {
 	if l.o.Unpack == nil {
 		return errNoWhole
@@ -154,7 +155,8 @@ func (l *Layer) stream(
 			}
 			continue
 		}
-		err := l.streamSpan(ctx, body, s, claims[i], func(buf *line.Buffer) error { return take(i, buf) })
+		mine := func(buf *line.Buffer) error { return take(i, buf) }
+		err := l.streamSpan(ctx, body, s, claims[i], mine)
 		if err != nil {
 			return fmt.Errorf("span %d: %w", i, because(ctx, err))
 		}
@@ -164,7 +166,8 @@ func (l *Layer) stream(
 
 // streamSpan reads and verifies one span.
 func (l *Layer) streamSpan(
-	ctx context.Context, body io.Reader, s *index.Span, c *line.Claim, take func(*line.Buffer) error,
+	ctx context.Context, body io.Reader, s *index.Span, c *line.Claim,
+	take func(*line.Buffer) error,
 ) error {
 	decode := l.o.Budget.Decode
 	if err := decode.Acquire(ctx, s.Size, c); err != nil {

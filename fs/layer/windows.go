@@ -3,7 +3,6 @@ package layer
 import (
 	"context"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/mica-snapshotter/mica/fs/line"
@@ -13,50 +12,42 @@ import (
 // thousandths of the blob's.
 const maxSection = 4 << 20
 
-// windowsOf returns range r of the windows section, whose buffer is the caller's to free where it
-// is lent. fetch, if not nil, has to be called, and brings it. Where the section on disk, or the
-// one that is kept, turned out to be wrong at the first try, the source is asked.
-func (l *Layer) windowsOf(r byteRange, try int) (w *line.Arriving, lent *line.Buffer, fetch func(context.Context) error) {
+// windowsOf returns range r of the windows section, or more of it, here or on its way; nil where
+// there is none. done is to be called when it is not needed any more. Where the section on disk, or
+// the one that is kept, turned out to be wrong at the first try, the source is asked.
+func (l *Layer) windowsOf(
+	ctx context.Context, r byteRange, try int,
+) (w *line.Request, done func()) {
 	if w := l.section.kept(); w != nil && try == 1 {
-		return w, nil, nil
+		return w, func() {}
 	}
-	lent = l.o.Budget.Buffer(r.size())
-	w = line.NewArriving(r.from, r.to, lent)
 	if try == 1 || l.o.Windows == nil {
 		if disk, err := l.store.Windows(); err == nil {
-			if n, _ := disk.ReadAt(lent.B, r.from); n == len(lent.B) {
-				w.Advance(r.size(), nil)
-				return w, lent, nil
+			buf := l.o.Budget.Buffer(r.size())
+			if n, _ := disk.ReadAt(buf.B, r.from); n == len(buf.B) {
+				return line.Here(r.from, buf), buf.Free
 			}
+			buf.Free()
 		}
 	}
 	if l.o.Windows == nil {
-		w.Advance(0, errNoWindows)
-		return w, lent, nil
+		return nil, func() {}
 	}
-	return w, lent, func(ctx context.Context) error { return l.fetchWindows(ctx, w) }
-}
-
-func (l *Layer) fetchWindows(ctx context.Context, w *line.Arriving) error {
-	open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-		return l.open(ctx, l.o.Windows, off, n)
-	}
-	if err := l.host().Receive(ctx, w, open); err != nil {
-		return fmt.Errorf("windows: %w", err)
-	}
-	return nil
+	w = l.host().Request(ctx, r.from, r.size(), l.openWindows)
+	return w, w.Close
 }
 
 // section is the whole windows section of a layer, kept for as long as spans are missing.
 type section struct {
 	mu   sync.Mutex
-	w    *line.Arriving // nil: not kept
+	w    *line.Request // nil: not kept
 	stop context.CancelFunc
-	over bool // it is not to be fetched, again
+	size int64 // bytes
+	over bool  // it is not to be fetched, again
 }
 
 // kept returns the whole section if it is kept, or on its way.
-func (s *section) kept() *line.Arriving {
+func (s *section) kept() *line.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.w == nil || s.w.Failed() {
@@ -82,14 +73,16 @@ func (l *Layer) keepWindows(ctx context.Context) {
 	if _, err := l.store.Windows(); err == nil || !l.o.Budget.Windows.Try(size) {
 		return
 	}
-	w := line.NewArriving(0, size, &line.Buffer{B: make([]byte, size)})
-	s.w = w
 	// It outlives the request that it is fetched for first.
-	ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx)
+	fetch, stop := context.WithCancel(ctx)
+	w := l.host().Request(fetch, 0, size, l.openWindows)
+	s.w, s.stop, s.size = w, stop, size
 	l.running.Go(func() {
-		if err := l.fetchWindows(ctx, w); err != nil {
-			l.counters.failed(err)
+		if _, err := w.Get(ctx, 0, size); err != nil {
+			l.counters.failed(fmt.Errorf("windows: %w", err))
 		}
+		w.Stop() // not Close: the buffer goes when nobody decodes by it
 	})
 }
 
@@ -100,7 +93,7 @@ func (s *section) drop(b *line.Budget) {
 	s.over = true
 	if s.w != nil {
 		s.stop()
-		b.Windows.Release(s.w.Size())
+		b.Windows.Release(s.size)
 		s.w = nil
 	}
 }

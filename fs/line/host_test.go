@@ -2,7 +2,6 @@ package line
 
 import (
 	"fmt"
-	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,40 +86,42 @@ func TestPaceOfHeld(t *testing.T) {
 	h := b.Host("")
 	blob := newBlob()
 	blob.held = true
-	if got := string(readAll(t, h, 5000, Demand, blob.open)); got != blob.b[:5000] {
-		t.Error("wrong bytes")
-	}
+	mustRead(t, h, 0, 5000, Demand, blob)
 	if len(h.pace.first) > 0 || h.flow.base > 0 {
 		t.Errorf("%d requests count", len(h.pace.first))
 	}
 	nothingTaken(t, b, h)
 }
 
-// readAll reads the first n bytes by an admitted request.
-func readAll(t *testing.T, h *Host, n int64, prio Priority, open Opener) []byte {
+// readRange reads [off, end) by an admitted request.
+func readRange(
+	t *testing.T, h *Host, off, end int64, prio Priority, open Opener,
+) (string, error) {
 	t.Helper()
 	c := NewClaim(prio)
-	g, err := h.budget.Admit(t.Context(), h, n, c)
+	g, err := h.budget.Admit(t.Context(), h, end-off, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	body, err := g.Open(t.Context(), c, 0, n, open)
-	if err != nil {
-		t.Fatal(err)
+	r := g.Request(t.Context(), c, off, end-off, open)
+	defer r.Close()
+	b, err := r.Get(t.Context(), off, end-off)
+	return string(b), err
+}
+
+// mustRead is readRange for what has to come, and be right.
+func mustRead(t *testing.T, h *Host, off, end int64, prio Priority, src *blob) {
+	t.Helper()
+	if got, err := readRange(t, h, off, end, prio, src.open); err != nil || got != src.b[off:end] {
+		t.Errorf("read [%d, %d): %d bytes, %v", off, end, len(got), err)
 	}
-	defer body.Close()
-	p, err := io.ReadAll(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
 }
 
 // nothingTaken fails the test if something was not given back.
 func nothingTaken(t *testing.T, b *Budget, h *Host) {
 	t.Helper()
-	for name, m := range map[string]*Meter{"fetch": b.Fetch, "decode": b.Decode, "decoders": b.Decoders} {
+	for name, m := range map[string]*Meter{"fetch": b.Fetch, "decode": b.Decode} {
 		if m.free != m.size {
 			t.Errorf("%s: %d of %d came back", name, m.free, m.size)
 		}

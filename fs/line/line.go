@@ -5,14 +5,14 @@
 //
 // A request for a range of a blob is admitted, sent, and read as it comes:
 //
-//	Budget.Admit ─▶ Grant.Open ─┬─ race: slower than nearly all before it, it is sent again
-//	  Host: flow                ├─ stripes: far away, it goes over several connections
-//	  Meter: Fetch              └─ loan: while nothing comes of it, others have its memory
+//	Budget.Admit ─▶ Grant.Request ─▶ one or more connections ─▶ one buffer ─▶ Request.Get
+//	  Host: flow                     (again, where they are slow)
+//	  Meter: Fetch
 //
-// The body's bytes are the caller's to decode: Decode is the Meter for what comes of them, Decoders
-// the one for the cores, Buffer lends the memory itself, and Spares keeps a little of what the disk
-// does not take. The package knows neither layers nor registries: an Opener asks, and a Host is
-// whatever has one name.
+// The bytes are used in place, where they came. Decode is the Meter for what they are decoded to,
+// Decoders the one for the cores, Buffer lends the memory itself, and Spares keeps a little of what
+// the disk does not take. The package knows neither layers nor registries: an Opener asks, and a
+// Host is whatever has one name.
 //
 // What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
 // Claim can become more urgent while it waits, or before: a reader takes over what was asked for
@@ -21,9 +21,8 @@
 //
 // # Concurrency
 //
-// Budget, Host, Meter, Claim and Spares are safe for parallel use. A Grant, and what it opens, is
-// one goroutine's, but for Grant.Done. Goroutines belong to the body that began them: Close ends
-// them and waits.
+// Budget, Host, Meter, Claim and Spares are safe for parallel use, and so is Request.Get. A Grant
+// is one goroutine's. A Request has a goroutine for each connection; Close ends them and waits.
 package line
 
 import (
@@ -60,8 +59,8 @@ const (
 // Budget bounds what all that use it take for fetching and decoding, says who goes first, and lends
 // the buffers.
 //
-// A request holds its share of Fetch from before it is sent until its bytes are decoded, a piece at
-// a time; what is decoded holds its share of Decode from then until it is on disk, and one of
+// A request holds its share of Fetch from before it is sent until its bytes are decoded; what is
+// decoded holds its share of Decode from then until it is on disk, and one of
 // Decoders while it is decoded. Near and Background have their bytes admitted by the Host's flow
 // before all that. Whoever waits for one of these holds only what comes before it, and each takes
 // what it needs at once: so they cannot block each other for good.
@@ -151,15 +150,17 @@ func (r *readers) unwaited() time.Duration {
 	return time.Since(r.since)
 }
 
-// Grant is what a request was given of a Budget. Parts of it are given back as they are not needed
-// any more, the rest by Close. The zero value is of nothing.
+// Grant is what was admitted of a Budget. The zero value is of nothing.
 type Grant struct {
 	budget *Budget
 	host   *Host
-	flow   int64 // of the line
-	filled bool  // it is as full as it may be
-	coming int64 // of the memory: for what has not come, and may be lent
-	fetch  atomic.Int64
+	filled bool // with it the line is as full as it may be
+	shared bool // several requests use it
+
+	// Guarded by the mu of the Request that uses it.
+	flow   int64 // bytes of the line
+	fetch  int64 // bytes of memory
+	coming int64 // of these, those for what has not come
 }
 
 // Admit waits until n bytes may be asked for. With an error the grant is of nothing.
@@ -176,16 +177,15 @@ func (b *Budget) Admit(ctx context.Context, h *Host, n int64, c *Claim) (*Grant,
 		g.Close()
 		return g, err
 	}
-	g.fetch.Store(n)
-	g.coming = n
+	g.fetch, g.coming = n, n
 	return g, nil
 }
 
 // Share says that several requests use the grant, one after the other: nothing of it is lent.
-func (g *Grant) Share() { g.coming = 0 }
+func (g *Grant) Share() { g.shared = true }
 
-// Arrived gives back the part of the line that n bytes took.
-func (g *Grant) Arrived(n int64) {
+// arrived gives back the part of the line that n bytes took.
+func (g *Grant) arrived(n int64) {
 	g.coming = max(g.coming-n, 0)
 	if n = min(n, g.flow); n > 0 {
 		g.flow -= n
@@ -193,16 +193,16 @@ func (g *Grant) Arrived(n int64) {
 	}
 }
 
-// Done gives back the memory of n bytes.
-func (g *Grant) Done(n int64) {
-	g.fetch.Add(-n)
-	g.budget.Fetch.Release(n)
-}
-
-// Close gives back what is left.
-func (g *Grant) Close() {
-	g.Arrived(g.flow)
-	if n := g.fetch.Swap(0); n > 0 {
+// give gives back the memory of n bytes.
+func (g *Grant) give(n int64) {
+	if n > 0 {
+		g.fetch -= n
 		g.budget.Fetch.Release(n)
 	}
+}
+
+// Close gives back what is left. The requests that use it are closed.
+func (g *Grant) Close() {
+	g.arrived(g.flow)
+	g.give(g.fetch)
 }

@@ -81,7 +81,8 @@ func TestMeterHold(t *testing.T) {
 			return ch
 		}
 		urgent := NewClaim(Replay)
-		raised, demand, replay := granted(urgent), granted(NewClaim(Demand)), granted(NewClaim(Replay))
+		raised := granted(urgent)
+		demand, replay := granted(NewClaim(Demand)), granted(NewClaim(Replay))
 		time.Sleep(time.Second)
 		urgent.Raise(Demand, m)
 		first()

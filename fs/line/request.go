@@ -1,0 +1,383 @@
+package line
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+const (
+	// maxHedged is the largest request that is sent a second time, bytes.
+	maxHedged = 2 << 20
+	// idleFor is how long a request may bring nothing before others are lent its memory.
+	idleFor = 2 * time.Second
+)
+
+// Opener begins to read n bytes of a blob from off on. held says that they were asked for before:
+// when they come says nothing of the way to the host.
+type Opener = func(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error)
+
+// Request is a range of a blob on its way into memory, from where it is used in place. It comes
+// over one connection or, from a host that is far, over several at once. A request that a reader
+// waits for, and that is slower than nearly all before it, is sent a second time; each piece is
+// taken from the attempt that has it first.
+//
+// While nothing comes, the request's share of the Budget is lent to others: readers who wait for a
+// registry that is down, or for an image that it refuses, for minutes, must not hold up those of
+// another. A buffer is made when the first byte comes; before that, and when something comes after
+// a pause, the share is taken again, in the order of urgency.
+//
+// Get may be called in parallel.
+type Request struct {
+	host      *Host
+	prio      Priority
+	grant     *Grant // what was admitted for it; nil: nothing
+	claim     *Claim
+	open      Opener
+	off, size int64
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	start   time.Time
+	slow    *time.Timer // when it is sent a second time; nil: never
+
+	taking sync.Mutex // held while what was lent is taken again
+
+	mu       sync.Mutex
+	attempts []*attempt    // one, or two
+	more     chan struct{} // closed, and replaced, when those who wait have to look again
+	idle     *time.Timer   // lends; nil: never
+	lent     int64
+}
+
+// attempt is one try to bring all of a Request. Guarded by Request.mu.
+type attempt struct {
+	buf   *Buffer // nil: nothing has come
+	parts []*part
+	left  int           // parts that have not come
+	first time.Duration // until something came
+	held  bool          // see Opener
+}
+
+// part is what one connection brings.
+type part struct {
+	off, end int64
+	upTo     int64 // where the bytes end that are here
+	want     int64 // up to where somebody waits for them
+	err      error // why no more will come
+}
+
+// Request sends the request that was admitted, for n bytes from off on. c is the claim that it was
+// admitted for.
+func (g *Grant) Request(ctx context.Context, c *Claim, off, n int64, open Opener) *Request {
+	r := newRequest(ctx, g.host, c.Priority(), off, n, open)
+	r.grant, r.claim = g, c
+	if r.hedged() {
+		if d, ok := g.host.pace.slow(n); ok {
+			r.slow = time.NewTimer(d)
+		}
+	}
+	if !g.shared {
+		r.idle = time.AfterFunc(idleFor, r.lend)
+	}
+	r.send()
+	return r
+}
+
+// Request sends a request as a replay does, for n bytes whose memory is the caller's to acquire.
+func (h *Host) Request(ctx context.Context, off, n int64, open Opener) *Request {
+	r := newRequest(ctx, h, Replay, off, n, open)
+	r.send()
+	return r
+}
+
+func newRequest(ctx context.Context, h *Host, prio Priority, off, n int64, open Opener) *Request {
+	r := &Request{
+		host: h, prio: prio, open: open, off: off, size: n,
+		start: time.Now(), more: make(chan struct{}),
+	}
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	return r
+}
+
+// Here is a Request all of whose bytes are in buf already.
+func Here(off int64, buf *Buffer) *Request {
+	end := off + int64(len(buf.B))
+	a := &attempt{buf: buf, parts: []*part{{off: off, end: end, upTo: end}}}
+	return &Request{off: off, size: end - off, cancel: func() {}, attempts: []*attempt{a}}
+}
+
+// hedged says whether the request counts for its host's pace.
+func (r *Request) hedged() bool { return r.grant != nil && r.prio == Demand && r.size <= maxHedged }
+
+// send begins an attempt, whose memory has been taken.
+func (r *Request) send() {
+	k := max(r.host.stripes(r.prio, r.size), 1)
+	step := (r.size + k - 1) / k
+	a := &attempt{}
+	for off, end := r.off, r.off+r.size; off < end; off += step {
+		p := &part{off: off, end: min(off+step, end), upTo: off, want: math.MaxInt64}
+		a.parts = append(a.parts, p)
+	}
+	a.left = len(a.parts)
+	r.mu.Lock()
+	r.attempts = append(r.attempts, a)
+	r.mu.Unlock()
+	lines := int64(min(len(a.parts)-1, 1)) // of each part: a single connection does not count
+	for _, p := range a.parts {
+		r.host.budget.lines.Add(lines)
+		r.running.Go(func() {
+			defer r.host.budget.lines.Add(-lines)
+			err := Guarded(func() error { return r.receive(a, p) })
+			r.ended(a, p, err)
+		})
+	}
+}
+
+// receive fills a part.
+func (r *Request) receive(a *attempt, p *part) error {
+	start := time.Now()
+	body, held, err := r.open(r.ctx, p.off, p.end-p.off)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	took := time.Since(start)
+	if r.grant != nil && !held {
+		r.host.flow.answered(took, r.grant.filled)
+	}
+	rest, err := r.buffer(a, p, took, held)
+	for err == nil && len(rest) > 0 {
+		var n int
+		n, err = body.Read(rest)
+		if rest = rest[n:]; n > 0 {
+			if err := r.came(a, p, int64(n)); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case len(rest) == 0:
+		return nil
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// buffer returns where a part's bytes go, of which the first are about to come.
+func (r *Request) buffer(a *attempt, p *part, took time.Duration, held bool) ([]byte, error) {
+	if err := r.lock(); err != nil {
+		return nil, err
+	}
+	defer r.mu.Unlock()
+	if a.buf == nil {
+		a.buf, a.first = r.host.budget.Buffer(r.size), took
+	}
+	a.held = a.held || held
+	if r.idle != nil {
+		r.idle.Reset(idleFor)
+	}
+	return a.buf.B[p.off-r.off : p.end-r.off], nil
+}
+
+// came notes that n more bytes of a part are here.
+func (r *Request) came(a *attempt, p *part, n int64) error {
+	if err := r.lock(); err != nil {
+		return err
+	}
+	defer r.mu.Unlock()
+	p.upTo += n
+	if r.grant != nil && a == r.attempts[0] {
+		r.grant.arrived(n)
+	}
+	if r.idle != nil {
+		r.idle.Reset(idleFor)
+	}
+	if p.upTo >= p.want {
+		p.want = math.MaxInt64
+		r.wakeLocked()
+	}
+	return nil
+}
+
+// ended notes how a part's connection has ended.
+func (r *Request) ended(a *attempt, p *part, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.err = err; err != nil {
+		r.wakeLocked()
+		return
+	}
+	if a.left--; a.left == 0 && r.hedged() && !a.held {
+		r.host.pace.observe(a.first, time.Since(r.start), r.size)
+	}
+}
+
+func (r *Request) wakeLocked() {
+	close(r.more)
+	r.more = make(chan struct{})
+}
+
+// lend gives the share of what has not come to others.
+func (r *Request) lend() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.attempts {
+		if a.left == 0 {
+			return
+		}
+	}
+	if r.lent == 0 && r.ctx.Err() == nil {
+		r.lent = r.grant.coming
+		r.grant.give(r.lent)
+		r.grant.arrived(r.grant.flow)
+	}
+}
+
+// lock locks mu when nothing is lent.
+func (r *Request) lock() error {
+	r.mu.Lock()
+	if r.lent == 0 {
+		return nil
+	}
+	r.mu.Unlock()
+	r.taking.Lock()
+	defer r.taking.Unlock()
+	r.mu.Lock()
+	n := r.lent
+	if n == 0 {
+		return nil
+	}
+	r.mu.Unlock()
+	if err := r.host.budget.Fetch.Acquire(r.ctx, n, r.claim); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.lent = 0
+	r.grant.fetch += n
+	return nil
+}
+
+// Get waits for n bytes from off on. They are the Request's: not to be changed, nor used after
+// Close.
+func (r *Request) Get(ctx context.Context, off, n int64) ([]byte, error) {
+	var slow <-chan time.Time
+	if r.slow != nil {
+		slow = r.slow.C
+	}
+	for {
+		b, more, err := r.look(off, n)
+		if b != nil || err != nil {
+			return b, err
+		}
+		select {
+		case <-more:
+		case <-slow:
+			if r.host.pace.hedge() && r.host.budget.Fetch.Try(r.size) {
+				r.send()
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// look returns n bytes from off on if they are here, or else what is closed when to look again, or
+// why they will not come.
+func (r *Request) look(off, n int64) (b []byte, more <-chan struct{}, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.attempts {
+		here, failed := a.has(off, off+n)
+		if here {
+			return a.buf.B[off-r.off:][:n:n], nil, nil
+		}
+		if err = failed; err == nil {
+			more = r.more
+		}
+	}
+	if more != nil {
+		return nil, more, nil
+	}
+	return nil, nil, err
+}
+
+// has says whether the bytes [off, end) are here, or why they will not come.
+func (a *attempt) has(off, end int64) (here bool, err error) {
+	here = true
+	for _, p := range a.parts {
+		need := min(end, p.end)
+		switch {
+		case p.end <= off || p.upTo >= need:
+		case p.err != nil:
+			return false, p.err
+		default:
+			here, p.want = false, min(p.want, need)
+		}
+	}
+	return here, nil
+}
+
+// Failed says whether some of the bytes will not come.
+func (r *Request) Failed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.attempts[0].parts {
+		if p.err != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Close ends what has not come, waits for that, and gives the buffers back.
+func (r *Request) Close() {
+	r.mu.Lock()
+	late := len(r.attempts) > 1 && r.attempts[0].left > 0
+	r.mu.Unlock()
+	if late {
+		// The first attempt is as slow as it has been until now, at least.
+		r.host.pace.observe(time.Since(r.start), time.Since(r.start), r.size)
+	}
+	r.Stop()
+	for i, a := range r.attempts {
+		a.buf.Free()
+		if i > 0 {
+			r.host.budget.Fetch.Release(r.size)
+		}
+	}
+}
+
+// Stop ends what has not come, and waits for that. What is here can be used as before.
+func (r *Request) Stop() {
+	r.cancel()
+	r.running.Wait()
+	if r.slow != nil {
+		r.slow.Stop()
+	}
+	r.mu.Lock() // until lend is through
+	defer r.mu.Unlock()
+	if r.idle != nil {
+		r.idle.Stop()
+	}
+}
+
+// Guarded returns what f returns; a panic in f is an error. It is for goroutines that work on
+// foreign bytes, or bring them.
+func Guarded(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			slog.Error("panic in a fetch", "panic", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	return f()
+}

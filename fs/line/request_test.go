@@ -1,0 +1,200 @@
+package line
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// blob is a source of bytes. delay is how long each request waits for them, fault why one fails.
+type blob struct {
+	b     string
+	held  bool
+	delay func(call int64) time.Duration
+	fault func(call int64) error
+	calls atomic.Int64
+}
+
+func newBlob() *blob {
+	var b bytes.Buffer
+	for i := range 40_000 {
+		b.WriteString(strconv.Itoa(i))
+	}
+	return &blob{b: b.String()}
+}
+
+func (b *blob) open(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	call := b.calls.Add(1)
+	if b.delay != nil {
+		select {
+		case <-time.After(b.delay(call)):
+		case <-ctx.Done():
+			return nil, false, context.Cause(ctx)
+		}
+	}
+	if b.fault != nil {
+		if err := b.fault(call); err != nil {
+			return nil, false, err
+		}
+	}
+	return io.NopCloser(strings.NewReader(b.b[off : off+n])), b.held, nil
+}
+
+// TestHedge: a request that is slower than those before it is sent again.
+func TestHedge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := int64(1 << 30)
+		b := New(0, 0)
+		h, src := b.Host(""), newBlob()
+		src.delay = func(call int64) time.Duration {
+			if call == slow {
+				return time.Hour
+			}
+			return 10 * time.Millisecond
+		}
+		for range paceSamples {
+			h.pace.observe(10*time.Millisecond, 11*time.Millisecond, 100_000)
+		}
+		mustRead(t, h, 0, 50_000, Demand, src)
+		if n := src.calls.Load(); n > 1 {
+			t.Errorf("%d requests", n)
+		}
+		slow = 2
+		start := time.Now()
+		mustRead(t, h, 10, 50_000, Demand, src)
+		if d := time.Since(start); d > 30*time.Millisecond {
+			t.Errorf("waited %s", d)
+		}
+		if n := src.calls.Load(); n != 3 {
+			t.Errorf("%d requests", n)
+		}
+		nothingTaken(t, b, h)
+	})
+}
+
+// TestHedgeErrors: both requests may fail, or the second alone.
+func TestHedgeErrors(t *testing.T) {
+	fault := errors.New("broken off")
+	for _, errs := range [][]error{{fault}, {fault, nil}, {nil, fault}} {
+		synctest.Test(t, func(t *testing.T) {
+			b := New(0, 0)
+			h, src := b.Host(""), newBlob()
+			for range paceSamples {
+				h.pace.observe(time.Millisecond, time.Millisecond, 1000)
+			}
+			src.fault = func(call int64) error { return errs[min(int(call), len(errs))-1] }
+			src.delay = func(call int64) time.Duration {
+				if src.fault(call) != nil && call > 1 {
+					return 0
+				}
+				return 5 * time.Millisecond
+			}
+			got, err := readRange(t, h, 100, 5100, Demand, src.open)
+			all := len(errs) == 1
+			if all && !errors.Is(err, fault) || !all && (err != nil || got != src.b[100:5100]) {
+				t.Errorf("%v: %d bytes, %v", errs, len(got), err)
+			}
+			if n := src.calls.Load(); n != 2 {
+				t.Errorf("%d requests", n)
+			}
+			nothingTaken(t, b, h)
+		})
+	}
+}
+
+// TestStriped: a request over several connections brings the same bytes, also across what two of
+// them bring, and gives all back.
+func TestStriped(t *testing.T) {
+	b := New(0, 0)
+	h, src := b.Host(""), newBlob()
+	h.Answered(stripeRTT)
+	mustRead(t, h, 20_000, 180_000, Replay, src)
+	if n := src.calls.Load(); n != 2 {
+		t.Errorf("%d requests", n)
+	}
+	nothingTaken(t, b, h)
+}
+
+// TestEarlyEnd: a body that ends before its last byte is an error, and what came before is there.
+func TestEarlyEnd(t *testing.T) {
+	b := New(0, 0)
+	h, src := b.Host(""), newBlob()
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+		return src.open(ctx, off, n-100)
+	}
+	r := h.Request(t.Context(), 0, 1000, open)
+	if p, err := r.Get(t.Context(), 0, 900); err != nil || string(p) != src.b[:900] {
+		t.Errorf("%d bytes, %v", len(p), err)
+	}
+	if _, err := r.Get(t.Context(), 850, 100); !errors.Is(err, io.ErrUnexpectedEOF) || !r.Failed() {
+		t.Errorf("error is %v", err)
+	}
+	r.Close()
+}
+
+// halting is a body that stops after 1000 bytes until it may go on.
+type halting struct {
+	io.Reader
+	read int
+	goOn chan struct{}
+}
+
+func (h *halting) Read(p []byte) (int, error) {
+	if h.read >= 1000 {
+		<-h.goOn
+	}
+	n, err := h.Reader.Read(p[:min(len(p), 500)])
+	h.read += n
+	return n, err
+}
+
+func (h *halting) Close() error { return nil }
+
+// TestLend: of a request that stops in the middle others have the memory, and the line; when it
+// goes on it waits for them.
+func TestLend(t *testing.T) {
+	for _, prio := range []Priority{Demand, Background} {
+		synctest.Test(t, func(t *testing.T) {
+			b := New(100_000, 0)
+			h, src := b.Host(""), newBlob()
+			goOn := make(chan struct{})
+			c := NewClaim(prio)
+			g, err := b.Admit(t.Context(), h, 60_000, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+				body, held, err := src.open(ctx, off, n)
+				return &halting{Reader: body, goOn: goOn}, held, err
+			}
+			r := g.Request(t.Context(), c, 0, 60_000, open)
+			if p, err := r.Get(t.Context(), 0, 1000); err != nil || string(p) != src.b[:1000] {
+				t.Errorf("%d bytes, %v", len(p), err)
+			}
+			start := time.Now()
+			other, err := b.Admit(t.Context(), h, 99_000, NewClaim(Demand))
+			synctest.Wait()
+			if err != nil || time.Since(start) != idleFor || h.flow.used != 0 {
+				t.Fatalf("after %v, %d bytes of the line: %v", time.Since(start), h.flow.used, err)
+			}
+			close(goOn)
+			time.AfterFunc(time.Minute, other.Close)
+			if p, err := r.Get(t.Context(), 0, 60_000); err != nil || string(p) != src.b[:60_000] {
+				t.Errorf("%d bytes, %v", len(p), err)
+			}
+			if took := time.Since(start); took != time.Minute+idleFor {
+				t.Errorf("it went on after %v", took)
+			}
+			r.Close()
+			g.Close()
+			nothingTaken(t, b, h)
+		})
+	}
+}
