@@ -57,11 +57,11 @@ func (v *live) rest() {
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
 func (v *live) wasRead() {
-	v.t.fetch.Reading()
+	v.t.budget.Starts.Reading()
 	if v.filling.started.Load() {
 		return
 	}
-	v.t.fetch.Started()
+	v.t.budget.Starts.Started()
 	v.startFill()
 	ref := v.origins.latest()
 	for _, other := range v.t.opened() {
@@ -73,7 +73,7 @@ func (v *live) wasRead() {
 
 // Starting tells that a container is about to start, which may find all that it reads at hand: what is done in the background leaves
 // the cores to it.
-func (t *Table) Starting() { t.fetch.Starting() }
+func (t *Table) Starting() { t.budget.Starts.Starting() }
 
 // opened returns the layers that are open.
 func (t *Table) opened() []*live {

@@ -319,7 +319,7 @@ func (v *live) completed(ctx context.Context) bool {
 	sleep(ctx, time.Until(v.opened.Add(completeAfter)))
 	ok := v.saved(ctx)
 	if ok {
-		v.t.fetch.Calm(ctx)
+		v.t.budget.Starts.Calm(ctx)
 		ok = v.complete(ctx)
 	}
 	if ctx.Err() == nil && !v.store.AllPresent() {

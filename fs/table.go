@@ -206,7 +206,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		return nil, err
 	}
 	budget := line.New(0, 0)
-	o.Fetch.Unwaited = func() time.Duration { return budget.Unwaited() }
+	o.Fetch.Budget = budget
 	c, err := newCache(s, o)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())

@@ -12,8 +12,9 @@
 //	readers ──▶ Near ────▶ what follows where they waited ─┘
 //
 // Replays go before fills, and of these those near readers before the rest. What they have in
-// common with demand (bytes in flight, decoders, who goes first) is decided below, by the layers'
-// Budget: fills have under way what the line takes without a queue, and no more.
+// common with demand (bytes in flight, decoders, who goes first) is decided below, by the
+// layers' line.Budget: fills have under way what the line takes without a queue, and no more, and
+// leave the cores to containers that start.
 //
 // # Concurrency
 //

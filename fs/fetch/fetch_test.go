@@ -271,7 +271,7 @@ func TestPolicy(t *testing.T) {
 	} {
 		run(t, c.o, func(t *testing.T, s *Scheduler, l *log) {
 			a := l.layer("a", 2)
-			a.delay = replayTime / 2
+			a.delay = time.Second / 2 // less than fills wait for a replay
 			r := s.Replay([]Range{{a.id(), 1000, 1}}, nil)
 			s.Add(a.id(), a)
 			synctest.Wait()
@@ -364,7 +364,7 @@ func TestForget(t *testing.T) {
 		r := s.Replay([]Range{{a.id(), 50_000, 1}}, nil)
 		s.Add(a.id(), a)
 		s.Fill(a.id())
-		time.Sleep(2 * replayTime)
+		time.Sleep(2 * time.Second) // longer than fills wait for a replay
 		synctest.Wait()
 		if a.running != 4 {
 			t.Errorf("%d requests", a.running)

@@ -117,7 +117,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 	if hold := s.o.Hold(); hold > 0 {
 		return nil, nil, hold
 	}
-	s.measure(now)
+	s.o.Budget.Starts.Measure()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	wait = forever
@@ -142,7 +142,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		expected = p.replay.meetLocked(p.entry)
 	} else if s.running.fill < s.o.FillRequests {
 		if p = s.fillPlaceLocked(usable); p != nil {
-			if hold := s.courtesy.hold(now, s.o.Unwaited(), s.running.replay > 0); hold > 0 {
+			if hold := s.o.Budget.Starts.FillWaits(); hold > 0 {
 				return nil, nil, min(wait, hold)
 			}
 		}
@@ -246,7 +246,7 @@ func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *jo
 		p.replay.running++
 		p.replay.advanceLocked(p.todo, run.Off+run.Size)
 		s.running.replay++
-		s.courtesy.replayBegan = now
+		s.o.Budget.Starts.ReplayBegan()
 		s.stats.ReplayRequests++
 		return j
 	}
@@ -292,7 +292,7 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 	} else {
 		s.running.replay--
 		s.ramp += rampStep
-		s.courtesy.replayEnded = now
+		s.o.Budget.Starts.ReplayEnded()
 		r.running--
 		defer r.endLocked()
 	}

@@ -63,8 +63,8 @@ type Options struct {
 	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the
 	// defaults. How many bytes a fill has in flight is the Budget's to say.
 	ReplayRequests, FillRequests int
-	// Unwaited tells for how long no read has waited for the network; nil: for ever.
-	Unwaited func() time.Duration
+	// Budget is the layers', which knows whether a container needs the cores; nil: one of its own.
+	Budget *line.Budget
 	// Hold tells for how long nothing is to be fetched at all; nil: it is never held.
 	Hold     func() time.Duration
 	MaxLayer int64        // layers whose device is larger, in bytes, are not filled; 0: no limit
@@ -83,8 +83,6 @@ type Scheduler struct {
 	log  *slog.Logger
 	wake chan struct{} // a token: there may be something to do
 
-	times func() (all, own time.Duration, err error) // workTimes, or a test's
-
 	free time.Time // when the limited bandwidth is free again; Run's own
 
 	mu      sync.Mutex
@@ -95,8 +93,6 @@ type Scheduler struct {
 	running struct{ replay, fill int } // requests under way
 	ramp    int                        // how many a replay may have under way
 	stats   Stats
-
-	courtesy courtesy
 }
 
 // entry is a layer that the scheduler knows. Its fields are guarded by Scheduler.mu, digest and
@@ -129,8 +125,8 @@ func New(o Options) *Scheduler {
 	if o.FillRequests == 0 {
 		o.FillRequests = DefaultFillRequests
 	}
-	if o.Unwaited == nil {
-		o.Unwaited = func() time.Duration { return forever }
+	if o.Budget == nil {
+		o.Budget = line.New(0, 0)
 	}
 	if o.Hold == nil {
 		o.Hold = func() time.Duration { return 0 }
@@ -139,7 +135,7 @@ func New(o Options) *Scheduler {
 		o.Log = slog.Default()
 	}
 	return &Scheduler{
-		o: o, log: o.Log, wake: make(chan struct{}, 1), times: workTimes,
+		o: o, log: o.Log, wake: make(chan struct{}, 1),
 		layers: map[digest.Digest]*entry{},
 	}
 }

@@ -10,9 +10,9 @@
 //	  Meter: Fetch
 //
 // The bytes are used in place, where they came. Decode is the Meter for what they are decoded to,
-// Decoders the one for the cores, Buffer lends the memory itself, and Spares keeps a little of what
-// the disk does not take. The package knows neither layers nor registries: an Opener asks, and a
-// Host is whatever has one name.
+// Decoders the one for the cores, which Starts has fills leave to containers that start, Buffer
+// lends the memory itself, and Spares keeps a little of what the disk does not take. The package
+// knows neither layers nor registries: an Opener asks, and a Host is whatever has one name.
 //
 // What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
 // Claim can become more urgent while it waits, or before: a reader takes over what was asked for
@@ -21,8 +21,9 @@
 //
 // # Concurrency
 //
-// Budget, Host, Meter, Claim and Spares are safe for parallel use, and so is Request.Get. A Grant
-// is one goroutine's. A Request has a goroutine for each connection; Close ends them and waits.
+// Budget, Host, Meter, Claim, Spares and Starts are safe for parallel use, and so is Request.Get. A
+// Grant is one goroutine's. A Request has a goroutine for each connection; Close ends them and
+// waits.
 package line
 
 import (
@@ -70,6 +71,7 @@ type Budget struct {
 	Decoders *Meter // decoders at work
 	Windows  *Meter // bytes of windows sections that are kept
 	Spares   Spares
+	Starts   *Starts
 
 	readers  readers
 	hosts    hosts
@@ -87,7 +89,7 @@ func New(fetch, decode int64) *Budget {
 	if decode == 0 {
 		decode = DefaultDecodeBytes
 	}
-	return &Budget{
+	b := &Budget{
 		Fetch:    newMeter(fetch),
 		Decode:   newMeter(decode),
 		Decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
@@ -96,6 +98,8 @@ func New(fetch, decode int64) *Budget {
 		readers:  readers{since: time.Now()},
 		compares: make(chan struct{}, ComparesMost),
 	}
+	b.Starts = &Starts{readers: &b.readers, times: workTimes}
+	return b
 }
 
 // holdMost is how long decoding is held at the most.
@@ -120,9 +124,6 @@ func (b *Budget) ReaderWaits() (goes func()) {
 	b.readers.change(1, 1)
 	return func() { b.readers.change(-1, 0) }
 }
-
-// Unwaited tells for how long no read has waited; 0: one does.
-func (b *Budget) Unwaited() time.Duration { return b.readers.unwaited() }
 
 // readers is how many reads wait.
 type readers struct {

@@ -61,7 +61,8 @@ type Request struct {
 type attempt struct {
 	buf   *Buffer // nil: nothing has come
 	parts []*part
-	left  int           // parts that have not come
+	left  int // parts that have not come
+	start time.Time
 	first time.Duration // until something came
 	held  bool          // see Opener
 }
@@ -121,7 +122,7 @@ func (r *Request) hedged() bool { return r.grant != nil && r.prio == Demand && r
 func (r *Request) send() {
 	k := max(r.host.stripes(r.prio, r.size), 1)
 	step := (r.size + k - 1) / k
-	a := &attempt{}
+	a := &attempt{start: time.Now()}
 	for off, end := r.off, r.off+r.size; off < end; off += step {
 		p := &part{off: off, end: min(off+step, end), upTo: off, want: math.MaxInt64}
 		a.parts = append(a.parts, p)
@@ -217,7 +218,7 @@ func (r *Request) ended(a *attempt, p *part, err error) {
 		return
 	}
 	if a.left--; a.left == 0 && r.hedged() && !a.held {
-		r.host.pace.observe(a.first, time.Since(r.start), r.size)
+		r.host.pace.observe(a.first, time.Since(a.start), r.size)
 	}
 }
 

@@ -1,4 +1,4 @@
-package fetch
+package line
 
 import (
 	"context"
@@ -8,11 +8,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 )
 
-func TestCourtesy(t *testing.T) {
+func TestStarts(t *testing.T) {
 	now := time.Now()
 	busy := load{at: now.Add(time.Hour), cores: float64(runtime.NumCPU())} // not measured again
 	idle := load{at: now.Add(time.Hour)}
@@ -28,33 +26,40 @@ func TestCourtesy(t *testing.T) {
 		ended time.Time
 		want  time.Duration
 	}{
-		"no start":                  {load: busy, read: reading, last: now, quiet: forever},
-		"start, idle machine":       {until: start, read: reading, last: now, load: idle, quiet: forever},
-		"start, busy machine":       {until: start, read: reading, last: now, load: busy, quiet: forever, want: lookAgain},
-		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: forever},
+		"no start":                  {load: busy, read: reading, last: now, quiet: time.Hour},
+		"start, idle machine":       {until: start, read: reading, last: now, load: idle, quiet: time.Hour},
+		"start, busy machine":       {until: start, read: reading, last: now, load: busy, quiet: time.Hour, want: lookAgain},
+		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: time.Hour},
 		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
-		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: forever},
-		"busy, and about to read":   {until: start, told: now.Add(-announced / 2), last: now, load: busy, quiet: forever, want: lookAgain},
-		"busy, but never read":      {until: start, told: now.Add(-announced), last: now, load: busy, quiet: forever},
-		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: forever},
+		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: time.Hour},
+		"busy, and about to read":   {until: start, told: now.Add(-announced / 2), last: now, load: busy, quiet: time.Hour, want: lookAgain},
+		"busy, but never read":      {until: start, told: now.Add(-announced), last: now, load: busy, quiet: time.Hour},
+		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: time.Hour},
 		"replay":                    {load: idle, quiet: time.Millisecond, began: now, want: lookAgain},
 		"replay that hangs":         {load: idle, quiet: time.Millisecond, began: now.Add(-2 * replayTime)},
 		"reads waited for a replay": {until: start, read: reading, last: now, load: busy, quiet: 100 * time.Millisecond, ended: now.Add(-120 * time.Millisecond), want: lookAgain},
 		"reads wait after a replay": {until: start, read: reading, last: now, load: busy, quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
 	} {
-		c := courtesy{until: tc.until, told: tc.told, last: tc.last, load: tc.load, replayBegan: tc.began, replayEnded: tc.ended}
-		c.read.Store(tc.read)
-		if got := c.hold(now, tc.quiet, !tc.began.IsZero()); got != tc.want {
+		s := Starts{
+			until: tc.until, told: tc.told, last: tc.last, load: tc.load,
+			replayBegan: tc.began, replayEnded: tc.ended,
+		}
+		if !tc.began.IsZero() {
+			s.replays = 1
+		}
+		s.read.Store(tc.read)
+		if got := s.fillWaitsLocked(now, tc.quiet); got != tc.want {
 			t.Errorf("%s: held for %v, want %v", name, got, tc.want)
 		}
 	}
 }
 
-// What is done for a complete layer waits while a container starts on a busy machine, but for no longer than a start takes.
+// TestCalm: what is done for a complete layer waits while a container starts on a busy machine, but
+// for no longer than a start takes.
 func TestCalm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{})
-		s.courtesy.load = load{at: time.Now().Add(time.Hour), cores: float64(runtime.NumCPU())}
+		s := New(0, 0).Starts
+		s.load = load{at: time.Now().Add(time.Hour), cores: float64(runtime.NumCPU())}
 		wait := func(ctx context.Context) time.Duration {
 			begin := time.Now()
 			s.Calm(ctx)
@@ -77,14 +82,17 @@ func TestCalm(t *testing.T) {
 		go func() {
 			for ctx.Err() == nil {
 				s.Starting()
-				pause(ctx, nil, announced/2)
+				select {
+				case <-ctx.Done():
+				case <-time.After(announced / 2):
+				}
 			}
 		}()
 		if took := wait(t.Context()); took < startTime || took > startTime+2*lookAgain {
 			t.Errorf("%v while one container after another starts, want %v", took, startTime)
 		}
 		cancel()
-		s.courtesy.load.cores = 0
+		s.load.cores = 0
 		s.Starting()
 		if took := wait(t.Context()); took != 0 {
 			t.Errorf("%v on an idle machine", took)
@@ -122,7 +130,7 @@ func TestLoad(t *testing.T) {
 
 // TestSlowMeasurement: a reader does not wait while the machine's load is measured.
 func TestSlowMeasurement(t *testing.T) {
-	s := New(Options{})
+	s := New(0, 0).Starts
 	asked, answer := make(chan struct{}), make(chan struct{})
 	tell := sync.OnceFunc(func() { close(asked) })
 	s.times = func() (time.Duration, time.Duration, error) {
@@ -139,17 +147,19 @@ func TestSlowMeasurement(t *testing.T) {
 		s.Calm(ctx)
 	}()
 	<-asked
-	near := make(chan struct{})
+	reads := make(chan struct{})
 	go func() {
-		defer close(near)
-		s.Near(digest.FromString("layer"), 0, 1)
+		defer close(reads)
+		s.Started()
+		s.Reading()
+		s.FillWaits()
 	}()
 	select {
-	case <-near:
+	case <-reads:
 	case <-time.After(10 * time.Second):
 		t.Error("a reader waits")
 	}
 	close(answer)
 	<-calm
-	<-near
+	<-reads
 }
