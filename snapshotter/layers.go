@@ -82,7 +82,7 @@ type Image struct {
 	Refs     []string // where it was pulled from, one for each repository; none: not known
 	Manifest digest.Digest
 	Layers   []digest.Digest // blobs, lowest first; none: not known
-	Chains   []digest.Digest // chain IDs: of each layer with those under it
+	Chains   []digest.Digest // chain IDs: of each layer with those under it; none: not known
 }
 
 // layer returns the blob that makes the chain from the one under it, "" where that is not known.

@@ -38,7 +38,8 @@ type config struct {
 	Mode     string     `toml:"mode"`
 	DirectIO bool       `toml:"direct_io"`
 	LogLevel slog.Level `toml:"log_level"`
-	// Containerd is containerd's socket, whose pulls micad hears of; empty: it is looked for, noContainerd: micad does not listen.
+	// Containerd is the socket of the containerd that is asked for images and tells of pulls;
+	// empty: Credentials.ImageService or else containerd's default, noContainerd: none is asked.
 	Containerd string `toml:"containerd_address"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
 	MetricsAddress string `toml:"metrics_address"`

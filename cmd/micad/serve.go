@@ -31,7 +31,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/snapshotter"
-	"github.com/mica-snapshotter/mica/snapshotter/announce"
+	"github.com/mica-snapshotter/mica/snapshotter/containerd"
 )
 
 // How long calls under way may take to end when micad stops: the shorter one where the next micad follows at once. Reads of
@@ -59,7 +59,7 @@ type daemon struct {
 	client      *remote.Client
 	profiles    *profile.Dir
 	table       *fs.Table
-	images      *containerdImages // nil: containerd is not to be asked
+	containerd  *containerd.Client // nil: it is not to be asked
 	snapshotter *snapshotter.Snapshotter
 	opened      atomic.Pointer[snapshotter.Snapshotter] // once its metadata are
 	started     time.Time
@@ -203,6 +203,12 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if err != nil {
 		return err
 	}
+	if c.Containerd != noContainerd {
+		address := cmp.Or(c.Containerd, c.Credentials.ImageService, containerd.DefaultAddress)
+		if d.containerd, err = containerd.New(address, d.log); err != nil {
+			return err
+		}
+	}
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
@@ -218,11 +224,8 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if c.RemapIDs {
 		options = append(options, snapshotter.WithRemapIDs())
 	}
-	if c.Containerd != noContainerd {
-		d.images = &containerdImages{address: func(ctx context.Context) (string, error) {
-			return announce.Address(ctx, d.announceOptions())
-		}}
-		options = append(options, snapshotter.WithImages(d.images))
+	if d.containerd != nil {
+		options = append(options, snapshotter.WithImages(d.containerd))
 	}
 	if len(c.MountOptions) > 0 {
 		options = append(options, snapshotter.WithMountOptions(c.MountOptions...))
@@ -254,8 +257,8 @@ func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 
 func (d *daemon) close() error {
 	err := errors.Join(d.snapshotter.Close(), d.table.Close())
-	if d.images != nil {
-		err = errors.Join(err, d.images.close())
+	if d.containerd != nil {
+		err = errors.Join(err, d.containerd.Close())
 	}
 	d.client.Close()
 	return errors.Join(err, d.credentials.close())
@@ -290,22 +293,14 @@ func (d *daemon) restore(ctx context.Context) {
 	}
 }
 
-func (d *daemon) announceOptions() announce.Options {
-	address := cmp.Or(d.config.Containerd, d.config.Credentials.ImageService)
-	return announce.Options{Containerd: address, Snapshotter: d.config.Address, Log: d.log}
-}
-
 // hear begins with images of which containerd has no more than the manifest.
 func (d *daemon) hear(ctx context.Context) {
-	if d.config.Containerd == noContainerd {
+	if d.containerd == nil {
 		return
 	}
-	announce.Watch(ctx, d.announceOptions(), func(i announce.Image) {
-		if err := d.table.Announce(i.Repository, i.Manifest, i.Layers); err != nil {
-			d.log.Debug("image is not announced", "repository", i.Repository, "err", err)
-		}
-		if _, err := d.images.open(ctx); err != nil { // so that its container's start need not
-			d.log.Debug("containerd is not to be asked for images", "err", err)
+	d.containerd.Watch(ctx, func(i snapshotter.Image) {
+		if err := d.table.Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
+			d.log.Debug("image is not announced", "repository", i.Refs[0], "err", err)
 		}
 	})
 }

@@ -14,9 +14,12 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	coreimages "github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
@@ -24,13 +27,26 @@ import (
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
-// micad hears of a pull before it is asked for a layer: containerd gets the image's configuration only after micad has looked for its
-// index, and has it.
+// micad hears of a pull from a repository that containerd knows before it is asked for a layer:
+// containerd gets the image's configuration only after micad has looked for its index, and has it.
 func TestAnnounced(t *testing.T) {
 	r, ref, _ := debian(t, true)
 	config := debianConfig(t)
 	n := fixture.Node(t, node.Options{DemandOnly: true})
 	hears(t, n)
+	client, err := n.Client()
+	mustf(t, err, "client")
+	repository, _, _ := strings.Cut(ref, "@")
+	ctx := namespaces.WithNamespace(fixture.Context(t), n.Namespace())
+	_, err = client.ImageService().Create(ctx,
+		coreimages.Image{
+			Name: repository[:strings.LastIndex(repository, ":")] + ":earlier",
+			Target: ocispec.Descriptor{
+				MediaType: ocispec.MediaTypeImageManifest,
+				Digest:    digest.FromString("earlier"), Size: 1,
+			},
+		})
+	mustf(t, err, "name an image")
 	looked := make(chan struct{})
 	once := sync.OnceFunc(func() { time.AfterFunc(500*time.Millisecond, func() { close(looked) }) })
 	r.SetRule(func(q *http.Request, _ int64) registry.Fault {
@@ -58,13 +74,13 @@ func hears(t *testing.T, n *node.Node) {
 	fixture.Eventually(t, 20*time.Second, func() string {
 		b, err := os.ReadFile(n.Log("micad"))
 		if err != nil || !strings.Contains(string(b), "containerd tells of pulls") {
-			return "micad has not found containerd"
+			return "micad does not hear of pulls"
 		}
 		return ""
 	})
 }
 
-// micad does not look for containerd where it is told that there is none for it.
+// micad does not listen where it is told that there is no containerd for it.
 func TestNotAnnounced(t *testing.T) {
 	r, ref, _ := debian(t, true)
 	config := debianConfig(t)
@@ -79,7 +95,7 @@ func TestNotAnnounced(t *testing.T) {
 		}
 		return registry.Fault{}
 	})
-	time.Sleep(2 * time.Second) // it would have found containerd by then
+	time.Sleep(2 * time.Second) // it would have connected to containerd by then
 	fixture.Pull(t, n, mica, ref)
 	if early.Load() {
 		t.Error("micad has looked for the index before it was asked for a layer")

@@ -48,6 +48,9 @@ func (n *Node) micadConfig() string {
 	if n.opts.Mode != "" {
 		fmt.Fprintf(&b, "mode = %q\n", n.opts.Mode)
 	}
+	if !strings.Contains(n.opts.Micad, "containerd_address") {
+		fmt.Fprintf(&b, "containerd_address = %q\n", n.Address())
+	}
 	fmt.Fprintf(&b, "%s\n", n.opts.Micad)
 	if n.opts.DemandOnly {
 		b.WriteString("[fetch]\nfill = \"none\"\n")

@@ -1,15 +1,17 @@
-package images
+package containerd
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/content"
@@ -23,7 +25,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 // world is containerd's metadata, behind its gRPC services.
@@ -32,7 +33,10 @@ type world struct {
 	ctx    context.Context // of namespace "ns"
 	images images.Store
 	db     *metadata.DB
-	store  *Store
+	socket string
+	events created
+	stop   func()
+	client *Client
 }
 
 // lister is containerd's image service, as far as it is asked.
@@ -67,24 +71,33 @@ func newWorld(t *testing.T) *world {
 	if err := db.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, ctx: namespaces.WithNamespace(t.Context(), "ns"), images: metadata.NewImageStore(db), db: db}
-	server := grpc.NewServer()
-	contentapi.RegisterContentServer(server, contentserver.New(db.ContentStore()))
-	imagesapi.RegisterImagesServer(server, lister{images: w.images})
-	socket := filepath.Join(dir, "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
+	w := &world{
+		t: t, ctx: namespaces.WithNamespace(t.Context(), "ns"),
+		images: metadata.NewImageStore(db), db: db,
+		socket: filepath.Join(dir, "s"), events: created{all: make(chan ocispec.Descriptor)},
+	}
+	w.start()
+	t.Cleanup(func() { w.stop() })
+	if w.client, err = New(w.socket, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.client.Close() })
+	return w
+}
+
+// start has the services answer at the socket, until stop.
+func (w *world) start() {
+	w.t.Helper()
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	contentapi.RegisterContentServer(server, contentserver.New(w.db.ContentStore()))
+	imagesapi.RegisterImagesServer(server, lister{images: w.images})
+	eventsapi.RegisterEventsServer(server, w.events)
+	l, err := net.Listen("unix", w.socket)
+	if err != nil {
+		w.t.Fatal(err)
 	}
 	go server.Serve(l) //nolint:errcheck // it ends with Stop
-	t.Cleanup(server.Stop)
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	w.store = New(conn)
-	return w
+	w.stop = server.Stop
 }
 
 // put writes a document, with labels, and returns its descriptor.
@@ -101,7 +114,8 @@ func (w *world) put(mediaType string, v any, labels map[string]string) ocispec.D
 	return d
 }
 
-// manifest writes an image that claims diffIDs, and was pulled from the sources: host, repositories.
+// manifest writes an image that claims diffIDs, and was pulled from the sources: host,
+// repositories.
 func (w *world) manifest(blobs, diffIDs []string, sources map[string]string) ocispec.Descriptor {
 	w.t.Helper()
 	var config ocispec.Image
@@ -149,7 +163,7 @@ func TestWith(t *testing.T) {
 	w.name("localhost:5000/odd/d:1", odd)
 	w.name("localhost:5000/lost/e:1", gone)
 
-	found, err := w.store.With(t.Context(), "ns", chain, nil)
+	found, err := w.client.With(t.Context(), "ns", chain, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,16 +193,17 @@ func TestWith(t *testing.T) {
 	// A child that comes later is found, although its image has not changed.
 	other := w.manifest([]string{"O"}, []string{"z"}, map[string]string{"localhost": "evil/a"})
 	w.name("localhost:5000/late:1", w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{other}}, nil))
-	if found, err = w.store.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil || len(found) != 1 {
+	if found, err = w.client.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil || len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
 	// In another namespace there are none.
-	if found, err = w.store.With(t.Context(), "elsewhere", chain, nil); err != nil || len(found) != 0 {
+	if found, err = w.client.With(t.Context(), "elsewhere", chain, nil); err != nil || len(found) != 0 {
 		t.Errorf("found %v, %v", found, err)
 	}
 }
 
-// TestSourceUnknown: a repository whose port nobody knows, or of which containerd may have had no room to tell.
+// TestSourceUnknown: a repository whose port nobody knows, or of which containerd may have had no
+// room to tell.
 func TestSourceUnknown(t *testing.T) {
 	w := newWorld(t)
 	chain := digest.FromString("x")
@@ -196,7 +211,7 @@ func TestSourceUnknown(t *testing.T) {
 	w.name("localhost:5000/a:1", m)
 	refs := func(known ...string) []string {
 		t.Helper()
-		found, err := w.store.With(t.Context(), "ns", chain, known)
+		found, err := w.client.With(t.Context(), "ns", chain, known)
 		if err != nil || len(found) != 1 {
 			t.Fatalf("found %v, %v", found, err)
 		}
@@ -222,12 +237,32 @@ func TestSourceUnknown(t *testing.T) {
 func TestNamed(t *testing.T) {
 	w := newWorld(t)
 	m := w.manifest([]string{"A", "B"}, []string{"a", "b"}, nil)
-	i, err := w.store.Named(t.Context(), "ns", "localhost:5000/a:1", m.Digest)
+	i, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1", m.Digest)
 	if err != nil || len(i.Chains) != 2 || i.Layers[1] != digest.FromString("B") || i.Refs[0] != "localhost:5000/a:1" {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if _, err := w.store.Named(t.Context(), "ns", "localhost:5000/a:1", digest.FromString("none")); err == nil {
+	if _, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1", digest.FromString("none")); err == nil {
 		t.Error("a manifest that containerd has not")
+	}
+}
+
+// TestRestarted: containerd answers again after it was away, and what asks while it is away gets an
+// error.
+func TestRestarted(t *testing.T) {
+	w := newWorld(t)
+	with := func() error {
+		_, err := w.client.With(t.Context(), "ns", someDigest, nil)
+		return err
+	}
+	for range 2 {
+		if err := with(); err != nil {
+			t.Fatal(err)
+		}
+		w.stop()
+		if err := with(); err == nil {
+			t.Fatal("it answers, and is not there")
+		}
+		w.start()
 	}
 }
 
@@ -239,6 +274,11 @@ func FuzzDocument(f *testing.F) {
 		d, layers := parseManifest(manifest)
 		if d != "" && d.Validate() != nil {
 			t.Errorf("config %q", d)
+		}
+		for _, l := range layers {
+			if err := l.Validate(); err != nil {
+				t.Error(err)
+			}
 		}
 		if doc := parseConfig(config, layers); doc.layers != nil && len(doc.layers) != len(doc.chains) {
 			t.Errorf("%d layers, %d chains", len(doc.layers), len(doc.chains))

@@ -1,4 +1,4 @@
-package images
+package containerd
 
 import (
 	"net/url"

@@ -1,4 +1,4 @@
-package images
+package containerd
 
 import (
 	"encoding/json"
@@ -33,23 +33,23 @@ func parseIndex(b []byte) document {
 	return document{children: x.Manifests}
 }
 
-// parseManifest returns the config and the layers' blobs that a manifest names; config is "" for bytes
-// that are no manifest.
+// parseManifest returns the config and the layers' blobs that a manifest names; config is "" for
+// bytes that are no manifest.
 func parseManifest(b []byte) (config digest.Digest, layers []digest.Digest) {
 	var m ocispec.Manifest
 	if json.Unmarshal(b, &m) != nil || m.Config.Digest.Validate() != nil {
 		return "", nil
 	}
 	for _, l := range m.Layers {
-		if images.IsLayerType(l.MediaType) {
+		if images.IsLayerType(l.MediaType) && l.Digest.Validate() == nil {
 			layers = append(layers, l.Digest)
 		}
 	}
 	return m.Config.Digest, layers
 }
 
-// parseConfig returns what a config claims for the layers of its manifest. Where there are more or fewer
-// of them than diffIDs, it is not known which blob makes which.
+// parseConfig returns what a config claims for the layers of its manifest. Where there are more or
+// fewer of them than diffIDs, it is not known which blob makes which.
 func parseConfig(b []byte, layers []digest.Digest) document {
 	var config ocispec.Image
 	if json.Unmarshal(b, &config) != nil {

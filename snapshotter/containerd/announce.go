@@ -1,0 +1,165 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mica-snapshotter/mica/snapshotter"
+)
+
+const (
+	topic     = "/content/create"
+	dockerHub = "docker.io" // has no port
+
+	maxManifest = 1 << 20 // bytes
+	maxLayers   = 512     // more cannot be mounted
+	atOnce      = 8       // manifests that are looked at
+
+	// The label follows the event, after a transaction of containerd's database. It is asked for
+	// after labelTick, and less and less often, because content that is imported never has one.
+	labelTick = time.Millisecond
+	labelWait = time.Second
+)
+
+// Watch calls fn for every image whose manifest comes to containerd, until ctx ends. The image has
+// its repository for a reference, and its layers, of which there is at least one; its chains are
+// not known yet. Calls may be parallel, and should not take long. Where there is no containerd, or
+// none any more, Watch waits for one.
+func (c *Client) Watch(ctx context.Context, fn func(snapshotter.Image)) {
+	for {
+		err := c.listen(ctx, fn)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(redial):
+			c.log.Debug("containerd has ceased to tell of pulls", "address", c.address, "err", err)
+		}
+	}
+}
+
+// listen is Watch for as long as this containerd is there.
+func (c *Client) listen(ctx context.Context, fn func(snapshotter.Image)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	defer cancel()
+	stream, err := eventsapi.NewEventsClient(c.conn).Subscribe(ctx,
+		&eventsapi.SubscribeRequest{Filters: []string{`topic=="` + topic + `"`}},
+		grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	c.log.Info("containerd tells of pulls as they begin", "address", c.address)
+	slots := make(chan struct{}, atOnce)
+	for {
+		e, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		d, ok := manifestOf(e)
+		if !ok {
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			continue // it is pulled without
+		}
+		looking.Go(func() {
+			defer func() { <-slots }()
+			image, err := c.look(namespaces.WithNamespace(ctx, e.Namespace), d)
+			switch {
+			case err == nil:
+				fn(image)
+			case ctx.Err() == nil:
+				c.log.Debug("a pull is not heard of as it begins", "manifest", d, "err", err)
+			}
+		})
+	}
+}
+
+// manifestOf returns the digest of what an event tells of, if that may be an image's manifest.
+func manifestOf(e *types.Envelope) (digest.Digest, bool) {
+	var c events.ContentCreate
+	if e.Topic != topic || e.Event == nil ||
+		proto.Unmarshal(e.Event.Value, &c) != nil || c.Size > maxManifest {
+		return "", false
+	}
+	if c.MediaType != "" && !images.IsManifestType(c.MediaType) {
+		return "", false // older versions do not say
+	}
+	d := digest.Digest(c.Digest)
+	return d, d.Validate() == nil
+}
+
+// look returns the image whose manifest has come to containerd's content store, which has verified
+// it.
+func (c *Client) look(ctx context.Context, d digest.Digest) (snapshotter.Image, error) {
+	ctx, cancel := context.WithTimeout(ctx, labelWait)
+	defer cancel()
+	b, err := c.bytes(ctx, d)
+	if err != nil {
+		return snapshotter.Image{}, err
+	}
+	_, layers := parseManifest(b)
+	if len(layers) == 0 || len(layers) > maxLayers {
+		return snapshotter.Image{}, fmt.Errorf("an image of %d layers", len(layers))
+	}
+	for wait := labelTick; ; wait *= 2 {
+		info, err := c.content.Info(ctx, d)
+		if err != nil {
+			return snapshotter.Image{}, err
+		}
+		if host, repository, ok := source(info.Labels); ok {
+			ref, err := c.locate(ctx, host, repository)
+			return snapshotter.Image{Refs: []string{ref}, Manifest: d, Layers: layers}, err
+		}
+		select {
+		case <-ctx.Done():
+			return snapshotter.Image{}, errors.New("it is not said where it comes from")
+		case <-time.After(wait):
+		}
+	}
+}
+
+// source returns the host and a repository that containerd has noted for content.
+func source(noted map[string]string) (host, repository string, ok bool) {
+	for key, value := range noted {
+		host, ok := strings.CutPrefix(key, sourceLabel)
+		if repository, _, _ := strings.Cut(value, ","); ok && host != "" && repository != "" {
+			return host, repository, true
+		}
+	}
+	return "", "", false
+}
+
+// locate returns a repository's reference, with the port that the host has in the names of the same
+// repository's images. Where these do not tell, because it is pulled for the first time, say, it is
+// not guessed.
+func (c *Client) locate(ctx context.Context, host, repository string) (string, error) {
+	if host == dockerHub {
+		return host + "/" + repository, nil
+	}
+	all, err := c.list(ctx)
+	if err != nil {
+		return "", err
+	}
+	found := locators(namesOf(all), host, repository)
+	if len(found) != 1 {
+		return "", fmt.Errorf("the port of registry %s is not known", host)
+	}
+	return found[0], nil
+}

@@ -1,0 +1,178 @@
+// Package containerd asks containerd what a snapshotter is not told: which images have a chain of
+// layers, where they were pulled from, and which images it has begun to pull.
+//
+// # Whose chain it is
+//
+// containerd gives a snapshotter a chain ID, which is made of the diffIDs that an image's config
+// claims. Two images that claim the same chain share its snapshots, and nothing in a call says for
+// which of them a container is made. containerd's image store and content store do:
+//
+//	image store: name ── target ──▶ index or manifest ──▶ config: diffIDs ──▶ chain IDs
+//	content store: manifest ── label containerd.io/distribution.source.HOST ──▶ repositories
+//
+// The label names the repositories that the manifest was really pulled from. A name alone does not:
+// an operator may have given it to an image on the node. The label has no port: names tell that.
+//
+// # Pulls as they begin
+//
+// containerd asks a snapshotter for the first layer when it has the image's manifest and, after
+// that, its configuration: two or more round trips and several commits later than an image's name
+// is known. An event tells of the manifest at once. That is all that Mica needs to begin:
+//
+//	event /content/create ──▶ Watch ── manifest, label, names ──▶ snapshotter.Image
+//
+// Nothing depends on it: without events of manifests (before containerd 2.1), or where the
+// registry's port is not known, a pull begins when containerd asks.
+//
+// # Concurrency
+//
+// All methods may run in parallel. One connection serves them all. What a manifest says never
+// changes, and is kept.
+package containerd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/mica-snapshotter/mica/snapshotter"
+)
+
+var _ snapshotter.Images = (*Client)(nil)
+
+// DefaultAddress is the socket of a containerd that was not told another.
+const DefaultAddress = defaults.DefaultAddress
+
+const (
+	maxDocument = 8 << 20 // bytes of a manifest, an index or a config
+	maxKept     = 4096    // documents
+
+	redial      = time.Second / 2 // between attempts to connect
+	connectWait = time.Second     // how long a question waits for the connection
+)
+
+// Client asks one containerd. Make it with New.
+type Client struct {
+	address string
+	conn    *grpc.ClientConn // connects by itself, and again when containerd has restarted
+	images  imagesapi.ImagesClient
+	content content.Store
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	kept map[digest.Digest]document
+}
+
+// New returns a client of the containerd with this socket, which need not be there yet. Call Close
+// when done.
+func New(address string, log *slog.Logger) (*Client, error) {
+	conn, err := grpc.NewClient("unix://"+address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: redial, Multiplier: 1, MaxDelay: redial},
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
+	if err != nil {
+		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
+	}
+	return &Client{
+		address: address, conn: conn, log: log,
+		images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn),
+		kept: map[digest.Digest]document{},
+	}, nil
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// connected returns when there is a connection. It waits for a moment, because a containerd that
+// has just started may call micad before micad has connected to it.
+func (c *Client) connected(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	for {
+		state := c.conn.GetState()
+		if state == connectivity.Ready {
+			return nil
+		}
+		c.conn.Connect()
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return fmt.Errorf(
+				"no containerd at %s (see containerd_address in micad's configuration)", c.address)
+		}
+	}
+}
+
+func (c *Client) keeps(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.kept[d]
+	return ok
+}
+
+// read returns a document of the content store, which has verified it. What is there and says
+// nothing of layers has none.
+func (c *Client) read(ctx context.Context, d ocispec.Descriptor) (document, error) {
+	c.mu.Lock()
+	doc, ok := c.kept[d.Digest]
+	c.mu.Unlock()
+	if ok {
+		return doc, nil
+	}
+	b, err := c.bytes(ctx, d.Digest)
+	if err != nil {
+		return document{}, err
+	}
+	if images.IsIndexType(d.MediaType) {
+		doc = parseIndex(b)
+	} else {
+		config, layers := parseManifest(b)
+		if config != "" {
+			if b, err = c.bytes(ctx, config); err != nil {
+				return document{}, err
+			}
+			doc = parseConfig(b, layers)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.kept) >= maxKept {
+		clear(c.kept)
+	}
+	c.kept[d.Digest] = doc
+	return doc, nil
+}
+
+func (c *Client) bytes(ctx context.Context, d digest.Digest) ([]byte, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("content %q: %w", d, err)
+	}
+	r, err := c.content.ReaderAt(ctx, ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	defer r.Close()
+	if r.Size() > maxDocument {
+		return nil, fmt.Errorf("content %s: %d bytes are more than a manifest has", d, r.Size())
+	}
+	b := make([]byte, r.Size())
+	if _, err := io.ReadFull(io.NewSectionReader(r, 0, r.Size()), b); err != nil {
+		return nil, fmt.Errorf("content %s: %w", d, err)
+	}
+	return b, nil
+}
