@@ -37,7 +37,7 @@ func (s *Snapshotter) admit(
 		if err != nil || len(c) == 0 {
 			return c, err
 		}
-		s.starting(c)
+		s.layers.Starting()
 		if s.changed(c) { // hardly ever
 			for i, l := range c {
 				if s.changed(c[i+1:]) {
@@ -224,8 +224,7 @@ func (s *Snapshotter) proveFirst(ctx context.Context, c chain, at int, same []La
 	below := c[at+1:]
 	var errs []error
 	for _, l := range same {
-		l.Lower = below.dirs()
-		m, err := s.mountLayer(ctx, l, below.layers())
+		m, err := s.mountLayer(ctx, l, below)
 		if err == nil {
 			err = checkChain(digest.Digest(c[at].target), m.DiffID, below.target())
 		}

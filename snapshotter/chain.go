@@ -7,7 +7,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
-	"github.com/opencontainers/go-digest"
 )
 
 // link is one committed snapshot of a chain.
@@ -52,23 +51,14 @@ func (s *Snapshotter) viewChain(ctx context.Context, name string) (c chain, err 
 	return c, err
 }
 
-// dirs returns the lower directories, topmost first.
-func (c chain) dirs() []string {
-	dirs := make([]string, len(c))
-	for i, l := range c {
-		dirs[i] = l.dir
-	}
-	return dirs
-}
-
 // lower returns the directories that overlayfs gets, topmost first: each once, because it takes
 // none twice. Layers gives the same layer a directory for each of its places, but a former
 // version gave it one, which then is left out below.
 func (c chain) lower() []string {
 	var dirs []string
-	for _, dir := range c.dirs() {
-		if !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
+	for _, l := range c {
+		if !slices.Contains(dirs, l.dir) {
+			dirs = append(dirs, l.dir)
 		}
 	}
 	return dirs
@@ -79,16 +69,17 @@ func (c chain) served() bool {
 	return slices.ContainsFunc(c, func(l link) bool { return l.served != nil })
 }
 
-// layers returns the blobs of the chain's layers, topmost first. For a snapshot that containerd unpacked it is what
-// its labels named, if that is known at all: "" otherwise.
-func (c chain) layers() []digest.Digest {
-	digests := make([]digest.Digest, len(c))
+// below returns the chain's layers as those under another one. A snapshot that containerd unpacked
+// has no blob, whatever its labels named.
+func (c chain) below() []Below {
+	below := make([]Below, len(c))
 	for i, l := range c {
+		below[i].Dir = l.dir
 		if l.served != nil {
-			digests[i] = l.served.Layer
+			below[i].Digest = l.served.Layer
 		}
 	}
-	return digests
+	return below
 }
 
 // servedLayers returns those of the chain's layers that are served.

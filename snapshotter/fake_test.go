@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -22,7 +23,8 @@ import (
 
 // fakeLayers serves layers as directories, each with one file of its own and one that all layers have.
 type fakeLayers struct {
-	dir string
+	dir    string
+	starts atomic.Int32 // calls of Starting
 
 	mu      sync.Mutex
 	mounted map[digest.Digest]int // calls of Mount that worked, since the last Remove
@@ -37,15 +39,12 @@ type fakeLayers struct {
 
 type call struct {
 	Layer
-	parents []digest.Digest
+	below []Below
 }
 
 var errDefault = errors.New("as usual")
 
-var (
-	_ Layers  = (*fakeLayers)(nil)
-	_ Checker = (*fakeLayers)(nil)
-)
+var _ Layers = (*fakeLayers)(nil)
 
 func newFakeLayers(t *testing.T) *fakeLayers {
 	return &fakeLayers{dir: t.TempDir(), mounted: map[digest.Digest]int{}}
@@ -53,9 +52,9 @@ func newFakeLayers(t *testing.T) *fakeLayers {
 
 func (f *fakeLayers) path(d digest.Digest) string { return filepath.Join(f.dir, d.Encoded()[:8]) }
 
-func (f *fakeLayers) Mount(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error) {
+func (f *fakeLayers) Mount(ctx context.Context, l Layer, below []Below) (Mounted, error) {
 	f.mu.Lock()
-	f.calls = append(f.calls, call{l, parents})
+	f.calls = append(f.calls, call{l, below})
 	hook := f.onMount
 	f.mu.Unlock()
 	if hook != nil {
@@ -72,8 +71,14 @@ func (f *fakeLayers) Mount(ctx context.Context, l Layer, parents []digest.Digest
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mounted[l.Digest]++
-	return Mounted{Dir: dir, DiffID: f.diffIDs[l.Digest], Usage: snapshots.Usage{Size: 1 << 20, Inodes: 3}}, nil
+	return Mounted{Dir: dir, DiffID: f.diffIDs[l.Digest], Size: 1 << 20, Inodes: 3}, nil
 }
+
+func (f *fakeLayers) Promise(context.Context, Layer, []Below) (Mounted, bool) {
+	return Mounted{}, false
+}
+
+func (f *fakeLayers) Starting() { f.starts.Add(1) }
 
 func (f *fakeLayers) Displaced(dirs []string) []string {
 	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {

@@ -108,7 +108,8 @@ func TestUnpackedParents(t *testing.T) {
 			list := s.Fallbacks()
 			if allowed {
 				calls := layers.mountCalls()
-				if last := calls[len(calls)-1]; last.parents[0] != "" || !strings.HasPrefix(last.Lower[0], s.snapshotsDir()) {
+				last := calls[len(calls)-1]
+				if b := last.below[0]; b.Digest != "" || !strings.HasPrefix(b.Dir, s.snapshotsDir()) {
 					t.Errorf("Mount(%+v)", last)
 				}
 			} else if len(list) != 2 || list[0].Ref != "app" || !strings.Contains(list[0].Reason, parent) {

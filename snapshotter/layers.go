@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -22,41 +21,61 @@ type Layer struct {
 	Ref      string        // the image's reference, as the user gave it
 	Manifest digest.Digest // of the image's manifest
 	Digest   digest.Digest // of the layer's blob
-	// DiffID is the digest of the layer's uncompressed tar. It is known from containerd 2.3 on, and for the lowest layer
-	// of an image; otherwise "".
+	// DiffID is the digest of the layer's uncompressed tar. It is known from containerd 2.3 on, and
+	// for the lowest layer of an image; otherwise "".
 	DiffID digest.Digest
-	// Image holds the blobs of this layer and of those above it, lowest first. A long list is cut short by containerd. Nil
-	// when the layer is mounted again after a restart.
+	// Image holds the blobs of this layer and of those above it, lowest first. A long list is cut
+	// short by containerd. Nil when the layer is mounted again after a restart.
 	Image []digest.Digest
-	// Lower holds the directories that show the layers under this one, topmost first, one for each of the parents given
-	// to Mount. All are mounted when Mount is called.
-	Lower []string
 	// Dir is the directory that a snapshot has of this layer, maybe from a former version of Layers:
 	// Mount has to return it. "" when there is no snapshot yet.
 	Dir string
 }
 
-// Layers makes layers appear as directories. Calls may run in parallel, for the same layer too; but Remove of a layer
-// never runs at the same time as Mount of that layer.
+// Below is a layer under another one.
+type Below struct {
+	Digest digest.Digest // of its blob; "" where it is not served
+	Dir    string        // shows it
+}
+
+// Layers makes layers appear as directories. Calls may run in parallel, for the same layer too; but
+// Remove of a layer never runs at the same time as Mount of that layer.
 type Layers interface {
-	// Mount returns the read-only directory that shows the layer, and its size. The parents are the blobs of the layers
-	// under it, topmost first: a directory that the layer's tar implies but does not mention shows the attributes that
-	// it has there. A layer that is among its own parents gets a directory of its own for each time,
-	// and where no layer is below there are no whiteouts, as then containerd makes none.
+	// Mount returns the read-only directory that shows the layer, and its size. The layers below are
+	// those under it, topmost first, and all mounted: a directory that the layer's tar implies but
+	// does not mention shows the attributes that it has there. A layer that is below itself gets a
+	// directory of its own for each time, and where no layer is below there are no whiteouts, as then
+	// containerd makes none.
 	//
 	// Mount is idempotent, and the same call returns the same directory. The directory's path is
-	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs. An error that wraps
-	// ErrUnavailable says that this layer cannot be served, and why.
+	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs.
+	// An error that wraps ErrUnavailable says that this layer cannot be served, and why.
 	//
-	// The directories should be short and lie close together: containerd shortens their common part only, to fit all of an
-	// image into one page of mount options. And to map IDs it maps all that is mounted anywhere below the deepest directory
-	// that holds all lower directories, which fails if one mount there cannot be mapped. So other mounts, such as
-	// the FUSE mounts of layers' devices, belong elsewhere.
-	Mount(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error)
+	// The directories should be short and lie close together: containerd shortens their common part
+	// only, to fit all of an image into one page of mount options. And to map IDs it maps all that is
+	// mounted anywhere below the deepest directory that holds all lower directories, which fails if
+	// one mount there cannot be mapped. So other mounts, such as the FUSE mounts of layers' devices,
+	// belong elsewhere.
+	Mount(ctx context.Context, l Layer, below []Below) (Mounted, error)
 
-	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned for it. Removing
-	// what is not there is no error. A power cut can make a Snapshotter forget a layer that it has no snapshot of: Layers is to give
-	// up by itself, after a start, what no call of Mount has asked for when Restore has returned.
+	// Promise returns what Mount is going to return for the same layer, DiffID included, when that is
+	// certain before the layer can be mounted; ok is false where it is not. The layers below need not
+	// be mounted. It may wait for the network, as Mount does, but for less of it. The directory is not
+	// there yet: nobody is given it before Mount has returned.
+	Promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool)
+
+	// Displaced returns those of the directories that Mount returned which do not show their layer any
+	// more, because somebody has unmounted it, say. It is quick.
+	Displaced(dirs []string) []string
+
+	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does not
+	// block.
+	Starting()
+
+	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned
+	// for it. Removing what is not there is no error. A power cut can make a Snapshotter forget a layer
+	// that it has no snapshot of: Layers is to give up by itself, after a start, what no call of Mount
+	// has asked for when Restore has returned.
 	Remove(ctx context.Context, layer digest.Digest) error
 
 	// Unproved returns those of the layers that nobody has compared with their diffIDs as a whole, or
@@ -102,33 +121,14 @@ type Images interface {
 	Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (Image, error)
 }
 
-// Checker is what Layers may be as well.
-type Checker interface {
-	// Displaced returns those of the directories that Mount returned which do not show their layer any more, because
-	// somebody has unmounted it, say. It is quick.
-	Displaced(dirs []string) []string
-}
-
-// Promiser is what Layers may be as well.
-type Promiser interface {
-	// Promise returns what Mount is going to return for the same layer, DiffID included, when that is certain before the layer can
-	// be mounted; ok is false where it is not. It may wait for the network, as Mount does, but for less of it. The directory is
-	// not there yet: nobody is given it before Mount has returned.
-	Promise(ctx context.Context, l Layer, parents []digest.Digest) (m Mounted, ok bool)
-}
-
-// Starter is what Layers may be as well.
-type Starter interface {
-	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does not block.
-	Starting()
-}
-
 // Mounted is a layer that can be read.
 type Mounted struct {
-	Dir   string          // where it is to be seen
-	Usage snapshots.Usage // of the whole layer, unpacked: it does not grow as the layer fills
-	// DiffID is the digest of the uncompressed tar that Dir shows, or "" where Layers does not know. When it is given it has
-	// to agree with the chain ID under which containerd asked for the layer: an image may name one layer's blob and
-	// another layer's diffID, and would otherwise replace the content of that other layer in every image that shares it.
+	Dir string // where it is to be seen
+	// DiffID is the digest of the uncompressed tar that Dir shows, or "" where Layers does not know. It
+	// has to agree with the chain ID under which containerd asked for the layer: an image may name one
+	// layer's blob and another layer's diffID, and would otherwise replace the content of that other
+	// layer in every image that shares it.
 	DiffID digest.Digest
+	Size   int64 // bytes of the whole layer, unpacked: it does not grow as the layer fills
+	Inodes int64 // of the whole layer
 }

@@ -35,13 +35,6 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return s.mounts(snapshot.ID, info, parents), nil
 }
 
-// starting tells Layers that a snapshot on these parents is about to be mounted.
-func (s *Snapshotter) starting(parents chain) {
-	if starter, ok := s.layers.(Starter); ok && len(parents) > 0 {
-		starter.Starting()
-	}
-}
-
 // mounts returns the mounts of the active snapshot or view with this number, on these parents. The order of
 // the options is that of containerd's overlay snapshotter.
 func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mount.Mount {

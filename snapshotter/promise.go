@@ -5,21 +5,21 @@ import (
 	"runtime/debug"
 )
 
-// promiseOrMount asks Layers for a layer that the caller holds: to promise it, or else to mount it, for which the layers below it
-// have to be mounted.
-func (s *Snapshotter) promiseOrMount(ctx context.Context, l Layer, parents chain) (m Mounted, promised bool, err error) {
+// promiseOrMount asks Layers for a layer that the caller holds: to promise it, or else to mount it,
+// for which the layers below it have to be mounted.
+func (s *Snapshotter) promiseOrMount(
+	ctx context.Context, l Layer, parents chain,
+) (m Mounted, promised bool, err error) {
 	if err := s.markServed(l.Digest); err != nil {
 		return Mounted{}, false, err
 	}
-	if p, ok := s.layers.(Promiser); ok {
-		if m, ok := p.Promise(ctx, l, parents.layers()); ok {
-			return m, true, checkDir(m.Dir)
-		}
+	if m, ok := s.layers.Promise(ctx, l, parents.below()); ok {
+		return m, true, checkDir(m.Dir)
 	}
 	if err := s.await(ctx, parents); err != nil {
 		return Mounted{}, false, err
 	}
-	m, err = s.mountLayer(ctx, l, parents.layers())
+	m, err = s.mountLayer(ctx, l, parents)
 	return m, false, err
 }
 

@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -23,8 +22,6 @@ type promising struct {
 	mu       sync.Mutex
 	promised []digest.Digest
 }
-
-var _ Promiser = (*promising)(nil)
 
 func newPromising(t *testing.T) *promising {
 	p := &promising{fakeLayers: newFakeLayers(t), come: make(chan struct{})}
@@ -39,7 +36,7 @@ func newPromising(t *testing.T) *promising {
 	return p
 }
 
-func (p *promising) Promise(_ context.Context, l Layer, _ []digest.Digest) (Mounted, bool) {
+func (p *promising) Promise(_ context.Context, l Layer, _ []Below) (Mounted, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.promised = append(p.promised, l.Digest)
@@ -47,7 +44,7 @@ func (p *promising) Promise(_ context.Context, l Layer, _ []digest.Digest) (Moun
 	if p.diffID != "" {
 		id = p.diffID
 	}
-	return Mounted{Dir: p.path(l.Digest), Usage: snapshots.Usage{Size: 1 << 20, Inodes: 3}, DiffID: id}, true
+	return Mounted{Dir: p.path(l.Digest), Size: 1 << 20, Inodes: 3, DiffID: id}, true
 }
 
 // TestPromise: a pull ends before its layers have come; a container waits for them.

@@ -88,17 +88,13 @@ func (s *Snapshotter) await(ctx context.Context, c chain) error {
 	if err := s.awaitOnce(ctx, c); err != nil {
 		return err
 	}
-	checker, ok := s.layers.(Checker)
-	if !ok {
-		return nil
-	}
 	var dirs []string
 	for _, l := range c {
 		if l.served != nil {
 			dirs = append(dirs, l.dir)
 		}
 	}
-	displaced := checker.Displaced(dirs)
+	displaced := s.layers.Displaced(dirs)
 	if len(displaced) == 0 {
 		return nil
 	}
@@ -133,14 +129,13 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 	}
 	defer s.holds.release(l.served.Layer)
 	layer := l.served.layer()
-	layer.Lower = below.dirs()
 	if !s.changed(below) {
 		layer.Dir = l.served.Dir
 	}
 	err := s.markServed(layer.Digest)
 	var mounted Mounted
 	if err == nil {
-		mounted, err = s.mountLayer(ctx, layer, below.layers())
+		mounted, err = s.mountLayer(ctx, layer, below)
 	}
 	if err == nil && mounted.Dir != l.served.Dir {
 		// A layer under it is another one now. Running containers use the former directory.

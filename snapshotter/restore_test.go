@@ -44,11 +44,12 @@ func TestRestore(t *testing.T) {
 		t.Errorf("Stats = %+v", st)
 	}
 	for _, c := range layers.mountCalls() {
-		if len(c.parents) != len(c.Lower) || c.Manifest == "" || c.Ref == "" || c.DiffID == "" {
+		if c.Manifest == "" || c.Ref == "" || c.DiffID == "" {
 			t.Errorf("Mount(%+v)", c)
 		}
-		if c.Digest != a.layers[0] && (len(c.parents) != 1 || c.parents[0] != a.layers[0]) {
-			t.Errorf("parents of %s are %v, want %s", c.Digest, c.parents, a.layers[0])
+		base := []Below{{a.layers[0], layers.path(a.layers[0])}}
+		if c.Digest != a.layers[0] && !reflect.DeepEqual(c.below, base) {
+			t.Errorf("below %s are %v, want %v", c.Digest, c.below, base)
 		}
 	}
 	for key, want := range before {

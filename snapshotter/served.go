@@ -48,14 +48,12 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 		s.fallBack(ctx, req, reason)
 		return errOrdinary
 	}
-	req.layer.Lower = parents.dirs()
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	if errors.Is(err, ErrDisproved) && len(parents) > 0 {
 		// One under it may be to blame, and give way to another.
 		if parents, err = s.admit(ctx, key, parent, info.Labels); err != nil {
 			return err
 		}
-		req.layer.Lower = parents.dirs()
 		err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	}
 	var below *brokenError // containerd could not unpack this one either
@@ -129,8 +127,8 @@ func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, pare
 }
 
 // mountLayer asks Layers for a layer that the caller holds and has marked.
-func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, parents []digest.Digest) (Mounted, error) {
-	mounted, err := s.layers.Mount(ctx, l, parents)
+func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, below chain) (Mounted, error) {
+	mounted, err := s.layers.Mount(ctx, l, below.below())
 	if err != nil {
 		return Mounted{}, err
 	}
@@ -162,7 +160,9 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent); err != nil {
 			return err
 		}
-		if id, err = storage.CommitActive(ctx, key, name, mounted.Usage, snapshots.WithLabels(labels)); err != nil {
+		usage := snapshots.Usage{Size: mounted.Size, Inodes: mounted.Inodes}
+		id, err = storage.CommitActive(ctx, key, name, usage, snapshots.WithLabels(labels))
+		if err != nil {
 			return err
 		}
 		s.restored.made(id, promised) // before anybody sees the snapshot and mounts the layer once more

@@ -51,14 +51,16 @@ func TestServeImage(t *testing.T) {
 	top := mustPull(t, s, img)
 
 	for i, c := range layers.mountCalls() {
-		var parents []digest.Digest
-		var lower []string
+		var below []Below
 		for j := i - 1; j >= 0; j-- {
-			parents, lower = append(parents, img.layers[j]), append(lower, layers.path(img.layers[j]))
+			below = append(below, Below{img.layers[j], layers.path(img.layers[j])})
 		}
-		want := Layer{Ref: img.ref, Manifest: img.manifest(), Digest: img.layers[i], DiffID: img.diffIDs[i], Image: img.layers[i:], Lower: lower}
-		if fmt.Sprint(c.Layer) != fmt.Sprint(want) || fmt.Sprint(c.parents) != fmt.Sprint(parents) {
-			t.Errorf("layer %d: Mount(%v, %v), want Mount(%v, %v)", i, c.Layer, c.parents, want, parents)
+		want := Layer{
+			Ref: img.ref, Manifest: img.manifest(), Digest: img.layers[i], DiffID: img.diffIDs[i],
+			Image: img.layers[i:],
+		}
+		if fmt.Sprint(c.Layer) != fmt.Sprint(want) || fmt.Sprint(c.below) != fmt.Sprint(below) {
+			t.Errorf("layer %d: Mount(%v, %v), want Mount(%v, %v)", i, c.Layer, c.below, want, below)
 		}
 	}
 	info, err := s.Stat(ctx, top)

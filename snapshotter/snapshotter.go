@@ -91,7 +91,7 @@ func WithSynchronousRemove() Option { return func(s *Snapshotter) { s.syncRemove
 func WithRemapIDs() Option { return func(s *Snapshotter) { s.remapIDs = true } }
 
 // WithUnpackedParents serves layers above snapshots that containerd unpacked too. It asks more of Layers.Mount: it
-// gets parents that it does not serve, whose files are to be found in Layer.Lower only.
+// gets parents that it does not serve, whose files are to be found in Below.Dir only.
 func WithUnpackedParents() Option { return func(s *Snapshotter) { s.unpackedParents = true } }
 
 // WithMountOptions adds options to overlay mounts, such as "volatile". They win over those that Open chooses.

@@ -1,27 +1,14 @@
 package snapshotter
 
-import (
-	"sync/atomic"
-	"testing"
-)
-
-// starters is fakeLayers that count the containers that start.
-type starters struct {
-	*fakeLayers
-	count atomic.Int32
-}
-
-var _ Starter = (*starters)(nil)
-
-func (s *starters) Starting() { s.count.Add(1) }
+import "testing"
 
 // TestStarting: Layers are told of containers, and not of the layers of a pull.
 func TestStarting(t *testing.T) {
-	layers := &starters{fakeLayers: newFakeLayers(t)}
+	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers)
 	told := func(want int32, what string) {
 		t.Helper()
-		if got := layers.count.Swap(0); got != want {
+		if got := layers.starts.Swap(0); got != want {
 			t.Errorf("%s: told of %d starts, want %d", what, got, want)
 		}
 	}
