@@ -93,16 +93,6 @@ func (c chain) servedLayers() []Layer {
 	return layers
 }
 
-// unpacked returns the name of a snapshot in the chain that containerd unpacked, "" when all are served.
-func (c chain) unpacked() string {
-	for _, l := range c {
-		if l.served == nil {
-			return l.name
-		}
-	}
-	return ""
-}
-
 // target returns the chain ID of the whole chain, "" for none.
 func (c chain) target() string {
 	if len(c) == 0 {

@@ -19,46 +19,42 @@ func unavailable(context.Context, Layer) (Mounted, error) {
 
 // TestFallback: from the first layer that cannot be served on, containerd unpacks, and it is told once.
 func TestFallback(t *testing.T) {
-	for name, options := range map[string][]Option{"default": nil, "unpacked parents": {WithUnpackedParents()}} {
-		t.Run(name, func(t *testing.T) {
-			var log bytes.Buffer
-			layers := newFakeLayers(t)
-			s := open(t, t.TempDir(), layers, append(options, WithLogger(slog.New(slog.NewTextHandler(&log, nil))))...)
-			img := numbered("example.org/app:1", 5)
-			layers.hook(func(ctx context.Context, l Layer) (Mounted, error) {
-				if l.Digest == img.layers[2] {
-					return unavailable(ctx, l)
-				}
-				return Mounted{}, errDefault
-			})
-			top, unpacked, err := pull(t.Context(), s, img)
-			if err != nil || unpacked != 3 {
-				t.Fatalf("%d layers unpacked, want 3; err %v", unpacked, err)
-			}
-			if n := len(layers.mountCalls()); n != 3 {
-				t.Errorf("%d mounts tried, want 3", n)
-			}
-			list := s.Fallbacks()
-			if len(list) != 1 || list[0].Ref != img.ref || list[0].Layer != img.layers[2] ||
-				!strings.HasPrefix(list[0].Reason, "no credentials") ||
-				strings.Contains(list[0].Reason, img.ref) || time.Since(list[0].Time) > time.Minute {
-				t.Errorf("Fallbacks = %+v", list)
-			}
-			if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "no credentials") {
-				t.Errorf("%d warnings, want 1:\n%s", n, log.String())
-			}
-			if st := s.Stats(); st.Served != 2 || st.Fallbacks != 3 {
-				t.Errorf("Stats = %+v", st)
-			}
-			mounts, err := s.Prepare(t.Context(), "container", top)
-			if err != nil {
-				t.Fatal(err)
-			}
-			dir := mountAt(t, mounts)
-			if got, want := readFile(t, dir, "all"), img.layers[1].String(); got != want {
-				t.Errorf("container sees %s, want %s", got, want)
-			}
-		})
+	var log bytes.Buffer
+	layers := newFakeLayers(t)
+	s := open(t, t.TempDir(), layers, WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+	img := numbered("example.org/app:1", 5)
+	layers.hook(func(ctx context.Context, l Layer) (Mounted, error) {
+		if l.Digest == img.layers[2] {
+			return unavailable(ctx, l)
+		}
+		return Mounted{}, errDefault
+	})
+	top, unpacked, err := pull(t.Context(), s, img)
+	if err != nil || unpacked != 3 {
+		t.Fatalf("%d layers unpacked, want 3; err %v", unpacked, err)
+	}
+	if n := len(layers.mountCalls()); n != 3 {
+		t.Errorf("%d mounts tried, want 3", n)
+	}
+	list := s.Fallbacks()
+	if len(list) != 1 || list[0].Ref != img.ref || list[0].Layer != img.layers[2] ||
+		!strings.HasPrefix(list[0].Reason, "no credentials") ||
+		strings.Contains(list[0].Reason, img.ref) || time.Since(list[0].Time) > time.Minute {
+		t.Errorf("Fallbacks = %+v", list)
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "no credentials") {
+		t.Errorf("%d warnings, want 1:\n%s", n, log.String())
+	}
+	if st := s.Stats(); st.Served != 2 || st.Fallbacks != 3 {
+		t.Errorf("Stats = %+v", st)
+	}
+	mounts, err := s.Prepare(t.Context(), "container", top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := mountAt(t, mounts)
+	if got, want := readFile(t, dir, "all"), img.layers[1].String(); got != want {
+		t.Errorf("container sees %s, want %s", got, want)
 	}
 }
 
@@ -81,41 +77,28 @@ func TestFallbackThenServed(t *testing.T) {
 	}
 }
 
-// TestUnpackedParents: whether another image is served above a layer that containerd unpacked is Layers' choice.
+// TestUnpackedParents: another image is served above a layer that containerd unpacked.
 func TestUnpackedParents(t *testing.T) {
-	for _, allowed := range []bool{false, true} {
-		t.Run(fmt.Sprint(allowed), func(t *testing.T) {
-			var options []Option
-			if allowed {
-				options = append(options, WithUnpackedParents())
-			}
-			layers := newFakeLayers(t)
-			s := open(t, t.TempDir(), layers, options...)
-			now := time.Now()
-			s.now = func() time.Time { return now }
-			base, app := imageOf("base", "base"), imageOf("app", "base", "app")
-			layers.hook(unavailable)
-			parent, _, err := pull(t.Context(), s, base)
-			if err != nil {
-				t.Fatal(err)
-			}
-			layers.hook(nil)
-			now = now.Add(time.Hour)
-			_, unpacked, err := pullLayer(t.Context(), s, "key", parent, app.labels(1))
-			if err != nil || unpacked == allowed {
-				t.Fatalf("unpacked %v, err %v", unpacked, err)
-			}
-			list := s.Fallbacks()
-			if allowed {
-				calls := layers.mountCalls()
-				last := calls[len(calls)-1]
-				if b := last.below[0]; b.Digest != "" || !strings.HasPrefix(b.Dir, s.snapshotsDir()) {
-					t.Errorf("Mount(%+v)", last)
-				}
-			} else if len(list) != 2 || list[0].Ref != "app" || !strings.Contains(list[0].Reason, parent) {
-				t.Errorf("Fallbacks = %+v", list)
-			}
-		})
+	layers := newFakeLayers(t)
+	s := open(t, t.TempDir(), layers)
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	base, app := imageOf("base", "base"), imageOf("app", "base", "app")
+	layers.hook(unavailable)
+	parent, _, err := pull(t.Context(), s, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers.hook(nil)
+	now = now.Add(time.Hour)
+	_, unpacked, err := pullLayer(t.Context(), s, "key", parent, app.labels(1))
+	if err != nil || unpacked {
+		t.Fatalf("unpacked %v, err %v", unpacked, err)
+	}
+	calls := layers.mountCalls()
+	last := calls[len(calls)-1]
+	if b := last.below[0]; b.Digest != "" || !strings.HasPrefix(b.Dir, s.snapshotsDir()) {
+		t.Errorf("Mount(%+v)", last)
 	}
 }
 

@@ -34,7 +34,7 @@ type Layer struct {
 
 // Below is a layer under another one.
 type Below struct {
-	Digest digest.Digest // of its blob; "" where it is not served
+	Digest digest.Digest // of its blob; "" where containerd has unpacked it
 	Dir    string        // shows it
 }
 

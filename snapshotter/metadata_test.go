@@ -192,7 +192,7 @@ func TestNamespacesAtOnce(t *testing.T) {
 // above then has the same chain ID on two parents.
 func TestSameChainDifferentParents(t *testing.T) {
 	layers := newFakeLayers(t)
-	s := open(t, t.TempDir(), layers, WithUnpackedParents())
+	s := open(t, t.TempDir(), layers)
 	now := time.Now()
 	s.now = func() time.Time { return now }
 	db := openContainerd(t, s)

@@ -15,43 +15,18 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Remove removes a snapshot that has no children. What it took is freed by Cleanup, or at once with
-// WithSynchronousRemove. An error means that the snapshot is still there.
+// Remove removes a snapshot that has no children. What it took is freed by Cleanup, which
+// containerd calls after each garbage collection. An error means that the snapshot is still there.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
-	var (
-		id      string
-		served  *record
-		garbage []string
-	)
-	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
-		_, info, _, err := storage.GetInfo(ctx, key)
-		if err != nil {
-			return err
-		}
-		if id, _, err = storage.Remove(ctx, key); err != nil {
-			return err
-		}
-		if !s.syncRemove {
-			return nil
-		}
-		// A label that cannot be read must not keep the snapshot: Cleanup finds the layer all the same.
-		served, _ = recordOf(info)
-		garbage, err = s.garbage(ctx)
+	var id string
+	err := s.meta.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+		id, _, err = storage.Remove(ctx, key)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	s.restored.forget(id)
-	if !s.syncRemove {
-		return nil
-	}
-	s.removeDirectories(ctx, garbage)
-	if served != nil {
-		if err := s.collectLayers(ctx, []digest.Digest{served.Layer}); err != nil {
-			s.log.WarnContext(ctx, "layer not removed: the next cleanup tries again", "layer", served.Layer, "err", err)
-		}
-	}
 	return nil
 }
 

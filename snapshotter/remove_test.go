@@ -15,50 +15,39 @@ import (
 )
 
 func TestRemoveLayer(t *testing.T) {
-	for _, sync := range []bool{false, true} {
-		name := map[bool]string{false: "by Cleanup", true: "at once"}[sync]
-		t.Run(name, func(t *testing.T) {
-			var options []Option
-			if sync {
-				options = append(options, WithSynchronousRemove())
+	layers := newFakeLayers(t)
+	s := open(t, t.TempDir(), layers)
+	a, b := imageOf("a", "base", "shared"), imageOf("b", "other", "shared") // on different parents
+	topA, topB := mustPull(t, s, a), mustPull(t, s, b)
+	base := servedPrefix + a.chains[0].String()
+	remove := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			if err := s.Remove(t.Context(), name); err != nil {
+				t.Fatal(err)
 			}
-			layers := newFakeLayers(t)
-			s := open(t, t.TempDir(), layers, options...)
-			a, b := imageOf("a", "base", "shared"), imageOf("b", "other", "shared") // on different parents
-			topA, topB := mustPull(t, s, a), mustPull(t, s, b)
-			base := servedPrefix + a.chains[0].String()
-			remove := func(names ...string) {
-				t.Helper()
-				for _, name := range names {
-					if err := s.Remove(t.Context(), name); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if !sync {
-					if n := len(layers.removals()); n != 0 && names[0] != topB {
-						t.Errorf("Remove gave up %d layers before Cleanup", n)
-					}
-					if err := s.Cleanup(t.Context()); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			if err := s.Remove(t.Context(), base); !errdefs.IsFailedPrecondition(err) {
-				t.Errorf("Remove of a parent: %v", err)
-			}
-			remove(topA, base)
-			if got := layers.removals(); !slices.Equal(got, a.layers[:1]) {
-				t.Errorf("removed %v, want %v: the other is in use", got, a.layers[:1])
-			}
-			remove(topB)
-			if layers.isMounted(b.layers[1]) || !layers.isMounted(b.layers[0]) {
-				t.Errorf("shared layer mounted: %v, other: %v", layers.isMounted(b.layers[1]), layers.isMounted(b.layers[0]))
-			}
-			marks, err := s.markedLayers()
-			if err != nil || !slices.Equal(marks, b.layers[:1]) {
-				t.Errorf("marked layers %v, %v", marks, err)
-			}
-		})
+		}
+		if n := len(layers.removals()); n != 0 && names[0] != topB {
+			t.Errorf("Remove gave up %d layers before Cleanup", n)
+		}
+		if err := s.Cleanup(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Remove(t.Context(), base); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Remove of a parent: %v", err)
+	}
+	remove(topA, base)
+	if got := layers.removals(); !slices.Equal(got, a.layers[:1]) {
+		t.Errorf("removed %v, want %v: the other is in use", got, a.layers[:1])
+	}
+	remove(topB)
+	if layers.isMounted(b.layers[1]) || !layers.isMounted(b.layers[0]) {
+		t.Errorf("shared layer mounted: %v, other: %v", layers.isMounted(b.layers[1]), layers.isMounted(b.layers[0]))
+	}
+	marks, err := s.markedLayers()
+	if err != nil || !slices.Equal(marks, b.layers[:1]) {
+		t.Errorf("marked layers %v, %v", marks, err)
 	}
 }
 
@@ -129,9 +118,9 @@ func (l *refusingLayers) Remove(ctx context.Context, d digest.Digest) error {
 
 func TestRemoveIsTriedAgain(t *testing.T) {
 	layers := &refusingLayers{newFakeLayers(t), errors.New("busy")}
-	s := open(t, t.TempDir(), layers, WithSynchronousRemove())
+	s := open(t, t.TempDir(), layers)
 	if err := s.Remove(t.Context(), mustPull(t, s, imageOf("image", "base"))); err != nil {
-		t.Fatalf("Remove = %v, but the snapshot is gone", err)
+		t.Fatal(err)
 	}
 	if err := s.Cleanup(t.Context()); !errors.Is(err, layers.refuse) {
 		t.Errorf("Cleanup = %v", err)
@@ -140,10 +129,10 @@ func TestRemoveIsTriedAgain(t *testing.T) {
 	if err := s.Cleanup(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if n := len(layers.removals()); n != 3 {
-		t.Errorf("%d attempts, want 3", n)
+	if n := len(layers.removals()); n != 2 {
+		t.Errorf("%d attempts, want 2", n)
 	}
-	if err := s.Cleanup(t.Context()); err != nil || len(layers.removals()) != 3 {
+	if err := s.Cleanup(t.Context()); err != nil || len(layers.removals()) != 2 {
 		t.Errorf("Cleanup after success: %v, %v", err, layers.removals())
 	}
 }

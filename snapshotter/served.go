@@ -81,8 +81,7 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// refuse returns why a layer is not to be served on these parents, or "". It completes what the labels say of the
-// layer's diffID.
+// refuse returns why a layer is not to be served on these parents, or "".
 func (s *Snapshotter) refuse(req request, parents chain) string {
 	if len(parents) > 0 && parents.target() == "" {
 		return fmt.Sprintf("the chain ID of its parent %s is not known", parents[0].name)
@@ -94,9 +93,6 @@ func (s *Snapshotter) refuse(req request, parents chain) string {
 	}
 	if s.fallbacks.above(s.now(), parents.target()) {
 		return "containerd unpacks a layer under it, and fetches all those above"
-	}
-	if name := parents.unpacked(); name != "" && !s.unpackedParents {
-		return fmt.Sprintf("a layer under it was unpacked by containerd as %s: remove the images that use that, and pull again", name)
 	}
 	return ""
 }

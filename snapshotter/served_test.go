@@ -140,7 +140,7 @@ func TestManyLayers(t *testing.T) {
 // TestNoTransactionHeld uses the snapshotter from inside Mount, writing too.
 func TestNoTransactionHeld(t *testing.T) {
 	layers := newFakeLayers(t)
-	s := open(t, t.TempDir(), layers, WithSynchronousRemove())
+	s := open(t, t.TempDir(), layers)
 	n := 0
 	layers.hook(func(ctx context.Context, l Layer) (Mounted, error) {
 		n++

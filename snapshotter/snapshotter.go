@@ -62,11 +62,9 @@ type Snapshotter struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	syncRemove      bool
-	remapIDs        bool
-	unpackedParents bool
-	mountOptions    []string // of overlay mounts; complete after Open
-	servedOptions   []string // of those with a served layer, as well
+	remapIDs      bool
+	mountOptions  []string // of overlay mounts; complete after Open
+	servedOptions []string // of those with a served layer, as well
 
 	meta      *database
 	holds     holds
@@ -82,17 +80,9 @@ type Snapshotter struct {
 // Option changes how a Snapshotter works.
 type Option func(*Snapshotter)
 
-// WithSynchronousRemove makes Remove free what the snapshot took before it returns. Otherwise Cleanup does, which
-// containerd calls after each garbage collection.
-func WithSynchronousRemove() Option { return func(s *Snapshotter) { s.syncRemove = true } }
-
 // WithRemapIDs returns mounts with uidmap= and gidmap= options for snapshots that are labelled with a mapping. It
 // belongs to the capability remap-ids: without that in containerd's configuration, containerd changes owners itself.
 func WithRemapIDs() Option { return func(s *Snapshotter) { s.remapIDs = true } }
-
-// WithUnpackedParents serves layers above snapshots that containerd unpacked too. It asks more of Layers.Mount: it
-// gets parents that it does not serve, whose files are to be found in Below.Dir only.
-func WithUnpackedParents() Option { return func(s *Snapshotter) { s.unpackedParents = true } }
 
 // WithMountOptions adds options to overlay mounts, such as "volatile". They win over those that Open chooses.
 func WithMountOptions(options ...string) Option {

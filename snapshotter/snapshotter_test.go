@@ -24,9 +24,8 @@ func TestMain(m *testing.M) {
 // TestSuite runs containerd's own tests of a snapshotter.
 func TestSuite(t *testing.T) {
 	for name, options := range map[string][]Option{
-		"default":     nil,
-		"synchronous": {WithSynchronousRemove()},
-		"remap-ids":   {WithRemapIDs()},
+		"default":   nil,
+		"remap-ids": {WithRemapIDs()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {

@@ -220,7 +220,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if err != nil {
 		return err
 	}
-	options := []snapshotter.Option{snapshotter.WithUnpackedParents(), snapshotter.WithLogger(d.log)}
+	options := []snapshotter.Option{snapshotter.WithLogger(d.log)}
 	if c.RemapIDs {
 		options = append(options, snapshotter.WithRemapIDs())
 	}
