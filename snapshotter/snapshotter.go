@@ -22,7 +22,8 @@
 // Below the root lie
 //
 //	metadata.db     containerd's storage package; a served snapshot bears the private label "mica/served" (see record)
-//	metadata.db.*   a copy of it, and what became of one that was damaged (see database)
+//	metadata.db.*   a copy of it, without which no image that is here could start a container once
+//	                the database is damaged; and what became of one that was (see database)
 //	snapshots/N/    fs and work of the ordinary snapshot with number N; a served snapshot has no directory
 //	served/DIGEST   an empty file for each layer that was given to Layers.Mount and not yet to Layers.Remove
 //
@@ -131,6 +132,7 @@ func (s *Snapshotter) Open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
+	s.background.Go(func() { s.meta.keepCopy(s.life) })
 	return nil
 }
 
