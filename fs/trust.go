@@ -212,42 +212,22 @@ func (v *live) awaitAll(ctx context.Context) bool {
 	return v.store.AllPresent()
 }
 
-// Unproved returns those of the layers that are not known to be what their diffIDs name, or whose
-// mounts do not show it yet. It asks nobody but the disk.
-func (t *Table) Unproved(layers []Layer) []digest.Digest {
-	var unproved []digest.Digest
-	for _, l := range layers {
-		if !t.isProved(l) {
-			unproved = append(unproved, l.Digest)
-		}
-	}
-	return unproved
-}
-
-func (t *Table) isProved(l Layer) bool {
+// Trust says whether a layer is proved, and whether it is forged. It asks nobody but the disk.
+// Proved: it is known to be what its diffID names, and its mounts show that. Forged: it was once
+// shown by an index that was not its own, and what other layers have inherited from it may be
+// wrong.
+func (t *Table) Trust(l Layer) (proved, forged bool) {
 	s, err := t.store.Layer(l.Digest)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer s.Close()
-	if rec := s.Record(); len(rec.Vouchers) > 0 || l.DiffID != "" && l.DiffID != rec.DiffID {
-		return false
+	rec := s.Record()
+	if len(rec.Vouchers) > 0 || l.DiffID != "" && l.DiffID != rec.DiffID {
+		return false, rec.Forged
 	}
 	v := t.openNow(l.Digest)
-	return v == nil || v.shown() == nil
-}
-
-// Forged says whether one of the layers was once shown by an index that was not its own: what other
-// layers have inherited from it may be wrong.
-func (t *Table) Forged(layers []Layer) bool {
-	return slices.ContainsFunc(layers, func(l Layer) bool {
-		s, err := t.store.Layer(l.Digest)
-		if err != nil {
-			return false
-		}
-		defer s.Close()
-		return s.Record().Forged
-	})
+	return v == nil || v.shown() == nil, rec.Forged
 }
 
 // openNow returns a layer of the table if it is open, else nil.

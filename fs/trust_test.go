@@ -120,7 +120,7 @@ func TestUnprovable(t *testing.T) {
 			if !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
 				t.Errorf("the layer shows\n%s", got)
 			}
-			if left := table.Unproved([]Layer{good.layer(0)}); len(left) > 0 {
+			if proved, _ := table.Trust(good.layer(0)); !proved {
 				t.Error("it is not proved")
 			}
 		})
@@ -147,7 +147,7 @@ func TestDisproved(t *testing.T) {
 	if ok, err := table.Vouched(t.Context(), l); !ok || err != nil {
 		t.Errorf("its own repository vouches for it: %v, %v", ok, err)
 	}
-	if left := table.Unproved([]Layer{l}); len(left) != 1 {
+	if proved, _ := table.Trust(l); proved {
 		t.Error("it is not unproved")
 	}
 	if err := table.Prove(t.Context(), l.Digest); !errors.Is(err, ErrDisproved) {
@@ -169,10 +169,10 @@ func TestDisproved(t *testing.T) {
 	if _, err := table.Mount(t.Context(), honest.layer(0), nil); err != nil {
 		t.Fatal(err)
 	}
-	if left := table.Unproved([]Layer{honest.layer(0)}); len(left) > 0 {
+	if proved, _ := table.Trust(honest.layer(0)); !proved {
 		t.Error("it is not proved to be what it is")
 	}
-	if left := table.Unproved([]Layer{l}); len(left) == 0 {
+	if proved, _ := table.Trust(l); proved {
 		t.Error("it is proved to be what it is not")
 	}
 	if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, ErrDisproved) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,19 +37,21 @@ func (s *Snapshotter) admit(
 			return c, err
 		}
 		s.layers.Starting()
-		if s.changed(c) { // hardly ever
-			for i, l := range c {
-				if s.changed(c[i+1:]) {
-					s.restored.forget(l.id)
-				}
+		s.examine(c)
+		for i, l := range c {
+			if c[i+1:].changed() {
+				s.restored.forget(l.id)
 			}
 		}
-		if err := s.await(ctx, c); err != nil && !errors.Is(err, ErrDisproved) {
+		mounted, err := s.await(ctx, c)
+		if err != nil && !errors.Is(err, ErrDisproved) {
 			return nil, err
 		}
-		// A layer may be at another directory than before.
-		if c, err = s.viewChain(ctx, parent); err != nil {
-			return nil, err
+		if mounted || err != nil { // a layer may be another, and at another directory, than before
+			if c, err = s.viewChain(ctx, parent); err != nil {
+				return nil, err
+			}
+			s.examine(c)
 		}
 		at, images, err := s.doubtful(ctx, key, c, labels)
 		if at < 0 || err != nil {
@@ -63,36 +64,59 @@ func (s *Snapshotter) admit(
 	return nil, fmt.Errorf("layers under %s change all the time", parent)
 }
 
-// doubtful returns the lowest layer of a chain that must not be shown before it is proved, and the images
-// that the snapshot with this key and these labels can be for; -1: there is none.
+// told is what containerd has said of a snapshot.
+type told struct {
+	parent string  // the number of its parent
+	images []Image // that it can be for
+}
+
+// doubtful returns the lowest layer of a chain that must not be shown before it is proved, and the
+// images that the snapshot with this key and these labels can be for; -1: there is none.
+//
+// containerd is asked once for a snapshot, as long as its images vouch for all that is not proved:
+// a container's image is in containerd when its snapshot is prepared, so that none that is pulled
+// later is the container's.
 func (s *Snapshotter) doubtful(
 	ctx context.Context, key string, c chain, labels map[string]string,
 ) (at int, images []Image, err error) {
-	unproved := s.layers.Unproved(c.servedLayers())
-	if len(unproved) == 0 {
+	if !c.doubted() {
 		return -1, nil, nil
+	}
+	if t, ok := s.told.Load(key); ok && t.(told).parent == c[0].id {
+		at, err := s.unvouched(ctx, c, t.(told).images)
+		if at < 0 || err != nil {
+			return at, nil, err
+		}
 	}
 	if images, err = s.imagesOf(ctx, key, c, labels); err != nil {
 		if ctx.Err() != nil {
 			return -1, nil, ctx.Err()
 		}
-		s.log.WarnContext(ctx, "layers are proved before they are shown: containerd does not tell whose they are",
+		s.log.WarnContext(ctx,
+			"layers are proved before they are shown: containerd does not tell whose they are",
 			"err", err, "key", key)
 	}
+	s.told.Store(key, told{c[0].id, images})
+	at, err = s.unvouched(ctx, c, images)
+	return at, images, err
+}
+
+// unvouched returns the lowest layer of a chain that is not proved, and that not all of the images
+// vouch for; -1: there is none.
+func (s *Snapshotter) unvouched(ctx context.Context, c chain, images []Image) (at int, err error) {
 	for i := len(c) - 1; i >= 0; i-- {
-		l := c[i]
-		if l.served == nil || !slices.Contains(unproved, l.served.Layer) {
+		if !c[i].doubted {
 			continue
 		}
-		ok, err := s.vouched(ctx, l, images)
+		ok, err := s.vouched(ctx, c[i], images)
 		if err != nil {
-			return -1, nil, err
+			return -1, err
 		}
 		if !ok {
-			return i, images, nil
+			return i, nil
 		}
 	}
-	return -1, nil, nil
+	return -1, nil
 }
 
 // vouched says whether a layer may be shown to each of the images, although it is not proved.
@@ -255,17 +279,6 @@ func (s *Snapshotter) replace(ctx context.Context, l link, r record) error {
 	}
 	s.restored.forget(l.id)
 	return nil
-}
-
-// changed says whether a layer of a chain is not, or not as, it was when layers above it were mounted
-// first: what they inherit from it may be other attributes now, which they show at another directory.
-func (s *Snapshotter) changed(c chain) bool {
-	for _, l := range c {
-		if l.served != nil && len(l.served.Former) > 0 {
-			return true
-		}
-	}
-	return s.layers.Forged(c.servedLayers())
 }
 
 // rerecord changes what a committed snapshot refers to.

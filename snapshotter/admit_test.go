@@ -8,17 +8,20 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
 // fakeImages are the images of all namespaces.
 type fakeImages struct {
-	all []Image
-	err error
+	all   []Image
+	err   error
+	asked int // calls of With
 }
 
 func (f *fakeImages) With(_ context.Context, _ string, chain digest.Digest, _ []string) ([]Image, error) {
 	var found []Image
+	f.asked++
 	for _, i := range f.all {
 		if len(i.Chains) > 0 && i.Chains[len(i.Chains)-1] == chain {
 			found = append(found, i)
@@ -136,6 +139,50 @@ func TestAdmit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAskedOnce: containerd is asked once for a snapshot, as long as its layers are believed as
+// they were: an image that is pulled later is not the container's.
+func TestAskedOnce(t *testing.T) {
+	victim, later := imageOf("victim", "base", "app"), imageOf("later", "base", "app")
+	layers, images := newFakeLayers(t), &fakeImages{all: []Image{victim.image()}}
+	layers.word(victim, "victim")
+	s := open(t, t.TempDir(), layers, WithImages(images))
+	top := mustPull(t, s, victim)
+	const key = "ns/1/container"
+	asked := func(want, proofs int, what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if images.asked != want || len(layers.proofs) != proofs {
+			t.Errorf("%s: asked %d times, want %d; %d proofs, want %d",
+				what, images.asked, want, len(layers.proofs), proofs)
+		}
+		images.asked, layers.proofs = 0, nil
+	}
+	_, err := s.Prepare(t.Context(), key, top)
+	asked(1, 0, "prepared", err)
+	images.all = append(images.all, later.image())
+	_, err = s.Mounts(t.Context(), key)
+	asked(0, 0, "mounted", err)
+	_, err = s.Prepare(t.Context(), key, top)
+	if !errdefs.IsAlreadyExists(err) {
+		t.Errorf("prepared again: %v", err)
+	}
+	images.asked, layers.proofs, images.all = 0, nil, images.all[:1]
+	layers.word(victim, "victim")
+	if err := s.Remove(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Prepare(t.Context(), key, top)
+	asked(1, 0, "another snapshot with that key", err)
+	layers.word(victim) // nobody's word
+	_, err = s.Mounts(t.Context(), key)
+	if images.asked == 0 || len(layers.proofs) == 0 {
+		t.Errorf("not believed any more: asked %d times, %d proofs, %v",
+			images.asked, len(layers.proofs), err)
 	}
 }
 

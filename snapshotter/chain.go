@@ -16,6 +16,11 @@ type link struct {
 	target string  // its chain ID, "" when containerd did not name one
 	served *record // nil: an ordinary snapshot
 	dir    string  // its lower directory
+
+	// What examine has found: a layer is not proved; it is not, or not as, it was when layers above
+	// it were mounted first. What those inherit from it may be other attributes now, which they
+	// show at another directory.
+	doubted, changed bool
 }
 
 // chain is a committed snapshot and those under it, topmost first.
@@ -69,6 +74,18 @@ func (c chain) served() bool {
 	return slices.ContainsFunc(c, func(l link) bool { return l.served != nil })
 }
 
+// examine asks Layers how far the chain's layers can be trusted.
+func (s *Snapshotter) examine(c chain) {
+	for i := range c {
+		l := &c[i]
+		if l.served == nil {
+			continue
+		}
+		proved, forged := s.layers.Trust(l.served.layer())
+		l.doubted, l.changed = !proved, forged || len(l.served.Former) > 0
+	}
+}
+
 // below returns the chain's layers as those under another one. A snapshot that containerd unpacked
 // has no blob, whatever its labels named.
 func (c chain) below() []Below {
@@ -82,15 +99,14 @@ func (c chain) below() []Below {
 	return below
 }
 
-// servedLayers returns those of the chain's layers that are served.
-func (c chain) servedLayers() []Layer {
-	var layers []Layer
-	for _, l := range c {
-		if l.served != nil {
-			layers = append(layers, l.served.layer())
-		}
-	}
-	return layers
+// doubted says whether a layer of the chain is.
+func (c chain) doubted() bool {
+	return slices.ContainsFunc(c, func(l link) bool { return l.doubted })
+}
+
+// changed says whether a layer of the chain has.
+func (c chain) changed() bool {
+	return slices.ContainsFunc(c, func(l link) bool { return l.changed })
 }
 
 // target returns the chain ID of the whole chain, "" for none.

@@ -41,50 +41,48 @@ type Below struct {
 // Layers makes layers appear as directories. Calls may run in parallel, for the same layer too; but
 // Remove of a layer never runs at the same time as Mount of that layer.
 type Layers interface {
-	// Mount returns the read-only directory that shows the layer, and its size. The layers below are
-	// those under it, topmost first, and all mounted: a directory that the layer's tar implies but
-	// does not mention shows the attributes that it has there. A layer that is below itself gets a
-	// directory of its own for each time, and where no layer is below there are no whiteouts, as then
-	// containerd makes none.
+	// Mount returns the read-only directory that shows the layer, and its size. The layers below
+	// are those under it, topmost first, and all mounted: a directory that the layer's tar implies
+	// but does not mention shows the attributes that it has there. A layer that is below itself
+	// gets a directory of its own for each time, and where no layer is below there are no
+	// whiteouts, as then containerd makes none.
 	//
 	// Mount is idempotent, and the same call returns the same directory. The directory's path is
-	// absolute and holds none of the characters : , \ and ", which mean something else to overlayfs.
-	// An error that wraps ErrUnavailable says that this layer cannot be served, and why.
+	// absolute and holds none of the characters : , \ and ", which mean something else to
+	// overlayfs. An error that wraps ErrUnavailable says that this layer cannot be served, and why.
 	//
 	// The directories should be short and lie close together: containerd shortens their common part
-	// only, to fit all of an image into one page of mount options. And to map IDs it maps all that is
-	// mounted anywhere below the deepest directory that holds all lower directories, which fails if
-	// one mount there cannot be mapped. So other mounts, such as the FUSE mounts of layers' devices,
-	// belong elsewhere.
+	// only, to fit all of an image into one page of mount options. And to map IDs it maps all that
+	// is mounted anywhere below the deepest directory that holds all lower directories, which fails
+	// if one mount there cannot be mapped. So other mounts, such as the FUSE mounts of layers'
+	// devices, belong elsewhere.
 	Mount(ctx context.Context, l Layer, below []Below) (Mounted, error)
 
-	// Promise returns what Mount is going to return for the same layer, DiffID included, when that is
-	// certain before the layer can be mounted; ok is false where it is not. The layers below need not
-	// be mounted. It may wait for the network, as Mount does, but for less of it. The directory is not
-	// there yet: nobody is given it before Mount has returned.
+	// Promise returns what Mount is going to return for the same layer, DiffID included, when that
+	// is certain before the layer can be mounted; ok is false where it is not. The layers below
+	// need not be mounted. It may wait for the network, as Mount does, but for less of it. The
+	// directory is not there yet: nobody is given it before Mount has returned.
 	Promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool)
 
-	// Displaced returns those of the directories that Mount returned which do not show their layer any
-	// more, because somebody has unmounted it, say. It is quick.
+	// Displaced returns those of the directories that Mount returned which do not show their layer
+	// any more, because somebody has unmounted it, say. It is quick.
 	Displaced(dirs []string) []string
 
-	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does not
-	// block.
+	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does
+	// not block.
 	Starting()
 
-	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount returned
-	// for it. Removing what is not there is no error. A power cut can make a Snapshotter forget a layer
-	// that it has no snapshot of: Layers is to give up by itself, after a start, what no call of Mount
-	// has asked for when Restore has returned.
+	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount
+	// returned for it. Removing what is not there is no error. A power cut can make a Snapshotter
+	// forget a layer that it has no snapshot of: Layers is to give up by itself, after a start,
+	// what no call of Mount has asked for when Restore has returned.
 	Remove(ctx context.Context, layer digest.Digest) error
 
-	// Unproved returns those of the layers that nobody has compared with their diffIDs as a whole, or
-	// that have others: at most a repository's word says that what they show is theirs. It is quick.
-	Unproved(layers []Layer) []digest.Digest
-
-	// Forged says whether one of the layers has shown other files than it has. Layers above it may be
-	// mounted elsewhere than they were, because they inherit attributes from it. It is quick.
-	Forged(layers []Layer) bool
+	// Trust says whether a layer is proved, and whether it is forged. It is quick. Proved: it was
+	// compared with its diffID as a whole, and shows what it is; else at most a repository's word
+	// says that what it shows is its own. Forged: it has once shown other files than it has; layers
+	// above it may be mounted elsewhere than they were, because they inherit attributes from it.
+	Trust(l Layer) (proved, forged bool)
 
 	// Vouched says whether the word of l.Ref's repository is good for a mounted layer, or none is
 	// needed. It may ask the registry, and says no where that does not answer. An error that wraps
@@ -124,10 +122,10 @@ type Images interface {
 // Mounted is a layer that can be read.
 type Mounted struct {
 	Dir string // where it is to be seen
-	// DiffID is the digest of the uncompressed tar that Dir shows, or "" where Layers does not know. It
-	// has to agree with the chain ID under which containerd asked for the layer: an image may name one
-	// layer's blob and another layer's diffID, and would otherwise replace the content of that other
-	// layer in every image that shares it.
+	// DiffID is the digest of the uncompressed tar that Dir shows, or "" where Layers does not
+	// know. It has to agree with the chain ID under which containerd asked for the layer: an image
+	// may name one layer's blob and another layer's diffID, and would otherwise replace the content
+	// of that other layer in every image that shares it.
 	DiffID digest.Digest
 	Size   int64 // bytes of the whole layer, unpacked: it does not grow as the layer fills
 	Inodes int64 // of the whole layer

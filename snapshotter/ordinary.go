@@ -48,7 +48,15 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 }
 
 // create makes an active snapshot or a view, and its directories.
-func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, labels map[string]string) (_ []mount.Mount, err error) {
+func (s *Snapshotter) create(
+	ctx context.Context, kind snapshots.Kind, key, parent string, labels map[string]string,
+) (_ []mount.Mount, err error) {
+	s.told.Delete(key) // it was of another snapshot
+	defer func() {
+		if err != nil {
+			s.told.Delete(key)
+		}
+	}()
 	parents, err := s.admit(ctx, key, parent, labels)
 	if err != nil {
 		return nil, err
@@ -163,5 +171,6 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("commit snapshot %s: %w", key, err)
 	}
+	s.told.Delete(key)
 	return nil
 }

@@ -16,7 +16,7 @@ func (s *Snapshotter) promiseOrMount(
 	if m, ok := s.layers.Promise(ctx, l, parents.below()); ok {
 		return m, true, checkDir(m.Dir)
 	}
-	if err := s.await(ctx, parents); err != nil {
+	if _, err := s.await(ctx, parents); err != nil {
 		return Mounted{}, false, err
 	}
 	m, err = s.mountLayer(ctx, l, parents)
@@ -43,7 +43,7 @@ func (s *Snapshotter) mountPromised(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.await(ctx, c); err != nil {
+	if _, err := s.await(ctx, c); err != nil {
 		return err
 	}
 	s.log.InfoContext(ctx, "layer mounted", "ref", c[0].served.Ref, "layer", c[0].served.Layer, "dir", c[0].dir)

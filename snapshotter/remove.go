@@ -27,6 +27,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	s.restored.forget(id)
+	s.told.Delete(key)
 	return nil
 }
 

@@ -31,7 +31,7 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 	group.SetLimit(restoreParallel)
 	for _, c := range chains {
 		group.Go(func() error {
-			err := s.await(ctx, c)
+			_, err := s.await(ctx, c)
 			var broken *brokenError
 			if errors.As(err, &broken) {
 				if errors.Is(err, ErrDisproved) { // until a container needs it: see admit
@@ -82,11 +82,12 @@ func (s *Snapshotter) servedChains(ctx context.Context) ([]chain, error) {
 	return chains, nil
 }
 
-// await returns when all served layers of the chain are mounted. It mounts, lowest first, those that nobody mounted
-// since the start, or that somebody has unmounted meanwhile.
-func (s *Snapshotter) await(ctx context.Context, c chain) error {
-	if err := s.awaitOnce(ctx, c); err != nil {
-		return err
+// await returns when all served layers of the chain are mounted, and says whether one was not yet.
+// It mounts, lowest first, those that nobody mounted since the start, or that somebody has
+// unmounted meanwhile.
+func (s *Snapshotter) await(ctx context.Context, c chain) (mounted bool, err error) {
+	if mounted, err = s.awaitOnce(ctx, c); err != nil {
+		return mounted, err
 	}
 	var dirs []string
 	for _, l := range c {
@@ -96,11 +97,12 @@ func (s *Snapshotter) await(ctx context.Context, c chain) error {
 	}
 	displaced := s.layers.Displaced(dirs)
 	if len(displaced) == 0 {
-		return nil
+		return mounted, nil
 	}
 	for _, l := range c {
 		if slices.Contains(displaced, l.dir) {
-			s.log.WarnContext(ctx, "a mounted layer is gone from its place", "layer", l.served.Layer, "dir", l.dir)
+			s.log.WarnContext(ctx, "a mounted layer is gone from its place",
+				"layer", l.served.Layer, "dir", l.dir)
 			s.restored.forget(l.id)
 		}
 	}
@@ -108,18 +110,19 @@ func (s *Snapshotter) await(ctx context.Context, c chain) error {
 }
 
 // awaitOnce mounts what was not mounted since the start, as far as that is known.
-func (s *Snapshotter) awaitOnce(ctx context.Context, c chain) error {
+func (s *Snapshotter) awaitOnce(ctx context.Context, c chain) (mounted bool, err error) {
 	for i := len(c) - 1; i >= 0; i-- {
 		l, below := c[i], c[i+1:]
-		if l.served == nil {
+		if l.served == nil || s.restored.mounted(l.id) {
 			continue
 		}
+		mounted = true
 		err := s.restored.once(ctx, l.id, func() error { return s.remount(ctx, l, below) })
 		if err != nil {
-			return &brokenError{name: l.name, record: *l.served, err: err}
+			return mounted, &brokenError{name: l.name, record: *l.served, err: err}
 		}
 	}
-	return nil
+	return mounted, nil
 }
 
 // remount mounts the layer of a committed snapshot at the directory that it had before.
@@ -129,7 +132,7 @@ func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
 	}
 	defer s.holds.release(l.served.Layer)
 	layer := l.served.layer()
-	if !s.changed(below) {
+	if s.examine(below); !below.changed() {
 		layer.Dir = l.served.Dir
 	}
 	err := s.markServed(layer.Digest)
@@ -207,6 +210,13 @@ func (r *restored) made(id string, promised bool) {
 	st.mounted, st.promised = !promised, promised
 }
 
+func (r *restored) mounted(id string) bool {
+	st := r.state(id)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.mounted
+}
+
 func (r *restored) promised(id string) bool {
 	st := r.state(id)
 	st.mu.Lock()
@@ -221,16 +231,14 @@ func (r *restored) forget(id string) {
 	delete(r.m, id)
 }
 
-// once calls mount unless it has succeeded before for this snapshot. Calls for one snapshot take turns; those that
-// waited while another's attempt failed share its error, unless it failed because that caller gave up.
+// once calls mount unless it has succeeded before for this snapshot. Calls for one snapshot take
+// turns; those that waited while another's attempt failed share its error, unless it failed because
+// that caller gave up.
 func (r *restored) once(ctx context.Context, id string, mount func() error) error {
 	st := r.state(id)
 	st.mu.Lock()
-	mounted, seen := st.mounted, st.attempts
+	seen := st.attempts
 	st.mu.Unlock()
-	if mounted {
-		return nil
-	}
 	select {
 	case st.turn <- struct{}{}:
 		defer func() { <-st.turn }()

@@ -51,6 +51,7 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	if errors.Is(err, ErrDisproved) && len(parents) > 0 {
 		// One under it may be to blame, and give way to another.
+		defer s.told.Delete(key)
 		if parents, err = s.admit(ctx, key, parent, info.Labels); err != nil {
 			return err
 		}

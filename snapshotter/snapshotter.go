@@ -70,6 +70,7 @@ type Snapshotter struct {
 	meta      *database
 	holds     holds
 	restored  restored
+	told      sync.Map // by the snapshot's key; see doubtful
 	fallbacks fallbacks
 	counters  counters
 

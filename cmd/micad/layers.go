@@ -43,20 +43,9 @@ func belowOf(all []snapshotter.Below) []fs.Below {
 	return below
 }
 
-// Unproved implements snapshotter.Layers.
-func (l layers) Unproved(all []snapshotter.Layer) []digest.Digest {
-	return l.Table.Unproved(layersOf(all))
-}
-
-// Forged implements snapshotter.Layers.
-func (l layers) Forged(all []snapshotter.Layer) bool { return l.Table.Forged(layersOf(all)) }
-
-func layersOf(all []snapshotter.Layer) []fs.Layer {
-	layers := make([]fs.Layer, len(all))
-	for i, l := range all {
-		layers[i] = fs.Layer(l)
-	}
-	return layers
+// Trust implements snapshotter.Layers.
+func (l layers) Trust(of snapshotter.Layer) (proved, forged bool) {
+	return l.Table.Trust(fs.Layer(of))
 }
 
 // Vouched implements snapshotter.Layers.
@@ -72,7 +61,7 @@ func (l layers) Prove(ctx context.Context, d digest.Digest) error {
 
 // known gives an error of the table the snapshotter's name for it.
 func known(err error) error {
-	if isUnavailable(err) {
+	if errors.Is(err, fs.ErrUnavailable) {
 		err = fmt.Errorf("%w: %w", err, snapshotter.ErrUnavailable)
 	}
 	if errors.Is(err, fs.ErrDisproved) {

@@ -48,8 +48,6 @@ const (
 	restoreAtLast = time.Minute
 )
 
-func isUnavailable(err error) bool { return errors.Is(err, fs.ErrUnavailable) }
-
 // daemon is what run wires together.
 type daemon struct {
 	config      config
