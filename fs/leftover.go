@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // sweepMounts takes away what former processes have mounted and left with the keeper, and that belongs to no layer of the
@@ -72,7 +74,7 @@ func (t *Table) known() map[digest.Digest]bool {
 // cleanUp removes the temporary files that a process left which ended before it could: those that
 // were written last before began.
 func (t *Table) cleanUp(ctx context.Context, began time.Time) {
-	for _, pattern := range []string{"trees-*", "layers/*/*/variant-*"} {
+	for _, pattern := range []string{"trees-*", "layers/*/*/" + atomicfile.Leftovers} {
 		names, err := filepath.Glob(filepath.Join(t.o.Root, pattern))
 		for _, name := range names {
 			st, statErr := os.Lstat(name)

@@ -21,7 +21,7 @@ func TestCleanUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	folder := filepath.Join(root, "layers/sha256", w.layers[0].Encoded())
-	left := []string{filepath.Join(root, "trees-123"), filepath.Join(folder, "variant-4567")}
+	left := []string{filepath.Join(root, "trees-123"), filepath.Join(folder, ".index-4567.89.tmp")}
 	kept := []string{filepath.Join(folder, "index-0123"), filepath.Join(root, "trees-new")}
 	for _, name := range append(left, kept...) {
 		if err := os.WriteFile(name, []byte("half"), 0o600); err != nil {

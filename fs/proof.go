@@ -14,6 +14,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // prove reads a complete layer to its end: the bytes have to be those that the diffID names, and the files those
@@ -105,27 +106,8 @@ func (v *live) replaceIndex(s *store.Layer, root *index.Node) error {
 			return err
 		}
 	}
-	return writeIndex(path, func(w io.Writer) error {
+	return atomicfile.Replace(path, 0o600, func(w io.Writer) error {
 		_, err := index.Write(w, &index.Draft{Header: v.index.Header(), Root: root, Spans: spans})
 		return err
 	})
-}
-
-// writeIndex makes an index file, which is there as a whole or not at all.
-func writeIndex(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "variant-")
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // changes is how the layers under a layer change its tree, as they do when containerd unpacks it.
@@ -385,7 +386,7 @@ func (v *live) writeVariant(c *changes) error {
 	}
 	v.t.rewriting.Lock() // one tree in memory at a time
 	defer v.t.rewriting.Unlock()
-	err := writeIndex(path, func(w io.Writer) error {
+	err := atomicfile.Replace(path, 0o600, func(w io.Writer) error {
 		if c.bare {
 			return index.Bare(w, v.index)
 		}

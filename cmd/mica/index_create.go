@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -24,6 +23,7 @@ import (
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/index/tartree"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 	"github.com/mica-snapshotter/mica/remote/layout"
 )
 
@@ -349,7 +349,7 @@ func sameButTime(a, b map[string]string) bool {
 
 // writeFile writes the two blobs behind each other, and replaces path when they are whole.
 func (b *built) writeFile(path string) error {
-	return replaceFile(path, func(w io.Writer) error {
+	return atomicfile.Replace(path, 0o644, func(w io.Writer) error {
 		for _, from := range []*os.File{b.trees, b.windows} {
 			if _, err := from.Seek(0, io.SeekStart); err != nil {
 				return err
@@ -360,28 +360,6 @@ func (b *built) writeFile(path string) error {
 		}
 		return nil
 	})
-}
-
-// replaceFile replaces the file at path by what write writes, when it is whole and on disk.
-func replaceFile(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".mica-")
-	if err != nil {
-		return err
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
-	}
-	return nil
 }
 
 // report tells what was made.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // maxImport bounds a file that is imported, bytes: JSON takes some twenty times what the binary format takes.
@@ -212,8 +213,5 @@ func writeProfile(path string, p *profile.Profile) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(path, func(w io.Writer) error {
-		_, err := w.Write(b)
-		return err
-	})
+	return atomicfile.ReplaceBytes(path, 0o644, b)
 }

@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 const (
-	dirName    = "profiles"
-	suffix     = ".profile"
-	tempPrefix = ".new-"
-	tempAge    = time.Hour // of a temporary that a crash has left
+	dirName = "profiles"
+	suffix  = ".profile"
+	tempAge = time.Hour // of a temporary that a crash has left
 )
 
 // Bounds of what is kept.
@@ -152,37 +153,10 @@ func (d *Dir) writeLocked(p *Profile) error {
 	if err := os.MkdirAll(d.path, 0o700); err != nil {
 		return fmt.Errorf("save profile: %w", err)
 	}
-	if err := d.write(name, b); err != nil {
+	if err := atomicfile.ReplaceBytes(name, 0o600, b); err != nil {
 		return fmt.Errorf("save profile: %w", err)
 	}
 	return d.expireLocked(MaxProfiles)
-}
-
-// write replaces a file as a whole: after a power cut there is the old one or the new one.
-func (d *Dir) write(name string, content []byte) error {
-	f, err := os.CreateTemp(d.path, tempPrefix)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return d.sync()
-}
-
-func (d *Dir) sync() error {
-	f, err := os.Open(d.path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // expireLocked removes the profiles that were saved the longest ago, until limit are left, and temporaries
@@ -192,7 +166,7 @@ func (d *Dir) expireLocked(limit int) error {
 	if err != nil {
 		return err
 	}
-	temps, err := filepath.Glob(filepath.Join(d.path, tempPrefix+"*"))
+	temps, err := filepath.Glob(filepath.Join(d.path, atomicfile.Leftovers))
 	errs := []error{err}
 	for _, name := range temps {
 		if st, err := os.Stat(name); err == nil && time.Since(st.ModTime()) > tempAge {

@@ -112,7 +112,7 @@ func TestDirNames(t *testing.T) {
 	if _, err := d.Save(run(at(0, layerA, 0, 1))); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"x.profile", "sha256-12.profile", tempPrefix + "5", "notes.txt"} {
+	for _, name := range []string{"x.profile", "sha256-12.profile", ".x.profile.5.tmp", "notes.txt"} {
 		if err := os.WriteFile(filepath.Join(d.path, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -141,7 +141,7 @@ func TestDirExpires(t *testing.T) {
 		}
 		all = append(all, p.Manifest)
 	}
-	left, fresh := filepath.Join(d.path, tempPrefix+"1"), filepath.Join(d.path, tempPrefix+"2")
+	left, fresh := filepath.Join(d.path, ".x.profile.1.tmp"), filepath.Join(d.path, ".x.profile.2.tmp")
 	for _, name := range []string{left, fresh} {
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // KeyCredential is the name of the systemd credential that is the key, where there is one (systemd.exec(5), LoadCredentialEncrypted=:
@@ -78,9 +80,9 @@ func openKey(dir, path string) (*sealer, error) {
 	return &sealer{aead}, nil
 }
 
-// removeTemporary removes what a crash has left of replace.
+// removeTemporary removes the temporary files that a crash has left.
 func removeTemporary(dir string) {
-	left, _ := filepath.Glob(filepath.Join(dir, "*.tmp")) // the pattern is right
+	left, _ := filepath.Glob(filepath.Join(dir, atomicfile.Leftovers)) // the pattern is right
 	for _, f := range left {
 		_ = os.Remove(f)
 	}
@@ -93,7 +95,7 @@ func makeKey(path string) error {
 	}
 	key := make([]byte, minKeyBytes)
 	_, _ = rand.Read(key)
-	return replace(path, key)
+	return atomicfile.ReplaceBytes(path, 0o600, key)
 }
 
 // read returns a sealed file's content, nil where there is no file.
@@ -125,33 +127,6 @@ func (s *sealer) write(path string, content []byte) error {
 	nonce := make([]byte, s.aead.NonceSize())
 	_, _ = rand.Read(nonce)
 	head := append([]byte(sealMagic), nonce...)
-	return replace(path, s.aead.Seal(head, nonce, content, []byte(sealMagic)))
-}
-
-// replace writes a file for its owner alone, durably: temporary, fsync, rename, fsync of the folder.
-func replace(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	sealed := s.aead.Seal(head, nonce, content, []byte(sealMagic))
+	return atomicfile.ReplaceBytes(path, 0o600, sealed)
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/mica-snapshotter/mica/remote"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -108,7 +109,8 @@ func TestRoundTrip(t *testing.T) {
 	if b, err := io.ReadAll(r); err != nil || !bytes.Equal(b, blob) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(l.dir, "blobs", "sha256", ".tmp*")); len(left) != 0 {
+	left, _ := filepath.Glob(filepath.Join(l.dir, "blobs", "sha256", atomicfile.Leftovers))
+	if len(left) != 0 {
 		t.Errorf("left behind: %q", left)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/mica-snapshotter/mica/remote"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,60 +37,17 @@ func Create(dir string) (*Layout, error) {
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{},
 	})
 	if err == nil {
-		err = replace(filepath.Join(dir, ocispec.ImageIndexFile), bytes.NewReader(index), nil)
+		err = atomicfile.ReplaceBytes(filepath.Join(dir, ocispec.ImageIndexFile), 0o644, index)
 	}
 	if err == nil {
 		version := fmt.Sprintf(`{"imageLayoutVersion":%q}`, ocispec.ImageLayoutVersion)
-		err = replace(filepath.Join(dir, ocispec.ImageLayoutFile), bytes.NewReader([]byte(version)), nil)
+		path := filepath.Join(dir, ocispec.ImageLayoutFile)
+		err = atomicfile.ReplaceBytes(path, 0o644, []byte(version))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create OCI layout %s: %w", dir, err)
 	}
 	return l, nil
-}
-
-// replace writes a file in one step: temporary, sync, rename, sync of the directory. check, unless nil, may refuse it first.
-func replace(path string, r io.Reader, check func() error) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = io.Copy(f, r); err != nil {
-		return err
-	}
-	if check != nil {
-		if err = check(); err != nil {
-			return err
-		}
-	}
-	if err = f.Chmod(0o644); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // PushBlob stores the blob that d describes from r, read from its start, unless it is there. Digest and size are checked.
@@ -104,25 +62,21 @@ func (i *Image) PushBlob(_ context.Context, d ocispec.Descriptor, r io.ReadSeeke
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("store blob %s in %s: %w", d.Digest, i.layout.dir, err)
 	}
-	v := d.Digest.Verifier()
-	n := &count{}
-	err = replace(path, io.TeeReader(io.LimitReader(r, d.Size+1), io.MultiWriter(v, n)), func() error {
-		if !v.Verified() || n.n != d.Size {
-			return fmt.Errorf("%d bytes, not %d: %w", n.n, d.Size, remote.ErrCorrupt)
-		}
-		return nil
-	})
+	err = os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = atomicfile.Replace(path, 0o644, func(w io.Writer) error {
+			v := d.Digest.Verifier()
+			n, err := io.Copy(io.MultiWriter(w, v), io.LimitReader(r, d.Size+1))
+			if err == nil && (!v.Verified() || n != d.Size) {
+				return fmt.Errorf("%d bytes, not %d: %w", n, d.Size, remote.ErrCorrupt)
+			}
+			return err
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("store blob %s in %s: %w", d.Digest, i.layout.dir, err)
 	}
 	return nil
-}
-
-type count struct{ n int64 }
-
-func (c *count) Write(p []byte) (int, error) {
-	c.n += int64(len(p))
-	return len(p), nil
 }
 
 // PushManifest stores a manifest or index and enters it into index.json, under the name tag unless that is empty. Another
@@ -209,5 +163,5 @@ func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err err
 	if err != nil {
 		return err
 	}
-	return replace(filepath.Join(l.dir, ocispec.ImageIndexFile), bytes.NewReader(b), nil)
+	return atomicfile.ReplaceBytes(filepath.Join(l.dir, ocispec.ImageIndexFile), 0o644, b)
 }
