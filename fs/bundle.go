@@ -94,7 +94,7 @@ func (p *pull) find() (b *bundle, err error) {
 	p.roundTrip = took / time.Duration(1+max(p.requests(), 1)) // one was the connection's
 	p.t.log.DebugContext(p.ctx, "asked for referrers",
 		"ref", p.name(), "found", len(refs), "took", took)
-	indexes := artifact.Indexes(refs)
+	indexes := artifact.Of(artifact.Type, refs)
 	p.listed = p.list(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)
@@ -162,35 +162,18 @@ func (p *pull) usable(d ocispec.Descriptor, content []byte, err error) *profile.
 func (p *pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
 	defer cancel()
-	m, err := p.image.Manifest(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	blob, err := published.Parse(m)
-	if err != nil {
-		return nil, err
-	}
-	return p.image.FetchBlob(ctx, blob, published.MaxBlob)
+	return published.Fetch(ctx, p.image, d)
 }
 
 // openBundle fetches the trees of the index that a referrer describes, for a pull that began at
 // start.
 func (p *pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
 	wait := p.image.Patience(p.ctx, remote.AboutBlob, max(lookupTime-time.Since(start), lookupLeast))
-	x, ok, err := artifact.FromReferrer(d)
+	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
+	x, err := artifact.Find(ctx, p.image, d)
+	cancel()
 	if err != nil {
 		return nil, err
-	}
-	if !ok {
-		ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
-		defer cancel()
-		m, err := p.image.Manifest(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		if x, err = artifact.Parse(m); err != nil {
-			return nil, err
-		}
 	}
 	f, err := p.fetchTrees(x.Trees, wait)
 	if err != nil {

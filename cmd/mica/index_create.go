@@ -310,13 +310,8 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 	if err != nil {
 		return err
 	}
-	// The new one has to be the newest, whatever the clocks of those who publish.
-	created := time.Now()
-	list := artifact.Indexes(refs)
-	if len(list) > 0 && !artifact.Made(list[0]).Before(created) {
-		created = artifact.Made(list[0]).Add(time.Millisecond)
-	}
-	manifest := x.Manifest(subject, created)
+	list := artifact.Of(artifact.Type, refs)
+	manifest := x.Manifest(subject, artifact.Now(list))
 	if len(list) > 0 && sameButTime(list[0].Annotations, manifest.Annotations) {
 		return nil // the same index is the newest already
 	}
@@ -334,8 +329,7 @@ func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor)
 		}
 	}
 	// The one before it stays: nodes may still read windows of it.
-	old := artifact.Indexes(refs)
-	_, err = im.PushReferrer(ctx, subject, manifest, old[min(len(old), 1):]...)
+	_, err = im.PushReferrer(ctx, subject, manifest, list[min(len(list), 1):]...)
 	return err
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -83,36 +82,19 @@ func inspect(ctx context.Context, registry *registryFlags, name, platform string
 	if err != nil {
 		return nil, err
 	}
-	if refs = artifact.Indexes(refs); len(refs) == 0 {
+	if refs = artifact.Of(artifact.Type, refs); len(refs) == 0 {
 		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`", im.Ref(), name)
 	}
 	return inspectReferrer(ctx, im, refs[0])
 }
 
 func inspectReferrer(ctx context.Context, im image, d ocispec.Descriptor) (*inspection, error) {
-	x, b, err := fetchIndex(ctx, im, d)
+	x, b, err := artifact.Fetch(ctx, im, d, maxTrees)
 	if err != nil {
 		return nil, err
 	}
 	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size, Windows: x.Windows.Size}
 	return r, r.add(b)
-}
-
-// fetchIndex returns the index that a referrer describes, with its trees.
-func fetchIndex(ctx context.Context, im image, d ocispec.Descriptor) (x artifact.Index, b *index.Bundle, err error) {
-	m, err := im.Manifest(ctx, d)
-	if err != nil {
-		return x, nil, err
-	}
-	if x, err = artifact.Parse(m); err != nil {
-		return x, nil, err
-	}
-	trees, err := im.FetchBlob(ctx, x.Trees, maxTrees)
-	if err != nil {
-		return x, nil, err
-	}
-	b, err = index.OpenBundle(bytes.NewReader(trees), int64(len(trees)), index.Limits{})
-	return x, b, err
 }
 
 // inspectFile reads a file that index create -o has made: the trees blob, then the windows blob.

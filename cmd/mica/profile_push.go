@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -63,21 +61,15 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err != nil {
 		return err
 	}
-	// The new one has to be the newest, whatever the clocks of those who publish.
-	created := time.Now()
+	others := artifact.Of(published.ArtifactType, list)
 	var old *profile.Profile
-	if d, ok := published.Newest(list); ok {
-		if t := published.Created(d); !t.Before(created) {
-			created = t.Add(time.Millisecond)
-		}
-		if merge {
-			if old, err = fetchProfile(ctx, im, m, d); err != nil {
-				return fmt.Errorf("%w; replace it with --merge=false", err)
-			}
+	if len(others) > 0 && merge {
+		if old, err = fetchProfile(ctx, im, m, others[0]); err != nil {
+			return fmt.Errorf("%w; replace it with --merge=false", err)
 		}
 	}
 	p = profile.Update(old, p)
-	a, err := published.New(p, created)
+	a, err := published.New(p, artifact.Now(others))
 	if err != nil {
 		return err
 	}
@@ -95,10 +87,7 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON, bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
 		return err
 	}
-	replaced := slices.DeleteFunc(slices.Clone(list), func(d ocispec.Descriptor) bool {
-		return d.ArtifactType != published.ArtifactType
-	})
-	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc), replaced...); err != nil {
+	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc), others...); err != nil {
 		return err
 	}
 	copied := ""
@@ -112,11 +101,11 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 
 // addCopy adds to a profile a copy of what it names, if the image has an index among its referrers, whose spans these are.
 func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
-	list = artifact.Indexes(list)
+	list = artifact.Of(artifact.Type, list)
 	if len(list) == 0 {
 		return nil
 	}
-	x, b, err := fetchIndex(ctx, im, list[0])
+	x, b, err := artifact.Fetch(ctx, im, list[0], maxTrees)
 	var spans []published.LayerSpan
 	if err == nil {
 		spans, err = published.Spans(p, b)
@@ -148,10 +137,7 @@ func readAt(ctx context.Context, im image, d ocispec.Descriptor, p []byte, off i
 // fetchProfile returns the profile that an entry of the list of referrers stands for.
 func fetchProfile(ctx context.Context, im image, m imageManifest, d ocispec.Descriptor) (*profile.Profile, error) {
 	what := fmt.Sprintf("published profile %s of %s", d.Digest, im.Ref())
-	content, ok, err := published.FromReferrer(d)
-	if err == nil && !ok {
-		content, err = fetchProfileBlob(ctx, im, d)
-	}
+	content, err := published.Fetch(ctx, im, d)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
@@ -163,16 +149,4 @@ func fetchProfile(ctx context.Context, im image, m imageManifest, d ocispec.Desc
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	return p, nil
-}
-
-func fetchProfileBlob(ctx context.Context, im image, d ocispec.Descriptor) ([]byte, error) {
-	b, err := im.Manifest(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	blob, err := published.Parse(b)
-	if err != nil {
-		return nil, err
-	}
-	return im.FetchBlob(ctx, blob, published.MaxBlob)
 }

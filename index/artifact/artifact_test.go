@@ -33,13 +33,13 @@ func TestManifestRoundTrip(t *testing.T) {
 	}
 }
 
-func TestIndexes(t *testing.T) {
+func TestOf(t *testing.T) {
 	entry := func(name, kind, created string) ocispec.Descriptor {
 		return ocispec.Descriptor{Digest: digest.FromString(name), ArtifactType: kind, Annotations: map[string]string{ocispec.AnnotationCreated: created}}
 	}
 	old, last := entry("old", Type, "2026-01-02T00:00:00Z"), entry("last", Type, "2026-01-02T00:00:00.5Z")
 	undated, other := entry("undated", Type, "yesterday"), entry("other", "text/plain", "2027-01-01T00:00:00Z")
-	got := Indexes([]ocispec.Descriptor{undated, old, other, last})
+	got := Of(Type, []ocispec.Descriptor{undated, old, other, last})
 	if len(got) != 3 || got[0].Digest != last.Digest || got[1].Digest != old.Digest || got[2].Digest != undated.Digest {
 		t.Errorf("got %v, want the last, the old, the undated", got)
 	}

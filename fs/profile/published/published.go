@@ -5,22 +5,19 @@
 // most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
 // referrers, so a reader of that list has the profile with it and needs no further request. A second layer can be a copy of what the
 // profile names, from which few requests bring it while the index is still on its way; another annotation says what lies where in it.
-//
-// A newer profile stands beside older ones until these are deleted, which a registry may not allow:
-// a reader takes Newest.
 package published
 
 import (
+	"context"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
 // ArtifactType is the type of the artifact. Its one blob has the same media type, profile.MediaType.
@@ -65,52 +62,28 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 
 // Manifest returns the artifact's manifest for the image manifest subject. Equal arguments give equal manifests.
 func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
-	m := ocispec.Manifest{
-		Versioned:    specs.Versioned{SchemaVersion: 2},
-		MediaType:    ocispec.MediaTypeImageManifest,
-		ArtifactType: ArtifactType,
-		Config:       ocispec.DescriptorEmptyJSON,
-		Layers:       []ocispec.Descriptor{a.Blob},
-		Subject:      &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
-		Annotations:  map[string]string{ocispec.AnnotationCreated: a.created.UTC().Format(time.RFC3339Nano)},
-	}
+	annotations := map[string]string{}
+	blobs := []ocispec.Descriptor{a.Blob}
 	if len(a.Content) <= MaxInline {
-		m.Annotations[annotationContent] = base64.StdEncoding.EncodeToString(a.Content)
+		annotations[annotationContent] = base64.StdEncoding.EncodeToString(a.Content)
 	}
 	if a.Copy.Size > 0 {
-		m.Annotations[annotationCopy] = a.copied
-		m.Layers = append(m.Layers, a.Copy)
+		annotations[annotationCopy] = a.copied
+		blobs = append(blobs, a.Copy)
 	}
-	return m
+	return artifact.Manifest(ArtifactType, subject, a.created, annotations, blobs...)
 }
 
-// Created returns when the profile of an entry of a list of referrers was made, by its annotation; zero if that is not told.
-func Created(d ocispec.Descriptor) time.Time {
-	t, err := time.Parse(time.RFC3339Nano, d.Annotations[ocispec.AnnotationCreated])
-	if err != nil {
-		return time.Time{}
-	}
-	return t
-}
-
-// Newest returns the profile artifact of a list of referrers that was made last. Those without a time count as the
-// oldest; of equals the one with the greatest digest is taken, so that all nodes take the same.
+// Newest returns the profile artifact of a list of referrers that was made last.
 func Newest(list []ocispec.Descriptor) (newest ocispec.Descriptor, ok bool) {
-	for _, d := range list {
-		if d.ArtifactType != ArtifactType {
-			continue
-		}
-		c := Created(d).Compare(Created(newest))
-		if !ok || c > 0 || c == 0 && d.Digest > newest.Digest {
-			newest, ok = d, true
-		}
+	if list = artifact.Of(ArtifactType, list); len(list) == 0 {
+		return ocispec.Descriptor{}, false
 	}
-	return newest, ok
+	return list[0], true
 }
 
 // FromReferrer returns the encoded profile that stands in an entry of a list of referrers, to be decoded with profile.Decode.
-// ok is false where none stands there: the profile is too large, or the registry drops annotations. Then the artifact's manifest has to be
-// fetched and parsed.
+// ok is false where none stands there: the profile is too large, or the registry drops annotations.
 func FromReferrer(d ocispec.Descriptor) (content []byte, ok bool, err error) {
 	text, ok := d.Annotations[annotationContent]
 	if !ok {
@@ -125,23 +98,21 @@ func FromReferrer(d ocispec.Descriptor) (content []byte, ok bool, err error) {
 	return content, true, nil
 }
 
-// Parse returns the descriptor of the blob with the encoded profile, of at most MaxBlob bytes, that an artifact's manifest names.
-func Parse(manifest []byte) (ocispec.Descriptor, error) {
-	var m ocispec.Manifest
-	if err := json.Unmarshal(manifest, &m); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("parse profile manifest: %w", err)
+// Fetch returns the encoded profile that an entry of a list of referrers stands for. Where the
+// entry does not have it, the artifact's manifest is fetched, and the blob that it names.
+func Fetch(
+	ctx context.Context, from artifact.Source, d ocispec.Descriptor,
+) ([]byte, error) {
+	if content, ok, err := FromReferrer(d); ok || err != nil {
+		return content, err
 	}
-	for _, l := range m.Layers {
-		if l.MediaType != profile.MediaType {
-			continue
-		}
-		if err := l.Digest.Validate(); err != nil {
-			return ocispec.Descriptor{}, fmt.Errorf("blob %q of profile: %w", l.Digest, err)
-		}
-		if l.Size < 0 || l.Size > MaxBlob {
-			return ocispec.Descriptor{}, fmt.Errorf("blob %s of profile: size %d is out of range", l.Digest, l.Size)
-		}
-		return ocispec.Descriptor{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size}, nil
+	m, err := from.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("manifest of type %q has no profile blob: not a profile of mica", m.ArtifactType)
+	blob, err := artifact.Blob(m, profile.MediaType, MaxBlob)
+	if err != nil {
+		return nil, err
+	}
+	return from.FetchBlob(ctx, blob, MaxBlob)
 }

@@ -10,6 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
 var (
@@ -53,9 +54,9 @@ func TestRoundTrip(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			blob, err := Parse(b)
+			blob, err := artifact.Blob(b, profile.MediaType, MaxBlob)
 			if err != nil || blob.Digest != digest.FromBytes(a.Content) || blob.Size != int64(len(a.Content)) {
-				t.Errorf("Parse: %v, %v", blob, err)
+				t.Errorf("Blob: %v, %v", blob, err)
 			}
 			content, ok, err := FromReferrer(ocispec.Descriptor{Annotations: m.Annotations})
 			if err != nil || ok != c.inline {
@@ -122,7 +123,7 @@ func TestForeign(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d, err := Parse(b); err == nil {
+		if d, err := artifact.Blob(b, profile.MediaType, MaxBlob); err == nil {
 			t.Errorf("%s: accepted as %v", name, d)
 		}
 	}
@@ -143,7 +144,7 @@ func FuzzFromReferrer(f *testing.F) {
 	})
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzBlob(f *testing.F) {
 	a, err := New(profileOf(3), made)
 	if err != nil {
 		f.Fatal(err)
@@ -155,7 +156,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(b)
 	f.Add([]byte("{}"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := Parse(b)
+		d, err := artifact.Blob(b, profile.MediaType, MaxBlob)
 		if err == nil && (d.Digest.Validate() != nil || d.Size < 0 || d.Size > MaxBlob) {
 			t.Errorf("accepted %v", d)
 		}

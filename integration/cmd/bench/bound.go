@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -100,15 +98,7 @@ func readProfile(ctx context.Context, im *remote.Image, list []ocispec.Descripto
 	if !ok {
 		return nil, errors.New("no profile")
 	}
-	m, err := im.Manifest(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	blob, err := published.Parse(m)
-	if err != nil {
-		return nil, err
-	}
-	b, err := im.FetchBlob(ctx, blob, published.MaxBlob)
+	b, err := published.Fetch(ctx, im, d)
 	if err != nil {
 		return nil, err
 	}
@@ -116,23 +106,11 @@ func readProfile(ctx context.Context, im *remote.Image, list []ocispec.Descripto
 }
 
 func readBundle(ctx context.Context, im *remote.Image, list []ocispec.Descriptor) (*index.Bundle, error) {
-	i := slices.IndexFunc(list, func(d ocispec.Descriptor) bool { return d.ArtifactType == artifact.Type })
-	if i < 0 {
+	if list = artifact.Of(artifact.Type, list); len(list) == 0 {
 		return nil, errors.New("no index")
 	}
-	m, err := im.Manifest(ctx, list[i])
-	if err != nil {
-		return nil, err
-	}
-	x, err := artifact.Parse(m)
-	if err != nil {
-		return nil, err
-	}
-	b, err := im.FetchBlob(ctx, x.Trees, maxBlob)
-	if err != nil {
-		return nil, err
-	}
-	return index.OpenBundle(bytes.NewReader(b), int64(len(b)), index.Limits{})
+	_, b, err := artifact.Fetch(ctx, im, list[0], maxBlob)
+	return b, err
 }
 
 // manifest reads an image's or an artifact's manifest.
