@@ -187,9 +187,6 @@ func (p *pull) scan(
 	if _, err := index.Write(in.Index(), draft); err != nil {
 		return nil, err
 	}
-	if _, err := index.WriteDigests(in.Windows(), draft); err != nil {
-		return nil, err
-	}
 	at, size, err := in.IndexReader()
 	if err != nil {
 		return nil, err

@@ -71,7 +71,7 @@ func (v *live) scanTree(r io.Reader, memory *scan) (root *index.Node, err error)
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
-	return tartree.ScanTree(r, v.t.o.Limits.tree(memory))
+	return tartree.Scan(r, v.t.o.Limits.tree(memory))
 }
 
 // blame finds out why a layer is not what its diffID names. Where each span is what the index says,

@@ -265,9 +265,6 @@ func (w *world) index(forge func(*index.Draft)) {
 		if _, err := index.Write(&file, d); err != nil {
 			w.t.Fatal(err)
 		}
-		if _, err := index.WriteDigests(&windows, d); err != nil {
-			w.t.Fatal(err)
-		}
 		if w.tell {
 			x, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
 			if err != nil {

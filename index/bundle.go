@@ -33,7 +33,7 @@ import (
 //	208   8  frame: size
 //	216   8  windows section: offset in the windows blob
 //	224   8  windows section: size of the windows
-//	232   8  windows section: size of the content digests, which follow them
+//	232   8  windows section: size of the content digests of older writers, which follow them
 //	240   1  form of the frame: 0 the index file, 1 packed
 //	241  15  0
 //
@@ -80,7 +80,7 @@ type BundleLayer struct {
 	Frame       Range             // of the compressed index file, in the trees blob
 	Packed      bool              // the frame holds columns, of which Extract makes the file
 	Windows     Range             // of the layer's windows, in the windows blob
-	Digests     Range             // of the layer's content digests, in the windows blob
+	digests     int64             // bytes of content digests behind the windows; older writers'
 }
 
 // Bundle is an open trees blob: the indexes of an image's layers.
@@ -150,7 +150,7 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 		seen[l.Layer] = true
 		unpacked += l.IndexSize
 		frame += l.Frame.Size
-		windows = l.Digests.Off + l.Digests.Size
+		windows = l.Windows.Off + l.Windows.Size + l.digests
 	}
 	if frame != size {
 		return nil, corrupt("frames end at byte %d of %d", frame, size)
@@ -177,10 +177,10 @@ func (l *BundleLayer) decode(b []byte) error {
 	if err := l.check(); err != nil {
 		return corrupt("%v", err)
 	}
-	l.Digests = Range{Off: l.Windows.Off + l.Windows.Size, Size: int64(le.Uint64(b[232:]))}
+	l.digests = int64(le.Uint64(b[232:]))
 	const limit = 1 << 50 // so that sums stay far from overflow
 	if l.IndexSize < headerSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
-		l.Digests.Size < 0 || l.Digests.Size > limit || b[formAt] > formPacked || !allZero(b[formAt+1:]) {
+		l.digests < 0 || l.digests > limit || b[formAt] > formPacked || !allZero(b[formAt+1:]) {
 		return corrupt("record")
 	}
 	l.Packed = b[formAt] == formPacked
@@ -201,7 +201,7 @@ func (l *BundleLayer) encode(b []byte) ([]byte, error) {
 	copy(r[168:], l.IndexDigest[:])
 	for at, v := range map[int]int64{
 		144: l.LayerSize, 152: l.DeviceSize, 160: l.IndexSize, 200: l.Frame.Off, 208: l.Frame.Size,
-		216: l.Windows.Off, 224: l.Windows.Size, 232: l.Digests.Size,
+		216: l.Windows.Off, 224: l.Windows.Size, 232: l.digests,
 	} {
 		le.PutUint64(r[at:], uint64(v))
 	}
@@ -287,7 +287,7 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if h.Header != l.Header || h.section[sectionDigests].Size != l.Digests.Size {
+	if h.Header != l.Header || h.section[sectionDigests].Size != l.digests {
 		return corrupt("the index file says other things of its layer than the table")
 	}
 	return nil

@@ -17,8 +17,8 @@ type BundleInput struct {
 	Index io.ReaderAt // the index file
 	Size  int64       // bytes of it
 
-	// Windows is the layer's windows section, read to its end: the windows (Header.WindowsSize bytes,
-	// as the scan wrote them), then what WriteDigests writes. Nil is an empty section.
+	// Windows is the layer's windows section, read to its end: Header.WindowsSize bytes, as the
+	// scan wrote them, and in an older index the content digests. Nil is an empty section.
 	Windows io.Reader
 }
 
@@ -60,28 +60,21 @@ func (w *bundleWriter) add(in *BundleInput) error {
 	if in.Windows == nil {
 		in.Windows = bytes.NewReader(nil)
 	}
-	digests := h.section[sectionDigests]
 	b := BundleLayer{
 		Header:    h.Header,
 		IndexSize: in.Size,
 		Windows:   Range{Off: w.off, Size: h.WindowsSize},
-		Digests:   Range{Off: w.off + h.WindowsSize, Size: digests.Size},
+		digests:   h.section[sectionDigests].Size,
 	}
 	start := w.frames.Len()
 	if b.IndexDigest, b.Packed, err = packIndex(&w.frames, l); err != nil {
 		return err
 	}
 	b.Frame.Size = int64(w.frames.Len() - start)
-	sum := sha256.New()
-	n, err := io.CopyN(w.windows, in.Windows, h.WindowsSize)
-	if err == nil {
-		var m int64
-		m, err = io.CopyN(io.MultiWriter(w.windows, sum), in.Windows, digests.Size)
-		n += m
-	}
-	if errors.Is(err, io.EOF) || err == nil && ([sha256.Size]byte(sum.Sum(nil)) != digests.sum || !atEnd(in.Windows)) {
-		return fmt.Errorf("windows section of layer %s, after %d bytes: has to be %d bytes of windows, then the %d that WriteDigests writes: %w",
-			h.Layer, n, h.WindowsSize, digests.Size, ErrCorrupt)
+	n, err := io.CopyN(w.windows, in.Windows, h.WindowsSize+b.digests)
+	if errors.Is(err, io.EOF) || err == nil && !atEnd(in.Windows) {
+		return fmt.Errorf("windows section of layer %s, after %d bytes: has to be %d bytes: %w",
+			h.Layer, n, h.WindowsSize+b.digests, ErrCorrupt)
 	}
 	if err != nil {
 		return err

@@ -16,7 +16,7 @@
 //
 // An index travels as part of an image's bundle of two blobs: "trees" holds the
 // index files of all layers, compressed, behind one table; "windows" holds
-// what is only needed together with data (decoder windows, content digests).
+// what is only needed together with data (decoder windows).
 //
 //	tar scan ──Draft──▶ Write ──file──▶ Open ──▶ Tree, Spans ──▶ fs
 //	                      │                 ▲

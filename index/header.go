@@ -57,7 +57,8 @@ func (h *Header) check() error {
 //	200  48  section tree: offset 1024, size, sha256
 //	248  48  section spans
 //	296  48  section implicit directories
-//	344  48  content digests: offset in the windows section, size, sha256
+//	344  48  content digests: offset in the windows section, size, sha256. Older writers
+//	         made some, which nothing reads; the size is 0 now
 //	392 632  0
 const (
 	headerSize  = 1024
@@ -67,8 +68,8 @@ const (
 	headerUsed  = sectionAt + sections*sectionSize
 )
 
-// Sections of an index. The content digests lie outside of the file, behind
-// the windows.
+// Sections of an index. The content digests of older writers lie outside of the file, behind the
+// windows.
 const (
 	sectionTree = iota
 	sectionSpans
@@ -190,7 +191,8 @@ func (h *fileHeader) checkSections() error {
 		return corrupt("list of implicit directories of %d bytes", n)
 	}
 	d := h.section[sectionDigests]
-	if d.Off != h.WindowsSize || d.Size < 0 || d.Size%fileDigestSize != 0 || d.Size > 1<<40 {
+	const record = 4 + sha256.Size // nid of a file, digest
+	if d.Off != h.WindowsSize || d.Size < 0 || d.Size%record != 0 || d.Size > 1<<40 {
 		return corrupt("content digests at %d with %d bytes", d.Off, d.Size)
 	}
 	return nil

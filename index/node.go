@@ -23,10 +23,6 @@ type Node struct {
 	// order, without overlaps. What no extent covers is a hole.
 	Extents []Extent
 
-	// Digest is the sha256 of a regular file's content, zero where it was not
-	// taken.
-	Digest [32]byte
-
 	// Children of a directory, by name; nil for everything else.
 	Children map[string]*Node
 

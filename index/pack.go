@@ -235,7 +235,7 @@ func (c *columns) write(z *zstd.Encoder) error {
 	return nil
 }
 
-// draftOf returns what an index file was made of, content digests apart, and its nodes by nid;
+// draftOf returns what an index file was made of, and its nodes by nid;
 // errNotPacked where there are more than most.
 func draftOf(l *Layer, most int) (*Draft, map[uint64]*Node, error) {
 	spans, err := l.Spans()

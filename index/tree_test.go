@@ -193,27 +193,6 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
-func TestFileDigests(t *testing.T) {
-	l := layerOf(file("small", "s"), file("a", strings.Repeat("a", 4096)), file("d/b", strings.Repeat("b", 5000)))
-	x := l.open(t)
-	var b bytes.Buffer
-	if n, err := WriteDigests(&b, &l.draft); err != nil || n != x.DigestsRange().Size {
-		t.Fatal(n, err, x.DigestsRange())
-	}
-	got, err := x.FileDigests(b.Bytes())
-	if err != nil || len(got) != 2 {
-		t.Fatal(got, err)
-	}
-	nid, err := x.Tree().Lookup(rootNid, "a")
-	if err != nil || got[0] != (FileDigest{Nid: nid, Digest: l.draft.Root.Children["a"].Digest}) {
-		t.Errorf("%+v, %v", got, err)
-	}
-	b.Bytes()[10]++
-	if _, err := x.FileDigests(b.Bytes()); !errors.Is(err, ErrCorrupt) {
-		t.Errorf("changed digests: %v", err)
-	}
-}
-
 // TestRefused is what Write must say no to, and name.
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -40,15 +40,9 @@ func (p *plan) write(w io.Writer) (int64, error) {
 			return 0, err
 		}
 	}
-	sum := sha256.New()
-	s := &h.section[sectionDigests]
-	s.Off = p.draft.WindowsSize
-	var err error
-	if s.Size, err = p.writeDigests(sum); err != nil {
-		return 0, err
+	h.section[sectionDigests] = section{
+		Range: Range{Off: p.draft.WindowsSize}, sum: sha256.Sum256(nil),
 	}
-	sum.Sum(s.sum[:0])
-
 	b, err := h.encode()
 	if err != nil {
 		return 0, err

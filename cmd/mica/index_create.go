@@ -267,9 +267,6 @@ func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, 
 	if err == nil {
 		s.size, err = index.Write(s.index, draft)
 	}
-	if err == nil {
-		_, err = index.WriteDigests(s.windows, draft)
-	}
 	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("layer %s of %s: %w", l.Digest, im.Ref(), err)

@@ -62,7 +62,6 @@ type inspectedLayer struct {
 	Tree       int64         `json:"tree_size"`    // of the EROFS image
 	Packed     int64         `json:"packed_size"`  // of tree and span table in the trees blob
 	Windows    int64         `json:"windows_size"` // of the windows in the windows blob
-	Digests    int64         `json:"digests_size"` // of the files' digests in the windows blob
 }
 
 func inspect(ctx context.Context, registry *registryFlags, name, platform string) (*inspection, error) {
@@ -120,7 +119,7 @@ func (r *inspection) add(b *index.Bundle) error {
 	for _, l := range b.Layers() {
 		one := inspectedLayer{
 			Layer: l.Layer, DiffID: l.DiffID, LayerSize: l.LayerSize, DeviceSize: l.DeviceSize,
-			Packed: l.Frame.Size, Windows: l.Windows.Size, Digests: l.Digests.Size,
+			Packed: l.Frame.Size, Windows: l.Windows.Size,
 		}
 		if err := one.open(b); err != nil {
 			return err
@@ -173,7 +172,7 @@ func (r *inspection) print(w io.Writer, asJSON bool) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "LAYER\tCOMPRESSED\tTAR\tFILES\tSPANS\tTREE\tPACKED\tWINDOWS\tINDEX/LAYER\t")
 	for _, l := range r.Layers {
-		share := 100 * float64(l.Packed+l.Windows+l.Digests) / float64(max(l.LayerSize, 1))
+		share := 100 * float64(l.Packed+l.Windows) / float64(max(l.LayerSize, 1))
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", short(l.Layer.String()), bytesText(l.LayerSize), bytesText(l.DeviceSize),
 			l.Files, l.Spans, bytesText(l.Tree), bytesText(l.Packed), bytesText(l.Windows), share)
 	}

@@ -2,13 +2,9 @@ package tartree
 
 import (
 	"fmt"
-	"hash"
 
 	"github.com/mica-snapshotter/mica/index"
 )
-
-// DigestMinSize is the size of the smallest file whose content digest is taken.
-const DigestMinSize = 4096
 
 // KeptSize is the size of the largest file that is kept in the tree for what it is: the runtime reads it of every
 // image, to look up users and groups, before anything runs in a container.
@@ -19,23 +15,12 @@ func isKept(dir, name string) bool {
 	return dir == "/etc" && (name == "passwd" || name == "group")
 }
 
-// zeros is hashed for holes.
-var zeros [4096]byte
-
-// content follows the data of one regular file as it comes by on the tape: it
-// hashes it, and copies what the tree keeps itself.
+// content follows the data of one regular file as it comes by on the tape, and copies what the tree
+// keeps itself.
 type content struct {
 	node   *index.Node
-	start  int64 // of the data, in the stream
-	hash   hash.Hash
-	hashed bool // whether this file is to be hashed
-	// undigested: no file is.
-	undigested bool
-	at         int64   // up to where it is, in the file
-	pieces     []piece // of the file, in the stream's order
-	copies     []copied
-	// The first of pieces and copies that is not through.
-	piece, copy int
+	copies []copied
+	copy   int // the first of copies that is not through
 }
 
 // copied is a range of the stream that goes into the tree.
@@ -51,18 +36,9 @@ func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep boo
 		return fmt.Errorf("file of %d bytes: %w", size, over("FileSize", limit))
 	}
 	n.Size = size
-	pieces := d.pieces
-	if !d.sparse {
-		pieces = append(c.pieces[:0], piece{0, size})
-	}
-	*c = content{node: n, start: off, hash: c.hash, undigested: c.undigested, pieces: pieces, copies: c.copies[:0]}
-	// Hashing a hole must not cost more than the file's data has cost the one
-	// who sent it.
-	if c.hashed = !c.undigested && size >= DigestMinSize && size-d.size <= d.size; c.hashed {
-		c.hash.Reset()
-	}
+	*c = content{node: n, copies: c.copies[:0]}
 	if d.sparse {
-		return c.place(t.meter)
+		return c.place(t.meter, d.pieces, off)
 	}
 	if size == 0 {
 		return nil
@@ -76,15 +52,14 @@ func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep boo
 	return t.meter.tree(size)
 }
 
-// place maps the pieces of a sparse file. All extents begin on a block in
-// the file, and end on one or with the file. What can lie so in place does; the rest
-// is kept in the tree, in whole blocks, with zeros where the file has a hole.
-func (c *content) place(m *meter) error {
-	if err := m.pieces(len(c.pieces)); err != nil {
+// place maps the pieces of a sparse file, which lie behind each other from at on in the stream. All
+// extents begin on a block in the file, and end on one or with the file. What can lie so in place
+// does; the rest is kept in the tree, in whole blocks, with zeros where the file has a hole.
+func (c *content) place(m *meter, pieces []piece, at int64) error {
+	if err := m.pieces(len(pieces)); err != nil {
 		return err
 	}
-	at := c.start
-	for _, p := range c.pieces {
+	for _, p := range pieces {
 		end := p.off + p.size
 		from, to := end, end // what is in place
 		if (at-p.off)%index.BlockSize == 0 {
@@ -146,38 +121,4 @@ func (c *content) write(off int64, p []byte) {
 			break // the rest comes with the next call
 		}
 	}
-	if !c.hashed {
-		return
-	}
-	for len(p) > 0 {
-		q := &c.pieces[c.piece] // the pieces' sum is the data's
-		c.hashZeros(q.off)
-		n := min(int64(len(p)), q.size)
-		c.hash.Write(p[:n])
-		p = p[n:]
-		q.off += n
-		q.size -= n
-		c.at += n
-		if q.size == 0 {
-			c.piece++
-		}
-	}
-}
-
-// hashZeros hashes the hole up to the offset to.
-func (c *content) hashZeros(to int64) {
-	for c.at < to {
-		n := min(to-c.at, int64(len(zeros)))
-		c.hash.Write(zeros[:n])
-		c.at += n
-	}
-}
-
-// finish takes the digest when all of the file has come by.
-func (c *content) finish() {
-	if c.hashed {
-		c.hashZeros(c.node.Size)
-		c.hash.Sum(c.node.Digest[:0])
-	}
-	c.hashed, c.node = false, nil
 }

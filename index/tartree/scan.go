@@ -8,7 +8,7 @@
 // says where it lies.
 //
 //	stream ─▶ tape ─▶ archive/tar ─▶ scanner (containerd's steps) ─▶ tree (Linux's calls)
-//	            └──── data ────────▶ content (digest, unaligned pieces)
+//	            └──── data ────────▶ content (what the tree keeps)
 //
 // Known differences:
 //   - Directories that no entry names, and whiteouts, have the time at which
@@ -32,7 +32,6 @@ package tartree
 
 import (
 	"archive/tar"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -48,31 +47,14 @@ import (
 // index.Node demands, and each extent begins at a multiple of index.BlockSize in
 // the file and ends at one or at the file's end.
 //
-// Regular files of DigestMinSize and more have a Digest, except sparse ones with more
-// hole than data.
-//
 // An error names the entry. It wraps ErrLimit where the tar exceeds lim,
 // tar.ErrHeader where it is malformed, io.ErrUnexpectedEOF where it is cut off, the
 // errno where a file system would refuse the entry, and r's own error.
 func Scan(r io.Reader, lim Limits) (*index.Node, error) {
-	return newScanner(r, lim).scan()
-}
-
-// ScanTree does what Scan does, but takes no digests of contents: it is for comparing the tree (index.Same),
-// and takes time for the headers alone.
-func ScanTree(r io.Reader, lim Limits) (*index.Node, error) {
 	s := newScanner(r, lim)
-	s.content.undigested = true
-	return s.scan()
-}
-
-func (s *scanner) scan() (*index.Node, error) {
 	last := ""
 	for {
 		hdr, err := s.tar.Next()
-		if err == nil || s.tape.dataLeft == 0 {
-			s.content.finish()
-		}
 		switch {
 		case err == io.EOF:
 			if err := s.retime(); err != nil {
@@ -120,7 +102,6 @@ func newScanner(r io.Reader, lim Limits) *scanner {
 	s := &scanner{tape: &tape{r: r}, meter: meter{lim: lim.withDefaults()}}
 	s.tar = tar.NewReader(s.tape)
 	s.tree = newTree(&s.meter)
-	s.content.hash = sha256.New()
 	s.write = s.content.write
 	return s
 }

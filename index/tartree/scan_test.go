@@ -2,7 +2,6 @@ package tartree_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"io"
 	"strings"
 	"testing"
@@ -180,57 +179,6 @@ func read(t testing.TB, s scanned, name string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-// TestDigests compares the digests of all files of all tars with their content.
-func TestDigests(t *testing.T) {
-	taken := 0
-	for _, c := range nastytar.Accepted() {
-		s := scan(t, c.Data)
-		var visit func(n *index.Node)
-		visit = func(n *index.Node) {
-			for _, child := range n.Children {
-				visit(child)
-			}
-			if n.Digest == ([sha256.Size]byte{}) {
-				return
-			}
-			taken++
-			content, err := io.ReadAll(tartreetest.NewReader(n, bytes.NewReader(c.Data)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			checkDigest(t, n, content)
-		}
-		visit(s.root)
-	}
-	if taken == 0 {
-		t.Error("no digests")
-	}
-}
-
-func checkDigest(t *testing.T, n *index.Node, content []byte) {
-	t.Helper()
-	if n.Digest != ([sha256.Size]byte{}) && n.Digest != sha256.Sum256(content) {
-		t.Errorf("wrong digest of a file of %d bytes", n.Size)
-	}
-}
-
-func TestDigestWhere(t *testing.T) {
-	data := strings.Repeat("x", tartree.DigestMinSize)
-	s := scan(t, nastytar.Of(
-		nastytar.File("small", data[1:]), nastytar.File("enough", data),
-		nastytar.Sparse10("dense", 10000, nastytar.Piece{Off: 512, Data: data + data}),
-		nastytar.Sparse10("holes", 10000, nastytar.Piece{Off: 512, Data: data}),
-	))
-	for name, want := range map[string]bool{"small": false, "enough": true, "dense": true, "holes": false} {
-		if got := s.root.Children[name].Digest != [32]byte{}; got != want {
-			t.Errorf("%s: has digest: %v, want %v", name, got, want)
-		}
-	}
-	if sum := sha256.Sum256([]byte(data)); s.root.Children["enough"].Digest != sum {
-		t.Error("wrong digest")
-	}
 }
 
 // TestKept: the files that a runtime reads of every image are in the tree as well, if they are not large.

@@ -120,15 +120,12 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	var in []index.BundleInput
 	for _, d := range drafts {
 		var file bytes.Buffer
-		windows := bytes.NewBuffer(d.windows)
 		if _, err := index.Write(&file, d.draft); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := index.WriteDigests(windows, d.draft); err != nil {
-			t.Fatal(err)
-		}
 		in = append(in, index.BundleInput{
-			Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()), Windows: windows,
+			Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()),
+			Windows: bytes.NewReader(d.windows),
 		})
 	}
 	var trees, windows bytes.Buffer
