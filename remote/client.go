@@ -22,9 +22,6 @@ type Config struct {
 	// ConfigPath is containerd's config_path: directories, separated by colons, that hold HOST/hosts.toml or Docker's
 	// certificate files. Changes are seen within seconds. Empty: every registry is asked directly.
 	ConfigPath string
-	// PlainHTTP names registries, besides those on loopback addresses and those that hosts.toml reaches by http://, that
-	// speak HTTP without TLS. nil: none.
-	PlainHTTP func(host string) bool
 	// Credentials returns what a host may be shown, in the order in which to try it; none for anonymous access. host is
 	// host[:port] as in the URL (registry-1.docker.io for Docker Hub), repository as in image references
 	// ("docker.io/library/debian"). nil: anonymous.
@@ -58,7 +55,8 @@ type Config struct {
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
 	Logger *slog.Logger
 
-	wrap func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
+	wrap  func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
+	plain bool                                      // tests: its registries speak HTTP without TLS
 }
 
 // Client reaches the registries of a node. Images, connections, tokens and what is known of hosts are shared by all that use

@@ -244,7 +244,7 @@ func (x *exchanger) once(ctx context.Context, h *host, c *call, u *url.URL, auth
 		return nil, fmt.Errorf("%s %s%s: %w", c.method, u.Host, u.Path, bare(err))
 	}
 	if body != nil {
-		c.body.begin(w, x.stats)
+		c.body.begin(w)
 		req.ContentLength = c.body.size
 	}
 	if u.Host == h.name && u.Scheme == h.scheme {

@@ -47,7 +47,7 @@ func FuzzRangeResponse(f *testing.F) {
 		defer cancel()
 		asked := 0
 		var last *http.Response
-		c, err := New(Config{PlainHTTP: func(string) bool { return true }, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond})
+		c, err := New(Config{plain: true, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -90,14 +90,11 @@ type localError struct{ err error }
 func (e *localError) Error() string { return e.err.Error() }
 func (e *localError) Unwrap() error { return e.err }
 
-// PushManifest uploads a manifest or index under tag, or under its digest alone if tag is empty.
-func (i *Image) PushManifest(ctx context.Context, mediaType string, content []byte, tag string) (ocispec.Descriptor, error) {
-	d, _, err := i.putManifest(ctx, mediaType, content, tag)
-	return d, err
-}
-
-// putManifest tells besides whether the registry has entered the manifest into the list of its subject's referrers.
-func (i *Image) putManifest(ctx context.Context, mediaType string, content []byte, tag string) (d ocispec.Descriptor, listed bool, err error) {
+// putManifest uploads a manifest or index under tag, or under its digest alone if tag is empty.
+// listed says that the registry has entered it into the list of its subject's referrers.
+func (i *Image) putManifest(
+	ctx context.Context, mediaType string, content []byte, tag string,
+) (d ocispec.Descriptor, listed bool, err error) {
 	d = ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
 	if len(content) > MaxManifest {
 		return d, false, fmt.Errorf("push manifest %s to %s: %d bytes: %w", d.Digest, i.ref, len(content), ErrTooLarge)
@@ -296,15 +293,14 @@ type uploading struct {
 	from  io.Reader
 	size  int64
 	watch *watch
-	stats *counters
 	err   error // of from; read it after wait
 
 	once sync.Once
 	done chan struct{} // nil: never handed to the transport
 }
 
-func (u *uploading) begin(w *watch, n *counters) {
-	u.watch, u.stats, u.done = w, n, make(chan struct{})
+func (u *uploading) begin(w *watch) {
+	u.watch, u.done = w, make(chan struct{})
 }
 
 // wait returns when the transport has let go of the body.
@@ -318,7 +314,6 @@ func (u *uploading) wait() {
 func (u *uploading) Read(p []byte) (int, error) {
 	u.watch.kick()
 	n, err := u.from.Read(p)
-	u.stats.sent(n)
 	if err != nil && err != io.EOF {
 		u.err = err
 	}

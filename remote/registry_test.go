@@ -92,7 +92,7 @@ func (n *network) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 // client returns a client on this network, where all hosts speak plain HTTP unless hosts.toml says otherwise.
 func (n *network) client(cfg Config) *Client {
 	n.t.Helper()
-	cfg.PlainHTTP = func(string) bool { return true }
+	cfg.plain = true
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.wrap = func(rt http.RoundTripper) http.RoundTripper {
 		t := rt.(*http.Transport)

@@ -60,7 +60,7 @@ func artifactImage(t *testing.T, a *artifacts, api bool) (*Image, ocispec.Descri
 	}
 	refuses := a.refuses
 	a.refuses = nil
-	image, err := i.PushManifest(t.Context(), ocispec.MediaTypeImageManifest,
+	image, _, err := i.putManifest(t.Context(), ocispec.MediaTypeImageManifest,
 		fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"digest":%q,"size":2},`+
 			`"layers":[]}`, ocispec.MediaTypeImageManifest, empty.Digest), "1")
 	if err != nil {

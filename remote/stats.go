@@ -10,7 +10,6 @@ type Stats struct {
 	Requests      uint64 // HTTP requests sent, those for tokens and to redirect targets included
 	TokenRequests uint64 // of these, requests to token servers
 	BytesDown     uint64 // bytes of bodies read; those discarded included
-	BytesUp       uint64 // bytes of bodies sent
 	Retries       uint64 // attempts that failed and were followed by another
 	Failovers     uint64 // of these, where the next attempt went to another host
 	LastError     string // the latest failed attempt, whether or not a later one succeeded
@@ -18,8 +17,8 @@ type Stats struct {
 
 // counters is Stats while it counts. An image's counters pass everything on to the client's.
 type counters struct {
-	parent                                         *counters
-	requests, tokens, down, up, retries, failovers atomic.Uint64
+	parent                                     *counters
+	requests, tokens, down, retries, failovers atomic.Uint64
 
 	mu   sync.Mutex
 	last string
@@ -37,12 +36,6 @@ func (c *counters) request(token bool) {
 func (c *counters) received(n int) {
 	for ; c != nil; c = c.parent {
 		c.down.Add(uint64(n))
-	}
-}
-
-func (c *counters) sent(n int) {
-	for ; c != nil; c = c.parent {
-		c.up.Add(uint64(n))
 	}
 }
 
@@ -68,7 +61,7 @@ func (c *counters) stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Stats{
-		Requests: c.requests.Load(), TokenRequests: c.tokens.Load(), BytesDown: c.down.Load(), BytesUp: c.up.Load(),
+		Requests: c.requests.Load(), TokenRequests: c.tokens.Load(), BytesDown: c.down.Load(),
 		Retries: c.retries.Load(), Failovers: c.failovers.Load(), LastError: c.last,
 	}
 }

@@ -39,6 +39,7 @@ func help() map[string]string {
 		"remote_token_requests_total": "Of these, requests for tokens.",
 		"remote_received_bytes_total": "Bytes of blobs and manifests received from registries.",
 		"remote_retries_total":        "Requests sent again after a failure.",
+		"remote_failovers_total":      "Of these, those sent to another host of the registry.",
 		"snapshots_served_total":      "Layers served without unpacking since the start.",
 		"snapshots_fallback_total":    "Layers that could not be served, and were left to containerd.",
 		"snapshots_unannotated_total": "Layers that containerd prepared without naming their image.",
@@ -120,6 +121,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	counter("remote_token_requests_total", int64(r.TokenRequests))
 	counter("remote_received_bytes_total", int64(r.BytesDown))
 	counter("remote_retries_total", int64(r.Retries))
+	counter("remote_failovers_total", int64(r.Failovers))
 	s := c.d.snapshotter.Stats()
 	counter("snapshots_served_total", int64(s.Served))
 	counter("snapshots_fallback_total", int64(s.Fallbacks))

@@ -126,9 +126,6 @@ func (k *Keeper) Ready(status string) error { return k.tell("READY=1\nSTATUS=" +
 // Stopping tells that the daemon is about to end.
 func (k *Keeper) Stopping() error { return k.tell("STOPPING=1") }
 
-// Status tells a line about what the daemon does.
-func (k *Keeper) Status(status string) error { return k.tell("STATUS=" + line(status)) }
-
 // reserve takes name and room for n files.
 func (k *Keeper) reserve(name string, n int) error {
 	if !validName.MatchString(name) {

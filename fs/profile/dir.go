@@ -48,7 +48,6 @@ func NewDir(root string) *Dir { return &Dir{path: filepath.Join(root, dirName)} 
 // Entry is a profile of a Dir that was not read yet.
 type Entry struct {
 	Manifest digest.Digest
-	Size     int64     // bytes of the file
 	Saved    time.Time // when it last was
 }
 
@@ -83,7 +82,7 @@ func (d *Dir) List() ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list profiles: %w", err)
 		}
-		out = append(out, Entry{m, st.Size(), st.ModTime()})
+		out = append(out, Entry{m, st.ModTime()})
 	}
 	slices.SortFunc(out, func(a, b Entry) int {
 		return cmp.Or(b.Saved.Compare(a.Saved), strings.Compare(string(a.Manifest), string(b.Manifest)))

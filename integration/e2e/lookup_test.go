@@ -231,13 +231,10 @@ func TestManyArtifacts(t *testing.T) {
 			m := ocispec.Manifest{
 				MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON,
 				Layers:       []ocispec.Descriptor{ocispec.DescriptorEmptyJSON},
-				ArtifactType: "application/vnd.example.signature", Subject: &d,
-				Annotations: map[string]string{"n": strings.Repeat(fmt.Sprint(a), 500)},
+				ArtifactType: "application/vnd.example.signature",
+				Annotations:  map[string]string{"n": strings.Repeat(fmt.Sprint(a), 500)},
 			}
-			m.SchemaVersion = 2
-			b, err := json.Marshal(m)
-			mustf(t, err, "manifest")
-			_, err = im.PushManifest(ctx, m.MediaType, b, "")
+			_, err := im.PushReferrer(ctx, d, m)
 			mustf(t, err, "push")
 		}
 		if k%2 != 0 {

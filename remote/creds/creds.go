@@ -34,14 +34,6 @@ type Keychain interface {
 	Credentials(ctx context.Context, host, repository string) ([]Credential, error)
 }
 
-// Func is a function that is a Keychain.
-type Func func(ctx context.Context, host, repository string) ([]Credential, error)
-
-// Credentials implements Keychain.
-func (f Func) Credentials(ctx context.Context, host, repository string) ([]Credential, error) {
-	return f(ctx, host, repository)
-}
-
 // Chain is the keychains' answers one after the other. An error counts only when there is no answer, so that one broken helper
 // does not hide what another source knows.
 func Chain(ks ...Keychain) Keychain { return chain(ks) }

@@ -148,10 +148,18 @@ func first(found []Credential) Credential {
 	return found[0]
 }
 
+// fixed is a Keychain that always answers the same.
+type fixed struct {
+	found []Credential
+	err   error
+}
+
+func (f fixed) Credentials(context.Context, string, string) ([]Credential, error) {
+	return f.found, f.err
+}
+
 func TestChain(t *testing.T) {
-	fixed := func(err error, found ...Credential) Keychain {
-		return Func(func(context.Context, string, string) ([]Credential, error) { return found, err })
-	}
+	fixed := func(err error, found ...Credential) Keychain { return fixed{found, err} }
 	broken := errors.New("broken")
 	a, b := Credential{"a", "1"}, Credential{"", "2"}
 	for _, tc := range []struct {

@@ -28,7 +28,6 @@ type source interface {
 	Open(context.Context, ocispec.Descriptor) (io.ReadCloser, error)
 	Referrers(context.Context, digest.Digest, ...string) ([]ocispec.Descriptor, error)
 	PushBlob(context.Context, ocispec.Descriptor, io.ReadSeeker) error
-	PushManifest(ctx context.Context, mediaType string, content []byte, tag string) (ocispec.Descriptor, error)
 	PushReferrer(
 		context.Context, ocispec.Descriptor, ocispec.Manifest, ...ocispec.Descriptor,
 	) (ocispec.Descriptor, error)
@@ -62,15 +61,25 @@ func manifest(config ocispec.Descriptor) []byte {
 	return b
 }
 
+// enter stores a manifest and enters it into index.json, under a name.
+func enter(t *testing.T, i *Image, content []byte, name string) ocispec.Descriptor {
+	t.Helper()
+	d := push(t, i, content)
+	d.MediaType = ocispec.MediaTypeImageManifest
+	named := d
+	named.Annotations = map[string]string{ocispec.AnnotationRefName: name}
+	if err := i.layout.enter(named); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 func TestRoundTrip(t *testing.T) {
 	l := create(t)
 	i := l.Image("")
 	blob := bytes.Repeat([]byte("0123456789"), 1000)
 	d := push(t, i, blob)
-	want, err := i.PushManifest(t.Context(), ocispec.MediaTypeImageManifest, manifest(d), "v1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := enter(t, i, manifest(d), "v1")
 	index, err := i.PushReferrer(t.Context(), want, ocispec.Manifest{ArtifactType: "type/a", Config: d, Annotations: map[string]string{"k": "v"}})
 	if err != nil {
 		t.Fatal(err)
@@ -173,8 +182,9 @@ func TestTogether(t *testing.T) {
 	for k := range 20 {
 		wg.Go(func() {
 			i := l.Image("")
-			b := []byte(fmt.Sprintf(`{"n":%d}`, k))
-			if _, err := i.PushManifest(t.Context(), ocispec.MediaTypeImageManifest, b, fmt.Sprintf("v%d", k%10)); err != nil {
+			m := ocispec.Manifest{Config: ocispec.DescriptorEmptyJSON,
+				Annotations: map[string]string{"n": fmt.Sprint(k)}}
+			if _, err := i.PushReferrer(t.Context(), ocispec.DescriptorEmptyJSON, m); err != nil {
 				t.Error(err)
 			}
 		})
@@ -183,12 +193,5 @@ func TestTogether(t *testing.T) {
 	index, err := l.index()
 	if err != nil || len(index.Manifests) != 20 {
 		t.Fatalf("%d entries, %v", len(index.Manifests), err)
-	}
-	names := map[string]int{}
-	for _, d := range index.Manifests {
-		names[d.Annotations[ocispec.AnnotationRefName]]++
-	}
-	if len(names) != 11 || names[""] != 10 {
-		t.Errorf("names %v", names)
 	}
 }

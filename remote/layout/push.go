@@ -79,23 +79,6 @@ func (i *Image) PushBlob(_ context.Context, d ocispec.Descriptor, r io.ReadSeeke
 	return nil
 }
 
-// PushManifest stores a manifest or index and enters it into index.json, under the name tag unless that is empty. Another
-// entry of that name loses it.
-func (i *Image) PushManifest(ctx context.Context, mediaType string, content []byte, tag string) (ocispec.Descriptor, error) {
-	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
-	if len(content) > remote.MaxManifest {
-		return d, fmt.Errorf("store manifest %s in %s: %w", d.Digest, i.layout.dir, remote.ErrTooLarge)
-	}
-	if err := i.PushBlob(ctx, d, bytes.NewReader(content)); err != nil {
-		return d, err
-	}
-	entry := d
-	if tag != "" {
-		entry.Annotations = map[string]string{ocispec.AnnotationRefName: tag}
-	}
-	return d, i.layout.enter(entry)
-}
-
 // PushReferrer stores m, with the given subject, and enters it into index.json, in the place of
 // old.
 func (i *Image) PushReferrer(
@@ -118,8 +101,8 @@ func (i *Image) PushReferrer(
 	return d, i.layout.enter(d, old...)
 }
 
-// enter adds an entry to index.json, or replaces the one that is the same manifest under the same
-// name, and old, which have no names.
+// enter adds an entry without a name to index.json, in the place of those without a name that are
+// the same manifest, or one of old.
 func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err error) {
 	defer func() {
 		if err != nil {
@@ -143,20 +126,11 @@ func (l *Layout) enter(d ocispec.Descriptor, old ...ocispec.Descriptor) (err err
 	if err != nil {
 		return err
 	}
-	name := d.Annotations[ocispec.AnnotationRefName]
+	old = append(slices.Clone(old), d)
 	index.Manifests = slices.DeleteFunc(index.Manifests, func(o ocispec.Descriptor) bool {
-		other := o.Annotations[ocispec.AnnotationRefName]
 		goes := func(p ocispec.Descriptor) bool { return p.Digest == o.Digest }
-		return o.Digest == d.Digest && other == name ||
-			other == "" && slices.ContainsFunc(old, goes)
+		return o.Annotations[ocispec.AnnotationRefName] == "" && slices.ContainsFunc(old, goes)
 	})
-	for k, o := range index.Manifests {
-		if name != "" && o.Annotations[ocispec.AnnotationRefName] == name {
-			a := maps.Clone(o.Annotations)
-			delete(a, ocispec.AnnotationRefName)
-			index.Manifests[k].Annotations = a
-		}
-	}
 	index.Manifests = append(index.Manifests, d)
 	index.SchemaVersion = 2
 	b, err := json.Marshal(index)
