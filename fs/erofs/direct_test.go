@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 )
 
 // childDirect: DIR SIZE reads all files with O_DIRECT, so many bytes at a time, compares them with

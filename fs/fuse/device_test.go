@@ -16,8 +16,8 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 )
 
 // userNamespace returns a user namespace in which outside's IDs from base on are

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 )
 
 // inUse returns how many bytes of heap and stacks are in use, garbage collected.

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 )
 
 // A process's timer signals go to its first thread; a child's reads are to be made there.

@@ -23,8 +23,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
-	"github.com/mica-snapshotter/mica/fs/erofs/layertest"
 	"github.com/mica-snapshotter/mica/fs/fuse"
+	"github.com/mica-snapshotter/mica/fs/internal/layertest"
 	"github.com/mica-snapshotter/mica/index"
 )
 

@@ -9,8 +9,8 @@ import (
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
-	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
 )
 
 // FuzzScan checks that no stream makes Scan panic or return what is not a tree, and

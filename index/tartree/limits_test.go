@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index/tartree"
-	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
 )
 
 func TestLimits(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
-	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
 )
 
 // TestSameAsContainerd unpacks every nasty tar with containerd and compares the

@@ -14,8 +14,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/mica-snapshotter/mica/index/tartree/nastytar"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
+	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
