@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -245,10 +246,15 @@ type memorySource []byte
 
 func (s memorySource) Size() int64 { return int64(len(s)) }
 
-func (s memorySource) ReadAt(_ context.Context, p []byte, off int64) error {
-	copy(p, s[off:])
-	return nil
+func (s memorySource) Range(_ context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	return io.NopCloser(bytes.NewReader(s[off : off+n])), false, nil
 }
+
+func (memorySource) Suspect(_, _ int64) {}
+
+func (memorySource) Planned(_, _ int64) bool { return false }
+
+func (memorySource) Place() string { return "" }
 
 // BenchmarkErofsLazy is BenchmarkErofs for a file of 1 GiB that is fetched when it is
 // read. told: fs/layer says what it has served from memory.
