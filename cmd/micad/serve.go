@@ -203,7 +203,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	}
 	if c.Containerd != noContainerd {
 		address := cmp.Or(c.Containerd, c.Credentials.ImageService, containerd.DefaultAddress)
-		if d.containerd, err = containerd.New(address, d.log); err != nil {
+		if d.containerd, err = containerd.New(address, c.Remote.ConfigPath, d.log); err != nil {
 			return err
 		}
 	}

@@ -146,9 +146,9 @@ func source(noted map[string]string) (host, repository string, ok bool) {
 	return "", "", false
 }
 
-// locate returns a repository's reference, with the port that the host has in the names of the same
-// repository's images. Where these do not tell, because it is pulled for the first time, say, it is
-// not guessed.
+// locate returns a repository's reference, with the port that the registry has in the names of the
+// same repository's images, or else in those of the host's other images and in containerd's
+// config_path. Where these do not agree, or there are none, it is not guessed.
 func (c *Client) locate(ctx context.Context, host, repository string) (string, error) {
 	if host == dockerHub {
 		return host + "/" + repository, nil
@@ -157,9 +157,13 @@ func (c *Client) locate(ctx context.Context, host, repository string) (string, e
 	if err != nil {
 		return "", err
 	}
-	found := locators(namesOf(all), host, repository)
-	if len(found) != 1 {
-		return "", fmt.Errorf("the port of registry %s is not known", host)
+	names := namesOf(all)
+	if found := locators(names, host, repository); len(found) == 1 {
+		return found[0], nil
+	} else if len(found) == 0 {
+		if registry, ok := registryOf(names, c.configPath, host); ok {
+			return registry + "/" + repository, nil
+		}
 	}
-	return found[0], nil
+	return "", fmt.Errorf("the port of registry %s is not known", host)
 }

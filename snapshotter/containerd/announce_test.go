@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -97,22 +99,34 @@ func TestLocate(t *testing.T) {
 	for _, c := range []struct {
 		host, repository string
 		names            []string
+		folders          []string // below config_path
 		want             string
 	}{
-		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test:5000/a/b@sha256:1"}, "r.test:5000/a/b"},
-		{"r.test", "a/b", []string{"r.test/a/b:1"}, "r.test/a/b"},
-		{"::1", "a", []string{"[::1]:5000/a:1"}, "[::1]:5000/a"},
-		{"r.test", "a/b", []string{"r.test/a/b:1", "r.test:5000/a/b:1"}, ""},
-		{"r.test", "a/b", []string{"r.test/a/c:1", "r.test/a/b/c:1", "rxtest/a/b:1"}, ""},
-		{"r.test", "a/b", []string{"x.r.test/a/b:1"}, ""},
-		{"r.test", "a/b", nil, ""},
-		{"docker.io", "library/debian", nil, "docker.io/library/debian"},
+		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test:5000/a/b@sha256:1"}, nil, "r.test:5000/a/b"},
+		{"r.test", "a/b", []string{"r.test/a/b:1"}, nil, "r.test/a/b"},
+		{"::1", "a", []string{"[::1]:5000/a:1"}, nil, "[::1]:5000/a"},
+		{"r.test", "a/b", []string{"r.test/a/b:1", "r.test:5000/a/b:1"}, nil, ""},
+		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test/c:1"}, nil, "r.test:5000/a/b"},
+		{"r.test", "a/b", []string{"r.test/a/c:1", "r.test/a/b/c:1", "rxtest/a/b:1"}, nil, "r.test/a/b"},
+		{"r.test", "a/b", []string{"r.test:5000/a/c:1", "r.test/c:1"}, nil, ""},
+		{"r.test", "a/b", []string{"x.r.test/a/b:1"}, nil, ""},
+		{"r.test", "a/b", nil, nil, ""},
+		{"r.test", "a/b", nil, []string{"r.test:5000", "x.r.test", "_default"}, "r.test:5000/a/b"},
+		{"r.test", "a/b", nil, []string{"r.test_5000_"}, "r.test:5000/a/b"},
+		{"r.test", "a/b", nil, []string{"r.test", "r.test:5000"}, ""},
+		{"r.test", "a/b", []string{"r.test/a/c:1"}, []string{"r.test:5000"}, ""},
+		{"docker.io", "library/debian", nil, nil, "docker.io/library/debian"},
 	} {
 		w := newWorld(t)
 		for _, name := range c.names {
 			w.name(name, ocispec.Descriptor{
 				MediaType: ocispec.MediaTypeImageManifest, Digest: someDigest, Size: 1,
 			})
+		}
+		for _, folder := range c.folders {
+			if err := os.MkdirAll(filepath.Join(w.client.configPath, folder), 0o755); err != nil {
+				t.Fatal(err)
+			}
 		}
 		got, err := w.client.locate(w.ctx, c.host, c.repository)
 		if got != c.want || (err == nil) != (c.want != "") {

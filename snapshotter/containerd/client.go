@@ -68,19 +68,20 @@ const (
 
 // Client asks one containerd. Make it with New.
 type Client struct {
-	address string
-	conn    *grpc.ClientConn // connects by itself, and again when containerd has restarted
-	images  imagesapi.ImagesClient
-	content content.Store
-	log     *slog.Logger
+	address    string
+	configPath string           // see New
+	conn       *grpc.ClientConn // connects by itself, and again when containerd has restarted
+	images     imagesapi.ImagesClient
+	content    content.Store
+	log        *slog.Logger
 
 	mu   sync.Mutex
 	kept map[digest.Digest]document
 }
 
-// New returns a client of the containerd with this socket, which need not be there yet. Call Close
-// when done.
-func New(address string, log *slog.Logger) (*Client, error) {
+// New returns a client of the containerd with this socket, which need not be there yet. configPath is
+// its config_path for registries, folders separated by colons. Call Close when done.
+func New(address, configPath string, log *slog.Logger) (*Client, error) {
 	conn, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -91,7 +92,7 @@ func New(address string, log *slog.Logger) (*Client, error) {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
 	}
 	return &Client{
-		address: address, conn: conn, log: log,
+		address: address, configPath: configPath, conn: conn, log: log,
 		images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn),
 		kept: map[digest.Digest]document{},
 	}, nil

@@ -78,6 +78,10 @@ func (t *trial) open(ctx context.Context) error {
 		return err
 	}
 	t.node, t.pids = n, []int{n.ContainerdPID()}
+	// As on a node whose registry speaks plain HTTP. It tells micad the registry's port, too.
+	if err := n.Trust(t.registry.Host()); err != nil {
+		return err
+	}
 	if t.y.snapshotter == node.Snapshotter {
 		t.pids = append(t.pids, n.MicadPID())
 	}
