@@ -148,7 +148,7 @@ func (p *pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.name(), err)
 	}
-	rec, err := p.record(x, p.t.cache.whole(x.Header().DeviceSize))
+	rec, err := p.record(x, p.t.cache.StateOf(x.Header().DeviceSize))
 	if err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func (p *pull) scan(
 	r := watch(body, p.t.o.PullDeadline, late)
 	defer r.stop()
 	o.Whole, o.DeviceSize = true, p.t.o.Limits.LayerSize
-	o.Device, o.Windows = p.t.cache.writer(in.Device()), in.Windows()
+	o.Device, o.Windows = p.t.cache.Writer(in.Device()), in.Windows()
 	draft, err := targz.Scan(ctx, r, o)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {

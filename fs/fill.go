@@ -29,8 +29,8 @@ func (v *live) startFill() {
 	}
 }
 
-// refill brings what was thrown away of a layer that had been filled.
-func (v *live) refill() {
+// Refill implements cache.Layer: it brings what was thrown away of a layer that had been filled.
+func (v *live) Refill() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.closed && v.filling.started.Load() && !v.store.AllPresent() {
@@ -39,9 +39,9 @@ func (v *live) refill() {
 	}
 }
 
-// rest ends what is fetched in the background for a layer that nobody uses. The next read begins it
-// again.
-func (v *live) rest() {
+// Rest implements cache.Layer: it ends what is fetched in the background for a layer that nobody
+// uses. The next read begins it again.
+func (v *live) Rest() {
 	v.t.fetch.Forget(v.digest) // without the lock: what it waits for may wait for room, and that for the lock
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -205,7 +205,7 @@ func TestWholeLayerStays(t *testing.T) {
 			}
 			remount()
 			fetched("repaired", 2)
-			if err := table.GiveUp(t.Context()); err != nil {
+			if err := table.Cache().GiveUp(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if s := table.Status()[0]; s.Present != 0 {

@@ -122,7 +122,7 @@ func (v *live) start() {
 	if w := rec.Windows; w.Blob != "" {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
-	v.data = layer.New(v.index, t.cache.guard(s, v.whole()), o)
+	v.data = layer.New(v.index, t.cache.Guard(s, v.whole()), o)
 	ctx, stop := context.WithCancel(t.ctx)
 	v.stop = stop
 	t.goes(func(context.Context) { v.tend(ctx) })
@@ -323,7 +323,7 @@ func (v *live) completed(ctx context.Context) bool {
 		ok = v.complete(ctx)
 	}
 	if ctx.Err() == nil && !v.store.AllPresent() {
-		v.refill()
+		v.Refill()
 		ok = true
 	}
 	return ok || ctx.Err() != nil
@@ -359,7 +359,7 @@ func (v *live) complete(ctx context.Context) bool {
 		return errors.Is(err, os.ErrNotExist)
 	}
 	defer s.Close()
-	keep := v.t.cache.keeps(s.Size())
+	keep := v.t.cache.Fits(s.Size())
 	if !s.AllPresent() || !keep && len(s.Record().Vouchers) == 0 {
 		return true // some has gone meanwhile; or it has been proved before
 	}
@@ -432,4 +432,14 @@ func (t *Table) clearMounts(d digest.Digest) error {
 // what is mounted, which may answer to nobody.
 func removePoint(dir string) error {
 	return errors.Join(unmount(dir), ignoreMissing(os.Remove(dir)))
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }

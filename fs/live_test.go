@@ -109,7 +109,7 @@ func TestReplayEnds(t *testing.T) {
 		return len(all) == 1 && all[0].Finished
 	})
 	before := w.fetched.Load()
-	if err := table.GiveUp(t.Context()); err != nil {
+	if err := table.Cache().GiveUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(500 * time.Millisecond)

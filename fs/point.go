@@ -197,7 +197,7 @@ const localReadAhead = 2 << 20
 // what that has of the kernel, two loop devices perhaps, is free when the last who uses it has
 // gone. Over a FUSE mount, and where the kernel cannot exchange mounts, it goes over what is there.
 func (p *point) mountLocal(v *live, k kernel) error {
-	if p.mode == EROFS && !v.t.cache.solid.Load() {
+	if p.mode == EROFS && !v.t.fixed.Load() {
 		done, err := v.exchange(p, func(q *point) error { return q.mountLocal(v, k) })
 		if done || err != nil {
 			return err

@@ -7,10 +7,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
@@ -78,9 +78,8 @@ func (v *live) scanTree(r io.Reader, memory *scan) (root *index.Node, err error)
 // the index is disproved: no container that starts from then on is given the layer. (Where one is
 // not, the disk is at fault: mend puts that right.)
 func (v *live) blame(ctx context.Context) error {
-	var found Verified
-	wrong, err := v.wrongSpans(ctx, &found, func(time.Duration) {})
-	if err != nil || len(wrong) > 0 || found.Bytes != v.index.Header().DeviceSize {
+	found, err := cache.Compare(ctx, v)
+	if err != nil || found.Wrong > 0 || found.Bytes != v.index.Header().DeviceSize {
 		return err
 	}
 	v.t.log.ErrorContext(ctx, "the index from the registry has the digests of other bytes than the layer's: "+

@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/store"
 )
@@ -94,7 +95,7 @@ func TestQuota(t *testing.T) {
 			w := newWorld(t, blob)
 			w.index(nil)
 			root := testDir(t)
-			table := w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.All}, Cache: CacheOptions{Size: quota}})
+			table := w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.All}, Cache: cache.Options{Size: quota}})
 			dir := w.mountAll(table)[0]
 			var most atomic.Int64
 			ctx, stop := context.WithCancel(t.Context())
@@ -112,7 +113,7 @@ func TestQuota(t *testing.T) {
 			reading.Wait()
 			stop()
 			sampling.Wait()
-			c := table.Cache()
+			c := table.Cache().Status()
 			if limit := int64(quota + readers*spanSize); most.Load() > limit {
 				t.Errorf("%d bytes were on disk, %d allowed", most.Load(), limit)
 			}
@@ -141,7 +142,7 @@ func TestEvictionOrder(t *testing.T) {
 	w := newWorld(t, blobs...)
 	w.index(nil)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
 		Size: 9 << 20, InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
 	}})
 	inUse[w.layers[0]] = true
@@ -243,7 +244,7 @@ func TestCompleteLayerGoes(t *testing.T) {
 	w := newWorld(t, blob) // no index: it is brought whole
 	root := testDir(t)
 	inUse := func(context.Context) (map[digest.Digest]bool, error) { return nil, nil }
-	table := w.openWith(Options{Root: root, Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{InUse: inUse}})
+	table := w.openWith(Options{Root: root, Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{InUse: inUse}})
 	dir := w.mountAll(table)[0]
 	if s := table.Status()[0]; s.Mode != Local {
 		t.Fatalf("the layer is served in mode %s", s.Mode)
@@ -262,7 +263,7 @@ func TestCompleteLayerGoes(t *testing.T) {
 		}
 	})
 	before := usedBy(t, root+"/layers")
-	if err := table.GiveUp(t.Context()); err != nil {
+	if err := table.Cache().GiveUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	stop()
@@ -292,22 +293,22 @@ func TestGiveUpInUse(t *testing.T) {
 	blob, _ := manyFiles(t, 6, 8, 64<<10)
 	w := newWorld(t, blob)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{
+	table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
 		InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
 	}})
 	inUse[w.layers[0]] = true
 	w.mountAll(table)
-	if err := table.GiveUp(t.Context()); err != nil {
+	if err := table.Cache().GiveUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if s := table.Status()[0]; s.Mode != Local || s.Present != s.Total {
 		t.Errorf("the layer is %+v", s)
 	}
-	all, err := table.Usage(t.Context())
+	all, err := table.Cache().Usage(t.Context())
 	if err != nil || len(all) != 1 {
 		t.Fatalf("usage: %+v, %v", all, err)
 	}
-	if u := all[0]; !u.InUse || u.Layer != w.layers[0] || u.Size != int64(len(blob)) || u.Present != u.Unpacked || u.Disk < u.Unpacked || u.State != "verified" || u.ref() != w.ref {
+	if u := all[0]; !u.InUse || u.Layer != w.layers[0] || u.Size != int64(len(blob)) || u.Present != u.Unpacked || u.Disk < u.Unpacked || u.State != "verified" || len(u.Refs) != 1 || u.Refs[0] != w.ref {
 		t.Errorf("usage: %+v", u)
 	}
 }
@@ -343,14 +344,16 @@ func TestDiskFull(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	table := w.openWith(Options{Root: root, Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
+	table := w.openWith(Options{Root: root, Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}, Cache: cache.Options{
+		FaultPause: 4 * time.Second,
+	}})
 	dir := w.mountAll(table)[0]
 	mustList(t, dir, lines)
-	c := table.Cache()
+	c := table.Cache().Status()
 	if !strings.Contains(c.Fault, "no space left") || c.PauseUntil.IsZero() || c.Faults == 0 {
 		t.Errorf("status: %+v", c)
 	}
-	if table.cache.hold() <= 0 {
+	if table.cache.Pause() <= 0 {
 		t.Error("the background goes on")
 	}
 	if out, err := exec.CommandContext(t.Context(), "df", "--output=avail", "-B1", root).Output(); err != nil || len(strings.Fields(string(out))) != 2 || len(strings.Fields(string(out))[1]) > 6 {
@@ -359,11 +362,8 @@ func TestDiskFull(t *testing.T) {
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	table.cache.mu.Lock()
-	table.cache.paused = time.Time{} // as if time had passed
-	table.cache.mu.Unlock()
 	eventually(t, "the layer is whole", func() bool { s := table.Status()[0]; return s.Present == s.Total })
-	if c := table.Cache(); c.Fault != "" {
+	if c := table.Cache().Status(); c.Fault != "" {
 		t.Errorf("status: %+v", c)
 	}
 	mustList(t, dir, lines)
@@ -383,7 +383,7 @@ func TestDiskFullMakesRoom(t *testing.T) {
 	w := newWorld(t, old, fresh)
 	w.index(nil)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: smallDisk(t, "20M"), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{
+	table := w.openWith(Options{Root: smallDisk(t, "20M"), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
 		InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
 	}})
 	inUse[w.layers[1]] = true
@@ -418,7 +418,7 @@ func TestDiskFullMakesRoom(t *testing.T) {
 	end := sync.OnceFunc(func() { close(enough); greedy.Wait() })
 	defer end()
 	mustList(t, dirs[1], freshLines)
-	eventually(t, "what nobody uses has gone", func() bool { return table.Cache().Evicted >= files*size })
+	eventually(t, "what nobody uses has gone", func() bool { return table.Cache().Status().Evicted >= files*size })
 	end()
 	present := func(layer int) (n int64) {
 		for _, s := range table.Status() {
@@ -510,11 +510,11 @@ func TestVerify(t *testing.T) {
 				w.index(nil)
 			}
 			root := testDir(t)
-			var cache CacheOptions
+			var o cache.Options
 			if c.index {
-				cache.Size = 2_600_000 // too little for a layer that cannot go in parts
+				o.Size = 2_600_000 // too little for a layer that cannot go in parts
 			}
-			table := w.openWith(Options{Root: root, Mode: c.mode, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache})
+			table := w.openWith(Options{Root: root, Mode: c.mode, Fetch: fetch.Options{Fill: fetch.None}, Cache: o})
 			dir := w.mountAll(table)[0]
 			mustList(t, dir, lines)
 			d := w.layers[0]
@@ -548,7 +548,7 @@ func TestVerify(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 			w.broken.Store(false)
-			if c := table.Cache(); c.Corrupt < int64(got.Wrong) {
+			if c := table.Cache().Status(); c.Corrupt < int64(got.Wrong) {
 				t.Errorf("status: %+v", c)
 			}
 			again, err := table.Verify(t.Context(), d)
@@ -602,10 +602,10 @@ func TestScrub(t *testing.T) {
 	blob, lines := manyFiles(t, 10, files, size)
 	w := newWorld(t, blob)
 	w.index(nil)
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: CacheOptions{Size: 680_000, Scrub: time.Second}})
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{Size: 680_000, Scrub: time.Second}})
 	mustList(t, w.mountAll(table)[0], lines)
 	harm(t, table, w.layers[0], 5000)
-	eventually(t, "a scrub finds it", func() bool { return table.Cache().Corrupt == 1 })
-	eventually(t, "the scrub ends", func() bool { return !table.Cache().LastScrub.IsZero() })
+	eventually(t, "a scrub finds it", func() bool { return table.Cache().Status().Corrupt == 1 })
+	eventually(t, "the scrub ends", func() bool { return !table.Cache().Status().LastScrub.IsZero() })
 	eventually(t, "it is not there any more", func() bool { s := table.Status()[0]; return s.Present < s.Total })
 }

@@ -44,6 +44,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
@@ -81,8 +82,8 @@ type Options struct {
 	// last one's: Open closes it. nil: lazy mounts end with the process.
 	Keeper Keeper
 	Held   []keeper.Held
-	Cache  CacheOptions // how much of the disk layers may take
-	Log    *slog.Logger // nil: slog.Default()
+	Cache  cache.Options // how much of the disk layers may take
+	Log    *slog.Logger  // nil: slog.Default()
 
 	probe func(ctx context.Context, root string) (erofs.Support, error) // nil: erofs.Probe
 }
@@ -95,7 +96,7 @@ type Table struct {
 	names   *names
 	early   early
 	copies  copies
-	cache   *cache
+	cache   *cache.Cache
 	budget  *line.Budget
 	memory  *fuse.Memory
 	fetch   *fetch.Scheduler
@@ -104,6 +105,7 @@ type Table struct {
 	cores   cores                  // for indexes that are decompressed and checked
 	scans   *scans
 	mounter erofs.Mounter   // of what this process serves
+	fixed   atomic.Bool     // this kernel cannot put a mount in the place of another
 	ctx     context.Context // of what runs in the background; ended by Close
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -207,16 +209,10 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	budget := line.New(0, 0)
 	o.Fetch.Budget = budget
-	c, err := newCache(s, o)
-	if err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	o.Fetch.Hold = c.hold
 	t := &Table{
-		o: o, log: o.Log, store: s, names: n, cache: c,
+		o: o, log: o.Log, store: s, names: n,
 		budget:  budget,
 		memory:  fuse.NewMemory(0),
-		fetch:   fetch.New(o.Fetch),
 		sem:     make(chan struct{}, o.Downloads),
 		cores:   cores{free: runtime.GOMAXPROCS(0)},
 		scans:   newScans(o.Limits.ScanMemory, o.Scanning),
@@ -227,15 +223,19 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		held:    map[digest.Digest][]*heldMount{},
 		refused: refusals{},
 	}
-	c.t = t
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if t.cache, err = cache.New(t.ctx, cacheHost{t}, s, o.Root, o.Cache, o.Log); err != nil {
+		t.stop()
+		return nil, errors.Join(err, s.Close())
+	}
+	o.Fetch.Hold = t.cache.Pause
+	t.fetch = fetch.New(o.Fetch)
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
 	began := time.Now()
 	t.goes(func(ctx context.Context) { t.cleanUp(ctx, began) })
-	t.running.Go(func() { c.run(t.ctx) })
-	t.running.Go(func() { c.scrub(t.ctx) })
+	t.running.Go(func() { t.cache.Run(t.ctx) })
 	t.running.Go(func() { // so that the first Mount need not wait for it
 		if k, err := t.kernel(); err == nil && k.lazy == EROFS {
 			t.mounter.Warm()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
@@ -21,20 +22,20 @@ func TestRemovedIsNotCounted(t *testing.T) {
 	w.index(nil)
 	root := testDir(t)
 	table := w.openWith(Options{Root: root, Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None},
-		Cache: CacheOptions{Size: 4 * files * size}})
-	empty := table.Cache().Used
+		Cache: cache.Options{Size: 4 * files * size}})
+	empty := table.Cache().Status().Used
 	for round := range 3 {
 		dir := w.mountAll(table)[0]
 		if round > 0 {
 			mustList(t, dir, lines)
 		}
-		if used := table.Cache().Used - empty; round > 0 && used < files*size {
+		if used := table.Cache().Status().Used - empty; round > 0 && used < files*size {
 			t.Errorf("round %d: %d bytes of %d are counted", round, used, files*size)
 		}
 		if err := table.Remove(t.Context(), w.layers[0]); err != nil {
 			t.Fatal(err)
 		}
-		if c := table.Cache(); c.Used != empty || c.Full {
+		if c := table.Cache().Status(); c.Used != empty || c.Full {
 			t.Errorf("round %d: %d bytes are counted, %d are on disk", round, c.Used, usedBy(t, root+"/layers"))
 		}
 	}
@@ -55,13 +56,13 @@ func TestGivenUpStays(t *testing.T) {
 			}
 			unused := func(context.Context) (map[digest.Digest]bool, error) { return nil, nil }
 			table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: slow,
-				Cache: CacheOptions{InUse: unused}})
+				Cache: cache.Options{InUse: unused}})
 			dir := w.mountAll(table)[0]
 			eventually(t, "the fill is at work", func() bool {
 				s := table.Status()[0]
 				return s.Present > 0 && (!whole || s.Mode == Local)
 			})
-			if err := table.GiveUp(t.Context()); err != nil {
+			if err := table.Cache().GiveUp(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			if s := table.Status()[0]; s.Present != 0 {

@@ -8,7 +8,7 @@ import (
 )
 
 // A layer is whole, or not here, whose blob can only be decoded from its beginning: its spans are
-// index.Whole. It is served as any other, goes from the disk only as a whole (solid), and the first
+// index.Whole. It is served as any other, goes from the disk only as a whole, and the first
 // read of what is missing fetches all of it (layer.Options.Unpack).
 
 // whole says whether v is such a layer.
@@ -48,19 +48,4 @@ type metered struct {
 func (m *metered) Close() error {
 	defer m.memory.end()
 	return m.ReadCloser.Close()
-}
-
-// healWhole puts wrong spans right of a layer that is sealed: by one download for all of them.
-func (v *live) healWhole(ctx context.Context, wrong []int, out *Verified) error {
-	spans, err := v.index.Spans()
-	if err != nil {
-		return err
-	}
-	return v.data.Stream(ctx, wrong, func(i int, data []byte) error {
-		err := v.store.Repair(spans[i].Device, data)
-		if err == nil {
-			out.Repaired++
-		}
-		return err
-	})
 }

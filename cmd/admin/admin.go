@@ -7,15 +7,15 @@
 //	GET /v1/replays    []fs.ReplayStatus
 //	GET /v1/fallbacks  []Fallback
 //	GET /v1/profiles   []Profile
-//	GET /v1/cache      fs.CacheStatus
-//	GET /v1/usage      []fs.Usage, of all layers on disk
+//	GET /v1/cache      cache.Status
+//	GET /v1/usage      []cache.Usage, of all layers on disk
 //	GET /metrics       Prometheus' text format
 //
 // A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package fs/profile): GET; PUT, which merges it
 // with the one that is there, or replaces that with ?replace=true; DELETE.
 //
 // POST /v1/gc removes what nothing refers to, with ?unused=true also the content of layers that no container uses, and answers with
-// Collected. POST /v1/verify/LAYER checks all that is on disk of a layer and answers with fs.Verified.
+// Collected. POST /v1/verify/LAYER checks all that is on disk of a layer and answers with cache.Verified.
 //
 // Fields are added, never renamed or removed, within v1.
 package admin

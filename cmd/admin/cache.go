@@ -10,7 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
 // Paths of the part of the API that is about what lies on disk.
@@ -42,8 +42,8 @@ func (c *Client) Collect(ctx context.Context, unused bool) (Collected, error) {
 }
 
 // Verify makes micad check all that it has on disk of a layer. The error wraps os.ErrNotExist where it has none.
-func (c *Client) Verify(ctx context.Context, layer digest.Digest) (fs.Verified, error) {
-	var out fs.Verified
+func (c *Client) Verify(ctx context.Context, layer digest.Digest) (cache.Verified, error) {
+	var out cache.Verified
 	return out, c.post(ctx, PathVerify+"/"+url.PathEscape(layer.String()), &out)
 }
 

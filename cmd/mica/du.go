@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
 func duCommand() *cobra.Command {
@@ -33,8 +33,8 @@ func duCommand() *cobra.Command {
 
 // duOutput is what `mica du --json` prints.
 type duOutput struct {
-	Cache  fs.CacheStatus `json:"cache"`
-	Layers []fs.Usage     `json:"layers"`
+	Cache  cache.Status  `json:"cache"`
+	Layers []cache.Usage `json:"layers"`
 }
 
 func du(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
@@ -57,7 +57,7 @@ func printUsage(w io.Writer, out *duOutput) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "IMAGE\tLAYER\tSTATE\tIN USE\tLAYER SIZE\tUNPACKED\tPRESENT\tON DISK")
 	for _, image := range byImage(out.Layers) {
-		var sum fs.Usage
+		var sum cache.Usage
 		used := false
 		for _, u := range image.layers {
 			sum.Size += u.Size
@@ -83,13 +83,13 @@ func printUsage(w io.Writer, out *duOutput) error {
 // imageUsage is the layers that an image brought, some of which others may have too.
 type imageUsage struct {
 	ref    string
-	layers []fs.Usage
+	layers []cache.Usage
 }
 
 // byImage groups layers by the images that brought them; one that several brought is listed under each.
-func byImage(layers []fs.Usage) []imageUsage {
+func byImage(layers []cache.Usage) []imageUsage {
 	var all []imageUsage
-	add := func(ref string, u fs.Usage) {
+	add := func(ref string, u cache.Usage) {
 		i := slices.IndexFunc(all, func(x imageUsage) bool { return x.ref == ref })
 		if i < 0 {
 			i = len(all)
@@ -117,7 +117,7 @@ func yesNo(b bool) string {
 }
 
 // cacheText describes the cache in a line.
-func cacheText(c *fs.CacheStatus) string {
+func cacheText(c *cache.Status) string {
 	text := bytesText(c.Used) + " on disk"
 	if c.Quota > 0 {
 		text += " of " + bytesText(c.Quota)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
 func psCommand() *cobra.Command {
@@ -35,7 +36,7 @@ type psOutput struct {
 	Layers    []fs.Status       `json:"layers"`
 	Replays   []fs.ReplayStatus `json:"replays"`
 	Fallbacks []admin.Fallback  `json:"fallbacks"`
-	Cache     fs.CacheStatus    `json:"cache"`
+	Cache     cache.Status      `json:"cache"`
 }
 
 func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
 func verifyCommand() *cobra.Command {
@@ -40,7 +40,7 @@ func verifyCommand() *cobra.Command {
 }
 
 func verify(ctx context.Context, w io.Writer, c *admin.Client, which string, asJSON bool) error {
-	var all []fs.Usage
+	var all []cache.Usage
 	if err := c.Get(ctx, admin.PathUsage, &all); err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func verify(ctx context.Context, w io.Writer, c *admin.Client, which string, asJ
 }
 
 // matching returns the layers that which names: an image, a layer's digest or the beginning of one, or "", for all.
-func matching(all []fs.Usage, which string) (layers []digest.Digest) {
+func matching(all []cache.Usage, which string) (layers []digest.Digest) {
 	for _, u := range all {
 		d := u.Layer.String()
 		if which == "" || slices.Contains(u.Refs, which) || len(which) >= 4 && (strings.HasPrefix(d, which) || strings.HasPrefix(u.Layer.Encoded(), which)) {
@@ -86,7 +86,7 @@ func matching(all []fs.Usage, which string) (layers []digest.Digest) {
 	return layers
 }
 
-func verifiedText(v *fs.Verified) string {
+func verifiedText(v *cache.Verified) string {
 	text := fmt.Sprintf("%s  %s in %d spans", short(v.Layer.String()), bytesText(v.Bytes), v.Spans)
 	switch {
 	case v.Error != "":

@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
 // inUse returns the layers that containers use.
@@ -25,9 +25,9 @@ func (d *daemon) inUse(ctx context.Context) (map[digest.Digest]bool, error) {
 
 // handleCache adds the part of package admin's API that is about what lies on disk.
 func (d *daemon) handleCache(mux *http.ServeMux) {
-	mux.HandleFunc("GET "+admin.PathCache, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Cache()) })
+	mux.HandleFunc("GET "+admin.PathCache, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Cache().Status()) })
 	mux.HandleFunc("GET "+admin.PathUsage, func(w http.ResponseWriter, r *http.Request) {
-		all, err := d.table.Usage(r.Context())
+		all, err := d.table.Cache().Usage(r.Context())
 		d.answerOr(w, all, err)
 	})
 	mux.HandleFunc("POST "+admin.PathGC, func(w http.ResponseWriter, r *http.Request) {
@@ -58,15 +58,15 @@ func (d *daemon) collect(ctx context.Context, unused bool) (admin.Collected, err
 	if d.restoring.Load() {
 		return admin.Collected{}, errors.New("layers of an earlier run are still being mounted: it is not known yet what is used. Try again later")
 	}
-	before, err := d.table.Usage(ctx)
+	before, err := d.table.Cache().Usage(ctx)
 	if err != nil {
 		return admin.Collected{}, err
 	}
 	errs := []error{d.snapshotter.Cleanup(ctx), d.table.Sweep(ctx)}
 	if unused {
-		errs = append(errs, d.table.GiveUp(ctx))
+		errs = append(errs, d.table.Cache().GiveUp(ctx))
 	}
-	after, err := d.table.Usage(ctx)
+	after, err := d.table.Cache().Usage(ctx)
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return admin.Collected{}, fmt.Errorf("collect garbage: %w", err)
 	}
@@ -74,14 +74,14 @@ func (d *daemon) collect(ctx context.Context, unused bool) (admin.Collected, err
 }
 
 // freed compares two usages.
-func freed(before, after []fs.Usage) admin.Collected {
+func freed(before, after []cache.Usage) admin.Collected {
 	out := admin.Collected{Freed: []admin.Freed{}}
 	for _, b := range before {
 		f := admin.Freed{Layer: b.Layer, Bytes: b.Disk, Removed: true}
 		if n := len(b.Refs); n > 0 {
 			f.Ref = b.Refs[n-1]
 		}
-		if k := slices.IndexFunc(after, func(a fs.Usage) bool { return a.Layer == b.Layer }); k >= 0 {
+		if k := slices.IndexFunc(after, func(a cache.Usage) bool { return a.Layer == b.Layer }); k >= 0 {
 			f.Bytes, f.Removed = b.Disk-after[k].Disk, false
 		}
 		if f.Bytes > 0 || f.Removed {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 )
 
@@ -150,7 +151,7 @@ func (c *config) fetchOptions() (fetch.Options, error) {
 }
 
 // cacheOptions returns what the section cache says.
-func (c *config) cacheOptions() (o fs.CacheOptions, err error) {
+func (c *config) cacheOptions() (o cache.Options, err error) {
 	o.Scrub = time.Duration(c.Cache.Scrub)
 	if o.Scrub < 0 {
 		return o, errors.New("cache.scrub_interval must not be negative")

@@ -98,7 +98,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("replay_brought_bytes", brought)
 	gauge("replay_read_bytes", read)
 	gauge("replay_missed_reads", missed)
-	disk := c.d.table.Cache()
+	disk := c.d.table.Cache().Status()
 	gauge("cache_bytes", disk.Used)
 	gauge("cache_quota_bytes", disk.Quota)
 	counter("cache_evicted_bytes_total", disk.Evicted)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/integration/faults"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
@@ -75,7 +75,7 @@ func TestQuota(t *testing.T) {
 		t.Errorf("only %d bytes were on disk: the cache is no use", most)
 	}
 
-	var c fs.CacheStatus
+	var c cache.Status
 	mustf(t, admin.Get(ctx, "/v1/cache", &c), "cache")
 	if c.Quota != quota || c.Evicted < tree.Bytes()-2*quota || c.Corrupt != 0 {
 		t.Errorf("cache: %+v", c)
@@ -83,8 +83,8 @@ func TestQuota(t *testing.T) {
 	out, err := n.Mica(ctx, "du", "--address", n.MicadAddress(), "--json")
 	mustf(t, err, "mica du")
 	var du struct {
-		Cache  fs.CacheStatus
-		Layers []fs.Usage
+		Cache  cache.Status
+		Layers []cache.Usage
 	}
 	mustf(t, json.Unmarshal([]byte(out), &du), "read du")
 	if len(du.Layers) != 3 || !du.Layers[0].InUse || du.Layers[0].Present > du.Layers[0].Unpacked {

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/node"
 )
@@ -16,9 +16,9 @@ import (
 func TestAgainAndAgain(t *testing.T) {
 	ref := small(t, "again")
 	n := fixture.Node(t, node.Options{DemandOnly: true})
-	cache := func() fs.CacheStatus {
+	cache := func() cache.Status {
 		var out struct {
-			Cache fs.CacheStatus `json:"cache"`
+			Cache cache.Status `json:"cache"`
 		}
 		text, err := n.Mica(fixture.Context(t), "ps", "--json", "--address", n.MicadAddress())
 		mustf(t, err, "mica ps")

@@ -1,4 +1,4 @@
-package fs
+package cache
 
 import (
 	"context"
@@ -28,15 +28,15 @@ type Usage struct {
 }
 
 // Usage returns what all layers on disk take, ordered by image and layer.
-func (t *Table) Usage(ctx context.Context) ([]Usage, error) {
-	all, err := t.store.Layers()
+func (c *Cache) Usage(ctx context.Context) ([]Usage, error) {
+	all, err := c.store.Layers()
 	if err != nil {
 		return nil, fmt.Errorf("usage of layers: %w", err)
 	}
-	inUse, _ := t.cache.look(ctx, 0)
+	inUse, _ := c.look(ctx, 0)
 	out := make([]Usage, 0, len(all))
 	for _, d := range all {
-		u, err := t.usage(d)
+		u, err := c.usageOf(d)
 		if errors.Is(err, iofs.ErrNotExist) {
 			continue // it has gone meanwhile
 		}
@@ -59,11 +59,11 @@ func (u *Usage) ref() string {
 	return u.Refs[len(u.Refs)-1]
 }
 
-func (t *Table) usage(d digest.Digest) (u Usage, err error) {
+func (c *Cache) usageOf(d digest.Digest) (u Usage, err error) {
 	u.Layer, u.State = d, "damaged"
-	l, err := t.store.Layer(d)
+	l, err := c.store.Layer(d)
 	if errors.Is(err, store.ErrDamaged) {
-		u.Disk, err = t.store.LayerUsage(d)
+		u.Disk, err = c.store.LayerUsage(d)
 		return u, err
 	}
 	if err != nil {
@@ -71,25 +71,9 @@ func (t *Table) usage(d digest.Digest) (u Usage, err error) {
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	rec := l.Record()
-	u.Refs, u.State, u.Size, u.Unpacked, u.LastUsed = rec.Refs, rec.State.String(), rec.LayerSize, rec.DeviceSize, l.LastUsed()
+	u.Refs, u.State, u.LastUsed = rec.Refs, rec.State.String(), l.LastUsed()
+	u.Size, u.Unpacked = rec.LayerSize, rec.DeviceSize
 	_, u.Present = l.Count()
 	u.Disk, err = l.DiskUsage()
 	return u, err
-}
-
-// GiveUp lets all content go of layers that no container uses, and stays able to serve them: they are fetched again when
-// somebody reads them.
-func (t *Table) GiveUp(ctx context.Context) error {
-	l := t.cache.lot(ctx, 0)
-	l.layers = slices.DeleteFunc(l.layers, l.inUse)
-	for _, v := range l.layers {
-		v.rest()
-	}
-	limit, _ := l.upTo(1 << 62)
-	freed, err := l.take(ctx, 1<<62, limit)
-	t.cache.evicted.Add(freed)
-	if err != nil {
-		return fmt.Errorf("give up unused content: %w", err)
-	}
-	return nil
 }

@@ -13,10 +13,11 @@ import (
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 
-// loosen makes a complete layer lazy again, without content, and returns how many bytes of it went. Its mount points show it at any
-// moment. Who uses a mount of the complete layer still reads that to the end: their device is kept by the kernel until the
-// last of them has gone.
-func (v *live) loosen(ctx context.Context) (int64, error) {
+// MakeLazy implements cache.Layer: it makes a complete layer lazy again, without content, and returns
+// how many bytes of it went. Its mount points show it at any moment. Who uses a mount of the complete
+// layer still reads that to the end: their device is kept by the kernel until the last of them has
+// gone.
+func (v *live) MakeLazy(ctx context.Context) (int64, error) {
 	k, err := v.t.kernel()
 	if err != nil {
 		return 0, err
@@ -33,10 +34,10 @@ func (v *live) loosen(ctx context.Context) (int64, error) {
 			continue
 		}
 		if k.lazy != EROFS {
-			v.t.cache.solid.Store(true)
+			v.t.fixed.Store(true)
 			return 0, nil
 		}
-		if err := v.loosenPoint(ctx, p, k); err != nil {
+		if err := v.makeLazyPoint(ctx, p, k); err != nil {
 			return 0, fmt.Errorf("make layer %s lazy: %w", v.digest, err)
 		}
 		if p.mode == Local {
@@ -52,8 +53,8 @@ func (v *live) loosen(ctx context.Context) (int64, error) {
 	return bytes, nil
 }
 
-// loosenPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
-func (v *live) loosenPoint(ctx context.Context, p *point, k kernel) error {
+// makeLazyPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
+func (v *live) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
 	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
 	if err == nil && !done {
 		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until "+
@@ -76,7 +77,7 @@ func (v *live) exchange(p *point, mount func(*point) error) (done bool, err erro
 	}
 	err = erofs.Replace(dir, p.dir)
 	if errors.Is(err, unix.EINVAL) {
-		v.t.cache.solid.Store(true) // Linux 6.5 can
+		v.t.fixed.Store(true) // Linux 6.5 can
 		return false, nil
 	}
 	if err != nil {
