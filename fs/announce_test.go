@@ -11,6 +11,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/proof"
 )
 
 // counted counts the requests that the world's registry gets, by a part of their path.
@@ -27,7 +28,7 @@ func (w *world) counted(part string) *atomic.Int64 {
 
 func (w *world) announce(t *Table) {
 	w.t.Helper()
-	if err := t.Announce(repositoryOf(w.ref), w.manifest, w.layers); err != nil {
+	if err := t.Announce(proof.RepositoryOf(w.ref), w.manifest, w.layers); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -159,7 +160,7 @@ func TestAnnouncedWithoutIndex(t *testing.T) {
 func TestManyAnnounced(t *testing.T) {
 	w := newWorld(t, layerOf(t, entry{"a", 0o644, smallFile}))
 	table := w.open(testDir(t), Auto)
-	repository := repositoryOf(w.ref)
+	repository := proof.RepositoryOf(w.ref)
 	for i := range 3 * maxAnnounced {
 		if err := table.Announce(repository+strings.Repeat("x", i), w.manifest, w.layers); err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -93,7 +94,7 @@ func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec 
 		return rec, err
 	}
 	rec.Windows, err = b.windowsOf(l)
-	rec.Vouchers = []string{repositoryOf(p.name())}
+	rec.Vouchers = []string{proof.RepositoryOf(p.name())}
 	return rec, err
 }
 

@@ -66,7 +66,8 @@ func (t *Table) Verify(ctx context.Context, d digest.Digest) (cache.Verified, er
 	return out, nil
 }
 
-// mend puts right what is wrong on disk of a layer whose bytes together are not what they should be.
+// mend puts right what is wrong on disk of a layer whose bytes together are not what they should
+// be.
 func (v *live) mend(ctx context.Context) {
 	if _, err := v.t.cache.Verify(ctx, v); err != nil && ctx.Err() == nil {
 		v.t.log.ErrorContext(ctx, "layer on disk is wrong", "layer", v.digest, "err", err)

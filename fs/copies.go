@@ -8,6 +8,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
@@ -45,7 +46,7 @@ func (c *copies) of(rec *store.Record, e *early) *layer.Copy {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range c.all {
-		if f.windows != rec.Windows.Blob || !slices.Contains(rec.Vouchers, f.repository) {
+		if f.windows != rec.Windows.Blob || !proof.Vouches(rec, f.repository) {
 			continue
 		}
 		frames := map[int]index.Range{}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/remote"
@@ -96,7 +97,7 @@ func (p *pull) earlyCopy(refs []ocispec.Descriptor, x artifact.Index, took time.
 	}
 	missing := p.missing()
 	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool { return !slices.Contains(missing, f.Layer) })
-	p.t.copies.add(foundCopy{p.image, repositoryOf(p.name()), x.Windows.Digest, &c})
+	p.t.copies.add(foundCopy{p.image, proof.RepositoryOf(p.name()), x.Windows.Digest, &c})
 	context.AfterFunc(p.ctx, func() { p.t.copies.remove(&c) })
 	var ranges []index.Range
 	for _, f := range c.Frames {

@@ -384,9 +384,9 @@ func TestPanicInProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	memory := table.scans.begin(t.Context())
-	defer memory.end()
-	if _, err := v.scanTree(panics{}, memory); err == nil || table.Panics() != 1 {
+	_, done, err := v.Tree(t.Context(), panics{})
+	defer done()
+	if err == nil || table.Panics() != 1 {
 		t.Errorf("%d panics, error %v", table.Panics(), err)
 	}
 }

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -31,7 +33,7 @@ type live struct {
 	data    *layer.Layer
 	origins *origins
 	filling filling
-	trust   trust
+	proof   *proof.Proof
 	opened  time.Time
 	came    chan struct{}      // a token: the last span has come
 	stop    context.CancelFunc // of tend
@@ -122,6 +124,7 @@ func (v *live) start() {
 	if w := rec.Windows; w.Blob != "" {
 		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
+	v.proof = proof.New(v, t.o.LocalIndexes, t.log)
 	v.data = layer.New(v.index, t.cache.Guard(s, v.whole()), o)
 	ctx, stop := context.WithCancel(t.ctx)
 	v.stop = stop
@@ -135,7 +138,8 @@ func (v *live) start() {
 		return
 	}
 	t.fetch.Whole(v.digest)
-	if (rec.State != store.Verified || len(rec.Vouchers) > 0) && !rec.Disproved {
+	standing := proof.Of(&rec)
+	if standing == proof.Endorsed || standing == proof.Proved && rec.State != store.Verified {
 		v.lastCame() // an earlier run has not come to it
 	}
 }
@@ -343,6 +347,11 @@ func (v *live) saved(ctx context.Context) bool {
 		}
 		return false
 	}
+	rec := s.Record()
+	b, err := v.origins.blob(ocispec.Descriptor{Digest: rec.Layer, Size: rec.LayerSize})
+	if err == nil {
+		b.Forget() // all of it is here
+	}
 	return true
 }
 
@@ -350,8 +359,7 @@ func (v *live) saved(ctx context.Context) bool {
 // points: containers that start from now on do without the daemon. False: it is worth another
 // attempt.
 func (v *live) complete(ctx context.Context) bool {
-	v.trust.proving.Lock()
-	defer v.trust.proving.Unlock()
+	defer v.proof.Settling()()
 	log := v.t.log.With("layer", v.digest)
 	// An opening of its own: the layer may be closed or removed meanwhile.
 	s, err := v.t.store.Layer(v.digest)
@@ -360,18 +368,15 @@ func (v *live) complete(ctx context.Context) bool {
 	}
 	defer s.Close()
 	keep := v.t.cache.Fits(s.Size())
-	if !s.AllPresent() || !keep && len(s.Record().Vouchers) == 0 {
+	if !s.AllPresent() || !keep && v.proof.Standing() == proof.Proved {
 		return true // some has gone meanwhile; or it has been proved before
 	}
-	if gone := s.Evictions() + 1; v.trust.proved != gone {
-		if err := v.prove(ctx, s); err != nil {
-			if ctx.Err() == nil && !s.Record().Disproved {
-				log.Error("complete layer stays served by micad", "err", err)
-				v.mend(ctx)
-			}
-			return !ofDisk(err)
+	if err := v.proof.Check(ctx, s); err != nil {
+		if ctx.Err() == nil && v.proof.Standing() != proof.Disproved {
+			log.Error("complete layer stays served by micad", "err", err)
+			v.mend(ctx)
 		}
-		v.trust.proved = gone
+		return !ofDisk(err)
 	}
 	if !keep {
 		// Its spans can go one by one, for as long as the kernel does not read it by itself.

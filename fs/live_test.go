@@ -43,8 +43,7 @@ func stalled(t *testing.T) (v *live, release func()) {
 func TestLostBeforeCheck(t *testing.T) {
 	v, release := stalled(t)
 	func() {
-		v.trust.proving.Lock() // nothing is checked
-		defer v.trust.proving.Unlock()
+		defer v.proof.Settling()() // nothing is checked
 		release()
 		eventually(t, "all has come", v.store.AllPresent)
 		if n, err := v.data.Evict([]int{0}); n == 0 || err != nil {

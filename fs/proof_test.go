@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
@@ -38,7 +39,7 @@ func TestForgedTree(t *testing.T) {
 				t.Fatal("the forged tree shows what the layer has: nothing is tested")
 			}
 			for _, v := range table.opened() {
-				if err := v.fetchAndProve(t.Context()); err != nil {
+				if err := v.proof.Prove(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -131,7 +132,7 @@ func TestForgedWindow(t *testing.T) {
 	var err error
 	eventually(t, "the layer is not given to containers any more", func() bool {
 		_, err = table.Mount(t.Context(), w.layer(0), nil)
-		return errors.Is(err, ErrDisproved)
+		return errors.Is(err, proof.ErrDisproved)
 	})
 	if !errors.Is(err, ErrUnavailable) {
 		t.Errorf("error %v", err)

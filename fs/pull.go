@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -26,7 +27,7 @@ type pullKey struct {
 }
 
 func keyOf(ref string, manifest digest.Digest) pullKey {
-	return pullKey{repositoryOf(ref), manifest}
+	return pullKey{proof.RepositoryOf(ref), manifest}
 }
 
 // pull brings the layers of one image.

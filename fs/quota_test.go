@@ -484,8 +484,7 @@ func awaitProof(t *testing.T, table *Table) {
 		r := v.store.Record()
 		return r.State != store.Lazy && len(r.Vouchers) == 0
 	})
-	v.trust.proving.Lock() // the check has it until it has ended
-	defer v.trust.proving.Unlock()
+	v.proof.Settling()() // the check has it until it has ended
 }
 
 func TestVerify(t *testing.T) {

@@ -36,7 +36,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,7 +51,6 @@ import (
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/store"
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -348,7 +346,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	}
 	dir, err := v.mount(ctx, l.Dir, below)
 	if err == nil {
-		err = v.shown()
+		err = v.proof.Shown()
 	}
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, l, err)
@@ -442,58 +440,6 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 			return nil, err
 		}
 	}
-}
-
-// believedLayer is layer, once its index may be used for the image, and so may those of the layers
-// below whose directories it is to inherit attributes from. What another repository has brought, and
-// cannot be proved because of what it says, gives way to what the image's own repository has.
-func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*live, error) {
-	for {
-		v, err := t.layer(ctx, l, below)
-		if err != nil {
-			return nil, err
-		}
-		err = v.believed(ctx, l, below)
-		foreign := !slices.Contains(v.store.Record().Vouchers, repositoryOf(l.Ref))
-		if foreign && (errors.Is(err, ErrDisproved) || errors.Is(err, index.ErrCorrupt)) {
-			if err := t.downloadInstead(ctx, v, l, below); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if got := v.index.Header().DiffID; l.DiffID != "" && got != l.DiffID {
-			if len(v.store.Record().Vouchers) == 0 {
-				return nil, fmt.Errorf("%w: that is %s, the image names %s", ErrDisproved, got, l.DiffID)
-			}
-			return nil, fmt.Errorf(
-				"its index is of a tar with digest %s, the image names %s: one of the two lies", got, l.DiffID)
-		}
-		return v, t.believedBelow(ctx, v, l, below)
-	}
-}
-
-// believedBelow returns when a layer may inherit from those below it.
-func (t *Table) believedBelow(ctx context.Context, v *live, l Layer, below []Below) error {
-	implicit, err := v.index.Implicit()
-	if err != nil || len(implicit) == 0 {
-		return err
-	}
-	for i, b := range below {
-		if b.Digest == "" {
-			continue
-		}
-		under, err := t.stored(Layer{Digest: b.Digest})
-		if err == nil {
-			err = under.believed(ctx, Layer{Ref: l.Ref, Manifest: l.Manifest, Digest: b.Digest}, below[i+1:])
-		}
-		if err != nil {
-			return fmt.Errorf("layer %s below: %w", b.Digest, err)
-		}
-	}
-	return nil
 }
 
 // stored returns the live layer if the store has it, else an error that wraps os.ErrNotExist.

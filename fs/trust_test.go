@@ -6,23 +6,9 @@ import (
 	"testing"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
 )
-
-func TestRepositoryOf(t *testing.T) {
-	for ref, want := range map[string]string{
-		"docker.io/library/debian:12":           "docker.io/library/debian",
-		"localhost:5000/a/b":                    "localhost:5000/a/b",
-		"localhost:5000/a/b:tag@sha256:0123":    "localhost:5000/a/b",
-		"registry.example/team/app@sha256:0123": "registry.example/team/app",
-		"registry.example:443/team/app:v1":      "registry.example:443/team/app",
-		"":                                      "",
-	} {
-		if got := repositoryOf(ref); got != want {
-			t.Errorf("repository of %q is %q, want %q", ref, got, want)
-		}
-	}
-}
 
 // setuid forges the tree of the layer that has /etc.
 func setuid(d *index.Draft) {
@@ -150,14 +136,14 @@ func TestDisproved(t *testing.T) {
 	if proved, _ := table.Trust(l); proved {
 		t.Error("it is not unproved")
 	}
-	if err := table.Prove(t.Context(), l.Digest); !errors.Is(err, ErrDisproved) {
+	if err := table.Prove(t.Context(), l.Digest); !errors.Is(err, proof.ErrDisproved) {
 		t.Errorf("proof: %v", err)
 	}
 	for range 2 {
-		if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, ErrDisproved) {
+		if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, proof.ErrDisproved) {
 			t.Errorf("mount: %v", err)
 		}
-		if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, ErrDisproved) {
+		if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, proof.ErrDisproved) {
 			t.Errorf("vouched: %v, %v", ok, err)
 		}
 		if err := table.Close(); err != nil {
@@ -175,7 +161,7 @@ func TestDisproved(t *testing.T) {
 	if proved, _ := table.Trust(l); proved {
 		t.Error("it is proved to be what it is not")
 	}
-	if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, ErrDisproved) {
+	if ok, err := table.Vouched(t.Context(), l); ok || !errors.Is(err, proof.ErrDisproved) {
 		t.Errorf("vouched for what it is not: %v, %v", ok, err)
 	}
 	// Removed, it may be brought anew.

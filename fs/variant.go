@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
@@ -378,8 +379,8 @@ func (v *live) writeVariant(c *changes) error {
 	if path == v.store.IndexPath() {
 		return nil
 	}
-	if v.trust.forged.Load() {
-		return errForged
+	if v.proof.Forged() {
+		return proof.ErrForged
 	}
 	if _, err := os.Stat(path); err == nil {
 		return nil

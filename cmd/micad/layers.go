@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/snapshotter"
 )
 
@@ -64,7 +65,7 @@ func known(err error) error {
 	if errors.Is(err, fs.ErrUnavailable) {
 		err = fmt.Errorf("%w: %w", err, snapshotter.ErrUnavailable)
 	}
-	if errors.Is(err, fs.ErrDisproved) {
+	if errors.Is(err, proof.ErrDisproved) {
 		err = fmt.Errorf("%w: %w", err, snapshotter.ErrDisproved)
 	}
 	return err

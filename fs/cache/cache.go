@@ -109,8 +109,8 @@ type Cache struct {
 	lastScrub time.Time
 }
 
-// New returns the cache of a store in a folder of the filesystem whose size counts. Nobody waits for
-// room after ctx has ended.
+// New returns the cache of a store in a folder of the filesystem whose size counts. Nobody waits
+// for room after ctx has ended.
 func New(
 	ctx context.Context, host Host, s *store.Store, root string, o Options, log *slog.Logger,
 ) (*Cache, error) {

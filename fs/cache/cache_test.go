@@ -208,8 +208,8 @@ func TestGiveUp(t *testing.T) {
 	}
 }
 
-// TestRefused: a span for which nothing can go is refused, and one of a layer that goes as a whole is
-// not.
+// TestRefused: a span for which nothing can go is refused, and one of a layer that goes as a whole
+// is not.
 func TestRefused(t *testing.T) {
 	n := newNode(t)
 	f := n.add(2, store.Verified)

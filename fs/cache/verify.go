@@ -84,8 +84,8 @@ func (c *Cache) verify(ctx context.Context, v Layer, rest pacer) (Verified, erro
 	return out, nil
 }
 
-// Compare compares what is on disk of a layer with its digests, and changes nothing but that a whole
-// layer that is not what its diffID names is set aside.
+// Compare compares what is on disk of a layer with its digests, and changes nothing but that a
+// whole layer that is not what its diffID names is set aside.
 func Compare(ctx context.Context, v Layer) (out Verified, err error) {
 	_, err = compare(ctx, v, &out, atOnce)
 	return out, err
@@ -196,8 +196,8 @@ func checkIndex(ctx context.Context, s *store.Layer) error {
 	return x.Verify(ctx)
 }
 
-// setAside makes the next start find that the layer is damaged, which then fetches it anew. What has
-// the index open keeps it. The error, which it returns in any case, says what came of that.
+// setAside makes the next start find that the layer is damaged, which then fetches it anew. What
+// has the index open keeps it. The error, which it returns in any case, says what came of that.
 func setAside(s *store.Layer) error {
 	if err := s.SetAside(); err != nil {
 		return err
