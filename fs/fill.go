@@ -75,21 +75,6 @@ func (v *live) wasRead() {
 // the cores to it.
 func (t *Table) Starting() { t.budget.Starts.Starting() }
 
-// opened returns the layers that are open.
-func (t *Table) opened() []*live {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var all []*live
-	for _, s := range t.live {
-		if s.ready.Load() {
-			if v, err := s.open(); err == nil {
-				all = append(all, v)
-			}
-		}
-	}
-	return all
-}
-
 // maxReplays bounds the replays that are remembered for Replays.
 const maxReplays = 100
 

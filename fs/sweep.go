@@ -66,3 +66,37 @@ func (t *Table) sweep(ctx context.Context, layers []digest.Digest) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Remove unmounts a layer and frees its space; no error if it is not there. It must not
+// run together with Mount of the same layer.
+func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
+	t.mu.Lock()
+	delete(t.claims.wanted, d)
+	t.mu.Unlock()
+	t.promises.settle(d, nil)
+	t.lost(d)
+	return t.discard(ctx, d)
+}
+
+// discard takes a layer away, mounts and content.
+func (t *Table) discard(ctx context.Context, d digest.Digest) error {
+	if err := errors.Join(t.Unmount(d), t.names.forget(d), t.store.Remove(d)); err != nil {
+		return fmt.Errorf("remove layer %s: %w", d, err)
+	}
+	t.log.InfoContext(ctx, "layer removed", "layer", d)
+	return nil
+}
+
+// Unmount takes a layer's mounts away and keeps its content; no error if there are none. It must not
+// run together with Mount of the same layer.
+func (t *Table) Unmount(d digest.Digest) error {
+	t.mu.Lock()
+	s := t.live[d]
+	delete(t.live, d)
+	t.mu.Unlock()
+	var err error
+	if s != nil {
+		err = s.close()
+	}
+	return errors.Join(err, t.clearMounts(d))
+}

@@ -102,21 +102,6 @@ func (t *Table) Trust(l Layer) (proved, forged bool) {
 	return v == nil || v.proof.Shown() == nil, rec.Forged
 }
 
-// openNow returns a layer of the table if it is open, else nil.
-func (t *Table) openNow(d digest.Digest) *live {
-	t.mu.Lock()
-	s := t.live[d]
-	t.mu.Unlock()
-	if s == nil || !s.ready.Load() {
-		return nil
-	}
-	v, err := s.open()
-	if err != nil {
-		return nil
-	}
-	return v
-}
-
 // Vouched says whether the layer, which is here, may be shown to images of l.Ref's repository: it
 // is proved, or that repository has the very index that shows it, which may take a request. It may
 // not where the answer cannot be had. An error says that no proof will change that.
