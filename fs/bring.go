@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	iofs "io/fs"
 	"slices"
 	"time"
@@ -14,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/proof"
+	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -171,8 +171,8 @@ func (p *pull) scan(
 		return nil, err
 	}
 	defer body.Close()
-	r := watch(body, p.t.o.PullDeadline, late)
-	defer r.stop()
+	r := source.Watch(body, p.t.o.PullDeadline, late)
+	defer r.Stop()
 	o.Whole, o.DeviceSize = true, p.t.o.Limits.LayerSize
 	o.Device, o.Windows = p.t.cache.Writer(in.Device()), in.Windows()
 	draft, err := targz.Scan(ctx, r, o)
@@ -288,28 +288,3 @@ const maxDownloads = 3
 
 // errSent is wrapped by the errors of downloads that were not the layer.
 var errSent = errors.New("the registry or a proxy sent something else")
-
-// watched is a reader that tells when nothing has come for a while.
-type watched struct {
-	r     io.Reader
-	err   error // of r, but io.EOF
-	limit time.Duration
-	timer *time.Timer
-}
-
-func watch(r io.Reader, limit time.Duration, stalled func()) *watched {
-	return &watched{r: r, limit: limit, timer: time.AfterFunc(limit, stalled)}
-}
-
-// Read implements io.Reader. Time between two calls, when nobody wants bytes, does not count.
-func (w *watched) Read(p []byte) (int, error) {
-	w.timer.Reset(w.limit)
-	n, err := w.r.Read(p)
-	w.timer.Stop()
-	if err != nil && !errors.Is(err, io.EOF) {
-		w.err = err
-	}
-	return n, err
-}
-
-func (w *watched) stop() { w.timer.Stop() }

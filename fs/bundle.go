@@ -16,6 +16,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
+	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
@@ -237,7 +238,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w
 			if _, err := io.ReadFull(w.reader(body), b); err != nil {
 				return err
 			}
-			p.t.budget.Host(placeOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
+			p.t.budget.Host(source.RegistryOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
 			_, err = f.WriteAt(b, off)
 			return err
 		})

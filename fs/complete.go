@@ -74,7 +74,7 @@ func (v *live) saved(ctx context.Context) bool {
 		return false
 	}
 	rec := s.Record()
-	b, err := v.origins.blob(ocispec.Descriptor{Digest: rec.Layer, Size: rec.LayerSize})
+	b, err := v.origins.Blob(ocispec.Descriptor{Digest: rec.Layer, Size: rec.LayerSize})
 	if err == nil {
 		b.Forget() // all of it is here
 	}

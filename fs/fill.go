@@ -63,9 +63,9 @@ func (v *live) wasRead() {
 	}
 	v.t.budget.Starts.Started()
 	v.startFill()
-	ref := v.origins.latest()
+	ref := v.origins.Latest()
 	for _, other := range v.t.opened() {
-		if other.origins.latest() == ref {
+		if other.origins.Latest() == ref {
 			other.startFill()
 		}
 	}

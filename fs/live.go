@@ -16,6 +16,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/proof"
+	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
@@ -30,7 +31,7 @@ type live struct {
 	index   *index.Layer
 	marks   func() (index.Marks, error) // the index's, looked for once
 	data    *layer.Layer
-	origins *origins
+	origins *source.Origins
 	filling filling
 	proof   *proof.Proof
 	opened  time.Time
@@ -109,11 +110,11 @@ func (t *Table) openFolder(d digest.Digest) (*live, error) {
 func (v *live) start() {
 	t, s := v.t, v.store
 	rec := s.Record()
-	v.origins = &origins{client: t.o.Remote, patience: t.o.ReadDeadline, early: &t.early, refs: rec.Refs}
+	v.origins = source.NewOrigins(t.o.Remote, t.o.ReadDeadline, &t.prefetch, rec.Refs)
 	o := layer.Options{
-		Blob:     newSource(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
+		Blob:     source.New(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
 		Unpack:   v.unpack,
-		Copy:     t.copies.of(&rec, &t.early),
+		Copy:     t.prefetch.CopyOf(&rec),
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
 		Complete: v.lastCame,
@@ -121,7 +122,7 @@ func (v *live) start() {
 		Log:      t.log,
 	}
 	if w := rec.Windows; w.Blob != "" {
-		o.Windows = newSource(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
+		o.Windows = source.New(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
 	}
 	v.proof = proof.New(v, t.o.LocalIndexes, t.log)
 	v.data = layer.New(v.index, t.cache.Guard(s, v.whole()), o)
@@ -224,7 +225,7 @@ func mountKey(d digest.Digest) string {
 
 // addRef notes an image that brought the layer.
 func (v *live) addRef(ref string) error {
-	if ref == "" || !v.origins.add(ref) {
+	if ref == "" || !v.origins.Add(ref) {
 		return nil
 	}
 	return v.store.AddRef(ref)

@@ -27,6 +27,11 @@ func (w *world) answer(part string, h http.HandlerFunc) {
 	w.odd.Store(&odd)
 }
 
+// status answers with an error.
+func status(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+}
+
 // silence answers when its client has left.
 func silence(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 

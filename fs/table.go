@@ -50,6 +50,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -88,25 +89,24 @@ type Options struct {
 
 // Table is the live layers of a node. Open makes it.
 type Table struct {
-	o       Options
-	log     *slog.Logger
-	store   *store.Store
-	names   *names
-	early   early
-	copies  copies
-	cache   *cache.Cache
-	budget  *line.Budget
-	memory  *fuse.Memory
-	fetch   *fetch.Scheduler
-	kernel  func() (kernel, error) // what the kernel can do; tried once
-	sem     chan struct{}          // one token a download
-	cores   cores                  // for indexes that are decompressed and checked
-	scans   *scans
-	mounter erofs.Mounter   // of what this process serves
-	fixed   atomic.Bool     // this kernel cannot put a mount in the place of another
-	ctx     context.Context // of what runs in the background; ended by Close
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	o        Options
+	log      *slog.Logger
+	store    *store.Store
+	names    *names
+	prefetch source.Prefetch
+	cache    *cache.Cache
+	budget   *line.Budget
+	memory   *fuse.Memory
+	fetch    *fetch.Scheduler
+	kernel   func() (kernel, error) // what the kernel can do; tried once
+	sem      chan struct{}          // one token a download
+	cores    cores                  // for indexes that are decompressed and checked
+	scans    *scans
+	mounter  erofs.Mounter   // of what this process serves
+	fixed    atomic.Bool     // this kernel cannot put a mount in the place of another
+	ctx      context.Context // of what runs in the background; ended by Close
+	stop     context.CancelFunc
+	running  sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool

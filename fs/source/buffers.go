@@ -1,7 +1,7 @@
-package fs
+package source
 
-// spent is buffers that were used. Their sizes are those that roundUp returns.
-type spent struct {
+// buffers are buffers that were used. Their sizes are those that roundUp returns.
+type buffers struct {
 	bytes  int64
 	bySize map[int64][][]byte
 }
@@ -12,8 +12,9 @@ func roundUp(size int64) int64 {
 	return (size + step - 1) / step * step
 }
 
-// get returns a buffer of size bytes, one of them or a new one. If they have more than room bytes by then, they are let go.
-func (s *spent) get(size, room int64) []byte {
+// get returns a buffer of size bytes, one of them or a new one. If they have more than room bytes
+// by then, they are let go.
+func (s *buffers) get(size, room int64) []byte {
 	full := roundUp(size)
 	if list := s.bySize[full]; len(list) > 0 {
 		b := list[len(list)-1]
@@ -22,12 +23,12 @@ func (s *spent) get(size, room int64) []byte {
 		return b[:size]
 	}
 	if s.bytes+full > room {
-		*s = spent{}
+		*s = buffers{}
 	}
 	return make([]byte, size, full)
 }
 
-func (s *spent) put(b []byte) {
+func (s *buffers) put(b []byte) {
 	if s.bySize == nil {
 		s.bySize = map[int64][][]byte{}
 	}

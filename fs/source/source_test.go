@@ -1,4 +1,4 @@
-package fs
+package source
 
 import (
 	"bytes"
@@ -50,7 +50,8 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
-// TestOrigins: a layer that several images have brought is read from one that has it, whatever the others say.
+// TestOrigins: a layer that several images have brought is read from one that has it, whatever the
+// others say.
 func TestOrigins(t *testing.T) {
 	blob := bytes.Repeat([]byte("0123456789abcdef"), 10_000)
 	wrong := bytes.Clone(blob)
@@ -71,15 +72,15 @@ func TestOrigins(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	from := func(patience time.Duration, names ...string) *source {
-		o := &origins{client: client, patience: patience, early: &early{}}
+	from := func(patience time.Duration, names ...string) *Source {
+		o := NewOrigins(client, patience, &Prefetch{}, nil)
 		for _, n := range names {
-			o.add(host + "/" + n + ":1")
+			o.Add(host + "/" + n + ":1")
 		}
 		size := int64(len(blob))
-		return newSource(o, digest.FromBytes(blob), size, 16, size-16) // as windows lie in a larger blob
+		return New(o, digest.FromBytes(blob), size, 16, size-16) // as windows lie in a larger blob
 	}
-	read := func(s *source) error {
+	read := func(s *Source) error {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
@@ -128,11 +129,11 @@ func TestOrigins(t *testing.T) {
 
 // TestManyOrigins: of the images that have brought a layer the latest are kept.
 func TestManyOrigins(t *testing.T) {
-	o := &origins{}
+	o := &Origins{}
 	for n := range 3 * 16 {
-		o.add(fmt.Sprintf("r.test/a:%d", n))
+		o.Add(fmt.Sprintf("r.test/a:%d", n))
 	}
-	if last := fmt.Sprintf("r.test/a:%d", 3*16-1); len(o.refs) != 16 || o.latest() != last {
-		t.Errorf("%d images, the latest is %s", len(o.refs), o.latest())
+	if last := fmt.Sprintf("r.test/a:%d", 3*16-1); len(o.refs) != 16 || o.Latest() != last {
+		t.Errorf("%d images, the latest is %s", len(o.refs), o.Latest())
 	}
 }

@@ -1,4 +1,4 @@
-package fs
+package source
 
 import (
 	"context"
@@ -14,29 +14,34 @@ import (
 )
 
 const (
-	// earlyBytes is how many bytes are kept that nobody has read yet, of all pulls together.
-	earlyBytes = 16 << 20
-	// earlyUnread is how long they are kept at the least, if a reader has passed them, where others want the room: they have come by
-	// another way.
-	earlyUnread = time.Second
-	earlyStep   = 64 << 10 // after so many bytes readers are told
+	// prefetchBytes is how many bytes are kept that nobody has read yet, of all pulls together.
+	prefetchBytes = 16 << 20
+	// unreadTime is how long they are kept at the least, if a reader has passed them, where others
+	// want the room: they have come by another way.
+	unreadTime = time.Second
+	stepBytes  = 64 << 10 // after so many bytes readers are told
 )
 
-// early is ranges of blobs that are fetched before there is an index, in few large requests: what a start reads, of the copy beside a
-// profile, or windows. A source takes from it what it has; who reads verifies that as all else.
+// Prefetch is ranges of blobs that are fetched before there is an index, in few large requests:
+// what a start reads, of the copy beside a profile, or windows. A source takes from it what it has;
+// who reads verifies that as all else. The zero value is ready.
 //
-// A piece is planned at first, then it is asked for, for which there has to be room, and arrives; whoever has read it to its end drops it.
-type early struct {
+// A piece is planned at first, then it is asked for, for which there has to be room, and arrives;
+// whoever has read it to its end drops it.
+type Prefetch struct {
+	copies copies
+
 	mu     sync.Mutex
 	taken  int64 // bytes of the buffers of the pieces that were asked for
 	pieces map[digest.Digest][]*piece
 	count  int           // of all pieces so far
-	spent  spent         // to be used again as long as there are pieces
+	spent  buffers       // to be used again as long as there are pieces
 	room   chan struct{} // closed, and replaced, when pieces are dropped; nil: nobody waits for it
 }
 
-// piece is a range of a blob, on its way. Its fields down to buf are guarded by early.mu; buf changes from nil to its own bytes when the
-// piece is asked for, and back when all have come and it is dropped, then with mu held as well.
+// piece is a range of a blob, on its way. Its fields down to buf are guarded by Prefetch.mu; buf
+// changes from nil to its own bytes when the piece is asked for, and back when all have come and it
+// is dropped, then with mu held as well.
 type piece struct {
 	desc      ocispec.Descriptor // the blob
 	off, size int64
@@ -53,14 +58,16 @@ type piece struct {
 	came time.Time     // when all were here
 }
 
-// feed is the pieces of one pull, which are read in about their order. Guarded by early.mu.
+// feed is the pieces of one pull, which are read in about their order. Guarded by Prefetch.mu.
 type feed struct {
 	reached int   // the latest that somebody wanted to read
-	taken   int64 // as early.taken, of these
+	taken   int64 // as Prefetch.taken, of these
 }
 
 // add plans ranges, in pieces of at most size bytes, as far as they are not planned, or here.
-func (e *early) add(f *feed, blob ocispec.Descriptor, ranges []index.Range, size int64) (pieces []*piece) {
+func (e *Prefetch) add(
+	f *feed, blob ocispec.Descriptor, ranges []index.Range, size int64,
+) (pieces []*piece) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.pieces == nil {
@@ -73,7 +80,10 @@ func (e *early) add(f *feed, blob ocispec.Descriptor, ranges []index.Range, size
 				continue
 			}
 			e.count++
-			p := &piece{desc: blob, off: off, size: min(size, end-off), feed: f, number: e.count, more: make(chan struct{})}
+			p := &piece{
+				desc: blob, off: off, size: min(size, end-off),
+				feed: f, number: e.count, more: make(chan struct{}),
+			}
 			e.pieces[blob.Digest] = append(e.pieces[blob.Digest], p)
 			pieces = append(pieces, p)
 			off += p.size
@@ -82,10 +92,10 @@ func (e *early) add(f *feed, blob ocispec.Descriptor, ranges []index.Range, size
 	return pieces
 }
 
-// begin makes room for a run's pieces as soon as there is some, and leaves out those at its ends that nobody wants any more. false: that is
-// all of them, or ctx has ended.
-func (e *early) begin(ctx context.Context, r *run) bool {
-	unread := time.NewTicker(earlyUnread)
+// begin makes room for a run's pieces as soon as there is some, and leaves out those at its ends
+// that nobody wants any more. false: that is all of them, or ctx has ended.
+func (e *Prefetch) begin(ctx context.Context, r *run) bool {
+	unread := time.NewTicker(unreadTime)
 	defer unread.Stop()
 	for {
 		room, ok := e.tryBegin(r)
@@ -103,7 +113,7 @@ func (e *early) begin(ctx context.Context, r *run) bool {
 }
 
 // tryBegin is begin without the wait, which is for room.
-func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
+func (e *Prefetch) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for len(*r) > 0 && (*r)[0].dropped {
@@ -121,7 +131,7 @@ func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 	if size == 0 {
 		return nil, false
 	}
-	if e.taken > 0 && e.taken+size > earlyBytes {
+	if e.taken > 0 && e.taken+size > prefetchBytes {
 		if e.room == nil {
 			e.room = make(chan struct{})
 		}
@@ -129,7 +139,7 @@ func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 	}
 	for _, p := range *r {
 		if !p.dropped {
-			p.buf = e.spent.get(p.size, earlyBytes-e.taken)
+			p.buf = e.spent.get(p.size, prefetchBytes-e.taken)
 			e.taken += int64(cap(p.buf))
 			p.feed.taken += int64(cap(p.buf))
 		}
@@ -138,12 +148,12 @@ func (e *early) tryBegin(r *run) (room <-chan struct{}, ok bool) {
 }
 
 // dropUnread drops what readers have passed some time ago.
-func (e *early) dropUnread() {
+func (e *Prefetch) dropUnread() {
 	e.mu.Lock()
 	var old []*piece
 	for _, list := range e.pieces {
 		for _, p := range list {
-			if p.buf != nil && p.number < p.feed.reached && p.cameBefore(time.Now().Add(-earlyUnread)) {
+			if p.buf != nil && p.number < p.feed.reached && p.cameBefore(time.Now().Add(-unreadTime)) {
 				old = append(old, p)
 			}
 		}
@@ -158,9 +168,10 @@ func (p *piece) cameBefore(t time.Time) bool {
 	return !p.came.IsZero() && p.came.Before(t)
 }
 
-// reach returns the piece that holds a byte of a blob, for somebody who is going to read from there on; nil: there is none that
-// was asked for. Those of a profile that gives the blob another size do not count: they may never come.
-func (e *early) reach(blob ocispec.Descriptor, off int64) *piece {
+// reach returns the piece that holds a byte of a blob, for somebody who is going to read from there
+// on; nil: there is none that was asked for. Those of a profile that gives the blob another size do
+// not count: they may never come.
+func (e *Prefetch) reach(blob ocispec.Descriptor, off int64) *piece {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := e.findLocked(blob, off)
@@ -171,18 +182,19 @@ func (e *early) reach(blob ocispec.Descriptor, off int64) *piece {
 	return p
 }
 
-// planned says whether some of n bytes of a blob are planned, and about to be asked for: those of a pull that has nothing here may wait for
-// room that another one takes.
-func (e *early) planned(blob ocispec.Descriptor, off, n int64) bool {
+// planned says whether some of n bytes of a blob are planned, and about to be asked for: those of a
+// pull that has nothing here may wait for room that another one takes.
+func (e *Prefetch) planned(blob ocispec.Descriptor, off, n int64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.ContainsFunc(e.pieces[blob.Digest], func(p *piece) bool {
-		return p.buf == nil && p.feed.taken > 0 && p.desc.Size == blob.Size && p.off < off+n && off < p.off+p.size
+		return p.buf == nil && p.feed.taken > 0 && p.desc.Size == blob.Size &&
+			p.off < off+n && off < p.off+p.size
 	})
 }
 
 // spare drops what is planned of n bytes of a blob: they are asked for now.
-func (e *early) spare(blob ocispec.Descriptor, off, n int64) {
+func (e *Prefetch) spare(blob ocispec.Descriptor, off, n int64) {
 	e.mu.Lock()
 	var needless []*piece
 	for _, p := range e.pieces[blob.Digest] {
@@ -195,14 +207,14 @@ func (e *early) spare(blob ocispec.Descriptor, off, n int64) {
 }
 
 // spareAll drops those pieces that are planned.
-func (e *early) spareAll(pieces []*piece) {
+func (e *Prefetch) spareAll(pieces []*piece) {
 	e.mu.Lock()
 	planned := slices.DeleteFunc(slices.Clone(pieces), func(p *piece) bool { return p.buf != nil })
 	e.mu.Unlock()
 	e.drop(planned...) // one that was asked for in between is asked for twice
 }
 
-func (e *early) findLocked(blob ocispec.Descriptor, off int64) *piece {
+func (e *Prefetch) findLocked(blob ocispec.Descriptor, off int64) *piece {
 	for _, p := range e.pieces[blob.Digest] {
 		if p.desc.Size == blob.Size && p.off <= off && off < p.off+p.size {
 			return p
@@ -211,8 +223,9 @@ func (e *early) findLocked(blob ocispec.Descriptor, off int64) *piece {
 	return nil
 }
 
-// drop forgets pieces. Who reads one asks for the rest, or goes on until all that was on its way has come.
-func (e *early) drop(pieces ...*piece) {
+// drop forgets pieces. Who reads one asks for the rest, or goes on until all that was on its way
+// has come.
+func (e *Prefetch) drop(pieces ...*piece) {
 	if len(pieces) == 0 {
 		return
 	}
@@ -234,7 +247,7 @@ func (e *early) drop(pieces ...*piece) {
 		}
 	}
 	if len(e.pieces) == 0 {
-		e.spent = spent{}
+		e.spent = buffers{}
 	}
 	if e.room != nil {
 		close(e.room)
@@ -242,8 +255,8 @@ func (e *early) drop(pieces ...*piece) {
 	}
 }
 
-// end returns the buffer of a dropped piece that has come whole: nobody writes to it any more, or reads from it from now on. The caller
-// holds early.mu.
+// end returns the buffer of a dropped piece that has come whole: nobody writes to it any more, or
+// reads from it from now on. The caller holds Prefetch.mu.
 func (p *piece) end() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -256,7 +269,7 @@ func (p *piece) end() []byte {
 }
 
 // suspect drops what holds any of the n bytes from off on, which were wrong.
-func (e *early) suspect(blob digest.Digest, off, n int64) {
+func (e *Prefetch) suspect(blob digest.Digest, off, n int64) {
 	e.mu.Lock()
 	list := slices.Clone(e.pieces[blob])
 	e.mu.Unlock()
@@ -274,7 +287,7 @@ func (p *piece) fill(body io.Reader) error {
 		return err
 	}
 	for b := p.buf; len(b) > 0; {
-		n, err := io.ReadFull(body, b[:min(earlyStep, len(b))])
+		n, err := io.ReadFull(body, b[:min(stepBytes, len(b))])
 		if err != nil {
 			return err
 		}
@@ -297,8 +310,8 @@ func (p *piece) advance(n int) {
 	p.more = make(chan struct{})
 }
 
-// take waits for bytes from off on and copies them. 0 says that none will come; an error is of ctx. last says that all
-// of the piece have been taken, by somebody.
+// take waits for bytes from off on and copies them. 0 says that none will come; an error is of ctx.
+// last says that all of the piece have been taken, by somebody.
 func (p *piece) take(ctx context.Context, b []byte, off int64) (n int, last bool, err error) {
 	for {
 		p.mu.Lock()
@@ -318,23 +331,23 @@ func (p *piece) take(ctx context.Context, b []byte, off int64) (n int, last bool
 	}
 }
 
-// earlyBody is a range of a blob of which the beginning, at least, was asked for before.
-type earlyBody struct {
-	s        *source
+// heldBody is a range of a blob of which the beginning, at least, was asked for before.
+type heldBody struct {
+	s        *Source
 	ctx      context.Context
 	off, end int64         // in the blob
 	rest     io.ReadCloser // what was not; nil: not reached
 }
 
 // Read implements io.Reader.
-func (b *earlyBody) Read(p []byte) (int, error) {
+func (b *heldBody) Read(p []byte) (int, error) {
 	if b.off == b.end {
 		return 0, io.EOF
 	}
 	p = p[:min(int64(len(p)), b.end-b.off)]
-	early := b.s.early
+	prefetch := b.s.prefetch
 	for b.rest == nil && len(p) > 0 {
-		piece := early.reach(b.s.desc, b.off)
+		piece := prefetch.reach(b.s.desc, b.off)
 		if piece == nil {
 			rest, err := b.s.ask(b.ctx, b.off, b.end-b.off)
 			if err != nil {
@@ -345,7 +358,7 @@ func (b *earlyBody) Read(p []byte) (int, error) {
 		}
 		n, last, err := piece.take(b.ctx, p, b.off)
 		if last {
-			early.drop(piece)
+			prefetch.drop(piece)
 		}
 		if n > 0 || err != nil {
 			b.off += int64(n)
@@ -361,7 +374,7 @@ func (b *earlyBody) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (b *earlyBody) Close() error {
+func (b *heldBody) Close() error {
 	if b.rest != nil {
 		return b.rest.Close()
 	}
