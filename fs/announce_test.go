@@ -12,6 +12,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/proof"
+	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
 // counted counts the requests that the world's registry gets, by a part of their path.
@@ -34,13 +35,20 @@ func (w *world) announce(t *Table) {
 }
 
 // has says whether the store has all layers.
-func (w *world) has(t *Table) bool { return !t.lacks(w.layers) }
+func (w *world) has(t *Table) bool {
+	for _, d := range w.layers {
+		l, err := t.store.Layer(d)
+		if err != nil {
+			return false
+		}
+		l.Close()
+	}
+	return true
+}
 
 // pullOf is the one pull of a table, nil if there is none.
-func pullOf(t *Table) *pull {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, p := range t.pulls {
+func pullOf(t *Table) *pull.Pull {
+	for _, p := range t.pulls.Under() {
 		return p
 	}
 	return nil
@@ -59,9 +67,6 @@ func TestAnnounce(t *testing.T) {
 		t.Errorf("mounted before anybody has asked: %v", all)
 	}
 	dirs := w.mountAll(table)
-	if err := pullOf(table).awaitAsked(); err != nil {
-		t.Error(err)
-	}
 	if list := table.recordings.list.Load(); list == nil || len(*list) != 1 {
 		t.Error("the image's start is not recorded")
 	}
@@ -91,7 +96,7 @@ func TestAnnouncedForNobody(t *testing.T) {
 	table := w.open(testDir(t), Auto)
 	w.announce(table)
 	eventually(t, "the layers' indexes are here", func() bool { return w.has(table) })
-	pullOf(table).end(t.Context())
+	pullOf(table).End(t.Context())
 	if list, err := table.store.Layers(); err != nil || len(list) > 0 {
 		t.Errorf("left over: %v, %v", list, err)
 	}
@@ -113,14 +118,10 @@ func TestAnnouncedBesideOthers(t *testing.T) {
 	w.index(nil)
 	table := w.open(testDir(t), Auto)
 	w.mountAll(table)
-	eventually(t, "the pull has ended its jobs", func() bool {
-		table.mu.Lock()
-		defer table.mu.Unlock()
-		return len(table.jobs) == 0
-	})
+	eventually(t, "the pull has ended its jobs", func() bool { return len(table.pulls.Bringing()) == 0 })
+	pullOf(table).End(t.Context())
 	table.mu.Lock()
 	clear(table.claims.wanted) // as after a restart, and when the metadata are lost
-	clear(table.pulls)
 	table.mu.Unlock()
 	other := digest.FromString("another manifest")
 	if err := table.Announce(w.ref, other, append(slices.Clone(w.layers), digest.FromString("another layer"))); err != nil {
@@ -130,7 +131,7 @@ func TestAnnouncedBesideOthers(t *testing.T) {
 	if p == nil {
 		t.Fatal("the announcement has begun no pull")
 	}
-	p.end(t.Context())
+	p.End(t.Context())
 	if !w.has(table) {
 		t.Error("layers went that were there before")
 	}
@@ -143,7 +144,7 @@ func TestAnnouncedWithoutIndex(t *testing.T) {
 	asked := w.counted("/referrers/")
 	w.announce(table)
 	eventually(t, "referrers are asked for", func() bool { return asked.Load() > 0 })
-	if _, err := pullOf(table).bundle(); err != nil { // which has come to its end then
+	if err := pullOf(table).Resolve(); err != nil { // which has come to its end then
 		t.Fatal(err)
 	}
 	time.Sleep(20 * time.Millisecond)
@@ -166,9 +167,7 @@ func TestManyAnnounced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	table.mu.Lock()
-	defer table.mu.Unlock()
-	if len(table.pulls) == 0 || len(table.pulls) > maxAnnounced {
-		t.Errorf("%d pulls, want at most %d", len(table.pulls), maxAnnounced)
+	if n := len(table.pulls.Under()); n == 0 || n > maxAnnounced {
+		t.Errorf("%d pulls, want at most %d", n, maxAnnounced)
 	}
 }

@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"context"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -78,28 +77,27 @@ func (t *Table) Starting() { t.budget.Starts.Starting() }
 // maxReplays bounds the replays that are remembered for Replays.
 const maxReplays = 100
 
-// replay starts to fetch what a profile names of the layers of the pull's image. Layers that are
-// not open yet follow when they are, until the pull ends.
-func (p *pull) replay(from *profile.Profile) {
-	t := p.t
+// Replay implements pull.Host. Layers that are not open yet follow when they are, until stop is
+// called.
+func (h pullHost) Replay(
+	ref string, layers map[digest.Digest]bool, from *profile.Profile,
+) (stop func()) {
+	t := h.Table
 	whole := map[digest.Digest]bool{}
 	for _, v := range t.opened() {
 		whole[v.digest] = v.store.AllPresent()
 	}
-	t.mu.Lock()
-	ref, layers := p.ref, p.layers
-	t.mu.Unlock()
 	ranges := make([]fetch.Range, len(from.Ranges))
 	for i, r := range from.Ranges {
 		ranges[i] = fetch.Range{Layer: r.Layer, Off: r.Off, Size: r.Size}
 	}
 	r := replayed{ref: ref, manifest: from.Manifest, began: time.Now()}
 	r.replay = t.fetch.Replay(ranges, func(d digest.Digest) bool { return layers[d] && !whole[d] })
-	context.AfterFunc(p.ctx, r.replay.Close)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.replays = append(t.replays, r)
 	t.replays = slices.Delete(t.replays, 0, max(len(t.replays)-maxReplays, 0))
+	return r.replay.Close
 }
 
 // replayed is a replay that was begun for an image.
@@ -141,15 +139,3 @@ func (t *Table) Replays() []ReplayStatus {
 
 // FetchStats returns what was fetched that no reader had asked for.
 func (t *Table) FetchStats() fetch.Stats { return t.fetch.Stats() }
-
-// choose returns the profile to replay: what this node has seen of the image and what was published of it.
-func (t *Table) choose(manifest digest.Digest, published *profile.Profile) *profile.Profile {
-	if t.o.Profiles == nil {
-		return published
-	}
-	own, err := t.o.Profiles.Load(manifest)
-	if err != nil {
-		return published // there is none, or it is damaged and will be replaced
-	}
-	return profile.Merge(published, own)
-}

@@ -350,12 +350,8 @@ func TestNothingInVain(t *testing.T) {
 			if n := counts[2].Load(); n > 1 || name == "encrypted" && n > 0 {
 				t.Errorf("%d requests for the layer above", n)
 			}
-			table.mu.Lock()
-			defer table.mu.Unlock()
-			for _, j := range table.jobs {
-				if j.layer == w.layers[2] {
-					t.Error("it is still being downloaded")
-				}
+			if table.pulls.Bringing()[w.layers[2]] {
+				t.Error("it is still being downloaded")
 			}
 		})
 	}

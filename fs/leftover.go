@@ -59,7 +59,7 @@ func (t *Table) known() map[digest.Digest]bool {
 	for d := range t.live {
 		known[d] = true
 	}
-	for d := range t.jobs {
+	for d := range t.pulls.Bringing() {
 		known[d] = true
 	}
 	for d := range t.claims.wanted {

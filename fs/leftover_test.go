@@ -6,8 +6,6 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 )
 
 // TestCleanUp: what a killed process has left of trees and of variants on their way goes; nothing
@@ -45,22 +43,5 @@ func TestCleanUp(t *testing.T) {
 		if _, err := os.Lstat(name); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-// TestPromisedAgain: a layer whose coming has failed once is promised again when it has come, or
-// was removed.
-func TestPromisedAgain(t *testing.T) {
-	var p promises
-	d := digest.FromString("layer")
-	p.settle(d, nil)
-	p.add(d)
-	p.settle(d, errors.New("no registry"))
-	if !p.failed(d) {
-		t.Error("it is promised again at once")
-	}
-	p.settle(d, nil)
-	if p.failed(d) {
-		t.Error("it is never promised again")
 	}
 }

@@ -8,22 +8,23 @@ import (
 	"testing"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
 // TestLimits: what is over a limit is left to containerd, and the reason says what to do.
 func TestLimits(t *testing.T) {
 	for name, c := range map[string]struct {
 		indexed bool
-		limits  Limits
+		limits  pull.Limits
 		ok      bool
 		says    string
 	}{
-		"layer with an index":         {true, Limits{LayerSize: 1 << 20}, false, "Limits.LayerSize"},
-		"layer without one":           {false, Limits{LayerSize: 1 << 20}, false, "Options.DeviceSize"},
-		"files":                       {false, Limits{Entries: 2}, false, "Limits.Entries"},
-		"index, which is then unused": {true, Limits{IndexSize: 1000}, true, ""},
-		"none, with an index":         {true, Limits{}, true, ""},
-		"as many as it has":           {false, Limits{Entries: 4, LayerSize: 4 << 20}, true, ""},
+		"layer with an index":         {true, pull.Limits{LayerSize: 1 << 20}, false, "Limits.LayerSize"},
+		"layer without one":           {false, pull.Limits{LayerSize: 1 << 20}, false, "Options.DeviceSize"},
+		"files":                       {false, pull.Limits{Entries: 2}, false, "Limits.Entries"},
+		"index, which is then unused": {true, pull.Limits{IndexSize: 1000}, true, ""},
+		"none, with an index":         {true, pull.Limits{}, true, ""},
+		"as many as it has":           {false, pull.Limits{Entries: 4, LayerSize: 4 << 20}, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)

@@ -129,18 +129,18 @@ func TestReplayEndsWithPull(t *testing.T) {
 		}
 	}
 	w.gate.Store(&gate)
-	p, err := table.begin(Layer{Ref: w.ref, Manifest: w.manifest, Digest: d, Image: w.layers}, nil)
+	p, err := table.pulls.Begin(requestOf(Layer{Ref: w.ref, Manifest: w.manifest, Digest: d, Image: w.layers}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.bundle(); err != nil {
+	if err := p.Resolve(); err != nil {
 		t.Fatal(err)
 	}
 	if n := unfinished(table); n != 1 {
 		t.Errorf("%d replays while the pull goes on", n)
 	}
-	table.leave(p)
-	p.end(context.Background())
+	p.Leave()
+	p.End(context.Background())
 	eventually(t, "the replay ends", func() bool { return unfinished(table) == 0 })
 }
 

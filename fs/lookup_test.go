@@ -234,8 +234,8 @@ func TestRequestsOfPull(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := pullOf(table)
-	if p == nil || p.requests() > firstRequests || p.roundTrip <= 0 {
-		t.Errorf("%d requests of the pull, want %d at most", p.requests(), firstRequests)
+	if p == nil || p.Requests() > firstRequests || p.RoundTrip() <= 0 {
+		t.Errorf("%d requests of the pull, want %d at most", p.Requests(), firstRequests)
 	}
 }
 

@@ -1,17 +1,15 @@
 package fs
 
 import (
-	"errors"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
 // promiseWorld is a registry with an image of two layers, of which the index tells; the upper one implies directories.
@@ -72,30 +70,6 @@ func TestPromise(t *testing.T) {
 	}
 }
 
-// TestPromiseBusy: a layer that has come is promised as long as its pull has others to bring, below which it may have to wait to be mounted.
-func TestPromiseBusy(t *testing.T) {
-	w := promiseWorld(t)
-	table := w.open(testDir(t), Auto)
-	mounted, err := table.Mount(t.Context(), w.layer(0), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	busy := &job{layer: w.layers[1], done: make(chan struct{})}
-	table.mu.Lock()
-	for _, p := range table.pulls {
-		busy.pull = p
-		p.jobs = append(p.jobs, busy)
-	}
-	table.mu.Unlock()
-	if m, ok := table.Promise(t.Context(), w.layer(0), nil); !ok || m != mounted {
-		t.Errorf("promised %+v, %v; it is mounted as %+v", m, ok, mounted)
-	}
-	close(busy.done)
-	if m, ok := table.Promise(t.Context(), w.layer(0), nil); ok {
-		t.Errorf("promise of a pull that has brought all: %+v", m)
-	}
-}
-
 // TestNoPromise: where it is not certain what Mount returns, there is no promise.
 func TestNoPromise(t *testing.T) {
 	w := promiseWorld(t)
@@ -111,7 +85,7 @@ func TestNoPromise(t *testing.T) {
 	}{
 		"an index that tells nothing":    {untold, Options{}, untold.layer(0)},
 		"another diffID":                 {w, Options{}, other},
-		"over the limit":                 {w, Options{Limits: Limits{LayerSize: 1000}}, w.layer(0)},
+		"over the limit":                 {w, Options{Limits: pull.Limits{LayerSize: 1000}}, w.layer(0)},
 		"indexes of registries unwanted": {w, Options{LocalIndexes: true}, w.layer(0)},
 		"local mode":                     {w, Options{Mode: Local}, w.layer(0)},
 	} {
@@ -147,42 +121,4 @@ func TestPromiseOnce(t *testing.T) {
 	if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestNearRegistry: of a registry that is near no layer is promised.
-func TestNearRegistry(t *testing.T) {
-	w := promiseWorld(t)
-	indexes := []ocispec.Descriptor{{Annotations: w.indexed.Manifest(ocispec.Descriptor{}, time.Time{}).Annotations}}
-	p := &pull{}
-	if got := p.list(indexes, promiseFrom); len(got) != 1 {
-		t.Errorf("of one far away %v are known, want a layer", got)
-	}
-	if got := p.list(indexes, promiseFrom-1); len(got) != 0 {
-		t.Errorf("of one that is near %v are known, want none", got)
-	}
-}
-
-// TestBrokenPromise: that a layer did not come is forgotten after a while, and when it comes.
-func TestBrokenPromise(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var s promises
-		d := digest.FromString("layer")
-		breaks := func() {
-			s.add(d)
-			s.settle(d, errors.New("it did not come"))
-			if !s.failed(d) {
-				t.Error("promised again at once")
-			}
-		}
-		breaks()
-		time.Sleep(brokenFor)
-		if s.failed(d) {
-			t.Error("not promised for ever")
-		}
-		breaks()
-		s.settle(d, nil)
-		if s.failed(d) {
-			t.Error("not promised though it has come")
-		}
-	})
 }

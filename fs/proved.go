@@ -9,6 +9,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/proof"
+	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
@@ -43,15 +44,15 @@ func (v *live) Local() bool {
 
 // Tree implements proof.Layer. A panic fails the scan, and nothing else.
 func (v *live) Tree(ctx context.Context, tar io.Reader) (root *index.Node, done func(), err error) {
-	memory := v.t.scans.begin(ctx)
+	memory := v.t.pulls.Scan(ctx)
 	defer func() {
 		if p := recover(); p != nil {
 			v.t.panicked(p)
-			done, err = memory.end, fmt.Errorf("panic: %v", p)
+			done, err = memory.End, fmt.Errorf("panic: %v", p)
 		}
 	}()
-	root, err = tartree.Scan(tar, v.t.o.Limits.tree(memory))
-	return root, memory.end, advise(err)
+	root, err = tartree.Scan(tar, v.t.o.Limits.Tree(memory))
+	return root, memory.End, pull.Advise(err)
 }
 
 // Compare implements proof.Layer.

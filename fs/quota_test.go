@@ -603,6 +603,7 @@ func TestScrub(t *testing.T) {
 	w.index(nil)
 	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{Size: 680_000, Scrub: time.Second}})
 	mustList(t, w.mountAll(table)[0], lines)
+	awaitProof(t, table) // it would find the harm as well
 	harm(t, table, w.layers[0], 5000)
 	eventually(t, "a scrub finds it", func() bool { return table.Cache().Status().Corrupt == 1 })
 	eventually(t, "the scrub ends", func() bool { return !table.Cache().Status().LastScrub.IsZero() })

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
 // When a recording ends: its start has read nothing new for recordCalm; or nobody has read anything for
@@ -72,27 +73,14 @@ func (r *recordings) removeLocked(one *recording) {
 	r.list.Store(&list)
 }
 
-// imageOf returns the layers of an image of which a layer is asked for: this one, those below and
-// those above.
-func imageOf(l Layer, below []Below) map[digest.Digest]bool {
-	layers := map[digest.Digest]bool{l.Digest: true}
-	for _, d := range l.Image {
-		layers[d] = true
-	}
-	for _, b := range below {
-		layers[b.Digest] = true
-	}
-	return layers
-}
-
 // record begins to record the first start of the image to which a layer belongs, with the layers that
-// are known of it: those below and those above. It ends by itself.
-func (t *Table) record(l Layer, below []Below) {
+// are known of it. It ends by itself.
+func (t *Table) record(l pull.Request) {
 	if t.o.Profiles == nil {
 		return
 	}
 	one := &recording{
-		recorder: profile.NewRecorder(l.Manifest, nil), layers: imageOf(l, below),
+		recorder: profile.NewRecorder(l.Manifest, nil), layers: l.Layers(),
 		began: time.Now(),
 	}
 	t.mu.Lock()

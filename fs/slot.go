@@ -37,7 +37,7 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 		if !errors.Is(err, os.ErrNotExist) {
 			return v, err
 		}
-		if err := t.bring(ctx, l, below); err != nil {
+		if err := t.pulls.Bring(ctx, requestOf(l, below)); err != nil {
 			return nil, err
 		}
 	}

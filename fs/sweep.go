@@ -50,7 +50,7 @@ func (t *Table) sweep(ctx context.Context, layers []digest.Digest) error {
 	var errs []error
 	for _, d := range layers {
 		t.mu.Lock()
-		if t.claims.wanted[d] || t.claims.removing[d] != nil || t.jobs[d] != nil || t.closed {
+		if t.claims.wanted[d] || t.claims.removing[d] != nil || t.pulls.Bringing()[d] || t.closed {
 			t.mu.Unlock()
 			continue
 		}
@@ -73,8 +73,8 @@ func (t *Table) Remove(ctx context.Context, d digest.Digest) error {
 	t.mu.Lock()
 	delete(t.claims.wanted, d)
 	t.mu.Unlock()
-	t.promises.settle(d, nil)
-	t.lost(d)
+	t.pulls.Settle(d, nil)
+	t.pulls.Lost(d)
 	return t.discard(ctx, d)
 }
 

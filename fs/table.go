@@ -1,16 +1,16 @@
-// Package fs is the table of a node's live layers: it brings a layer's index and,
-// where there is none, the layer itself; mounts it; serves it; replaces a mount by the kernel's own
-// when the layer is complete; and takes it away.
+// Package fs is the table of a node's live layers, their mount points, and what of them is handed over
+// to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when the
+// layer is complete, and takes it away.
 //
 // # The data's way
 //
-// Mount finds a layer in three places, in this order: in the table, where it is mounted; in
-// the store, where an earlier run left it; at the registry, by a pull. A pull is what all
-// layers of one image share: one look-up of the index, one client. It starts on every layer
-// of the image at once, so that later calls find their layers there. Announce begins one before
-// anybody asks. Promise tells what Mount will return as soon as the registry has told of the index, which is earlier.
+// Mount finds a layer in three places, in this order: in the table, where it is mounted; in the
+// store, where an earlier run left it; at the registry, by a pull (package pull). Whether it may be
+// shown to the image that asks is package proof's answer; what it may take on disk is package
+// cache's.
 //
-//	Mount ──▶ pull ── index or whole layer ──▶ store ──▶ live ──▶ m/NAME, dev/KEY
+//	Mount ──▶ slot ─┬─ in the store ────────────▶ live ── proof ──▶ m/NAME, dev/KEY
+//	                └─ pull.Bring ──▶ store ──▶ ───┘
 //
 // # Over the end of the process
 //
@@ -34,7 +34,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -50,6 +49,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/keeper"
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/remote"
@@ -65,7 +65,7 @@ type Options struct {
 	PullDeadline time.Duration  // how long a pull goes on without receiving a byte; 0: 1 minute
 	Downloads    int            // layers downloaded whole at the same time; 0: 4
 	LocalIndexes bool           // do not use indexes from registries
-	Limits       Limits         // of what images may demand
+	Limits       pull.Limits    // of what images may demand
 	// Scanning is told how many bytes of memory scans hold, when that changes. It must not block.
 	// nil: nobody is.
 	Scanning func(bytes int64)
@@ -99,9 +99,7 @@ type Table struct {
 	memory   *fuse.Memory
 	fetch    *fetch.Scheduler
 	kernel   func() (kernel, error) // what the kernel can do; tried once
-	sem      chan struct{}          // one token a download
-	cores    cores                  // for indexes that are decompressed and checked
-	scans    *scans
+	pulls    *pull.Pulls
 	mounter  erofs.Mounter   // of what this process serves
 	fixed    atomic.Bool     // this kernel cannot put a mount in the place of another
 	ctx      context.Context // of what runs in the background; ended by Close
@@ -111,20 +109,14 @@ type Table struct {
 	mu     sync.Mutex
 	closed bool
 	live   map[digest.Digest]*slot
-	pulls  map[pullKey]*pull
-	deaf   bool // the latest announcement of an image was of one that nobody asked for
-	jobs   map[digest.Digest]*job
 	claims claims
 	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
-	// refused are layers that cannot be served, whoever asks.
-	refused refusals
 
 	damage    sync.Mutex // held by who removes a layer that is damaged, or gives way to another
 	rewriting sync.Mutex // held by whoever writes an index as the layers below change it
 
 	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
-	promises   promises
 	recordings recordings
 	replays    []replayed
 	panics     atomic.Int64
@@ -209,17 +201,11 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	o.Fetch.Budget = budget
 	t := &Table{
 		o: o, log: o.Log, store: s, names: n,
-		budget:  budget,
-		memory:  fuse.NewMemory(0),
-		sem:     make(chan struct{}, o.Downloads),
-		cores:   cores{free: runtime.GOMAXPROCS(0)},
-		scans:   newScans(o.Limits.ScanMemory, o.Scanning),
-		live:    map[digest.Digest]*slot{},
-		pulls:   map[pullKey]*pull{},
-		jobs:    map[digest.Digest]*job{},
-		claims:  claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
-		held:    map[digest.Digest][]*heldMount{},
-		refused: refusals{},
+		budget: budget,
+		memory: fuse.NewMemory(0),
+		live:   map[digest.Digest]*slot{},
+		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
+		held:   map[digest.Digest][]*heldMount{},
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if t.cache, err = cache.New(t.ctx, cacheHost{t}, s, o.Root, o.Cache, o.Log); err != nil {
@@ -228,6 +214,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	}
 	o.Fetch.Hold = t.cache.Pause
 	t.fetch = fetch.New(o.Fetch)
+	t.pulls = t.newPulls()
 	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o) })
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
@@ -327,10 +314,10 @@ func (t *Table) Panics() int64 { return t.panics.Load() }
 func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, err error) {
 	defer func() {
 		if ctx.Err() == nil && t.ctx.Err() == nil {
-			t.promises.settle(l.Digest, err)
+			t.pulls.Settle(l.Digest, err)
 		}
 		if errors.Is(err, ErrUnavailable) {
-			t.inVain(l, err)
+			t.pulls.InVain(requestOf(l, below), err)
 		}
 	}()
 	if err := l.Digest.Validate(); err != nil {
@@ -339,7 +326,7 @@ func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, e
 	if err := t.want(ctx, l.Digest); err != nil {
 		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
 	}
-	t.heed(l, below)
+	t.pulls.Heed(requestOf(l, below))
 	v, err := t.believedLayer(ctx, l, below)
 	if err != nil {
 		return Mounted{}, t.unavailable(ctx, l, err)

@@ -623,10 +623,7 @@ func TestUnavailable(t *testing.T) {
 		if _, err := table.Mount(t.Context(), l, nil); !errors.Is(err, ErrUnavailable) {
 			t.Fatalf("layer that is not in the manifest: %v, want ErrUnavailable", err)
 		}
-		table.mu.Lock()
-		left := len(table.pulls)
-		table.mu.Unlock()
-		if left > 0 {
+		if len(table.pulls.Under()) > 0 {
 			t.Fatal("who tries again gets the same error again")
 		}
 	}

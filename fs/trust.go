@@ -69,18 +69,7 @@ func (t *Table) believedBelow(ctx context.Context, v *live, l Layer, below []Bel
 // image is an image that a layer is to be shown to, as the layer's proof sees it.
 func (t *Table) image(l Layer, below []Below) proof.Image {
 	return proof.Image{Ref: l.Ref, Lookup: func() (index.BundleLayer, bool, error) {
-		p, err := t.begin(l, below)
-		if err != nil {
-			return index.BundleLayer{}, false, err
-		}
-		defer t.leave(p)
-		b, err := p.bundle()
-		if err != nil {
-			t.drop(p)
-			return index.BundleLayer{}, false, err
-		}
-		theirs, ok := b.find(l.Digest)
-		return theirs, ok, nil
+		return t.pulls.Lookup(requestOf(l, below))
 	}}
 }
 
@@ -165,48 +154,13 @@ func (t *Table) downloadInstead(ctx context.Context, v *live, l Layer, below []B
 	t.log.WarnContext(ctx,
 		"a layer with an index that another repository has brought cannot be proved: it is downloaded anew",
 		"ref", l.Ref, "layer", v.digest)
-	p, err := t.begin(l, below)
-	if err != nil {
-		return err
-	}
-	defer t.leave(p)
-	t.mu.Lock()
-	if p.instead == nil {
-		p.instead = map[digest.Digest]*live{}
-	}
-	p.instead[v.digest] = v
-	t.mu.Unlock()
-	done := make(chan error, 1)
-	if !t.goes(func(context.Context) {
-		err := errors.New("panic")
-		defer func() { done <- err }()
-		err = p.download(v.digest)
-	}) {
-		return errors.New("micad is stopping")
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// clearWay takes away what is to give way to a layer that the pull has downloaded. Its mounts go:
-// what their readers have read was not the image's.
-func (p *pull) clearWay(d digest.Digest) error {
-	t := p.t
-	t.mu.Lock()
-	v := p.instead[d]
-	delete(p.instead, d)
-	t.mu.Unlock()
-	if v == nil {
-		return nil
-	}
-	t.damage.Lock()
-	defer t.damage.Unlock()
-	if t.openNow(d) != v {
-		return nil // it has gone already
-	}
-	return t.discard(t.ctx, d)
+	return t.pulls.Instead(ctx, requestOf(l, below), func() error {
+		// Its mounts go: what their readers have read was not the image's.
+		t.damage.Lock()
+		defer t.damage.Unlock()
+		if t.openNow(v.digest) != v {
+			return nil // it has gone already
+		}
+		return t.discard(t.ctx, v.digest)
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
 
@@ -23,16 +24,16 @@ const readerMemory = 16 << 20
 
 // unpack is layer.Options.Unpack.
 func (v *live) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
-	c := v.t.scans.begin(ctx)
+	c := v.t.pulls.Scan(ctx)
 	out, err := targz.Unpack(blob, func(n int64) error {
 		if n <= readerMemory {
-			c.count(n)
+			c.Count(n)
 			return nil
 		}
-		return c.take(n)
+		return c.Take(n)
 	})
 	if err != nil {
-		c.end()
+		c.End()
 		return nil, err
 	}
 	return &metered{out, c}, nil
@@ -41,11 +42,11 @@ func (v *live) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error
 // metered is a decoder whose memory counts.
 type metered struct {
 	io.ReadCloser
-	memory *scan
+	memory *pull.Scan
 }
 
 // Close implements io.Closer.
 func (m *metered) Close() error {
-	defer m.memory.end()
+	defer m.memory.End()
 	return m.ReadCloser.Close()
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/fetch"
+	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
 // Where micad keeps its things unless told otherwise.
@@ -174,7 +174,7 @@ func (c *config) cacheOptions() (o cache.Options, err error) {
 }
 
 // limits returns what the section limits says.
-func (c *config) limits() (l fs.Limits, err error) {
+func (c *config) limits() (l pull.Limits, err error) {
 	if l.Entries = c.Limits.Entries; l.Entries < 0 {
 		return l, errors.New("limits.entries must not be negative")
 	}

@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -47,7 +47,8 @@ func (b *bundle) find(d digest.Digest) (index.BundleLayer, bool) {
 func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 	end := b.windows.Size
 	if r := l.Windows; r.Off > end || r.Size > end-r.Off {
-		return store.Windows{}, fmt.Errorf("%w: windows of layer %s at [%d, +%d) of a blob of %d bytes", index.ErrCorrupt, l.Layer, r.Off, r.Size, end)
+		return store.Windows{}, fmt.Errorf("%w: windows of layer %s at [%d, +%d) of a blob of %d bytes",
+			index.ErrCorrupt, l.Layer, r.Off, r.Size, end)
 	}
 	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
 }
@@ -68,7 +69,7 @@ const (
 // replay the profile. An index that is not usable, does not come or cannot be looked for counts as
 // none: the image is then brought as one that was never indexed. An error says that the pull is
 // over.
-func (p *pull) find() (b *bundle, err error) {
+func (p *Pull) find() (b *bundle, err error) {
 	start := time.Now()
 	defer func() {
 		if b == nil {
@@ -87,13 +88,13 @@ func (p *pull) find() (b *bundle, err error) {
 	took := time.Since(start)
 	if err != nil {
 		if p.ctx.Err() == nil {
-			p.t.log.Warn("the registry does not tell of an index: it is taken to have none",
+			p.all.o.Log.Warn("the registry does not tell of an index: it is taken to have none",
 				"err", err, "took", took, "ref", p.name())
 		}
 		return nil, p.ctx.Err()
 	}
-	p.roundTrip = took / time.Duration(1+max(p.requests(), 1)) // one was the connection's
-	p.t.log.DebugContext(p.ctx, "asked for referrers",
+	p.roundTrip = took / time.Duration(1+max(p.Requests(), 1)) // one was the connection's
+	p.all.o.Log.DebugContext(p.ctx, "asked for referrers",
 		"ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Of(artifact.Type, refs)
 	p.listed = p.list(indexes, took)
@@ -103,14 +104,14 @@ func (p *pull) find() (b *bundle, err error) {
 	for _, d := range indexes[:min(len(indexes), maxIndexes)] {
 		b, err := p.openBundle(d, start)
 		if err == nil {
-			p.t.log.DebugContext(p.ctx, "index found", "ref", p.name(), "index", d.Digest,
+			p.all.o.Log.DebugContext(p.ctx, "index found", "ref", p.name(), "index", d.Digest,
 				"bytes", d.Size, "took", time.Since(start))
 			return b, nil
 		}
 		if p.ctx.Err() != nil {
 			return nil, p.ctx.Err()
 		}
-		p.t.log.Error("index from the registry is not usable", "err", advise(err),
+		p.all.o.Log.Error("index from the registry is not usable", "err", Advise(err),
 			"index", d.Digest, "ref", p.name())
 		if errors.Is(err, errSlow) {
 			break
@@ -119,14 +120,23 @@ func (p *pull) find() (b *bundle, err error) {
 	return nil, nil
 }
 
-// requests is how many requests of the image there have been since the pull began.
-func (p *pull) requests() int64 { return int64(p.image.Stats().Requests) - p.before }
+// Resolve waits until the look-up has ended. An error says that the pull is over.
+func (p *Pull) Resolve() error {
+	_, err := p.bundle()
+	return err
+}
+
+// RoundTrip is about how long the registry takes to answer, once the pull is resolved.
+func (p *Pull) RoundTrip() time.Duration { return p.roundTrip }
+
+// Requests is how many requests of the image there have been since the pull began.
+func (p *Pull) Requests() int64 { return int64(p.image.Stats().Requests) - p.before }
 
 // replayBest starts the replay of the best profile, with what is published. Where that does not
 // come in the list of referrers it is fetched beside the index, for which a container waits.
-func (p *pull) replayBest(refs []ocispec.Descriptor) {
+func (p *Pull) replayBest(refs []ocispec.Descriptor) {
 	replay := func(got *profile.Profile) {
-		if best := p.t.choose(p.key.manifest, got); best != nil {
+		if best := p.all.choose(p.key.manifest, got); best != nil {
 			p.whenAsked(func() { p.replay(best) })
 		}
 	}
@@ -140,7 +150,7 @@ func (p *pull) replayBest(refs []ocispec.Descriptor) {
 		replay(p.usable(d, content, err))
 		return
 	}
-	p.t.goes(func(context.Context) {
+	p.all.host.Go(func(context.Context) {
 		content, err := p.fetchProfile(d)
 		replay(p.usable(d, content, err))
 	})
@@ -148,27 +158,27 @@ func (p *pull) replayBest(refs []ocispec.Descriptor) {
 
 // usable returns the published profile, nil if it is of no use: a start is slower without, and no
 // more.
-func (p *pull) usable(d ocispec.Descriptor, content []byte, err error) *profile.Profile {
+func (p *Pull) usable(d ocispec.Descriptor, content []byte, err error) *profile.Profile {
 	var got *profile.Profile
 	if err == nil {
 		got, err = profile.Decode(content, profile.Limits{})
 	}
 	if err != nil && p.ctx.Err() == nil {
-		p.t.log.Warn("profile from the registry is not usable", "err", err,
+		p.all.o.Log.Warn("profile from the registry is not usable", "err", err,
 			"profile", d.Digest, "ref", p.name())
 	}
 	return got
 }
 
-func (p *pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.t.o.PullDeadline)
+func (p *Pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(p.ctx, p.all.o.Deadline)
 	defer cancel()
 	return published.Fetch(ctx, p.image, d)
 }
 
 // openBundle fetches the trees of the index that a referrer describes, for a pull that began at
 // start.
-func (p *pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
+func (p *Pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
 	wait := p.image.Patience(p.ctx, remote.AboutBlob, max(lookupTime-time.Since(start), lookupLeast))
 	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
 	x, err := artifact.Find(ctx, p.image, d)
@@ -180,7 +190,7 @@ func (p *pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error
 	if err != nil {
 		return nil, err
 	}
-	b, err := index.OpenBundle(f, x.Trees.Size, p.t.o.Limits.bundle())
+	b, err := index.OpenBundle(f, x.Trees.Size, p.all.o.Limits.bundle())
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -191,11 +201,11 @@ func (p *pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error
 
 // fetchTrees fetches the trees blob into a file without a name. It waits so long for the first
 // bytes.
-func (p *pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, error) {
+func (p *Pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, error) {
 	if d.Size > maxTrees {
 		return nil, fmt.Errorf("trees of %d bytes: at most %d are accepted", d.Size, maxTrees)
 	}
-	f, err := os.CreateTemp(p.t.o.Root, "trees-")
+	f, err := os.CreateTemp(p.all.o.Root, "trees-")
 	if err != nil {
 		return nil, err
 	}
@@ -219,7 +229,7 @@ func (p *pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, e
 	return f, nil
 }
 
-func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w *pace) error {
+func (p *Pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w *pace) error {
 	blob := p.image.Blob(d).Aside()
 	first := quickest(p.left(), d.Size, p.roundTrip)
 	size := first.even(d.Size)
@@ -238,7 +248,7 @@ func (p *pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w
 			if _, err := io.ReadFull(w.reader(body), b); err != nil {
 				return err
 			}
-			p.t.budget.Host(source.RegistryOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
+			p.all.o.Budget.Host(source.RegistryOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
 			_, err = f.WriteAt(b, off)
 			return err
 		})
@@ -308,4 +318,26 @@ func (p paced) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.w.came.Add(int64(n))
 	return n, err
+}
+
+// replay starts to fetch what a profile names of the layers of the pull's image, until the pull
+// ends.
+func (p *Pull) replay(from *profile.Profile) {
+	p.all.mu.Lock()
+	ref, layers := p.ref, p.layers
+	p.all.mu.Unlock()
+	context.AfterFunc(p.ctx, p.all.host.Replay(ref, layers, from))
+}
+
+// choose returns the profile to replay: what this node has seen of the image and what was published
+// of it.
+func (a *Pulls) choose(manifest digest.Digest, published *profile.Profile) *profile.Profile {
+	if a.o.Profiles == nil {
+		return published
+	}
+	own, err := a.o.Profiles.Load(manifest)
+	if err != nil {
+		return published // there is none, or it is damaged and will be replaced
+	}
+	return profile.Merge(published, own)
 }

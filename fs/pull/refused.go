@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"cmp"
@@ -59,7 +59,7 @@ func servable(d ocispec.Descriptor) error {
 }
 
 // refusals is what is known of layers that cannot be served, as a repository has them. It is
-// guarded by Table.mu.
+// guarded by Pulls.mu.
 type refusals map[refusedKey]refusal
 
 type refusedKey struct {
@@ -89,14 +89,14 @@ func (r refusals) why(k refusedKey) error {
 
 // claimDownload returns the context in which a layer is to be downloaded, unless that is in vain.
 // Pair it with done.
-func (p *pull) claimDownload(
+func (p *Pull) claimDownload(
 	layers []ocispec.Descriptor, d digest.Digest,
 ) (ctx context.Context, done func(), err error) {
-	t := p.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	a := p.all
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, l := range layers {
-		err := cmp.Or(servable(l), t.refused.why(refusedKey{p.key.repository, l.Digest}))
+		err := cmp.Or(servable(l), a.refused.why(refusedKey{p.key.repository, l.Digest}))
 		switch {
 		case err != nil && l.Digest == d:
 			return nil, nil, err
@@ -106,8 +106,8 @@ func (p *pull) claimDownload(
 			ctx, cancel := context.WithCancelCause(p.ctx)
 			p.downloads[d] = cancel
 			return ctx, func() {
-				t.mu.Lock()
-				defer t.mu.Unlock()
+				a.mu.Lock()
+				defer a.mu.Unlock()
 				delete(p.downloads, d)
 				cancel(nil)
 			}, nil
@@ -117,12 +117,12 @@ func (p *pull) claimDownload(
 }
 
 // inVain ends the downloads of what lies above a layer that is not served.
-func (p *pull) inVain(d digest.Digest, why error) {
-	t := p.t
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (p *Pull) inVain(d digest.Digest, why error) {
+	a := p.all
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if permanent(why) {
-		t.refused.add(refusedKey{p.key.repository, d}, why)
+		a.refused.add(refusedKey{p.key.repository, d}, why)
 	}
 	at := slices.IndexFunc(p.descs, func(l ocispec.Descriptor) bool { return l.Digest == d })
 	if at < 0 {
@@ -140,12 +140,13 @@ func (p *pull) inVain(d digest.Digest, why error) {
 	}
 }
 
-// inVain is pull.inVain of the pull of a layer's image, if one is under way.
-func (t *Table) inVain(l Layer, why error) {
-	t.mu.Lock()
-	p := t.pulls[keyOf(l.Ref, l.Manifest)]
-	t.mu.Unlock()
+// InVain ends the downloads of what lies above a layer that is not served, if its image's pull is
+// under way.
+func (a *Pulls) InVain(r Request, why error) {
+	a.mu.Lock()
+	p := a.under[keyOf(r.Ref, r.Manifest)]
+	a.mu.Unlock()
 	if p != nil {
-		p.inVain(l.Digest, why)
+		p.inVain(r.Layer, why)
 	}
 }

@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -20,9 +20,9 @@ func TestScans(t *testing.T) {
 		for range 20 {
 			all.Go(func() {
 				c := s.begin(t.Context())
-				defer c.end()
+				defer c.End()
 				for range 50 {
-					if err := c.take(1); err != nil {
+					if err := c.Take(1); err != nil {
 						t.Error(err)
 					}
 					time.Sleep(time.Millisecond)
@@ -46,23 +46,23 @@ func TestScansWait(t *testing.T) {
 		s := newScans(100, nil)
 		large, small := s.begin(t.Context()), s.begin(t.Context())
 		for range 10 {
-			if err := large.take(50); err != nil {
+			if err := large.Take(50); err != nil {
 				t.Fatal(err)
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		gone := s.begin(ctx)
 		time.AfterFunc(time.Hour, cancel)
-		if err := gone.take(1); !errors.Is(err, context.Canceled) {
+		if err := gone.Take(1); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
 		start := time.Now()
-		time.AfterFunc(time.Second, large.end)
-		if err := small.take(200); err != nil || time.Since(start) != time.Second {
+		time.AfterFunc(time.Second, large.End)
+		if err := small.Take(200); err != nil || time.Since(start) != time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
-		gone.end()
-		small.end()
+		gone.End()
+		small.End()
 		if s.used != 0 || s.over != nil {
 			t.Errorf("%d are left", s.used)
 		}

@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -6,8 +6,9 @@ import (
 	"sync"
 )
 
-// cores lets as many indexes be unpacked at a time as there are cores: more take memory, 8 MiB each, and no less time. Of those that wait
-// the largest goes first: an image is there when the last of its layers is, for which no core is to be left alone.
+// cores lets as many indexes be unpacked at a time as there are cores: more take memory, 8 MiB
+// each, and no less time. Of those that wait the largest goes first: an image is there when the
+// last of its layers is, for which no core is to be left alone.
 type cores struct {
 	mu      sync.Mutex
 	free    int

@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -19,7 +19,7 @@ type scans struct {
 
 	mu   sync.Mutex
 	used int64
-	over *scan         // the one that may take more
+	over *Scan         // the one that may take more
 	less chan struct{} // closed, and replaced, when something was given back
 }
 
@@ -33,18 +33,18 @@ func newScans(size int64, changed func(int64)) *scans {
 	return &scans{size: size, changed: changed, less: make(chan struct{})}
 }
 
-// scan is the memory of one scan. Its methods are for one goroutine at a time.
-type scan struct {
+// Scan is the memory of one scan. Its methods are for one goroutine at a time.
+type Scan struct {
 	all  *scans
 	ctx  context.Context
 	held int64
 }
 
-// begin returns a scan that has taken nothing. Pair it with end.
-func (s *scans) begin(ctx context.Context) *scan { return &scan{all: s, ctx: ctx} }
+// begin returns a scan that has taken nothing. Pair it with End.
+func (s *scans) begin(ctx context.Context) *Scan { return &Scan{all: s, ctx: ctx} }
 
-// take waits for n more bytes, as long as the scan's context lasts: see tartree.Limits.Memory.
-func (c *scan) take(n int64) error {
+// Take waits for n more bytes, as long as the scan's context lasts: see tartree.Limits.Memory.
+func (c *Scan) Take(n int64) error {
 	for {
 		less, ok := c.try(n)
 		if ok {
@@ -58,8 +58,8 @@ func (c *scan) take(n int64) error {
 	}
 }
 
-// try is take without waiting. Where it returns false, there may be more when less is closed.
-func (c *scan) try(n int64) (less <-chan struct{}, ok bool) {
+// try is Take without waiting. Where it returns false, there may be more when less is closed.
+func (c *Scan) try(n int64) (less <-chan struct{}, ok bool) {
 	s := c.all
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,8 +77,8 @@ func (c *scan) try(n int64) (less <-chan struct{}, ok bool) {
 	return nil, true
 }
 
-// count takes n bytes without waiting, whether they are there or not.
-func (c *scan) count(n int64) {
+// Count takes n bytes without waiting, whether they are there or not.
+func (c *Scan) Count(n int64) {
 	s := c.all
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,8 +87,8 @@ func (c *scan) count(n int64) {
 	s.changed(s.used)
 }
 
-// end gives back what the scan has taken.
-func (c *scan) end() {
+// End gives back what the scan has taken.
+func (c *Scan) End() {
 	s := c.all
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,3 +101,6 @@ func (c *scan) end() {
 	close(s.less)
 	s.less = make(chan struct{})
 }
+
+// Scan begins a scan of a tar, which has taken no memory yet. Pair it with End.
+func (a *Pulls) Scan(ctx context.Context) *Scan { return a.scans.begin(ctx) }

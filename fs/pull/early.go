@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/source"
@@ -41,8 +40,8 @@ const (
 // fetchEarly begins to fetch the copy of what a start of this image reads that the newest profile
 // among the referrers, which took so long to come, has beside it; for an image without one the
 // windows, which the first of its bytes need whichever they are.
-func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) {
-	if len(indexes) == 0 || p.t.o.Fetch.Fill == fetch.None {
+func (p *Pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration) {
+	if len(indexes) == 0 || !p.all.o.Early {
 		return
 	}
 	x, ok, err := artifact.FromReferrer(indexes[0])
@@ -60,35 +59,36 @@ func (p *pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if len(plan) == 0 {
 		return
 	}
-	p.t.log.DebugContext(p.ctx, "fetching before the index", "ref", p.name(), "requests", len(plan))
-	p.t.goes(func(context.Context) {
-		defer p.t.prefetch.Drop(plan)
+	p.all.o.Log.DebugContext(p.ctx, "fetching before the index",
+		"ref", p.name(), "requests", len(plan))
+	p.all.host.Go(func(context.Context) {
+		defer p.all.o.Prefetch.Drop(plan)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
 		defer cancel()
-		p.t.prefetch.Fetch(ctx, p.image, plan, requests)
+		p.all.o.Prefetch.Fetch(ctx, p.image, plan, requests)
 		<-ctx.Done()
 	})
 }
 
 // earlyWindows makes room for the first of an index's windows. It leaves the trees the requests
 // that they need.
-func (p *pull) earlyWindows(x artifact.Index) source.Plan {
+func (p *Pull) earlyWindows(x artifact.Index) source.Plan {
 	r := index.Range{Size: min(x.Windows.Size, windowsBytes)}
 	left := p.left()
 	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
 	size := quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)
-	return p.t.prefetch.Plan(x.Windows, []index.Range{r}, size, func(int) int64 { return size })
+	return p.all.o.Prefetch.Plan(x.Windows, []index.Range{r}, size, func(int) int64 { return size })
 }
 
 // earlyCopy plans what the copy of a profile has of layers that are not here, and has these layers
 // read it there. false: there is none that is usable.
-func (p *pull) earlyCopy(
+func (p *Pull) earlyCopy(
 	refs []ocispec.Descriptor, x artifact.Index, took time.Duration,
 ) (source.Plan, bool) {
 	d, _ := published.Newest(refs)
 	c, ok, err := published.CopyOf(d)
 	if err != nil {
-		p.t.log.Warn("copy of what a start reads is not usable",
+		p.all.o.Log.Warn("copy of what a start reads is not usable",
 			"ref", p.name(), "artifact", d.Digest, "err", err)
 	}
 	if !ok || c.Trees != x.Trees.Digest {
@@ -98,12 +98,12 @@ func (p *pull) earlyCopy(
 	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool {
 		return !slices.Contains(missing, f.Layer)
 	})
-	context.AfterFunc(p.ctx, p.t.prefetch.AddCopy(source.FoundCopy{
+	context.AfterFunc(p.ctx, p.all.o.Prefetch.AddCopy(source.FoundCopy{
 		Image: p.image, Repository: proof.RepositoryOf(p.name()), Windows: x.Windows.Digest, Copy: &c,
 	}))
 	var ranges []index.Range
 	for _, f := range c.Frames {
-		if f.Off+f.Size > limitedCopy && p.t.o.Fetch.Bandwidth > 0 {
+		if f.Off+f.Size > limitedCopy && p.all.o.Limited {
 			break // all the rest is the scheduler's, which keeps to it
 		}
 		if n := len(ranges); n > 0 && ranges[n-1].Off+ranges[n-1].Size == f.Off {
@@ -121,16 +121,16 @@ func (p *pull) earlyCopy(
 		}
 		return earlyFarLater
 	}
-	return p.t.prefetch.Plan(c.Blob, ranges, min(earlyPiece, request(0)), request), true
+	return p.all.o.Prefetch.Plan(c.Blob, ranges, min(earlyPiece, request(0)), request), true
 }
 
 // missing returns the layers of the image that are not here.
-func (p *pull) missing() (blobs []digest.Digest) {
-	p.t.mu.Lock()
+func (p *Pull) missing() (blobs []digest.Digest) {
+	p.all.mu.Lock()
 	jobs := slices.Clone(p.jobs)
-	p.t.mu.Unlock()
+	p.all.mu.Unlock()
 	for _, j := range jobs {
-		if l, err := p.t.store.Layer(j.layer); err == nil {
+		if l, err := p.all.o.Store.Layer(j.layer); err == nil {
 			l.Close()
 			continue
 		}

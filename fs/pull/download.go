@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"context"
@@ -20,18 +20,19 @@ import (
 	"github.com/mica-snapshotter/mica/remote"
 )
 
-// bring puts a layer into the store: its index, or the whole of it. It calls atHand when it has come to its index.
-func (p *pull) bring(d digest.Digest, atHand func()) error {
-	if l, err := p.t.store.Layer(d); err == nil {
+// bring puts a layer into the store: its index, or the whole of it. It calls atHand when it has
+// come to its index.
+func (p *Pull) bring(d digest.Digest, atHand func()) error {
+	if l, err := p.all.o.Store.Layer(d); err == nil {
 		return l.Close() // it came by another way
 	} else if errors.Is(err, store.ErrDamaged) {
-		if err := p.t.removeDamaged(d, err); err != nil {
+		if err := p.all.host.RemoveDamaged(d, err); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, iofs.ErrNotExist) {
 		return err
 	}
-	if p.t.o.Mode != Local && !p.t.o.LocalIndexes {
+	if !p.all.o.Whole {
 		b, err := p.bundle()
 		if err != nil {
 			return err
@@ -42,15 +43,16 @@ func (p *pull) bring(d digest.Digest, atHand func()) error {
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err
 			}
-			p.t.log.Error("index from the registry is not usable: the layer is downloaded whole", "ref", p.name(), "layer", d, "err", err)
+			p.all.o.Log.Error("index from the registry is not usable: the layer is downloaded whole",
+				"ref", p.name(), "layer", d, "err", err)
 		}
 	}
 	return p.download(d)
 }
 
 // install puts a layer's index from the image's bundle into the store.
-func (p *pull) install(b *bundle, l index.BundleLayer) error {
-	in, err := p.t.store.Create(l.Layer)
+func (p *Pull) install(b *bundle, l index.BundleLayer) error {
+	in, err := p.all.o.Store.Create(l.Layer)
 	if err != nil {
 		return err
 	}
@@ -62,12 +64,15 @@ func (p *pull) install(b *bundle, l index.BundleLayer) error {
 	return p.commit(in, rec)
 }
 
-// extract writes a layer's index into a draft, checks it, and returns what the store is to keep about the layer.
-func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec store.Record, err error) {
-	if err := p.t.cores.acquire(p.ctx, l.IndexSize); err != nil {
+// extract writes a layer's index into a draft, checks it, and returns what the store is to keep
+// about the layer.
+func (p *Pull) extract(
+	in *store.Incoming, b *bundle, l index.BundleLayer,
+) (rec store.Record, err error) {
+	if err := p.all.cores.acquire(p.ctx, l.IndexSize); err != nil {
 		return rec, err
 	}
-	defer p.t.cores.release()
+	defer p.all.cores.release()
 	if err := b.Extract(l.Layer, in.Index()); err != nil {
 		return rec, err
 	}
@@ -84,8 +89,8 @@ func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec 
 			return rec, err
 		}
 	}
-	if err := p.t.o.Limits.layer(x.Header().DeviceSize); err != nil {
-		return rec, advise(err)
+	if err := p.all.o.Limits.Layer(x.Header().DeviceSize); err != nil {
+		return rec, Advise(err)
 	}
 	if x.Header() != l.Header {
 		return rec, fmt.Errorf("%w: it describes layer %s", index.ErrCorrupt, x.Header().Layer)
@@ -99,7 +104,7 @@ func (p *pull) extract(in *store.Incoming, b *bundle, l index.BundleLayer) (rec 
 }
 
 // download brings a layer whole, and makes its index on the way.
-func (p *pull) download(d digest.Digest) error {
+func (p *Pull) download(d digest.Digest) error {
 	if err := p.awaitAsked(); err != nil {
 		return err
 	}
@@ -113,8 +118,8 @@ func (p *pull) download(d digest.Digest) error {
 	}
 	defer done()
 	select {
-	case p.t.sem <- struct{}{}:
-		defer func() { <-p.t.sem }()
+	case p.all.sem <- struct{}{}:
+		defer func() { <-p.all.sem }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -131,25 +136,26 @@ func (p *pull) download(d digest.Digest) error {
 		if try == maxDownloads || !errors.Is(err, errSent) {
 			return err
 		}
-		p.t.log.Warn("downloaded bytes are wrong, somebody else is asked", "ref", p.name(), "layer", d, "err", err)
+		p.all.o.Log.Warn("downloaded bytes are wrong, somebody else is asked",
+			"ref", p.name(), "layer", d, "err", err)
 		p.image.Blob(desc).Suspect(0, desc.Size)
 	}
 }
 
 // downloadOnce brings a layer whole. For window see targz.Options.
-func (p *pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window int64) error {
-	in, err := p.t.store.Create(desc.Digest)
+func (p *Pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window int64) error {
+	in, err := p.all.o.Store.Create(desc.Digest)
 	if err != nil {
 		return err
 	}
 	defer p.abort(in)
-	memory := p.t.scans.begin(ctx)
-	defer memory.end()
-	x, err := p.scan(ctx, in, desc, targz.Options{Limits: p.t.o.Limits.tree(memory), Window: window})
+	memory := p.all.scans.begin(ctx)
+	defer memory.End()
+	x, err := p.scan(ctx, in, desc, targz.Options{Limits: p.all.o.Limits.Tree(memory), Window: window})
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.name(), err)
 	}
-	rec, err := p.record(x, p.t.cache.StateOf(x.Header().DeviceSize))
+	rec, err := p.record(x, p.all.o.Cache.StateOf(x.Header().DeviceSize))
 	if err != nil {
 		return err
 	}
@@ -158,23 +164,23 @@ func (p *pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window
 }
 
 // scan reads the layer's blob into in and returns the index that it made of it.
-func (p *pull) scan(
+func (p *Pull) scan(
 	ctx context.Context, in *store.Incoming, desc ocispec.Descriptor, o targz.Options,
 ) (*index.Layer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	late := func() { cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.t.o.PullDeadline)) }
-	opening := time.AfterFunc(p.t.o.PullDeadline, late)
+	late := func() { cancel(fmt.Errorf("no byte came for %v (pull_deadline)", p.all.o.Deadline)) }
+	opening := time.AfterFunc(p.all.o.Deadline, late)
 	body, err := p.image.Open(ctx, desc)
 	opening.Stop()
 	if err != nil {
 		return nil, err
 	}
 	defer body.Close()
-	r := source.Watch(body, p.t.o.PullDeadline, late)
+	r := source.Watch(body, p.all.o.Deadline, late)
 	defer r.Stop()
-	o.Whole, o.DeviceSize = true, p.t.o.Limits.LayerSize
-	o.Device, o.Windows = p.t.cache.Writer(in.Device()), in.Windows()
+	o.Whole, o.DeviceSize = true, p.all.o.Limits.LayerSize
+	o.Device, o.Windows = p.all.o.Cache.Writer(in.Device()), in.Windows()
 	draft, err := targz.Scan(ctx, r, o)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && p.ctx.Err() == nil {
@@ -196,15 +202,15 @@ func (p *pull) scan(
 }
 
 // blame says what the error of a scan comes of.
-func (p *pull) blame(desc ocispec.Descriptor, err error) error {
+func (p *Pull) blame(desc ocispec.Descriptor, err error) error {
 	var found *targz.Panic
 	if errors.As(err, &found) {
-		p.t.panicked(fmt.Sprintf("%v\n%s", found.Value, found.Stack))
+		p.all.host.Panicked(fmt.Sprintf("%v\n%s", found.Value, found.Stack))
 	}
 	var bad *targz.Malformed
 	switch {
 	case !errors.As(err, &bad):
-		return advise(err)
+		return Advise(err)
 	case bad.Layer == desc.Digest:
 		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
@@ -212,7 +218,7 @@ func (p *pull) blame(desc ocispec.Descriptor, err error) error {
 }
 
 // record returns what the store keeps about a layer of this image.
-func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
+func (p *Pull) record(x *index.Layer, state store.State) (store.Record, error) {
 	spans, err := x.Spans()
 	if err != nil {
 		return store.Record{}, err
@@ -225,15 +231,22 @@ func (p *pull) record(x *index.Layer, state store.State) (store.Record, error) {
 }
 
 // abort removes what a failed attempt left. After Commit there is nothing to remove.
-func (p *pull) abort(in *store.Incoming) {
+func (p *Pull) abort(in *store.Incoming) {
 	if err := in.Abort(); err != nil {
-		p.t.log.Warn("unfinished layer is left over until the next start", "ref", p.name(), "err", err)
+		p.all.o.Log.Warn("unfinished layer is left over until the next start",
+			"ref", p.name(), "err", err)
 	}
 }
 
-func (p *pull) commit(in *store.Incoming, rec store.Record) error {
-	if err := p.clearWay(rec.Layer); err != nil {
-		return err
+func (p *Pull) commit(in *store.Incoming, rec store.Record) error {
+	p.all.mu.Lock()
+	gone := p.instead[rec.Layer]
+	delete(p.instead, rec.Layer)
+	p.all.mu.Unlock()
+	if gone != nil {
+		if err := gone(); err != nil {
+			return err
+		}
 	}
 	l, err := in.Commit(rec)
 	if errors.Is(err, iofs.ErrExist) {
@@ -242,15 +255,15 @@ func (p *pull) commit(in *store.Incoming, rec store.Record) error {
 	if err != nil {
 		return err
 	}
-	p.t.mu.Lock()
+	p.all.mu.Lock()
 	p.came = append(p.came, rec.Layer)
-	p.t.mu.Unlock()
+	p.all.mu.Unlock()
 	return l.Close()
 }
 
-// fetchManifest returns the image's layers, the lowest first. containerd has just had the manifest: where
-// it does not come soon, containerd can do better than this process.
-func (p *pull) fetchManifest() ([]ocispec.Descriptor, error) {
+// fetchManifest returns the image's layers, the lowest first. containerd has just had the manifest:
+// where it does not come soon, containerd can do better than this process.
+func (p *Pull) fetchManifest() ([]ocispec.Descriptor, error) {
 	wait := p.image.Patience(p.ctx, remote.AboutManifest, max(lookupTime-p.waited, lookupLeast))
 	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
 	defer cancel()
@@ -274,11 +287,12 @@ func (p *pull) fetchManifest() ([]ocispec.Descriptor, error) {
 	}
 	for _, l := range m.Layers {
 		if l.Digest.Validate() != nil || l.Size < 0 {
-			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes", p.key.manifest, p.name(), l.Digest, l.Size)
+			return nil, fmt.Errorf("manifest %s of %s: layer %q of %d bytes",
+				p.key.manifest, p.name(), l.Digest, l.Size)
 		}
 	}
-	p.t.mu.Lock()
-	defer p.t.mu.Unlock()
+	p.all.mu.Lock()
+	defer p.all.mu.Unlock()
 	p.descs = m.Layers
 	return m.Layers, nil
 }

@@ -1,4 +1,4 @@
-package fs
+package pull
 
 import (
 	"errors"
@@ -8,7 +8,8 @@ import (
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
-// Limits bounds what images may demand of the node. The zero value: the defaults, which no image that is known comes near.
+// Limits bounds what images may demand of the node. The zero value: the defaults, which no image
+// that is known comes near.
 type Limits struct {
 	Entries int // files of one layer; 0: 2 million, about a gigabyte of memory in a scan
 	// ScanMemory is how many bytes all layers together take that are scanned at a time, where that
@@ -20,22 +21,25 @@ type Limits struct {
 
 func (l Limits) bundle() index.Limits { return index.Limits{IndexSize: l.IndexSize} }
 
-func (l Limits) tree(c *scan) tartree.Limits {
-	return tartree.Limits{Entries: l.Entries, Memory: c.take}
+// Tree returns the limits of a scan.
+func (l Limits) Tree(c *Scan) tartree.Limits {
+	return tartree.Limits{Entries: l.Entries, Memory: c.Take}
 }
 
-// layer says whether a layer of so many bytes, decompressed, is taken.
-func (l Limits) layer(size int64) error {
+// Layer says whether a layer of so many bytes, decompressed, is taken.
+func (l Limits) Layer(size int64) error {
 	if l.LayerSize > 0 && size > l.LayerSize {
-		return fmt.Errorf("layer of %d bytes, decompressed: %w of %d (Limits.LayerSize)", size, index.ErrLimit, l.LayerSize)
+		return fmt.Errorf("layer of %d bytes, decompressed: %w of %d (Limits.LayerSize)",
+			size, index.ErrLimit, l.LayerSize)
 	}
 	return nil
 }
 
-// advise says what can be done about an error that is one of a limit.
-func advise(err error) error {
+// Advise says what can be done about an error that is one of a limit.
+func Advise(err error) error {
 	if errors.Is(err, index.ErrLimit) || errors.Is(err, tartree.ErrLimit) {
-		return fmt.Errorf("%w: raise it in section [limits] of micad's configuration if the image is to be trusted", err)
+		return fmt.Errorf("%w: raise it in section [limits] of micad's configuration if the image "+
+			"is to be trusted", err)
 	}
 	return err
 }
