@@ -179,7 +179,7 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 
 // adoptHeld serves the layer's held mounts. What cannot be adopted for want of descriptors or
 // memory waits on.
-func (v *live) adoptHeld(ctx context.Context) {
+func (v *openLayer) adoptHeld(ctx context.Context) {
 	for _, m := range v.t.takeHeld(v.digest) {
 		if err := m.take(); err != nil {
 			v.t.log.WarnContext(ctx, "a lost layer is back", "layer", v.digest, "err", err)
@@ -210,7 +210,7 @@ func scarce(err error) bool {
 }
 
 // adopt serves one held mount.
-func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
+func (v *openLayer) adopt(ctx context.Context, m *heldMount) (*served, error) {
 	st := &m.state
 	f, err := fuse.Duplicate(m.held.Files[0])
 	if err != nil {
@@ -238,7 +238,7 @@ func (v *live) adopt(ctx context.Context, m *heldMount) (*served, error) {
 
 // sameAs returns the index that the mount shows, after a check that the layer is the one that it was made of: for a device,
 // its tar; for a tree, the very same index, whose positions the kernel knows as inodes.
-func (v *live) sameAs(st *heldState) (*index.Layer, error) {
+func (v *openLayer) sameAs(st *heldState) (*index.Layer, error) {
 	if got := v.index.Header().DiffID; got != st.DiffID {
 		return nil, fmt.Errorf("its tar is %s instead of %s", got, st.DiffID)
 	}
@@ -269,7 +269,7 @@ func (v *live) sameAs(st *heldState) (*index.Layer, error) {
 
 // place makes an adopted mount the layer's own where it lies at the layer's place. One that lies elsewhere, out of
 // the file tree mostly, is served for those who use it still.
-func (v *live) place(ctx context.Context, s *served, st *heldState) {
+func (v *openLayer) place(ctx context.Context, s *served, st *heldState) {
 	dir := v.deviceDir()
 	if st.Mount.Kind == fuse.KindTree {
 		dir = filepath.Join(v.t.o.Root, mountsName, filepath.Base(st.Mount.Dir))
@@ -290,6 +290,6 @@ func (v *live) place(ctx context.Context, s *served, st *heldState) {
 	case there && st.Mount.Kind == fuse.KindDevice && v.device == nil:
 		v.device = s
 	default:
-		v.strays = append(v.strays, s)
+		v.detached = append(v.detached, s)
 	}
 }

@@ -19,7 +19,7 @@ type cacheHost struct{ *Table }
 
 var (
 	_ cache.Host  = cacheHost{}
-	_ cache.Layer = (*live)(nil)
+	_ cache.Layer = (*openLayer)(nil)
 )
 
 // Layers implements cache.Host.
@@ -35,13 +35,13 @@ func (h cacheHost) Layers() []cache.Layer {
 func (h cacheHost) Fixed() bool { return h.fixed.Load() }
 
 // Store implements cache.Layer.
-func (v *live) Store() *store.Layer { return v.store }
+func (v *openLayer) Store() *store.Layer { return v.store }
 
 // Data implements cache.Layer.
-func (v *live) Data() *layer.Layer { return v.data }
+func (v *openLayer) Data() *layer.Layer { return v.data }
 
 // Spans implements cache.Layer.
-func (v *live) Spans() (index.Spans, error) { return v.index.Spans() }
+func (v *openLayer) Spans() (index.Spans, error) { return v.index.Spans() }
 
 // Cache returns what keeps the layers on disk within their bounds.
 func (t *Table) Cache() *cache.Cache { return t.cache }
@@ -68,7 +68,7 @@ func (t *Table) Verify(ctx context.Context, d digest.Digest) (cache.Verified, er
 
 // mend puts right what is wrong on disk of a layer whose bytes together are not what they should
 // be.
-func (v *live) mend(ctx context.Context) {
+func (v *openLayer) mend(ctx context.Context) {
 	if _, err := v.t.cache.Verify(ctx, v); err != nil && ctx.Err() == nil {
 		v.t.log.ErrorContext(ctx, "layer on disk is wrong", "layer", v.digest, "err", err)
 	}

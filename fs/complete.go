@@ -20,7 +20,7 @@ const completeAfter = 500 * time.Millisecond
 const completeFirst, completeMost = time.Second, time.Minute
 
 // lastCame tells tend that the last span has come.
-func (v *live) lastCame() {
+func (v *openLayer) lastCame() {
 	select {
 	case v.came <- struct{}{}:
 	default:
@@ -29,7 +29,7 @@ func (v *live) lastCame() {
 
 // tend completes the layer each time that its last span has come, until ctx ends. What fails,
 // because the disk is full for instance, is tried again.
-func (v *live) tend(ctx context.Context) {
+func (v *openLayer) tend(ctx context.Context) {
 	for {
 		select {
 		case <-v.came:
@@ -45,7 +45,7 @@ func (v *live) tend(ctx context.Context) {
 // completed is complete where nobody waits for it: the layer is on disk at once, and checked when
 // no container that starts needs the cores. What is lost until then is fetched anew, and then the
 // last span comes once more. False: it has to be tried again.
-func (v *live) completed(ctx context.Context) bool {
+func (v *openLayer) completed(ctx context.Context) bool {
 	sleep(ctx, time.Until(v.opened.Add(completeAfter)))
 	ok := v.saved(ctx)
 	if ok {
@@ -60,7 +60,7 @@ func (v *live) completed(ctx context.Context) bool {
 }
 
 // saved makes a complete layer durable, and says whether it is.
-func (v *live) saved(ctx context.Context) bool {
+func (v *openLayer) saved(ctx context.Context) bool {
 	s, err := v.t.store.Layer(v.digest)
 	if err != nil {
 		return false
@@ -84,7 +84,7 @@ func (v *live) saved(ctx context.Context) bool {
 // complete checks a layer whose last span has come, and mounts it local over its mount
 // points: containers that start from now on do without the daemon. False: it is worth another
 // attempt.
-func (v *live) complete(ctx context.Context) bool {
+func (v *openLayer) complete(ctx context.Context) bool {
 	defer v.proof.Settling()()
 	log := v.t.log.With("layer", v.digest)
 	// An opening of its own: the layer may be closed or removed meanwhile.

@@ -15,21 +15,21 @@ import (
 // the machine and the line for themselves.
 const fillDelay = 2 * time.Second
 
-// filling is the part of a live layer that starts its fill, once.
+// filling is the part of an open layer that starts its fill, once.
 type filling struct {
 	started atomic.Bool
 	timer   *time.Timer
 }
 
 // startFill brings the rest of the layer in the background.
-func (v *live) startFill() {
+func (v *openLayer) startFill() {
 	if !v.filling.started.Swap(true) {
 		v.t.fetch.Fill(v.digest)
 	}
 }
 
 // Refill implements cache.Layer: it brings what was thrown away of a layer that had been filled.
-func (v *live) Refill() {
+func (v *openLayer) Refill() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.closed && v.filling.started.Load() && !v.store.AllPresent() {
@@ -40,7 +40,7 @@ func (v *live) Refill() {
 
 // Rest implements cache.Layer: it ends what is fetched in the background for a layer that nobody
 // uses. The next read begins it again.
-func (v *live) Rest() {
+func (v *openLayer) Rest() {
 	v.t.fetch.Forget(v.digest) // without the lock: what it waits for may wait for room, and that for the lock
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -55,7 +55,7 @@ func (v *live) Rest() {
 
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
-func (v *live) wasRead() {
+func (v *openLayer) wasRead() {
 	v.t.budget.Starts.Reading()
 	if v.filling.started.Load() {
 		return

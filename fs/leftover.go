@@ -17,8 +17,8 @@ import (
 // table. Like Sweep it comes when all layers in use have been asked for.
 func (t *Table) sweepMounts(ctx context.Context) error {
 	errs := []error{t.dropLeft(ctx, false)}
-	t.placing.Lock() // nobody mounts meanwhile
-	defer t.placing.Unlock()
+	t.mountsMu.Lock() // nobody mounts meanwhile
+	defer t.mountsMu.Unlock()
 	known := t.known()
 	keys := map[string]bool{}
 	for d := range known {
@@ -56,7 +56,7 @@ func (t *Table) known() map[digest.Digest]bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known := map[digest.Digest]bool{}
-	for d := range t.live {
+	for d := range t.slots {
 		known[d] = true
 	}
 	for d := range t.pulls.Bringing() {

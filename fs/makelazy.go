@@ -17,13 +17,13 @@ import (
 // how many bytes of it went. Its mount points show it at any moment. Who uses a mount of the complete
 // layer still reads that to the end: their device is kept by the kernel until the last of them has
 // gone.
-func (v *live) MakeLazy(ctx context.Context) (int64, error) {
+func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 	k, err := v.t.kernel()
 	if err != nil {
 		return 0, err
 	}
-	v.t.placing.RLock()
-	defer v.t.placing.RUnlock()
+	v.t.mountsMu.RLock()
+	defer v.t.mountsMu.RUnlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -54,7 +54,7 @@ func (v *live) MakeLazy(ctx context.Context) (int64, error) {
 }
 
 // makeLazyPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
-func (v *live) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
+func (v *openLayer) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
 	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
 	if err == nil && !done {
 		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until "+
@@ -65,7 +65,7 @@ func (v *live) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
 
 // exchange puts what mount makes, at a point that it is given, in the place of the uppermost mount
 // of p, which those who use it keep. False: the kernel cannot do that, and all is as it was.
-func (v *live) exchange(p *point, mount func(*point) error) (done bool, err error) {
+func (v *openLayer) exchange(p *point, mount func(*point) error) (done bool, err error) {
 	dir := filepath.Join(v.t.o.Root, devicesName, v.key+".new")
 	if err := v.t.clean(dir); err != nil {
 		return false, err

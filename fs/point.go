@@ -29,12 +29,12 @@ type point struct {
 }
 
 // deviceDir is where the layer's device is mounted in erofs mode.
-func (v *live) deviceDir() string { return filepath.Join(v.t.o.Root, devicesName, v.key) }
+func (v *openLayer) deviceDir() string { return filepath.Join(v.t.o.Root, devicesName, v.key) }
 
 // mount returns the directory that shows the layer over the layers below it: at, unless that is
 // "". What an earlier run has mounted there stays if it is what it should be; all else that lies
 // there goes.
-func (v *live) mount(ctx context.Context, at string, below []Below) (string, error) {
+func (v *openLayer) mount(ctx context.Context, at string, below []Below) (string, error) {
 	c, err := v.changes(below, at != "")
 	if err != nil {
 		return "", err
@@ -58,9 +58,9 @@ func spotOf(d digest.Digest, below []Below) spot {
 }
 
 // mountSpot is mount, of what is known to be changed.
-func (v *live) mountSpot(ctx context.Context, s spot, c *changes, at string) (string, error) {
-	v.t.placing.RLock()
-	defer v.t.placing.RUnlock()
+func (v *openLayer) mountSpot(ctx context.Context, s spot, c *changes, at string) (string, error) {
+	v.t.mountsMu.RLock()
+	defer v.t.mountsMu.RUnlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -76,7 +76,7 @@ func (v *live) mountSpot(ctx context.Context, s spot, c *changes, at string) (st
 	p := v.points[dir]
 	if p == nil || p.index != index {
 		if p != nil && p.tree != nil {
-			v.strays = append(v.strays, p.tree)
+			v.detached = append(v.detached, p.tree)
 		}
 		p = &point{dir: dir, index: index}
 	}
@@ -93,7 +93,9 @@ func (v *live) mountSpot(ctx context.Context, s spot, c *changes, at string) (st
 
 // placeLocked returns the mount point of a spot, which is at unless that is "", and the index
 // file that is mounted there.
-func (v *live) placeLocked(ctx context.Context, s spot, at string) (dir, index string, err error) {
+func (v *openLayer) placeLocked(
+	ctx context.Context, s spot, at string,
+) (dir, index string, err error) {
 	index = v.shownAt(s)
 	if at == "" {
 		dir, err = v.t.names.path(s)
@@ -143,7 +145,7 @@ func (t *Table) Displaced(dirs []string) []string {
 }
 
 // show mounts what is missing at a point whose mode is what lies there.
-func (v *live) show(ctx context.Context, p *point) error {
+func (v *openLayer) show(ctx context.Context, p *point) error {
 	whole := v.store.Record().State == store.Verified
 	if p.mode != "" && (p.mode == Local || !whole) {
 		return nil
@@ -162,7 +164,7 @@ func (v *live) show(ctx context.Context, p *point) error {
 		return nil
 	}
 	if p.tree != nil {
-		v.strays, p.tree = append(v.strays, p.tree), nil
+		v.detached, p.tree = append(v.detached, p.tree), nil
 	}
 	if err := v.t.clean(p.dir); err != nil {
 		return err
@@ -196,7 +198,7 @@ const localReadAhead = 2 << 20
 // mountLocal mounts EROFS over the store's own file. It takes the place of a lazy EROFS, so that
 // what that has of the kernel, two loop devices perhaps, is free when the last who uses it has
 // gone. Over a FUSE mount, and where the kernel cannot exchange mounts, it goes over what is there.
-func (p *point) mountLocal(v *live, k kernel) error {
+func (p *point) mountLocal(v *openLayer, k kernel) error {
 	if p.mode == EROFS && !v.t.fixed.Load() {
 		done, err := v.exchange(p, func(q *point) error { return q.mountLocal(v, k) })
 		if done || err != nil {
@@ -213,7 +215,7 @@ func (p *point) mountLocal(v *live, k kernel) error {
 }
 
 // mountLazy mounts a layer whose bytes come through the daemon.
-func (p *point) mountLazy(ctx context.Context, v *live, k kernel) error {
+func (p *point) mountLazy(ctx context.Context, v *openLayer, k kernel) error {
 	if k.lazy == FUSE {
 		return p.mountTree(ctx, v)
 	}
@@ -238,7 +240,7 @@ func (t *Table) fuse() fuse.Options {
 }
 
 // mountTree mounts the tree by FUSE.
-func (p *point) mountTree(ctx context.Context, v *live) error {
+func (p *point) mountTree(ctx context.Context, v *openLayer) error {
 	f, err := os.Open(p.index)
 	if err != nil {
 		return err
@@ -262,7 +264,7 @@ func (p *point) mountTree(ctx context.Context, v *live) error {
 
 // mountDevice mounts the device by FUSE. EROFS mounts over a former one, which nobody serves any more, go before: so
 // whatever EROFS lies at a point of the layer, without being standalone, is over this one.
-func (v *live) mountDevice(ctx context.Context) error {
+func (v *openLayer) mountDevice(ctx context.Context) error {
 	dirs, err := v.t.mountPoints(v.digest)
 	if err != nil {
 		return err
@@ -300,7 +302,7 @@ func openVariant(f *os.File) (*index.Layer, error) {
 // look says how a point's directory shows the layer now, "" if it does not: nothing is there, or not what it should be,
 // or nobody serves it. It asks the mount table and EROFS, which answers from the index file; never FUSE, which
 // would ask us.
-func (v *live) look(p *point) (Mode, error) {
+func (v *openLayer) look(p *point) (Mode, error) {
 	top, ok, err := mountinfo.Top(p.dir)
 	if err != nil || !ok {
 		return "", err
@@ -330,7 +332,7 @@ func (v *live) look(p *point) (Mode, error) {
 }
 
 // rootIs says whether the root of the EROFS at a point is the root of its index.
-func (v *live) rootIs(p *point) (bool, error) {
+func (v *openLayer) rootIs(p *point) (bool, error) {
 	f, err := os.Open(p.index)
 	if err != nil {
 		return false, err

@@ -15,23 +15,23 @@ import (
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
-var _ proof.Layer = (*live)(nil)
+var _ proof.Layer = (*openLayer)(nil)
 
 // Index implements proof.Layer.
-func (v *live) Index() *index.Layer { return v.index }
+func (v *openLayer) Index() *index.Layer { return v.index }
 
 // IndexFile implements proof.Layer.
-func (v *live) IndexFile() io.ReaderAt { return v.file }
+func (v *openLayer) IndexFile() io.ReaderAt { return v.file }
 
 // Settle implements proof.Layer.
-func (v *live) Settle(ctx context.Context) {
+func (v *openLayer) Settle(ctx context.Context) {
 	if v.saved(ctx) {
 		v.complete(ctx)
 	}
 }
 
 // Local implements proof.Layer.
-func (v *live) Local() bool {
+func (v *openLayer) Local() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	for _, p := range v.points {
@@ -43,7 +43,9 @@ func (v *live) Local() bool {
 }
 
 // Tree implements proof.Layer. A panic fails the scan, and nothing else.
-func (v *live) Tree(ctx context.Context, tar io.Reader) (root *index.Node, done func(), err error) {
+func (v *openLayer) Tree(
+	ctx context.Context, tar io.Reader,
+) (root *index.Node, done func(), err error) {
 	memory := v.t.pulls.Scan(ctx)
 	defer func() {
 		if p := recover(); p != nil {
@@ -56,11 +58,13 @@ func (v *live) Tree(ctx context.Context, tar io.Reader) (root *index.Node, done 
 }
 
 // Compare implements proof.Layer.
-func (v *live) Compare(ctx context.Context) (cache.Verified, error) { return cache.Compare(ctx, v) }
+func (v *openLayer) Compare(ctx context.Context) (cache.Verified, error) {
+	return cache.Compare(ctx, v)
+}
 
 // ReplaceIndex implements proof.Layer. Copies with inherited attributes go: they are made anew when
 // the layer is mounted by the next micad.
-func (v *live) ReplaceIndex(root *index.Node) error {
+func (v *openLayer) ReplaceIndex(root *index.Node) error {
 	spans, err := v.index.Spans()
 	if err != nil {
 		return err

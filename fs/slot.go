@@ -12,7 +12,7 @@ import (
 
 // slot is the place of one layer in the table: opened by the first who needs it.
 type slot struct {
-	open  func() (*live, error)
+	open  func() (*openLayer, error)
 	ready atomic.Bool // open has returned
 }
 
@@ -30,8 +30,8 @@ func (s *slot) leave() error {
 	return nil
 }
 
-// layer returns the live layer, from the table, the store or the registry.
-func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error) {
+// layer returns the open layer, from the table, the store or the registry.
+func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*openLayer, error) {
 	for {
 		v, err := t.stored(l)
 		if !errors.Is(err, os.ErrNotExist) {
@@ -43,32 +43,32 @@ func (t *Table) layer(ctx context.Context, l Layer, below []Below) (*live, error
 	}
 }
 
-// stored returns the live layer if the store has it, else an error that wraps os.ErrNotExist.
-func (t *Table) stored(l Layer) (*live, error) {
+// stored returns the layer, open, if the store has it, else an error that wraps os.ErrNotExist.
+func (t *Table) stored(l Layer) (*openLayer, error) {
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
 		return nil, errors.New("micad is stopping")
 	}
-	s := t.live[l.Digest]
+	s := t.slots[l.Digest]
 	if s == nil {
 		s = &slot{}
-		s.open = sync.OnceValues(func() (*live, error) {
+		s.open = sync.OnceValues(func() (*openLayer, error) {
 			defer s.ready.Store(true)
-			v, err := t.openLive(l.Digest)
+			v, err := t.openStored(l.Digest)
 			if err == nil {
 				v.adoptHeld(t.ctx)
 			}
 			return v, err
 		})
-		t.live[l.Digest] = s
+		t.slots[l.Digest] = s
 	}
 	t.mu.Unlock()
 	v, err := s.open()
 	if err != nil {
 		t.mu.Lock()
-		if t.live[l.Digest] == s {
-			delete(t.live, l.Digest)
+		if t.slots[l.Digest] == s {
+			delete(t.slots, l.Digest)
 		}
 		t.mu.Unlock()
 		return nil, err
@@ -77,9 +77,9 @@ func (t *Table) stored(l Layer) (*live, error) {
 }
 
 // openNow returns a layer of the table if it is open, else nil.
-func (t *Table) openNow(d digest.Digest) *live {
+func (t *Table) openNow(d digest.Digest) *openLayer {
 	t.mu.Lock()
-	s := t.live[d]
+	s := t.slots[d]
 	t.mu.Unlock()
 	if s == nil || !s.ready.Load() {
 		return nil
@@ -92,11 +92,11 @@ func (t *Table) openNow(d digest.Digest) *live {
 }
 
 // opened returns the layers that are open.
-func (t *Table) opened() []*live {
+func (t *Table) opened() []*openLayer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all []*live
-	for _, s := range t.live {
+	var all []*openLayer
+	for _, s := range t.slots {
 		if s.ready.Load() {
 			if v, err := s.open(); err == nil {
 				all = append(all, v)

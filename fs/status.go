@@ -31,8 +31,8 @@ type Status struct {
 // Status returns the layers of the table, ordered by image and layer.
 func (t *Table) Status() []Status {
 	t.mu.Lock()
-	slots := make([]*slot, 0, len(t.live))
-	for _, s := range t.live {
+	slots := make([]*slot, 0, len(t.slots))
+	for _, s := range t.slots {
 		if s.ready.Load() {
 			slots = append(slots, s)
 		}
@@ -50,7 +50,7 @@ func (t *Table) Status() []Status {
 	return all
 }
 
-func (v *live) status() Status {
+func (v *openLayer) status() Status {
 	data, rec := v.data.Stats(), v.store.Record()
 	s := Status{
 		Layer: v.digest, State: rec.State.String(), Present: data.Present, Total: data.Size,

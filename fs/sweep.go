@@ -91,8 +91,8 @@ func (t *Table) discard(ctx context.Context, d digest.Digest) error {
 // run together with Mount of the same layer.
 func (t *Table) Unmount(d digest.Digest) error {
 	t.mu.Lock()
-	s := t.live[d]
-	delete(t.live, d)
+	s := t.slots[d]
+	delete(t.slots, d)
 	t.mu.Unlock()
 	var err error
 	if s != nil {

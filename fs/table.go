@@ -1,5 +1,5 @@
-// Package fs is the table of a node's live layers, their mount points, and what of them is handed over
-// to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when the
+// Package fs is the table of a node's open layers, their mount points, and what of them is handed
+// over to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when the
 // layer is complete, and takes it away.
 //
 // # The data's way
@@ -9,8 +9,8 @@
 // shown to the image that asks is package proof's answer; what it may take on disk is package
 // cache's.
 //
-//	Mount ──▶ slot ─┬─ in the store ────────────▶ live ── proof ──▶ m/NAME, dev/KEY
-//	                └─ pull.Bring ──▶ store ──▶ ───┘
+//	Mount ──▶ slot ─┬─ in the store ────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
+//	                └─ pull.Bring ──▶ store ───┘
 //
 // # Over the end of the process
 //
@@ -18,7 +18,7 @@
 // description of it; who reads meanwhile waits. Open of the next process serves all of them at once, from the store
 // alone. Mount points are left as they are as long as they show what they should.
 //
-//	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ live
+//	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ openLayer
 //
 // # Concurrency
 //
@@ -87,7 +87,7 @@ type Options struct {
 	probe func(ctx context.Context, root string) (erofs.Support, error) // nil: erofs.Probe
 }
 
-// Table is the live layers of a node. Open makes it.
+// Table is the open layers of a node. Open makes it.
 type Table struct {
 	o        Options
 	log      *slog.Logger
@@ -108,14 +108,14 @@ type Table struct {
 
 	mu     sync.Mutex
 	closed bool
-	live   map[digest.Digest]*slot
+	slots  map[digest.Digest]*slot
 	claims claims
 	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
 
 	damage    sync.Mutex // held by who removes a layer that is damaged, or gives way to another
 	rewriting sync.Mutex // held by whoever writes an index as the layers below change it
 
-	placing sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
+	mountsMu sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
 	recordings recordings
 	replays    []replayed
@@ -203,7 +203,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		o: o, log: o.Log, store: s, names: n,
 		budget: budget,
 		memory: fuse.NewMemory(0),
-		live:   map[digest.Digest]*slot{},
+		slots:  map[digest.Digest]*slot{},
 		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
 		held:   map[digest.Digest][]*heldMount{},
 	}
@@ -257,8 +257,8 @@ func (t *Table) Close() error {
 		return nil
 	}
 	t.closed = true
-	slots := make([]*slot, 0, len(t.live))
-	for _, s := range t.live {
+	slots := make([]*slot, 0, len(t.slots))
+	for _, s := range t.slots {
 		slots = append(slots, s)
 	}
 	t.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 // believedLayer is layer, once its index may be used for the image, and so may those of the layers
 // below whose directories it is to inherit attributes from. What another repository has brought,
 // and cannot be proved because of what it says, gives way to what the image's own repository has.
-func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*live, error) {
+func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*openLayer, error) {
 	for {
 		v, err := t.layer(ctx, l, below)
 		if err != nil {
@@ -45,7 +45,7 @@ func (t *Table) believedLayer(ctx context.Context, l Layer, below []Below) (*liv
 }
 
 // believedBelow returns when a layer may inherit from those below it.
-func (t *Table) believedBelow(ctx context.Context, v *live, l Layer, below []Below) error {
+func (t *Table) believedBelow(ctx context.Context, v *openLayer, l Layer, below []Below) error {
 	implicit, err := v.index.Implicit()
 	if err != nil || len(implicit) == 0 {
 		return err
@@ -150,7 +150,7 @@ func (t *Table) vouchBelow(l Layer, below []Below) {
 
 // downloadInstead downloads a layer whole for an image, which proves it, and puts it into the place
 // of v.
-func (t *Table) downloadInstead(ctx context.Context, v *live, l Layer, below []Below) error {
+func (t *Table) downloadInstead(ctx context.Context, v *openLayer, l Layer, below []Below) error {
 	t.log.WarnContext(ctx,
 		"a layer with an index that another repository has brought cannot be proved: it is downloaded anew",
 		"ref", l.Ref, "layer", v.digest)

@@ -69,7 +69,7 @@ var errUnpack = errors.New("only unpacking the layer tells what it looks like ov
 // changes finds out how the layers below change the tree. Where that cannot be told for certain,
 // or takes too much memory, the error is errUnpack; a layer that is in use already shows what can
 // be shown.
-func (v *live) changes(below []Below, inUse bool) (*changes, error) {
+func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
 	large := v.index.Inodes() > index.MaxRewritten
 	if len(below) == 0 {
 		marks, err := v.marks()
@@ -103,7 +103,7 @@ func (v *live) changes(below []Below, inUse bool) (*changes, error) {
 // anything of that name count, by whatever links it has there, whether that is hidden by a layer
 // between or not. So they come through any number of layers that only imply the
 // directory, because each of these shows them.
-func (v *live) inherit(below []Below) (map[uint64]index.Attr, error) {
+func (v *openLayer) inherit(below []Below) (map[uint64]index.Attr, error) {
 	implicit, err := v.index.Implicit()
 	if err != nil || len(implicit) == 0 {
 		return nil, err
@@ -159,7 +159,7 @@ func (l *lowers) close() {
 
 // inheritGroup gives a directory that is not below the group of the one that it lies in, where that
 // has the setgid bit from below: the kernel does so when it is made.
-func (v *live) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error {
+func (v *openLayer) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error {
 	parent, err := v.index.Tree().Lookup(nid, "..")
 	if err != nil {
 		return err
@@ -354,7 +354,7 @@ func statDir(root, path string) (index.Attr, error) {
 }
 
 // variantPath is the index file with these changes.
-func (v *live) variantPath(name string) string {
+func (v *openLayer) variantPath(name string) string {
 	if name == "" {
 		return v.store.IndexPath()
 	}
@@ -362,7 +362,7 @@ func (v *live) variantPath(name string) string {
 }
 
 // shownAt is the index file that is mounted, or was, at the mount point of a spot.
-func (v *live) shownAt(s spot) string {
+func (v *openLayer) shownAt(s spot) string {
 	if s.lowest {
 		s.variant = bareName
 	}
@@ -374,7 +374,7 @@ func (v *live) shownAt(s spot) string {
 }
 
 // writeVariant writes the copy of the index with these changes, unless it is there.
-func (v *live) writeVariant(c *changes) error {
+func (v *openLayer) writeVariant(c *changes) error {
 	path := v.variantPath(c.name())
 	if path == v.store.IndexPath() {
 		return nil

@@ -13,7 +13,7 @@ import (
 // read of what is missing fetches all of it (layer.Options.Unpack).
 
 // whole says whether v is such a layer.
-func (v *live) whole() bool {
+func (v *openLayer) whole() bool {
 	spans, err := v.index.Spans()
 	return err == nil && spans.Whole()
 }
@@ -23,7 +23,7 @@ func (v *live) whole() bool {
 const readerMemory = 16 << 20
 
 // unpack is layer.Options.Unpack.
-func (v *live) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
+func (v *openLayer) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
 	c := v.t.pulls.Scan(ctx)
 	out, err := targz.Unpack(blob, func(n int64) error {
 		if n <= readerMemory {

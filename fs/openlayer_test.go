@@ -17,7 +17,7 @@ import (
 )
 
 // stalled returns the first layer of an image, of which nothing comes until release is called.
-func stalled(t *testing.T) (v *live, release func()) {
+func stalled(t *testing.T) (v *openLayer, release func()) {
 	t.Helper()
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)

@@ -21,8 +21,8 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// live is a layer of the table that is open: its index, its bytes, its mounts.
-type live struct {
+// openLayer is a layer of the table that is open: its index, its bytes, its mounts.
+type openLayer struct {
 	t       *Table
 	digest  digest.Digest
 	key     string // names its mount points
@@ -38,16 +38,16 @@ type live struct {
 	came    chan struct{}      // a token: the last span has come
 	stop    context.CancelFunc // of tend
 
-	mu     sync.Mutex // held over mount(2), never over the network
-	closed bool
-	device *served           // erofs mode: the FUSE mount of the device
-	points map[string]*point // by directory
-	strays []*served         // which lie nowhere any more, but are in use
+	mu       sync.Mutex // held over mount(2), never over the network
+	closed   bool
+	device   *served           // erofs mode: the FUSE mount of the device
+	points   map[string]*point // by directory
+	detached []*served         // which lie nowhere any more, but are in use
 }
 
-// openLive opens a layer that the store has; the error wraps os.ErrNotExist otherwise. A damaged
+// openStored opens a layer that the store has; the error wraps os.ErrNotExist otherwise. A damaged
 // layer is removed, and then the store has not got it.
-func (t *Table) openLive(d digest.Digest) (*live, error) {
+func (t *Table) openStored(d digest.Digest) (*openLayer, error) {
 	v, err := t.openFolder(d)
 	if errors.Is(err, store.ErrDamaged) {
 		err = t.removeDamaged(d, err)
@@ -87,7 +87,7 @@ func (t *Table) removeDamaged(d digest.Digest, why error) error {
 }
 
 // openFolder opens the files of a layer that the store has.
-func (t *Table) openFolder(d digest.Digest) (*live, error) {
+func (t *Table) openFolder(d digest.Digest) (*openLayer, error) {
 	s, err := t.store.Layer(d)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func (t *Table) openFolder(d digest.Digest) (*live, error) {
 	if err != nil {
 		return nil, errors.Join(damaged(err), s.Close())
 	}
-	v := &live{
+	v := &openLayer{
 		t: t, digest: d, key: mountKey(d), store: s, file: f, opened: time.Now(),
 		came: make(chan struct{}, 1), points: map[string]*point{},
 	}
@@ -107,7 +107,7 @@ func (t *Table) openFolder(d digest.Digest) (*live, error) {
 }
 
 // start makes a layer whose files are open ready to be read, and has its bytes fetched.
-func (v *live) start() {
+func (v *openLayer) start() {
 	t, s := v.t, v.store
 	rec := s.Record()
 	v.origins = source.NewOrigins(t.o.Remote, t.o.ReadDeadline, &t.prefetch, rec.Refs)
@@ -179,7 +179,7 @@ func (d device) timed(ctx context.Context, off, n int64, read func() error) erro
 	return err
 }
 
-func (v *live) bytes() device {
+func (v *openLayer) bytes() device {
 	record := func(off, n int64) {
 		v.wasRead()
 		v.t.recordings.read(v.digest, off, n)
@@ -191,7 +191,7 @@ func (v *live) bytes() device {
 }
 
 // openIndex opens the index file and checks that it belongs to what the record says.
-func (v *live) openIndex() error {
+func (v *openLayer) openIndex() error {
 	st, err := v.file.Stat()
 	if err != nil {
 		return err
@@ -224,7 +224,7 @@ func mountKey(d digest.Digest) string {
 }
 
 // addRef notes an image that brought the layer.
-func (v *live) addRef(ref string) error {
+func (v *openLayer) addRef(ref string) error {
 	if ref == "" || !v.origins.Add(ref) {
 		return nil
 	}
@@ -233,7 +233,7 @@ func (v *live) addRef(ref string) error {
 
 // close unmounts lazy mounts, ends reads, and lets the store's layer go. Mounts of a complete
 // layer stay.
-func (v *live) close() error {
+func (v *openLayer) close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -252,7 +252,7 @@ func (v *live) close() error {
 	for _, p := range v.points {
 		errs = append(errs, p.close(v.t))
 	}
-	for _, s := range append(v.strays, v.device) {
+	for _, s := range append(v.detached, v.device) {
 		if s != nil {
 			errs = append(errs, v.t.end(v.t.ctx, s))
 		}
@@ -263,7 +263,7 @@ func (v *live) close() error {
 
 // leave hands the mounts that the keeper has over to the next process: from now on nobody answers them here. close
 // comes after it.
-func (v *live) leave() error {
+func (v *openLayer) leave() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var errs []error
@@ -280,8 +280,8 @@ func (v *live) leave() error {
 		}
 	}
 	handOver(&v.device)
-	for i := range v.strays {
-		handOver(&v.strays[i])
+	for i := range v.detached {
+		handOver(&v.detached[i])
 	}
 	return errors.Join(errs...)
 }
