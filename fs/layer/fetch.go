@@ -203,8 +203,11 @@ func (l *Layer) fetchExtent(
 		defer done()
 		d.windows = w
 	}
-	at := e.blobRange(spans)
-	d.request = admitted.Request(ctx, g.claim, at.from, at.size(), l.openBlob)
+	var pieces []line.Range
+	for _, s := range spans[e.first : e.first+e.n] {
+		pieces = append(pieces, line.Range{Off: s.Blob, Size: s.BlobSize})
+	}
+	d.request = admitted.Request(ctx, g.claim, pieces, l.openBlob)
 	defer d.request.Close()
 	work.Go(func() error { return d.receive(ctx, work, e) })
 	err := work.Wait()

@@ -104,7 +104,7 @@ func readRange(
 		t.Fatal(err)
 	}
 	defer g.Close()
-	r := g.Request(t.Context(), c, off, end-off, open)
+	r := g.Request(t.Context(), c, []Range{{off, end - off}}, open)
 	defer r.Close()
 	b, err := r.Get(t.Context(), off, end-off)
 	return string(b), err

@@ -5,7 +5,7 @@
 //
 // A request for a range of a blob is admitted, sent, and read as it comes:
 //
-//	Budget.Admit ─▶ Grant.Request ─▶ one or more connections ─▶ one buffer ─▶ Request.Get
+//	Budget.Admit ─▶ Grant.Request ─▶ one or more connections ─▶ pieces ─▶ Request.Get
 //	  Host: flow                     (again, where they are slow)
 //	  Meter: Fetch
 //

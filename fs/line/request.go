@@ -2,12 +2,9 @@ package line
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"log/slog"
 	"math"
-	"runtime/debug"
+	"sort"
 	"sync"
 	"time"
 )
@@ -17,21 +14,28 @@ const (
 	maxHedged = 2 << 20
 	// idleFor is how long a request may bring nothing before others are lent its memory.
 	idleFor = 2 * time.Second
+	// gapBuffer is how many bytes between pieces are read at a time.
+	gapBuffer = 4 << 10
 )
 
 // Opener begins to read n bytes of a blob from off on. held says that they were asked for before:
 // when they come says nothing of the way to the host.
 type Opener = func(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error)
 
-// Request is a range of a blob on its way into memory, from where it is used in place. It comes
-// over one connection or, from a host that is far, over several at once. A request that a reader
-// waits for, and that is slower than nearly all before it, is sent a second time; each piece is
-// taken from the attempt that has it first.
+// Range is n bytes of a blob.
+type Range struct{ Off, Size int64 }
+
+func (r Range) end() int64 { return r.Off + r.Size }
+
+// Request is a part of a blob on its way into memory, cut into pieces that are used in place, each
+// as soon as it is here. It comes over one connection or, from a host that is far, over several at
+// once. A request that a reader waits for, and that is slower than nearly all before it, is sent a
+// second time; each piece is then taken from the attempt that has it first.
 //
 // While nothing comes, the request's share of the Budget is lent to others: readers who wait for a
 // registry that is down, or for an image that it refuses, for minutes, must not hold up those of
-// another. A buffer is made when the first byte comes; before that, and when something comes after
-// a pause, the share is taken again, in the order of urgency.
+// another. A piece takes no memory before its first byte is about to come; when something comes
+// after a pause, the share is taken again, in the order of urgency.
 //
 // Get may be called in parallel.
 type Request struct {
@@ -40,7 +44,8 @@ type Request struct {
 	grant     *Grant // what was admitted for it; nil: nothing
 	claim     *Claim
 	open      Opener
-	off, size int64
+	pieces    []Range // neighbours may share bytes, or have a gap between them
+	off, size int64   // from the first to the last
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -59,7 +64,7 @@ type Request struct {
 
 // attempt is one try to bring all of a Request. Guarded by Request.mu.
 type attempt struct {
-	buf   *Buffer // nil: nothing has come
+	bufs  []*Buffer // of the pieces; nil: nothing has come
 	parts []*part
 	left  int // parts that have not come
 	start time.Time
@@ -75,13 +80,13 @@ type part struct {
 	err      error // why no more will come
 }
 
-// Request sends the request that was admitted, for n bytes from off on. c is the claim that it was
-// admitted for.
-func (g *Grant) Request(ctx context.Context, c *Claim, off, n int64, open Opener) *Request {
-	r := newRequest(ctx, g.host, c.Priority(), off, n, open)
+// Request sends the request that was admitted, for pieces that are in the order of the blob, and
+// that neither begin nor end before the one before them. c is the claim that it was admitted for.
+func (g *Grant) Request(ctx context.Context, c *Claim, pieces []Range, open Opener) *Request {
+	r := newRequest(ctx, g.host, c.Priority(), pieces, open)
 	r.grant, r.claim = g, c
 	if r.hedged() {
-		if d, ok := g.host.pace.slow(n); ok {
+		if d, ok := g.host.pace.slow(r.size); ok {
 			r.slow = time.NewTimer(d)
 		}
 	}
@@ -94,14 +99,18 @@ func (g *Grant) Request(ctx context.Context, c *Claim, off, n int64, open Opener
 
 // Request sends a request as a replay does, for n bytes whose memory is the caller's to acquire.
 func (h *Host) Request(ctx context.Context, off, n int64, open Opener) *Request {
-	r := newRequest(ctx, h, Replay, off, n, open)
+	r := newRequest(ctx, h, Replay, []Range{{off, n}}, open)
 	r.send()
 	return r
 }
 
-func newRequest(ctx context.Context, h *Host, prio Priority, off, n int64, open Opener) *Request {
+func newRequest(
+	ctx context.Context, h *Host, prio Priority, pieces []Range, open Opener,
+) *Request {
+	off := pieces[0].Off
 	r := &Request{
-		host: h, prio: prio, open: open, off: off, size: n,
+		host: h, prio: prio, open: open, pieces: pieces,
+		off: off, size: pieces[len(pieces)-1].end() - off,
 		start: time.Now(), more: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
@@ -110,9 +119,15 @@ func newRequest(ctx context.Context, h *Host, prio Priority, off, n int64, open 
 
 // Here is a Request all of whose bytes are in buf already.
 func Here(off int64, buf *Buffer) *Request {
-	end := off + int64(len(buf.B))
-	a := &attempt{buf: buf, parts: []*part{{off: off, end: end, upTo: end}}}
-	return &Request{off: off, size: end - off, cancel: func() {}, attempts: []*attempt{a}}
+	all := Range{off, int64(len(buf.B))}
+	a := &attempt{
+		bufs:  []*Buffer{buf},
+		parts: []*part{{off: off, end: all.end(), upTo: all.end()}},
+	}
+	return &Request{
+		pieces: []Range{all}, off: off, size: all.Size,
+		cancel: func() {}, attempts: []*attempt{a},
+	}
 }
 
 // hedged says whether the request counts for its host's pace.
@@ -122,7 +137,7 @@ func (r *Request) hedged() bool { return r.grant != nil && r.prio == Demand && r
 func (r *Request) send() {
 	k := max(r.host.stripes(r.prio, r.size), 1)
 	step := (r.size + k - 1) / k
-	a := &attempt{start: time.Now()}
+	a := &attempt{start: time.Now(), bufs: make([]*Buffer, len(r.pieces))}
 	for off, end := r.off, r.off+r.size; off < end; off += step {
 		p := &part{off: off, end: min(off+step, end), upTo: off, want: math.MaxInt64}
 		a.parts = append(a.parts, p)
@@ -142,133 +157,13 @@ func (r *Request) send() {
 	}
 }
 
-// receive fills a part.
-func (r *Request) receive(a *attempt, p *part) error {
-	start := time.Now()
-	body, held, err := r.open(r.ctx, p.off, p.end-p.off)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	took := time.Since(start)
-	if r.grant != nil && !held {
-		r.host.flow.answered(took, r.grant.filled)
-	}
-	rest, err := r.buffer(a, p, took, held)
-	for err == nil && len(rest) > 0 {
-		var n int
-		n, err = body.Read(rest)
-		if rest = rest[n:]; n > 0 {
-			if err := r.came(a, p, int64(n)); err != nil {
-				return err
-			}
-		}
-	}
-	switch {
-	case len(rest) == 0:
-		return nil
-	case errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// buffer returns where a part's bytes go, of which the first are about to come.
-func (r *Request) buffer(a *attempt, p *part, took time.Duration, held bool) ([]byte, error) {
-	if err := r.lock(); err != nil {
-		return nil, err
-	}
-	defer r.mu.Unlock()
-	if a.buf == nil {
-		a.buf, a.first = r.host.budget.Buffer(r.size), took
-	}
-	a.held = a.held || held
-	if r.idle != nil {
-		r.idle.Reset(idleFor)
-	}
-	return a.buf.B[p.off-r.off : p.end-r.off], nil
-}
-
-// came notes that n more bytes of a part are here.
-func (r *Request) came(a *attempt, p *part, n int64) error {
-	if err := r.lock(); err != nil {
-		return err
-	}
-	defer r.mu.Unlock()
-	p.upTo += n
-	if r.grant != nil && a == r.attempts[0] {
-		r.grant.arrived(n)
-	}
-	if r.idle != nil {
-		r.idle.Reset(idleFor)
-	}
-	if p.upTo >= p.want {
-		p.want = math.MaxInt64
-		r.wakeLocked()
-	}
-	return nil
-}
-
-// ended notes how a part's connection has ended.
-func (r *Request) ended(a *attempt, p *part, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p.err = err; err != nil {
-		r.wakeLocked()
-		return
-	}
-	if a.left--; a.left == 0 && r.hedged() && !a.held {
-		r.host.pace.observe(a.first, time.Since(a.start), r.size)
-	}
-}
-
 func (r *Request) wakeLocked() {
 	close(r.more)
 	r.more = make(chan struct{})
 }
 
-// lend gives the share of what has not come to others.
-func (r *Request) lend() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, a := range r.attempts {
-		if a.left == 0 {
-			return
-		}
-	}
-	if r.lent == 0 && r.ctx.Err() == nil {
-		r.lent = r.grant.coming
-		r.grant.give(r.lent)
-		r.grant.arrived(r.grant.flow)
-	}
-}
-
-// lock locks mu when nothing is lent.
-func (r *Request) lock() error {
-	r.mu.Lock()
-	if r.lent == 0 {
-		return nil
-	}
-	r.mu.Unlock()
-	r.taking.Lock()
-	defer r.taking.Unlock()
-	r.mu.Lock()
-	n := r.lent
-	if n == 0 {
-		return nil
-	}
-	r.mu.Unlock()
-	if err := r.host.budget.Fetch.Acquire(r.ctx, n, r.claim); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	r.lent = 0
-	r.grant.fetch += n
-	return nil
-}
-
-// Get waits for n bytes from off on. They are the Request's: not to be changed, nor used after
-// Close.
+// Get waits for n bytes from off on, which lie in one piece. They are the Request's: not to be
+// changed, nor used after Close.
 func (r *Request) Get(ctx context.Context, off, n int64) ([]byte, error) {
 	var slow <-chan time.Time
 	if r.slow != nil {
@@ -296,10 +191,11 @@ func (r *Request) Get(ctx context.Context, off, n int64) ([]byte, error) {
 func (r *Request) look(off, n int64) (b []byte, more <-chan struct{}, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	i := sort.Search(len(r.pieces), func(i int) bool { return r.pieces[i].Off > off }) - 1
 	for _, a := range r.attempts {
 		here, failed := a.has(off, off+n)
 		if here {
-			return a.buf.B[off-r.off:][:n:n], nil, nil
+			return a.bufs[i].B[off-r.pieces[i].Off:][:n:n], nil, nil
 		}
 		if err = failed; err == nil {
 			more = r.more
@@ -350,7 +246,9 @@ func (r *Request) Close() {
 	}
 	r.Stop()
 	for i, a := range r.attempts {
-		a.buf.Free()
+		for _, b := range a.bufs {
+			b.Free()
+		}
 		if i > 0 {
 			r.host.budget.Fetch.Release(r.size)
 		}
@@ -369,16 +267,4 @@ func (r *Request) Stop() {
 	if r.idle != nil {
 		r.idle.Stop()
 	}
-}
-
-// Guarded returns what f returns; a panic in f is an error. It is for goroutines that work on
-// foreign bytes, or bring them.
-func Guarded(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			slog.Error("panic in a fetch", "panic", v, "stack", string(debug.Stack()))
-			err = fmt.Errorf("panic: %v", v)
-		}
-	}()
-	return f()
 }

@@ -122,6 +122,38 @@ func TestStriped(t *testing.T) {
 	nothingTaken(t, b, h)
 }
 
+// TestPieces: neighbours share a byte, or have a gap between them, and come over one connection or
+// several.
+func TestPieces(t *testing.T) {
+	for _, rtt := range []time.Duration{0, stripeRTT} {
+		b := New(0, 0)
+		h, src := b.Host(""), newBlob()
+		h.Answered(rtt)
+		pieces := []Range{
+			{10, 1}, {10, 1}, {10, 5000}, {5009, 60_000}, {65_010, 1},
+			{75_000, 25_000}, {99_999, 80_000},
+		}
+		c := NewClaim(Replay)
+		g, err := b.Admit(t.Context(), h, 200_000, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := g.Request(t.Context(), c, pieces, src.open)
+		for _, at := range pieces {
+			p, err := r.Get(t.Context(), at.Off, at.Size)
+			if err != nil || string(p) != src.b[at.Off:at.end()] {
+				t.Errorf("%v: %d bytes, %v", at, len(p), err)
+			}
+		}
+		r.Close()
+		g.Close()
+		nothingTaken(t, b, h)
+		if n := src.calls.Load(); (n > 1) != (rtt > 0) {
+			t.Errorf("%d requests", n)
+		}
+	}
+}
+
 // TestEarlyEnd: a body that ends before its last byte is an error, and what came before is there.
 func TestEarlyEnd(t *testing.T) {
 	b := New(0, 0)
@@ -174,7 +206,7 @@ func TestLend(t *testing.T) {
 				body, held, err := src.open(ctx, off, n)
 				return &halting{Reader: body, goOn: goOn}, held, err
 			}
-			r := g.Request(t.Context(), c, 0, 60_000, open)
+			r := g.Request(t.Context(), c, []Range{{0, 1000}, {1000, 59_000}}, open)
 			if p, err := r.Get(t.Context(), 0, 1000); err != nil || string(p) != src.b[:1000] {
 				t.Errorf("%d bytes, %v", len(p), err)
 			}
@@ -186,7 +218,8 @@ func TestLend(t *testing.T) {
 			}
 			close(goOn)
 			time.AfterFunc(time.Minute, other.Close)
-			if p, err := r.Get(t.Context(), 0, 60_000); err != nil || string(p) != src.b[:60_000] {
+			p, err := r.Get(t.Context(), 1000, 59_000)
+			if err != nil || string(p) != src.b[1000:60_000] {
 				t.Errorf("%d bytes, %v", len(p), err)
 			}
 			if took := time.Since(start); took != time.Minute+idleFor {

@@ -1,0 +1,168 @@
+package line
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"sort"
+	"time"
+)
+
+// receive fills a part.
+func (r *Request) receive(a *attempt, p *part) error {
+	start := time.Now()
+	body, held, err := r.open(r.ctx, p.off, p.end-p.off)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	took := time.Since(start)
+	if r.grant != nil && !held {
+		r.host.flow.answered(took, r.grant.filled)
+	}
+	r.mu.Lock()
+	if a.first == 0 {
+		a.first = took
+	}
+	a.held = a.held || held
+	r.mu.Unlock()
+	for n := 0; ; {
+		rest, failed := r.came(a, p, int64(n))
+		switch {
+		case failed != nil:
+			return failed
+		case len(rest) == 0:
+			return nil
+		case errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		}
+		n, err = body.Read(rest)
+	}
+}
+
+// came notes that n more bytes of a part are here, and returns where the next ones go; nil: that
+// was all.
+func (r *Request) came(a *attempt, p *part, n int64) (rest []byte, err error) {
+	if err := r.lock(); err != nil {
+		return nil, err
+	}
+	defer r.mu.Unlock()
+	if r.idle != nil {
+		r.idle.Reset(idleFor)
+	}
+	if n > 0 {
+		r.shareLocked(a, p.upTo, p.upTo+n)
+		p.upTo += n
+		if r.grant != nil && a == r.attempts[0] {
+			r.grant.arrived(n)
+		}
+		if p.upTo >= p.want {
+			p.want = math.MaxInt64
+			r.wakeLocked()
+		}
+	}
+	if p.upTo == p.end {
+		return nil, nil
+	}
+	i := r.pieceOf(p.upTo)
+	piece := r.pieces[i]
+	if gap := min(piece.Off, p.end) - p.upTo; gap > 0 {
+		return make([]byte, min(gap, gapBuffer)), nil // nobody wants these
+	}
+	return r.bufferLocked(a, i).B[p.upTo-piece.Off : min(piece.end(), p.end)-piece.Off], nil
+}
+
+// pieceOf returns the first piece that ends behind off.
+func (r *Request) pieceOf(off int64) int {
+	return sort.Search(len(r.pieces), func(i int) bool { return r.pieces[i].end() > off })
+}
+
+func (r *Request) bufferLocked(a *attempt, i int) *Buffer {
+	if a.bufs[i] == nil {
+		a.bufs[i] = r.host.budget.Buffer(r.pieces[i].Size)
+	}
+	return a.bufs[i]
+}
+
+// shareLocked copies what the pieces behind the one that bytes [from, to) have come into share with
+// it.
+func (r *Request) shareLocked(a *attempt, from, to int64) {
+	i := r.pieceOf(from)
+	for j := i + 1; j < len(r.pieces) && r.pieces[j].Off < to; j++ {
+		piece := r.pieces[j]
+		if at := max(piece.Off, from); at >= r.pieces[i].Off {
+			src := a.bufs[i].B[at-r.pieces[i].Off : to-r.pieces[i].Off]
+			copy(r.bufferLocked(a, j).B[at-piece.Off:], src)
+		}
+	}
+}
+
+// ended notes how a part's connection has ended.
+func (r *Request) ended(a *attempt, p *part, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p.err = err; err != nil {
+		r.wakeLocked()
+		return
+	}
+	if a.left--; a.left == 0 && r.hedged() && !a.held {
+		r.host.pace.observe(a.first, time.Since(a.start), r.size)
+	}
+}
+
+// lend gives the share of what has not come to others.
+func (r *Request) lend() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.attempts {
+		if a.left == 0 {
+			return
+		}
+	}
+	if r.lent == 0 && r.ctx.Err() == nil {
+		r.lent = r.grant.coming
+		r.grant.give(r.lent)
+		r.grant.arrived(r.grant.flow)
+	}
+}
+
+// lock locks mu when nothing is lent.
+func (r *Request) lock() error {
+	r.mu.Lock()
+	if r.lent == 0 {
+		return nil
+	}
+	r.mu.Unlock()
+	r.taking.Lock()
+	defer r.taking.Unlock()
+	r.mu.Lock()
+	n := r.lent
+	if n == 0 {
+		return nil
+	}
+	r.mu.Unlock()
+	if err := r.host.budget.Fetch.Acquire(r.ctx, n, r.claim); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.lent = 0
+	r.grant.fetch += n
+	return nil
+}
+
+// Guarded returns what f returns; a panic in f is an error. It is for goroutines that work on
+// foreign bytes, or bring them.
+func Guarded(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			slog.Error("panic in a fetch", "panic", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	return f()
+}
