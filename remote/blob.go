@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -86,9 +85,6 @@ func (b *Blob) Forget() { b.places[0].image.client.spools.forget(b.desc.Digest) 
 
 // Size returns the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.desc.Size }
-
-// Digest returns the blob's digest.
-func (b *Blob) Digest() digest.Digest { return b.desc.Digest }
 
 // ReadAt fills p with the blob's bytes from off on, all of them or it returns an error. It tries, at every host, for as long as
 // ctx lasts; ErrNotFound and ErrUnauthorized come at once. Parallel calls are allowed.

@@ -10,11 +10,9 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -24,12 +22,8 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-const (
-	hostsCheckEvery = 5 * time.Second  // how often hosts.toml is looked at for changes
-	maxHostPenalty  = 60 * time.Second // how long a host that keeps failing comes last
-	noRangesFor     = 5 * time.Minute  // how long a host that ignored Range comes last
-	noReferrersFor  = time.Hour        // how long a host without the referrers API is not asked for it
-)
+// hostsCheckEvery is how often hosts.toml is looked at for changes.
+const hostsCheckEvery = 5 * time.Second
 
 // hostSet is the hosts that answer for one registry name, in the order in which to ask them.
 type hostSet struct {
@@ -69,159 +63,6 @@ func (s *hostSet) naming() []*host {
 		}
 	}
 	return out
-}
-
-// host is one endpoint of a registry: the registry itself or a mirror of it.
-type host struct {
-	client       *http.Client // follows no redirects
-	tokens       *http.Client // for token servers; follows redirects
-	scheme, name string       // name is host[:port]
-	registry     string       // for which it answers, as in image references
-	root         string       // path of the API, "/v2" as a rule
-	caps         docker.HostCapabilities
-	header       http.Header // from hosts.toml; for this host only
-	namespace    string      // value of ?ns= for a mirror; "" for the registry itself
-	lists        doubt       // whether it answers when it is asked for referrers
-
-	mu          sync.Mutex
-	failures    int       // in a row
-	badUntil    time.Time // comes after the others until then
-	notBefore   time.Time // asked for by Retry-After: not asked until then
-	noRanges    time.Time // has ignored a Range; comes after the others until then
-	noReferrers time.Time // has no referrers API; not asked for it until then
-	referrers   bool      // has the referrers API
-	blobs       placing   // where it keeps its blobs
-	sessions    map[string]*session
-	waiting     map[chan<- struct{}]struct{} // told when it answers
-}
-
-// url is the address of a path below the repository, with the namespace where the host is a mirror.
-func (h *host) url(repo, rest string, query url.Values) *url.URL {
-	q := url.Values{}
-	for k, v := range query {
-		q[k] = v
-	}
-	if h.namespace != "" {
-		q.Set("ns", h.namespace)
-	}
-	// rest may end in a slash (blobs/uploads/), which Join would take away.
-	return &url.URL{Scheme: h.scheme, Host: h.name, Path: path.Join("/", h.root, repo) + "/" + rest, RawQuery: q.Encode()}
-}
-
-// failed notes a failure that may pass.
-func (h *host) failed(now time.Time, retryAfter time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.failures++
-	h.badUntil = now.Add(min(time.Second<<min(h.failures-1, 6), maxHostPenalty))
-	if t := now.Add(retryAfter); retryAfter > 0 && t.After(h.notBefore) {
-		h.notBefore = t
-	}
-}
-
-// failing tells whether the host has failed just now.
-func (h *host) failing(now time.Time) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return now.Before(h.badUntil)
-}
-
-func (h *host) worked() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.failures, h.badUntil, h.notBefore = 0, time.Time{}, time.Time{}
-	for ch := range h.waiting {
-		select {
-		case ch <- struct{}{}:
-		default: // it has been told
-		}
-	}
-	clear(h.waiting)
-}
-
-// await has ch, which has room for one, told when the host next answers somebody. Pair it with leave.
-func (h *host) await(ch chan<- struct{}) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.waiting == nil {
-		h.waiting = map[chan<- struct{}]struct{}{}
-	}
-	h.waiting[ch] = struct{}{}
-}
-
-func (h *host) leave(ch chan<- struct{}) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.waiting, ch)
-}
-
-// standing is how the host compares with others: 0 is good, more is worse; and the time before which it must not be asked.
-func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if now.Before(h.badUntil) {
-		penalty += penaltyFails
-	}
-	if now.Before(h.noRanges) {
-		penalty += penaltyNoRanges
-	}
-	return penalty, h.notBefore
-}
-
-func (h *host) lacksReferrers(now time.Time) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return now.Before(h.noReferrers)
-}
-
-func (h *host) setReferrers(has bool, now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.noReferrers, h.referrers = time.Time{}, has
-	if !has {
-		h.noReferrers = now.Add(noReferrersFor)
-	}
-}
-
-// knownReferrers tells whether the host is known to have the API.
-func (h *host) knownReferrers() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.referrers
-}
-
-// placing is where a host keeps its blobs, as far as it has shown.
-type placing uint8
-
-const (
-	unknown placing = iota
-	direct          // it serves them by itself
-	away            // it redirects
-)
-
-func (h *host) placing() placing {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.blobs
-}
-
-func (h *host) setPlacing(p placing) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.blobs = p
-}
-
-func (h *host) ignoredRange(now time.Time) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.noRanges = now.Add(noRangesFor)
-}
-
-// ignoresRanges tells whether the host has ignored a range lately.
-func (h *host) ignoresRanges(now time.Time) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return now.Before(h.noRanges)
 }
 
 // hostsOf returns the hosts of a registry, and reads their configuration again when it has changed.
