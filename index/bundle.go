@@ -224,13 +224,14 @@ func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
 	return BundleLayer{}, false
 }
 
-// Extract writes the index file of a layer to w, or returns an error, with w then holding a part of it that is worth nothing.
-// The file has the size, and describes the layer, that the table says. Its digest is compared with the table's, unless it was packed: then its sections'
-// are compared with those in its header, and the file's would say no more, for a seventh of the time.
+// Extract writes the index file of a layer to w, or returns an error, with w then holding a part of
+// it that is worth nothing. The file has the size, and describes the layer, that the table says.
+// Its digest is compared with the table's, unless it was packed: then its sections' are compared
+// with those in its header, and the file's would say no more, for a seventh of the time.
 //
-// It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a packed one, which
-// has no more than 65,536 files, about 300 bytes a file, two thirds of which are kept for the
-// next one until the second collection of garbage.
+// It needs about 1 MiB, or 10 MiB for one of an older writer, whatever the file's size; for a
+// packed one, which has no more than 65,536 files, about 300 bytes a file, two thirds of which are
+// kept for the next one until the second collection of garbage.
 func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	l, ok := b.Layer(layer)
 	if !ok {
@@ -242,8 +243,8 @@ func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	return nil
 }
 
-// Spans returns the span table of a layer, checked as Extract and Open do. It holds the whole index file in memory for
-// that: for tools.
+// Spans returns the span table of a layer, checked as Extract and Open do. It holds the whole index
+// file in memory for that: for tools.
 func (b *Bundle) Spans(layer digest.Digest) (Spans, error) {
 	var file bytes.Buffer
 	if err := b.Extract(layer, &file); err != nil {
@@ -256,7 +257,8 @@ func (b *Bundle) Spans(layer digest.Digest) (Spans, error) {
 	return l.Spans()
 }
 
-// frameDecoders are decoders of frames that wait for the next one: an image's layers are extracted one after the other.
+// frameDecoders are decoders of frames that wait for the next one: an image's layers are extracted
+// one after the other.
 var frameDecoders = sync.Pool{New: func() any {
 	z, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxFrameWindow))

@@ -238,8 +238,8 @@ func TestExtractRefused(t *testing.T) {
 	}
 }
 
-// TestExtractTogether: indexes are extracted in several goroutines, which hand on decoders, nodes and extents to each other, and each
-// meets a damaged frame in between.
+// TestExtractTogether: indexes are extracted in several goroutines, which hand on decoders, nodes
+// and extents to each other, and each meets a damaged frame in between.
 func TestExtractTogether(t *testing.T) {
 	b := bundleOf(t, nasty(), wide(3000), layerOf(file("d/a", "a"), pieced("p", 5000, onDevice(512, strings.Repeat("d", 512)))))
 	bad := bytes.Clone(b.trees.Bytes())

@@ -90,10 +90,12 @@ func atEnd(r io.Reader) bool {
 	return err == io.EOF
 }
 
-// frameWindow is how far back an encoder looks, at the most. More finds no more in an index, and a decoder takes memory for all of it.
+// frameWindow is how far back an encoder looks, at the most. More finds no more in an index, and a
+// decoder takes memory for all of it.
 const frameWindow = 512 << 10
 
-// packIndex writes the frame of an index file: packed, if that brings back the very same file, and returns the file's sha256.
+// packIndex writes the frame of an index file: packed, if that brings back the very same file, and
+// returns the file's sha256.
 func packIndex(w io.Writer, l *Layer) (sum [sha256.Size]byte, packed bool, err error) {
 	file := func() io.Reader { return io.NewSectionReader(l.r, 0, l.header.size) }
 	h := sha256.New()
@@ -108,7 +110,8 @@ func packIndex(w io.Writer, l *Layer) (sum [sha256.Size]byte, packed bool, err e
 			return sum, true, compress(w, c.size(), c.write)
 		}
 	}
-	// Too large, or not as Write would make it: from another writer, or corrupt, which whoever reads it sees.
+	// Too large, or not as Write would make it: from another writer, or corrupt, which whoever
+	// reads it sees.
 	return sum, false, compress(w, l.header.size, func(z *zstd.Encoder) error {
 		_, err := io.Copy(z, file())
 		return err

@@ -2,17 +2,20 @@ package index
 
 import "encoding/binary"
 
-// A packed index is what a small index file is made of, by kinds of values: names with names, sizes with sizes. As an index file
-// says much twice (where a file lies follows from the file before, a directory's entries name inodes that follow each other, half of an
-// inode is zero), this takes half as many bytes as the file, both compressed, and the file that a reader makes of it, with
+// A packed index is what a small index file is made of, by kinds of values: names with names, sizes
+// with sizes. As an index file says much twice (where a file lies follows from the file before, a
+// directory's entries name inodes that follow each other, half of an inode is zero), this takes
+// half as many bytes as the file, both compressed, and the file that a reader makes of it, with
 // Write's own code, is one that Check accepts. docs/index-format.md describes it.
 //
-// Layout before compression: a size of 4 bytes for each column, then the columns. Numbers in them are varints as encoding/binary has them
-// (zigzag where they can be negative), strings end with a NUL.
+// Layout before compression: a size of 4 bytes for each column, then the columns. Numbers in them
+// are varints as encoding/binary has them (zigzag where they can be negative), strings end with a
+// NUL.
 type columns [columnCount][]byte
 
-// The columns. Files come in the order of their inodes; an entry is one of a directory's, "." and ".." left out, in
-// the order of the directories and names, which is that of the inodes they name first. The root is the first entry of all, without a name.
+// The columns. Files come in the order of their inodes; an entry is one of a directory's, "." and
+// ".." left out, in the order of the directories and names, which is that of the inodes they name
+// first. The root is the first entry of all, without a name.
 const (
 	colHeader  = iota // the file's header, 1024 bytes
 	colEntries        // an entry: 0, another name of an earlier file; else 1 + the number of its kind, in the order in which they come first

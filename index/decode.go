@@ -89,14 +89,16 @@ func (s *Span) decode(dst, blob, win []byte) error {
 	return d.members(dst[n:], blob[inflate.TrailerSize:])
 }
 
-// zstdDecoder has as many decoders as there are processors, and no goroutines of its own. What it allocates for a frame grows with
-// dst alone: one without a size can have a block more than dst before it is refused.
+// zstdDecoder has as many decoders as there are processors, and no goroutines of its own. What it
+// allocates for a frame grows with dst alone: one without a size can have a block more than dst
+// before it is refused.
 var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxSpanSize),
 		zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
 })
 
-// decodeZstd fills dst from zstd frames. Their checksums are not looked at: the span's digest says more.
+// decodeZstd fills dst from zstd frames. Their checksums are not looked at: the span's digest says
+// more.
 func decodeZstd(dst, blob []byte) error {
 	z, err := zstdDecoder()
 	if err != nil {

@@ -36,7 +36,8 @@ func allocated(fn func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// TestHugeClaims opens small files that claim to hold far more than they do: nothing is allocated for it.
+// TestHugeClaims opens small files that claim to hold far more than they do: nothing is allocated
+// for it.
 func TestHugeClaims(t *testing.T) {
 	le := binary.LittleEndian
 	small := layerOf(file("a", "a"), implicit("d")).write(t)
@@ -122,8 +123,8 @@ func TestHostileTrees(t *testing.T) {
 	}
 }
 
-// TestManyImplicit finds the paths of many directories of one directory in time that grows with their number,
-// not with its square.
+// TestManyImplicit finds the paths of many directories of one directory in time that grows with
+// their number, not with its square.
 func TestManyImplicit(t *testing.T) {
 	const n = 50_000
 	x := layerOf(entries(n, func(i int) entry { return implicit(fmt.Sprint("d/", i)) })).open(t)
@@ -140,8 +141,8 @@ func TestManyImplicit(t *testing.T) {
 	}
 }
 
-// TestBundleBomb opens bundles whose few bytes decompress to more than the table says, or whose table says more than
-// is allowed.
+// TestBundleBomb opens bundles whose few bytes decompress to more than the table says, or whose
+// table says more than is allowed.
 func TestBundleBomb(t *testing.T) {
 	le := binary.LittleEndian
 	good := bundleOf(t, layerOf(file("a", "a")))
@@ -250,7 +251,8 @@ func TestHostileSpans(t *testing.T) {
 	}
 }
 
-// TestDeflateBomb decodes a span that would give far more than it is to: it stops where the slice ends.
+// TestDeflateBomb decodes a span that would give far more than it is to: it stops where the slice
+// ends.
 func TestDeflateBomb(t *testing.T) {
 	zeros := gzipOf(t, make([]byte, 64<<20))
 	s := Span{Size: 1 << 20, BlobSize: int64(len(zeros)), Codec: Gzip, Digest: sha256.Sum256(make([]byte, 1<<20))}

@@ -27,8 +27,8 @@ func (l *Layer) Implicit() ([]uint64, error) {
 // maxPath is the longest path that the kernel takes: PATH_MAX without the NUL.
 const maxPath = 4095
 
-// Paths calls fn with the path of each of the directories, from "/" on, until fn returns an error, which
-// it returns. It reads each directory above them once, however many are asked for.
+// Paths calls fn with the path of each of the directories, from "/" on, until fn returns an error,
+// which it returns. It reads each directory above them once, however many are asked for.
 func (t *Tree) Paths(dirs []uint64, fn func(nid uint64, path string) error) error {
 	p := pathFinder{t: t, dirs: map[uint64]dirName{}}
 	if err := p.climb(dirs); err != nil {

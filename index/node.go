@@ -44,7 +44,8 @@ type Extent struct {
 	File   int64 // offset in the file, bytes
 	Device int64 // offset in the device, bytes; in what Tree.Extents reports, Hole for a hole
 	Size   int64
-	// Data has Size bytes when the piece is kept in the tree. Device is then where the device has the same bytes, too; 0: nowhere.
+	// Data has Size bytes when the piece is kept in the tree. Device is then where the device has
+	// the same bytes, too; 0: nowhere.
 	Data []byte
 }
 

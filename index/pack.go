@@ -181,7 +181,8 @@ func (p *packer) pieces(n *Node) {
 	}
 }
 
-// digestUnstated is the bit, above those of codec and bit, of a packed span that states no digest of its window.
+// digestUnstated is the bit, above those of codec and bit, of a packed span that states no digest
+// of its window.
 const digestUnstated = 1 << 5
 
 func (p *packer) spans() {
@@ -218,7 +219,8 @@ func (c *columns) size() (n int64) {
 	return n
 }
 
-// write writes the columns' sizes and the columns, each in blocks of its own: other values have other frequencies.
+// write writes the columns' sizes and the columns, each in blocks of its own: other values have
+// other frequencies.
 func (c *columns) write(z *zstd.Encoder) error {
 	var sizes []byte
 	for _, b := range c {
@@ -324,7 +326,8 @@ func (r *drafter) node(nid uint64) (*Node, error) {
 	return n, err
 }
 
-// addExtent adds what Tree.Extents reports to a file's extents. What lies in the tree comes in parts.
+// addExtent adds what Tree.Extents reports to a file's extents. What lies in the tree comes in
+// parts.
 func (n *Node) addExtent(e Extent) {
 	if e.Data == nil {
 		if e.Device != Hole {

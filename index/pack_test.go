@@ -205,8 +205,9 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
-// FuzzUnpack makes index files of columns that came from anywhere: those that are made are ones that Check accepts, as nobody else
-// checks them. Header and spans are right, which a forger can make as well; FuzzBundle has others.
+// FuzzUnpack makes index files of columns that came from anywhere: those that are made are ones
+// that Check accepts, as nobody else checks them. Header and spans are right, which a forger can
+// make as well; FuzzBundle has others.
 func FuzzUnpack(f *testing.F) {
 	device := layerOf()
 	device.finish(1 << 20)

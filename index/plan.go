@@ -71,8 +71,9 @@ func newPlan(d *Draft) (*plan, error) {
 	return p, nil
 }
 
-// walk lists the nodes and counts their links. list returns the entries of a directory but "." and "..", in the order of their
-// names' bytes; it is called for each directory once, after its node was met, in the order of the inodes that the entries name first.
+// walk lists the nodes and counts their links. list returns the entries of a directory but "." and
+// "..", in the order of their names' bytes; it is called for each directory once, after its node
+// was met, in the order of the inodes that the entries name first.
 func (p *plan) walk(list func(dir *Node) ([]link, error)) error {
 	root := p.draft.Root
 	p.add(root, root)

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Same tells whether l's tree is the one that root describes: what a scan of the layer's tar gives. So a
-// tree that came from elsewhere is proved, which no digest in the index can do; l has to be one that Check
-// accepts. nil: they are the same. The error wraps ErrCorrupt and names the first file that is not. root must
-// not be used elsewhere meanwhile.
+// Same tells whether l's tree is the one that root describes: what a scan of the layer's tar gives.
+// So a tree that came from elsewhere is proved, which no digest in the index can do; l has to be
+// one that Check accepts. nil: they are the same. The error wraps ErrCorrupt and names the first
+// file that is not. root must not be used elsewhere meanwhile.
 func Same(l *Layer, root *Node) error {
 	nids, err := l.Implicit()
 	if err != nil {
@@ -180,7 +180,8 @@ func (c *comparer) content(ino *Inode, n *Node) error {
 	})
 }
 
-// nextPiece returns what extents have from off on, which may be a hole, and those that are not behind it.
+// nextPiece returns what extents have from off on, which may be a hole, and those that are not
+// behind it.
 func nextPiece(off, end int64, extents []Extent) (Extent, []Extent) {
 	i := slices.IndexFunc(extents, func(e Extent) bool { return e.File+e.Size > off })
 	if i < 0 {

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestSame compares trees with the drafts that they were written from, and with drafts that differ in one thing.
+// TestSame compares trees with the drafts that they were written from, and with drafts that differ
+// in one thing.
 func TestSame(t *testing.T) {
 	for name, l := range map[string]*layer{"nasty": nasty(), "empty": layerOf()} {
 		if err := Same(l.open(t), l.draft.Root); err != nil {
@@ -67,8 +68,8 @@ func TestSame(t *testing.T) {
 	}
 }
 
-// TestSameKept: a file that a scan keeps in the tree may lie in the device alone, as older writers had it, but nowhere else, and with
-// no other content.
+// TestSameKept: a file that a scan keeps in the tree may lie in the device alone, as older writers
+// had it, but nowhere else, and with no other content.
 func TestSameKept(t *testing.T) {
 	content := strings.Repeat("root:x:0:0::/:", 100)
 	build := func() (*layer, *Extent) {

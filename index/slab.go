@@ -5,7 +5,8 @@ import "sync"
 // slabSize is how many things are allocated at once.
 const slabSize = 256
 
-// Slabs that are in no use. Unpacking an image's layers, one after the other, then leaves little garbage.
+// Slabs that are in no use. Unpacking an image's layers, one after the other, then leaves little
+// garbage.
 var (
 	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]Node) }}
 	extentSlabs = sync.Pool{New: func() any { return new([slabSize]Extent) }}

@@ -23,7 +23,8 @@ const (
 //	25  1  bit
 //	26  6  0
 //
-// Older versions of mica state the window's digest, newer ones leave it zero: a third of a packed span.
+// Older versions of mica state the window's digest, newer ones leave it zero: a third of a packed
+// span.
 const spanSize = 112
 
 // Spans is the span table of a layer, in the order of device offsets.

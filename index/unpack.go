@@ -44,7 +44,8 @@ func cutOff(err error) error {
 	return err
 }
 
-// unpack writes the index file of size bytes that columns stand for, and returns its header. What it returns no error for, Check accepts.
+// unpack writes the index file of size bytes that columns stand for, and returns its header. What
+// it returns no error for, Check accepts.
 func unpack(w io.Writer, c *columns, size int64) (*fileHeader, error) {
 	if len(c[colHeader]) != headerSize {
 		return nil, corrupt("packed index: header of %d bytes", len(c[colHeader]))
@@ -62,7 +63,8 @@ func unpack(w io.Writer, c *columns, size int64) (*fileHeader, error) {
 	return h, p.writeAs(w, h)
 }
 
-// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of a, which the caller releases after the plan's use.
+// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of a, which the
+// caller releases after the plan's use.
 func unpackPlan(c *columns, h Header, a *arena) (*plan, error) {
 	files := min(len(c[colEntries]), maxPackedFiles) // about
 	u := unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
@@ -120,7 +122,8 @@ func (p *plan) writeAs(w io.Writer, h *fileHeader) error {
 	return nil
 }
 
-// unpacker reads columns from their beginning to their end. After an error all that it reads is zero.
+// unpacker reads columns from their beginning to their end. After an error all that it reads is
+// zero.
 type unpacker struct {
 	in      columns
 	err     error

@@ -74,7 +74,8 @@ func newTokenServer(life time.Duration, say bool) *tokenServer {
 	return &tokenServer{life: life, say: say, valid: map[string]time.Time{}}
 }
 
-// TestFirstRequests checks that ten reads at once cost one challenge and one token, however the server is asked.
+// TestFirstRequests checks that ten reads at once cost one challenge and one token, however the
+// server is asked.
 func TestFirstRequests(t *testing.T) {
 	type cred = creds.Credential
 	for _, tc := range []struct {
@@ -134,7 +135,8 @@ func TestFirstRequests(t *testing.T) {
 	}
 }
 
-// TestTokenExpiry reads for an hour. A token whose end is known costs no refusal; the others cost one each.
+// TestTokenExpiry reads for an hour. A token whose end is known costs no refusal; the others cost
+// one each.
 func TestTokenExpiry(t *testing.T) {
 	for _, say := range []bool{true, false} {
 		t.Run(fmt.Sprintf("says %v", say), func(t *testing.T) {
@@ -178,7 +180,8 @@ func TestTokenExpiry(t *testing.T) {
 	}
 }
 
-// TestRefused checks that wrong credentials are an error at once, that hammering costs no tokens, and that new ones work soon.
+// TestRefused checks that wrong credentials are an error at once, that hammering costs no tokens,
+// and that new ones work soon.
 func TestRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -210,7 +213,8 @@ func TestRefused(t *testing.T) {
 	})
 }
 
-// TestForbidden checks that a token one thing refuses, just after it was issued, still serves the others and is not renewed each time.
+// TestForbidden checks that a token one thing refuses, just after it was issued, still serves the
+// others and is not renewed each time.
 func TestForbidden(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -239,7 +243,8 @@ func TestForbidden(t *testing.T) {
 	})
 }
 
-// TestTokenServerDown checks that reads survive a token server that is away for a while, and that they do not queue for it.
+// TestTokenServerDown checks that reads survive a token server that is away for a while, and that
+// they do not queue for it.
 func TestTokenServerDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -319,7 +324,8 @@ func TestBasic(t *testing.T) {
 	})
 }
 
-// TestLeaderCancelled checks that the others get a token when the read that was fetching it is given up.
+// TestLeaderCancelled checks that the others get a token when the read that was fetching it is
+// given up.
 func TestLeaderCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)

@@ -12,8 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Blob is one blob of an image, or of several images that have it. Its size is the descriptor's: a host that has another is
-// wrong.
+// Blob is one blob of an image, or of several images that have it. Its size is the descriptor's: a
+// host that has another is wrong.
 type Blob struct {
 	desc     ocispec.Descriptor
 	places   []place       // at least one; the first is asked first
@@ -32,8 +32,8 @@ func (i *Image) Blob(d ocispec.Descriptor) *Blob {
 	return &Blob{desc: d, places: []place{{i, i.repo.blob(d.Digest)}}}
 }
 
-// Or returns the same blob, which is read from other's image as well: by reads that b's own fails, in the middle too. Images
-// of a repository that b has already add nothing.
+// Or returns the same blob, which is read from other's image as well: by reads that b's own fails,
+// in the middle too. Images of a repository that b has already add nothing.
 func (b *Blob) Or(other *Blob) *Blob {
 	out := *b
 	out.places = slices.Clone(b.places)
@@ -45,9 +45,10 @@ func (b *Blob) Or(other *Blob) *Blob {
 	return &out
 }
 
-// Patient returns the same blob, of which reads go on where every host refuses it (404, 401, 403): it is for readers who
-// would rather wait until credentials are renewed or a registry is whole again. When it has been refused for d, without a read in
-// between that succeeded, a read whose attempts are all refused fails.
+// Patient returns the same blob, of which reads go on where every host refuses it (404, 401, 403):
+// it is for readers who would rather wait until credentials are renewed or a registry is whole
+// again. When it has been refused for d, without a read in between that succeeded, a read whose
+// attempts are all refused fails.
 func (b *Blob) Patient(d time.Duration) *Blob {
 	out := *b
 	out.patience = d
@@ -62,9 +63,9 @@ func (b *Blob) Aside() *Blob {
 	return &out
 }
 
-// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent them last is asked after all
-// others, past its caches and not where it redirected to. Of requests that raced the later one is blamed, and the other when its
-// bytes are read again.
+// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent
+// them last is asked after all others, past its caches and not where it redirected to. Of requests
+// that raced the later one is blamed, and the other when its bytes are read again.
 func (b *Blob) Suspect(off, n int64) {
 	var last serving
 	var at *blobState
@@ -86,8 +87,9 @@ func (b *Blob) Forget() { b.places[0].image.client.spools.forget(b.desc.Digest) 
 // Size returns the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.desc.Size }
 
-// ReadAt fills p with the blob's bytes from off on, all of them or it returns an error. It tries, at every host, for as long as
-// ctx lasts; ErrNotFound and ErrUnauthorized come at once. Parallel calls are allowed.
+// ReadAt fills p with the blob's bytes from off on, all of them or it returns an error. It tries,
+// at every host, for as long as ctx lasts; ErrNotFound and ErrUnauthorized come at once. Parallel
+// calls are allowed.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 	s, err := b.open(ctx, off, int64(len(p)))
 	if err != nil {
@@ -98,9 +100,9 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return err
 }
 
-// Range returns the n bytes from off on as a stream, which goes on by itself, at another host if need be, where a body
-// breaks off. It brings n bytes and io.EOF, or an error other than io.EOF and io.ErrUnexpectedEOF. ctx bounds the whole
-// stream. The caller closes it.
+// Range returns the n bytes from off on as a stream, which goes on by itself, at another host if
+// need be, where a body breaks off. It brings n bytes and io.EOF, or an error other than io.EOF and
+// io.ErrUnexpectedEOF. ctx bounds the whole stream. The caller closes it.
 func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	s, err := b.open(ctx, off, n)
 	if err != nil {

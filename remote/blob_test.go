@@ -50,7 +50,8 @@ func hang(blob []byte, n int) func(http.ResponseWriter, *http.Request) {
 
 func hangUp(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 
-// TestFaults reads a range while the registry misbehaves in one way for a while, and checks bytes, requests and time.
+// TestFaults reads a range while the registry misbehaves in one way for a while, and checks bytes,
+// requests and time.
 func TestFaults(t *testing.T) {
 	blob := randomBytes(blobSize)
 	const off, n = 300_000, 200_000
@@ -156,7 +157,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestResume checks that a broken read goes on from the byte where it broke, and asks for no byte twice.
+// TestResume checks that a broken read goes on from the byte where it broke, and asks for no byte
+// twice.
 func TestResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -308,7 +310,8 @@ func TestOutside(t *testing.T) {
 	})
 }
 
-// TestStorm reads in parallel while the registry misbehaves in all ways by turns: every byte right, no read fails.
+// TestStorm reads in parallel while the registry misbehaves in all ways by turns: every byte right,
+// no read fails.
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -354,7 +357,8 @@ func TestStorm(t *testing.T) {
 	})
 }
 
-// TestReuse checks that reads one after the other need one connection, those that a redirect or a refusal precedes included.
+// TestReuse checks that reads one after the other need one connection, those that a redirect or a
+// refusal precedes included.
 func TestReuse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)

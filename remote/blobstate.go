@@ -9,14 +9,17 @@ import (
 )
 
 const (
-	// absentFor is how long a host that did not have a blob comes last. A mirror that caches may have it then.
+	// absentFor is how long a host that did not have a blob comes last. A mirror that caches may
+	// have it then.
 	absentFor = 5 * time.Minute
-	// suspectFor is how long a host that sent wrong bytes of a blob comes last, and is asked past its caches.
+	// suspectFor is how long a host that sent wrong bytes of a blob comes last, and is asked past
+	// its caches.
 	suspectFor = 10 * time.Minute
 	// probeWait is how long a range waits for the answer to another, which tells whether a host
 	// ignores ranges of the blob.
 	probeWait = 5 * time.Second
-	// maxServed is how many of the latest answers of a blob are remembered with where they came from.
+	// maxServed is how many of the latest answers of a blob are remembered with where they came
+	// from.
 	maxServed = 32
 	// maxBlame bounds how much worse than others a host can get.
 	maxBlame = 16
@@ -132,8 +135,8 @@ func (s *blobState) honours(h *host) bool {
 	return s.ranged[h] || h == nil && len(s.ranged) > 0
 }
 
-// probe waits until nobody else asks a host for a range that may be ignored, but not for long where a
-// host does not answer. Pair it with release.
+// probe waits until nobody else asks a host for a range that may be ignored, but not for long where
+// a host does not answer. Pair it with release.
 func (s *blobState) probe(ctx context.Context) (release func(), err error) {
 	s.mu.Lock()
 	if s.probing == nil {
@@ -153,7 +156,8 @@ func (s *blobState) probe(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// latest returns the last answer with any of the n bytes from off on; its seq is 0 if none is remembered.
+// latest returns the last answer with any of the n bytes from off on; its seq is 0 if none is
+// remembered.
 func (s *blobState) latest(off, n int64) serving {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -165,7 +169,8 @@ func (s *blobState) latest(off, n int64) serving {
 	return serving{}
 }
 
-// suspect blames h for wrong bytes: it comes last, is asked past its caches, and where it redirected to is forgotten.
+// suspect blames h for wrong bytes: it comes last, is asked past its caches, and where it
+// redirected to is forgotten.
 func (s *blobState) suspect(h *host, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,8 +189,8 @@ func (s *blobState) granted() {
 	s.refused = time.Time{}
 }
 
-// refusedFor notes that every host refuses the blob, and returns for how long that has been so. What was found more than
-// memory ago does not count.
+// refusedFor notes that every host refuses the blob, and returns for how long that has been so.
+// What was found more than memory ago does not count.
 func (s *blobState) refusedFor(memory time.Duration, now time.Time) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()

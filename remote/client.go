@@ -19,23 +19,25 @@ import (
 
 // Config says how a Client reaches registries. The zero value works.
 type Config struct {
-	// ConfigPath is containerd's config_path: directories, separated by colons, that hold HOST/hosts.toml or Docker's
-	// certificate files. Changes are seen within seconds. Empty: every registry is asked directly.
+	// ConfigPath is containerd's config_path: directories, separated by colons, that hold
+	// HOST/hosts.toml or Docker's certificate files. Changes are seen within seconds. Empty: every
+	// registry is asked directly.
 	ConfigPath string
-	// Credentials returns what a host may be shown, in the order in which to try it; none for anonymous access. host is
-	// host[:port] as in the URL (registry-1.docker.io for Docker Hub), repository as in image references
-	// ("docker.io/library/debian"). nil: anonymous.
+	// Credentials returns what a host may be shown, in the order in which to try it; none for
+	// anonymous access. host is host[:port] as in the URL (registry-1.docker.io for Docker Hub),
+	// repository as in image references ("docker.io/library/debian"). nil: anonymous.
 	Credentials func(ctx context.Context, host, repository string) ([]creds.Credential, error)
 	// UserAgent is sent with each request. Empty: "mica".
 	UserAgent string
 
-	// StallTimeout gives up an attempt during which the server sends nothing, or a few bytes only; the read resumes
-	// elsewhere. 0: 15 s.
+	// StallTimeout gives up an attempt during which the server sends nothing, or a few bytes only;
+	// the read resumes elsewhere. 0: 15 s.
 	StallTimeout time.Duration
 	// DialTimeout bounds the making of a TCP connection where hosts.toml does not. 0: 8 s.
 	DialTimeout time.Duration
-	// MinBackoff and MaxBackoff bound the pause after every host has failed: it doubles from one to the other, and the
-	// half of it is random. Whoever pauses is woken when a host answers somebody else. 0: 100 ms, 2 s.
+	// MinBackoff and MaxBackoff bound the pause after every host has failed: it doubles from one to
+	// the other, and the half of it is random. Whoever pauses is woken when a host answers somebody
+	// else. 0: 100 ms, 2 s.
 	MinBackoff, MaxBackoff time.Duration
 	// MaxRetryAfter caps what a server may ask for by Retry-After. 0: 60 s.
 	MaxRetryAfter time.Duration
@@ -52,15 +54,16 @@ type Config struct {
 	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a
 	// second, and when one has failed. Calls run in parallel. nil: nobody is told.
 	Notice func(string)
-	// Logger hears of changes in the hosts' configuration and of warnings in it. nil: slog.Default().
+	// Logger hears of changes in the hosts' configuration and of warnings in it. nil:
+	// slog.Default().
 	Logger *slog.Logger
 
 	wrap  func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
 	plain bool                                      // tests: its registries speak HTTP without TLS
 }
 
-// Client reaches the registries of a node. Images, connections, tokens and what is known of hosts are shared by all that use
-// it.
+// Client reaches the registries of a node. Images, connections, tokens and what is known of hosts
+// are shared by all that use it.
 type Client struct {
 	cfg   Config
 	log   *slog.Logger
@@ -81,8 +84,8 @@ type Client struct {
 	tick   uint64 // order of use, for forgetting
 }
 
-// maxShared bounds the images (and the repositories) that a client remembers. One that is forgotten goes on working for those who
-// hold it.
+// maxShared bounds the images (and the repositories) that a client remembers. One that is forgotten
+// goes on working for those who hold it.
 const maxShared = 1024
 
 // New returns a client. It does no I/O.
@@ -167,8 +170,9 @@ func (c *Client) goes(ctx context.Context, f func(ctx context.Context)) {
 // Stats returns the counts over all images.
 func (c *Client) Stats() Stats { return c.stats.stats() }
 
-// Image returns the image that ref names: host/path[:tag][@digest], the full form that containerd uses. All calls with
-// the same reference share one Image, and all images of one repository share tokens and redirect targets. No I/O.
+// Image returns the image that ref names: host/path[:tag][@digest], the full form that containerd
+// uses. All calls with the same reference share one Image, and all images of one repository share
+// tokens and redirect targets. No I/O.
 func (c *Client) Image(ref string) (*Image, error) {
 	spec, err := reference.Parse(ref)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 // unusedFor is how long a connection that was made in advance waits for a request.
 const unusedFor = 5 * time.Second
 
-// dialer makes TCP connections, some of them before a request needs them: a pull knows that it will ask for many
-// things at once as soon as it has its first answer.
+// dialer makes TCP connections, some of them before a request needs them: a pull knows that it will
+// ask for many things at once as soon as it has its first answer.
 type dialer struct {
 	net.Dialer
 	closing chan struct{}
@@ -142,8 +142,8 @@ func (d *dialer) close() {
 	d.running.Wait()
 }
 
-// Connect makes connections to the image's first host in advance, until n wait for requests, and returns at once. Those that
-// are not used within seconds are closed again.
+// Connect makes connections to the image's first host in advance, until n wait for requests, and
+// returns at once. Those that are not used within seconds are closed again.
 func (i *Image) Connect(ctx context.Context, n int) {
 	set, err := i.client.hostsOf(ctx, i.repo.registry)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestDialer checks that connections made in advance are used, that those that fail are made anew, and that those nobody
-// wants are closed.
+// TestDialer checks that connections made in advance are used, that those that fail are made anew,
+// and that those nobody wants are closed.
 func TestDialer(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -16,10 +16,12 @@ import (
 var (
 	// ErrNotFound is wrapped by errors for content that no host of the registry has.
 	ErrNotFound = errors.New("not found in the registry")
-	// ErrUnauthorized is wrapped by errors for content that every host refused, with credentials fetched anew.
+	// ErrUnauthorized is wrapped by errors for content that every host refused, with credentials
+	// fetched anew.
 	ErrUnauthorized = errors.New("the registry refuses access; give Mica credentials for it: " +
 		"`docker login` as the user that runs it, or a config.json in $DOCKER_CONFIG or named in Mica's configuration")
-	// ErrCorrupt is wrapped by errors for content that does not have the digest or size that it is known by.
+	// ErrCorrupt is wrapped by errors for content that does not have the digest or size that it is
+	// known by.
 	ErrCorrupt = errors.New("content does not match its digest")
 	// ErrTooLarge is wrapped by errors for content larger than the caller's or the package's limit.
 	ErrTooLarge = errors.New("content is larger than allowed")
@@ -103,7 +105,8 @@ func printable(s string, n int) string {
 	return s
 }
 
-// parseRetryAfter reads a Retry-After header (RFC 9110, 10.2.3): seconds or a date. 0 if there is none or it is past.
+// parseRetryAfter reads a Retry-After header (RFC 9110, 10.2.3): seconds or a date. 0 if there is
+// none or it is past.
 func parseRetryAfter(v string, now time.Time) time.Duration {
 	if v == "" {
 		return 0
@@ -131,7 +134,8 @@ func isPermanent(err error) bool {
 		errors.Is(err, ErrTooLarge) || errors.Is(err, errCleartext) || errors.As(err, &cert)
 }
 
-// bare strips the URL from an error of net/http: it may be signed, and the caller names host and path itself.
+// bare strips the URL from an error of net/http: it may be signed, and the caller names host and
+// path itself.
 func bare(err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -140,7 +144,8 @@ func bare(err error) error {
 	return err
 }
 
-// ended is the error of an operation that its context stopped: what stopped it, and what kept it from succeeding.
+// ended is the error of an operation that its context stopped: what stopped it, and what kept it
+// from succeeding.
 func ended(ctx context.Context, last error) error {
 	cause := context.Cause(ctx)
 	if last == nil {

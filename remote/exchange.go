@@ -39,8 +39,9 @@ type exchanger struct {
 	stats  *counters
 }
 
-// send does a call at a host: authorizes it, renews what has expired, follows redirects. The answer has a status below 300;
-// the caller closes it. Other answers are *statusError. ctx ends the body, too.
+// send does a call at a host: authorizes it, renews what has expired, follows redirects. The answer
+// has a status below 300; the caller closes it. Other answers are *statusError. ctx ends the body,
+// too.
 func (x *exchanger) send(ctx context.Context, h *host, c *call) (*reply, error) {
 	if c.target != nil {
 		u, done, err := c.target.begin(ctx, h)
@@ -81,7 +82,8 @@ func (x *exchanger) send(ctx context.Context, h *host, c *call) (*reply, error) 
 	return x.follow(ctx, h, c, r)
 }
 
-// checked returns the answer of a redirect target, or its error; a target that refuses is forgotten.
+// checked returns the answer of a redirect target, or its error; a target that refuses is
+// forgotten.
 func (x *exchanger) checked(r *reply, c *call, u *url.URL) (*reply, error) {
 	if r.StatusCode < 300 {
 		return r, nil
@@ -130,7 +132,8 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			return r, nil
 		}
 		no := x.refusal(r, false)
-		// A token may have expired unseen (some hosts say 403 then); one fetched for this call has not.
+		// A token may have expired unseen (some hosts say 403 then); one fetched for this call has
+		// not.
 		if r.StatusCode == http.StatusForbidden && g == nil && r.Header.Get("WWW-Authenticate") == "" {
 			s.refused(nil, nil)
 			return nil, no

@@ -23,8 +23,8 @@ type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// FuzzRangeResponse reads a range from a server that answers anything. What is returned without an error must be
-// what the answer claims to be: the wanted bytes of the blob, all of them.
+// FuzzRangeResponse reads a range from a server that answers anything. What is returned without an
+// error must be what the answer claims to be: the wanted bytes of the blob, all of them.
 func FuzzRangeResponse(f *testing.F) {
 	const size, off, n = 100, 30, 20
 	blob := randomBytes(size)

@@ -20,8 +20,8 @@ import (
 // errNoOther says that there are no credentials but those that were refused.
 var errNoOther = errors.New("no other credentials")
 
-// fetch gets a grant by the challenge, with the first credentials that get one and are not among those tried, to which it adds
-// those that the token server refuses. The caller holds busy, not mu.
+// fetch gets a grant by the challenge, with the first credentials that get one and are not among
+// those tried, to which it adds those that the token server refuses. The caller holds busy, not mu.
 func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *counters) error {
 	s.mu.Lock()
 	c, down := s.challenge, s.down
@@ -42,7 +42,8 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	var err error
 	if s.creds != nil {
 		if found, err = s.creds(ctx, s.host.name, s.repository); err != nil {
-			// No anonymous attempt: what it gets could be another answer than the one meant for this user.
+			// No anonymous attempt: what it gets could be another answer than the one meant for
+			// this user.
 			err = fmt.Errorf("credentials for %s: %w: %w", s.host.name, err, ErrUnauthorized)
 		}
 	}
@@ -64,8 +65,9 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	return err
 }
 
-// grantBy gets a grant with the first of the credentials that gets one. Where the token server refuses them all, whoever comes
-// without any may still read: credentials that have expired must not make a public image unreadable.
+// grantBy gets a grant with the first of the credentials that gets one. Where the token server
+// refuses them all, whoever comes without any may still read: credentials that have expired must
+// not make a public image unreadable.
 func (s *session) grantBy(ctx context.Context, c auth.Challenge, found []creds.Credential, tried *[]creds.Credential, n *counters) (*grant, error) {
 	if c.Scheme != auth.BasicAuth {
 		found = append(slices.Clone(found), creds.Credential{})

@@ -84,7 +84,8 @@ func (h *host) worked() {
 	clear(h.waiting)
 }
 
-// await has ch, which has room for one, told when the host next answers somebody. Pair it with leave.
+// await has ch, which has room for one, told when the host next answers somebody. Pair it with
+// leave.
 func (h *host) await(ch chan<- struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -100,7 +101,8 @@ func (h *host) leave(ch chan<- struct{}) {
 	delete(h.waiting, ch)
 }
 
-// standing is how the host compares with others: 0 is good, more is worse; and the time before which it must not be asked.
+// standing is how the host compares with others: 0 is good, more is worse; and the time before
+// which it must not be asked.
 func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -35,7 +35,8 @@ type hostSet struct {
 	transports []*http.Transport
 }
 
-// close closes idle connections. Through the http.Client it would not reach below containerd's fallback from HTTPS to HTTP.
+// close closes idle connections. Through the http.Client it would not reach below containerd's
+// fallback from HTTPS to HTTP.
 func (s *hostSet) close() {
 	for _, t := range s.transports {
 		t.CloseIdleConnections()
@@ -106,7 +107,8 @@ func forgetOldestHosts(m map[string]*hostSet) {
 	forgetOldest(m, func(s *hostSet) uint64 { return uint64(s.checked.UnixNano()) })
 }
 
-// hostDir finds the directory that configures a registry, "" if none does, and a stamp that changes when its files do.
+// hostDir finds the directory that configures a registry, "" if none does, and a stamp that changes
+// when its files do.
 func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
 	for _, root := range filepath.SplitList(c.cfg.ConfigPath) {
 		dir, err = config.HostDirFromRoot(root)(registry)
@@ -204,10 +206,10 @@ func withPort(scheme, name string) string {
 	return name + ":443"
 }
 
-// tuner returns a function that adapts containerd's transports, which keep two idle connections per host, to many
-// parallel reads. It stays with HTTP/1.1: ranges over several connections are not held up by one lost packet. containerd
-// calls it first for the transport that it copies for the single hosts, so that their own dial timeouts, set in
-// between, stay.
+// tuner returns a function that adapts containerd's transports, which keep two idle connections per
+// host, to many parallel reads. It stays with HTTP/1.1: ranges over several connections are not
+// held up by one lost packet. containerd calls it first for the transport that it copies for the
+// single hosts, so that their own dial timeouts, set in between, stay.
 func (c *Client) tuner(s *hostSet) config.UpdateClientFunc {
 	return func(client *http.Client) error {
 		t, ok := client.Transport.(*http.Transport)

@@ -33,7 +33,8 @@ server = "http://up.test"
   capabilities = ["pull", "resolve"]
 `
 
-// TestMirrors reads through two mirrors and the registry, of which some fail, and checks who was asked how often.
+// TestMirrors reads through two mirrors and the registry, of which some fail, and checks who was
+// asked how often.
 func TestMirrors(t *testing.T) {
 	blob := randomBytes(200_000)
 	all := func(f func(http.ResponseWriter, *http.Request)) fault { return first(1e9, f) }
@@ -90,7 +91,8 @@ func TestMirrors(t *testing.T) {
 	}
 }
 
-// TestMirrorRequests checks what a mirror is sent: namespace, path, its own headers; and that tags are not resolved by those that may not.
+// TestMirrorRequests checks what a mirror is sent: namespace, path, its own headers; and that tags
+// are not resolved by those that may not.
 func TestMirrorRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -151,7 +153,8 @@ func TestMirrorReturns(t *testing.T) {
 	})
 }
 
-// TestHostsChange checks that a changed hosts.toml counts within seconds, and that a broken one does not.
+// TestHostsChange checks that a changed hosts.toml counts within seconds, and that a broken one
+// does not.
 func TestHostsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -184,7 +187,8 @@ func TestHostsChange(t *testing.T) {
 	})
 }
 
-// TestTLS checks CA, client certificate, skip_verify, and that an unknown authority is an error at once.
+// TestTLS checks CA, client certificate, skip_verify, and that an unknown authority is an error at
+// once.
 func TestTLS(t *testing.T) {
 	g := newRegistry("tls")
 	blob := randomBytes(100_000)
@@ -235,7 +239,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// TestLoopback checks that a registry on this machine is reached with and without TLS, and others only with it.
+// TestLoopback checks that a registry on this machine is reached with and without TLS, and others
+// only with it.
 func TestLoopback(t *testing.T) {
 	g := newRegistry("local")
 	blob := randomBytes(1000)

@@ -80,8 +80,9 @@ func (i *Image) Ref() string { return i.ref }
 // Stats returns the counts of this image.
 func (i *Image) Stats() Stats { return i.stats.stats() }
 
-// Resolve returns the descriptor of the image's manifest or index: that of the digest in the reference, or else of its tag
-// (which only hosts that may resolve are asked for). What it fetches is kept for Manifest.
+// Resolve returns the descriptor of the image's manifest or index: that of the digest in the
+// reference, or else of its tag (which only hosts that may resolve are asked for). What it fetches
+// is kept for Manifest.
 func (i *Image) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	name := i.tag
 	if i.digest != "" {
@@ -95,7 +96,8 @@ func (i *Image) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 	return d, err
 }
 
-// Manifest returns the manifest or index that d describes, with the right digest and at most MaxManifest bytes.
+// Manifest returns the manifest or index that d describes, with the right digest and at most
+// MaxManifest bytes.
 func (i *Image) Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if b := i.keptManifest(d.Digest); b != nil {
 		return b, nil
@@ -162,7 +164,8 @@ func (i *Image) manifest(
 	return d, nil
 }
 
-// describe makes the descriptor of a manifest and checks its digest: against want, or else against what the registry says.
+// describe makes the descriptor of a manifest and checks its digest: against want, or else against
+// what the registry says.
 func describe(header http.Header, b []byte, want digest.Digest) (ocispec.Descriptor, error) {
 	var m struct {
 		MediaType string            `json:"mediaType"`
@@ -244,7 +247,8 @@ type document struct {
 	use func(h *host, header http.Header, body []byte) error
 }
 
-// suspect makes the attempts that follow ask the registry itself: not where it was found, nor caches on the way.
+// suspect makes the attempts that follow ask the registry itself: not where it was found, nor
+// caches on the way.
 func (d *document) suspect() {
 	if t := d.call.target; t != nil {
 		t.forget()

@@ -145,7 +145,8 @@ func referrer(name, kind string) ocispec.Descriptor {
 	}
 }
 
-// TestReferrers checks the API, its pages, the fallback tag, and that what is known of a host saves requests.
+// TestReferrers checks the API, its pages, the fallback tag, and that what is known of a host saves
+// requests.
 func TestReferrers(t *testing.T) {
 	subject := digest.FromString("subject")
 	a1, a2, b1 := referrer("a1", "type/a"), referrer("a2", "type/a"), referrer("b1", "type/b")
@@ -210,7 +211,8 @@ func TestReferrers(t *testing.T) {
 						t.Errorf("found %s, want %s", got, tc.want)
 					}
 				}
-				// Where the API answers, the request for the tag is given up, before it was sent or after.
+				// Where the API answers, the request for the tag is given up, before it was sent or
+				// after.
 				least := tc.requests
 				if tc.tag == nil || tc.name == "API with none" {
 					least--
@@ -230,7 +232,8 @@ func names(ds []ocispec.Descriptor) (out []string) {
 	return out
 }
 
-// TestMirrorWithoutReferrers checks that a mirror which knows of no referrers does not hide those of the registry.
+// TestMirrorWithoutReferrers checks that a mirror which knows of no referrers does not hide those
+// of the registry.
 func TestMirrorWithoutReferrers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -261,7 +264,8 @@ func (c countedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestPush pushes an image and two indexes of it to go-containerregistry's registry, with its referrers API and without.
+// TestPush pushes an image and two indexes of it to go-containerregistry's registry, with its
+// referrers API and without.
 func TestPush(t *testing.T) {
 	for _, api := range []bool{true, false} {
 		t.Run(fmt.Sprintf("API %v", api), func(t *testing.T) {
@@ -311,7 +315,8 @@ func TestPush(t *testing.T) {
 			if err != nil || got.Digest != image.Digest {
 				t.Fatalf("resolved %v, %v", got.Digest, err)
 			}
-			// This registry takes the artifact type from the config alone, and lists no annotations.
+			// This registry takes the artifact type from the config alone, and lists no
+			// annotations.
 			config := ocispec.DescriptorEmptyJSON
 			if err := i.PushBlob(t.Context(), config, bytes.NewReader(config.Data)); err != nil {
 				t.Fatal(err)
@@ -355,7 +360,8 @@ func TestPush(t *testing.T) {
 	}
 }
 
-// TestPushLocation checks relative and absolute upload addresses, another upload host, the scope, and a source that fails.
+// TestPushLocation checks relative and absolute upload addresses, another upload host, the scope,
+// and a source that fails.
 func TestPushLocation(t *testing.T) {
 	blob := []byte("a small blob")
 	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}

@@ -32,8 +32,8 @@ var (
 )
 
 // listing is one question for referrers, to several hosts: those that may say which content a name
-// stands for, in their order, the next one as soon as one fails, has nothing to show or takes longer
-// than nextHostAfter. All of it takes no longer than Config.ListTimeout.
+// stands for, in their order, the next one as soon as one fails, has nothing to show or takes
+// longer than nextHostAfter. All of it takes no longer than Config.ListTimeout.
 //
 // A host that lets a listing wait in vain is doubted for an hour. It is asked then after the
 // others, and nobody waits longer than doubtedTimeout. It is trusted again when it answers, if only

@@ -17,7 +17,8 @@ import (
 	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
-// readers reads the blob by n readers at once, and returns their errors. Wrong bytes are the test's.
+// readers reads the blob by n readers at once, and returns their errors. Wrong bytes are the
+// test's.
 func readers(t *testing.T, n int, b *Blob, blob []byte, limit time.Duration) []error {
 	t.Helper()
 	errs := make([]error, n)
@@ -37,8 +38,8 @@ func readers(t *testing.T, n int, b *Blob, blob []byte, limit time.Duration) []e
 	return errs
 }
 
-// TestOutage takes a registry away for three minutes, in each of the ways in which that happens. Patient readers wait and go on
-// soon after; those whose time is up get an error, and none is kept.
+// TestOutage takes a registry away for three minutes, in each of the ways in which that happens.
+// Patient readers wait and go on soon after; those whose time is up get an error, and none is kept.
 func TestOutage(t *testing.T) {
 	const outage = 3 * time.Minute
 	blob := randomBytes(blobSize)
@@ -123,7 +124,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestPatienceEnds: refused for longer than it was told to wait, a blob is an error at once, until it is there again.
+// TestPatienceEnds: refused for longer than it was told to wait, a blob is an error at once, until
+// it is there again.
 func TestPatienceEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -215,7 +217,8 @@ func TestTrickle(t *testing.T) {
 	}
 }
 
-// TestNewMirror: who waits for a registry that is down goes on at a mirror that is configured meanwhile.
+// TestNewMirror: who waits for a registry that is down goes on at a mirror that is configured
+// meanwhile.
 func TestNewMirror(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)
@@ -243,7 +246,8 @@ func TestNewMirror(t *testing.T) {
 	})
 }
 
-// TestPlaces reads a blob that several images have, of which some lack it, refuse it, are down, or break off in the middle.
+// TestPlaces reads a blob that several images have, of which some lack it, refuse it, are down, or
+// break off in the middle.
 func TestPlaces(t *testing.T) {
 	blob := randomBytes(200_000)
 	all := func(f func(http.ResponseWriter, *http.Request)) fault { return first(1e9, f) }
@@ -302,7 +306,8 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
-// TestSuspect: bytes that turn out to be wrong come from somebody else next time, past caches, and not from where a redirect led.
+// TestSuspect: bytes that turn out to be wrong come from somebody else next time, past caches, and
+// not from where a redirect led.
 func TestSuspect(t *testing.T) {
 	blob := randomBytes(blobSize)
 	wrong := append([]byte(nil), blob...)
@@ -429,7 +434,8 @@ func TestSuspect(t *testing.T) {
 	})
 }
 
-// TestCredentials: of several credentials those count that the token server, and the registry, take; new ones as soon as there are any.
+// TestCredentials: of several credentials those count that the token server, and the registry,
+// take; new ones as soon as there are any.
 func TestCredentials(t *testing.T) {
 	good, bad, other := creds.Credential{User: "u", Secret: "p"}, creds.Credential{User: "u", Secret: "old"}, creds.Credential{User: "v", Secret: "v"}
 	for _, tc := range []struct {

@@ -25,8 +25,8 @@ const (
 	tagTries  = 5               // rounds of reading, changing and reading again the fallback tag
 )
 
-// PushBlob uploads the blob that d describes from r, unless the registry has it. r is read from its start, again for each
-// attempt. The registry checks the digest.
+// PushBlob uploads the blob that d describes from r, unless the registry has it. r is read from its
+// start, again for each attempt. The registry checks the digest.
 func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error {
 	if err := d.Digest.Validate(); err != nil {
 		return fmt.Errorf("push blob %s to %s: %w", d.Digest, i.ref, err)
@@ -263,7 +263,8 @@ func (i *Image) pushHosts(ctx context.Context) ([]*host, error) {
 	return hosts, nil
 }
 
-// push does an upload at the registry: at the first host that takes uploads, as containerd does, a few times.
+// push does an upload at the registry: at the first host that takes uploads, as containerd does, a
+// few times.
 func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host) error) error {
 	hosts, err := i.pushHosts(ctx)
 	if err != nil {
@@ -288,7 +289,8 @@ func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host
 	}
 }
 
-// uploading is the body of a request. The transport may read it for some time after the request has failed, until it closes it.
+// uploading is the body of a request. The transport may read it for some time after the request has
+// failed, until it closes it.
 type uploading struct {
 	from  io.Reader
 	size  int64

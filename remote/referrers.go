@@ -54,8 +54,8 @@ func (i *Image) Referrers(
 }
 
 // answer asks one host for what is wanted. There may be an error and an answer, of the tag where
-// the API failed, or of the first pages of several. troubled is called when an attempt fails that is
-// made again.
+// the API failed, or of the first pages of several. troubled is called when an attempt fails that
+// is made again.
 func (q *listing) answer(
 	ctx context.Context, h *host, troubled func(),
 ) ([]ocispec.Descriptor, error) {

@@ -89,7 +89,8 @@ func (n *network) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	}
 }
 
-// client returns a client on this network, where all hosts speak plain HTTP unless hosts.toml says otherwise.
+// client returns a client on this network, where all hosts speak plain HTTP unless hosts.toml says
+// otherwise.
 func (n *network) client(cfg Config) *Client {
 	n.t.Helper()
 	cfg.plain = true
@@ -106,7 +107,8 @@ func (n *network) client(cfg Config) *Client {
 	return c
 }
 
-// fault answers the k-th matching request (from 0) instead of the registry, and says whether it did.
+// fault answers the k-th matching request (from 0) instead of the registry, and says whether it
+// did.
 type fault func(k int, w http.ResponseWriter, r *http.Request) bool
 
 // registry is a registry that can be told to misbehave.

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// rotation leads one operation over the hosts that may answer it: each once, the good ones first, then a pause, and again, until
-// the operation succeeds, no host is left, or the context ends.
+// rotation leads one operation over the hosts that may answer it: each once, the good ones first,
+// then a pause, and again, until the operation succeeds, no host is left, or the context ends.
 type rotation struct {
 	client *Client
 	stats  *counters
@@ -55,7 +55,8 @@ const (
 	penaltySuspect              // has sent wrong bytes of the blob; times how often
 )
 
-// maxWrong is how often a host may send content with a wrong digest before an operation gives it up.
+// maxWrong is how often a host may send content with a wrong digest before an operation gives it
+// up.
 const maxWrong = 3
 
 func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotation {
@@ -69,7 +70,8 @@ func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotati
 	return r
 }
 
-// pick returns the host to ask next, after a pause where one is due. It is valid until the next pick.
+// pick returns the host to ask next, after a pause where one is due. It is valid until the next
+// pick.
 func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 	for {
 		if ctx.Err() != nil {
@@ -123,8 +125,8 @@ func (r *rotation) gaveUp() error {
 	return fmt.Errorf("%s: given up after %v: %w", r.what, took, r.last)
 }
 
-// best returns the best host that this round has not tried yet, nil if there is none; how many are left at all, and how
-// long to wait for one of these at least.
+// best returns the best host that this round has not tried yet, nil if there is none; how many are
+// left at all, and how long to wait for one of these at least.
 func (r *rotation) best(now time.Time) (best *entrant, left int, wait time.Duration) {
 	limit := r.client.cfg.MaxRetryAfter
 	wait = limit
@@ -231,7 +233,8 @@ func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
 	}
 }
 
-// progress notes that bytes came from h since it was picked: when it fails now, that is a new failure.
+// progress notes that bytes came from h since it was picked: when it fails now, that is a new
+// failure.
 func (r *rotation) progress(h *host) {
 	h.worked()
 	r.fails, r.since = -1, time.Now()
@@ -262,7 +265,8 @@ func (r *rotation) pause(ctx context.Context, d time.Duration) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-wake:
-			// Not all at once, and not more often than MinBackoff says where every second answer is a failure.
+			// Not all at once, and not more often than MinBackoff says where every second answer is
+			// a failure.
 			soon := r.client.cfg.MinBackoff/2 + rand.N(r.client.cfg.MinBackoff/2+1)
 			t.Reset(min(soon, max(0, d-time.Since(began))))
 			wake = nil

@@ -24,9 +24,10 @@ const (
 
 // session is the authorization of one scope at one host, shared by all requests that need it.
 //
-// The protocol's parts (challenges, token requests) are containerd's. Its authorizer is not used whole: it keeps a failed
-// token request's error for ever, runs a shared token request under whichever caller's context came first, and asks
-// for every repository together with the one it saw first.
+// The protocol's parts (challenges, token requests) are containerd's. Its authorizer is not used
+// whole: it keeps a failed token request's error for ever, runs a shared token request under
+// whichever caller's context came first, and asks for every repository together with the one it saw
+// first.
 type session struct {
 	host       *host
 	repository string // as in image references: "docker.io/library/debian"
@@ -146,8 +147,9 @@ func (s *session) learn() {
 	s.known = s.known || s.busy == nil
 }
 
-// waitLocked unlocks and waits for the request that finds out or renews. Its error is that request's, for a token server that
-// does not answer must not be waited for by one caller after the other.
+// waitLocked unlocks and waits for the request that finds out or renews. Its error is that
+// request's, for a token server that does not answer must not be waited for by one caller after the
+// other.
 func (s *session) waitLocked(ctx context.Context) error {
 	f := s.busy
 	s.mu.Unlock()
@@ -159,7 +161,8 @@ func (s *session) waitLocked(ctx context.Context) error {
 	}
 }
 
-// release lets the others go on. When the leader's own context ended, its err tells the others nothing: one of them leads next.
+// release lets the others go on. When the leader's own context ended, its err tells the others
+// nothing: one of them leads next.
 func (s *session) release(ctx context.Context, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -181,8 +184,8 @@ type refusal struct {
 	tried  *[]creds.Credential // that were refused in this call: their tokens by the host, or themselves by the token server
 }
 
-// renew gets another grant after a refusal. leading says that the caller holds the session since begin. It returns
-// nil when there is another grant, by its own work or somebody else's.
+// renew gets another grant after a refusal. leading says that the caller holds the session since
+// begin. It returns nil when there is another grant, by its own work or somebody else's.
 func (s *session) renew(ctx context.Context, r refusal, leading bool, n *counters) (err error) {
 	if len(*r.tried) == 0 && s.stands(ctx) {
 		return errRecent
@@ -216,8 +219,8 @@ func (s *session) renew(ctx context.Context, r refusal, leading bool, n *counter
 	return s.fetch(ctx, r.tried, n)
 }
 
-// refused notes that the host refused what was fetched for g by all credentials, so that for a while nobody asks for more
-// tokens in vain. What g, the first of these, does allow goes on.
+// refused notes that the host refused what was fetched for g by all credentials, so that for a
+// while nobody asks for more tokens in vain. What g, the first of these, does allow goes on.
 func (s *session) refused(g *grant, tried []creds.Credential) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,7 +241,8 @@ func (s *session) denyLocked(err error, by []creds.Credential) {
 	s.denials++
 }
 
-// stands tells whether the latest refusal still does: not after its time, nor when there are other credentials than then.
+// stands tells whether the latest refusal still does: not after its time, nor when there are other
+// credentials than then.
 func (s *session) stands(ctx context.Context) bool {
 	s.mu.Lock()
 	now := time.Now()

@@ -44,7 +44,8 @@ const (
 	whole              // what a host that ignores ranges sends before the range is read over
 )
 
-// fluent is how many bytes a body must have brought for its end to be followed by the next attempt without a pause.
+// fluent is how many bytes a body must have brought for its end to be followed by the next attempt
+// without a pause.
 const fluent = 64 << 10
 
 var errClosed = errors.New("read of a closed stream")
@@ -314,8 +315,9 @@ func noEOF(err error) error {
 	return err
 }
 
-// examine tells from an answer's head whether its body can be bytes off to off+n of a blob of the given size. skip is the number of
-// bytes of the body before off, upTo the offset of the first byte that the body does not bring (at most off+n).
+// examine tells from an answer's head whether its body can be bytes off to off+n of a blob of the
+// given size. skip is the number of bytes of the body before off, upTo the offset of the first byte
+// that the body does not bring (at most off+n).
 func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error) {
 	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" || strings.HasPrefix(t, "multipart/") {
 		return 0, 0, fmt.Errorf("%w: it is %s", errNotBlob, t)

@@ -14,8 +14,10 @@ const (
 	freeFor      = 30 * time.Second // see target.free
 )
 
-// target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes. While one request asks the
-// host, the others for the same blob wait for its answer where the host is known to redirect. What is not known is not waited for: a pull's first requests go out together.
+// target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes.
+// While one request asks the host, the others for the same blob wait for its answer where the host
+// is known to redirect. What is not known is not waited for: a pull's first requests go out
+// together.
 type target struct {
 	mu      sync.Mutex
 	host    *host
@@ -26,7 +28,8 @@ type target struct {
 	free    time.Time     // a question was not answered: until then nobody waits for another's
 }
 
-// begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when it has its answer.
+// begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when
+// it has its answer.
 func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), err error) {
 	for {
 		waits := h.placing() == away
@@ -67,7 +70,8 @@ func (t *target) answered(ch chan struct{}) {
 	t.told = false
 }
 
-// found notes where the blob was found. expires is zero where the target does not say: then it is used until it is refused.
+// found notes where the blob was found. expires is zero where the target does not say: then it is
+// used until it is refused.
 func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
 	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
 	if elsewhere {
@@ -103,9 +107,10 @@ func (t *target) forget() {
 	t.host, t.url = nil, nil
 }
 
-// expiry reads from a signed URL when it ends, zero if it does not say. It knows the schemes of S3 and its like
-// (X-Amz-Date, X-Amz-Expires), Google (X-Goog-Date, X-Goog-Expires), Azure (se), CloudFront and older ones (Expires, Unix
-// seconds), and Cloudflare in front of Docker Hub (verify, or expires, Unix seconds).
+// expiry reads from a signed URL when it ends, zero if it does not say. It knows the schemes of S3
+// and its like (X-Amz-Date, X-Amz-Expires), Google (X-Goog-Date, X-Goog-Expires), Azure (se),
+// CloudFront and older ones (Expires, Unix seconds), and Cloudflare in front of Docker Hub (verify,
+// or expires, Unix seconds).
 func expiry(u *url.URL) time.Time {
 	q := u.Query()
 	for _, p := range []string{"X-Amz-", "X-Goog-"} {

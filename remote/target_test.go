@@ -49,7 +49,8 @@ func (s signer) check(t *testing.T) func(r *http.Request) (string, int) {
 	}
 }
 
-// TestRedirects reads two blobs by ten readers, for an hour, through signed URLs that live five minutes.
+// TestRedirects reads two blobs by ten readers, for an hour, through signed URLs that live five
+// minutes.
 func TestRedirects(t *testing.T) {
 	for _, s := range []signer{
 		{life: 5 * time.Minute, say: true, refuse: 403},
@@ -101,7 +102,8 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-// TestTargetFails checks that a content server which fails is asked for again, and that https is not left.
+// TestTargetFails checks that a content server which fails is asked for again, and that https is
+// not left.
 func TestTargetFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := newNetwork(t)

@@ -9,12 +9,13 @@ import (
 	"time"
 )
 
-// minProgress is how many bytes of a body have to come within the watch's limit. Who sends less is as good as silent: on a line that
-// slow, nothing would be gained by holding on to one connection.
+// minProgress is how many bytes of a body have to come within the watch's limit. Who sends less is
+// as good as silent: on a line that slow, nothing would be gained by holding on to one connection.
 const minProgress = 4 << 10
 
-// watch is the context of one HTTP exchange, ended when the server sends nothing, or next to nothing, for too long. The time
-// runs while somebody waits for the server, not while a reader is busy with what came.
+// watch is the context of one HTTP exchange, ended when the server sends nothing, or next to
+// nothing, for too long. The time runs while somebody waits for the server, not while a reader is
+// busy with what came.
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -84,10 +85,12 @@ type reply struct {
 	stats *counters
 }
 
-// drainable is how much of a body that nobody wants is read so that its connection can be used again.
+// drainable is how much of a body that nobody wants is read so that its connection can be used
+// again.
 const drainable = 64 << 10
 
-// close ends the exchange. What is left of the body is read first if that is little, or the connection would be lost.
+// close ends the exchange. What is left of the body is read first if that is little, or the
+// connection would be lost.
 func (r *reply) close() {
 	if r.ContentLength >= 0 && r.ContentLength <= drainable && r.watch.ctx.Err() == nil {
 		_, _ = io.CopyN(io.Discard, watchedBody{r}, drainable) // only for the connection's sake
@@ -101,7 +104,8 @@ func (r *reply) abandon() {
 	r.watch.stop()
 }
 
-// watchedBody reads a reply's body under its watch. (A type of its own so that Response.Body stays what the transport made.)
+// watchedBody reads a reply's body under its watch. (A type of its own so that Response.Body stays
+// what the transport made.)
 type watchedBody struct{ r *reply }
 
 func (b watchedBody) Read(p []byte) (int, error) {

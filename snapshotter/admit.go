@@ -13,21 +13,21 @@ import (
 )
 
 const (
-	// admitTries bounds how often a chain is looked at anew because a layer of it was replaced. Each time
-	// at least one more layer is proved, so that more tries than layers are not needed.
+	// admitTries bounds how often a chain is looked at anew because a layer of it was replaced.
+	// Each time at least one more layer is proved, so that more tries than layers are not needed.
 	admitTries = 512
 	// imagesTimeout is how long containerd may take to tell of its images.
 	imagesTimeout = 10 * time.Second
 )
 
-// admit returns the chain of a snapshot's parents when all its layers are mounted, and may be shown to
-// whoever asked for a snapshot on them.
+// admit returns the chain of a snapshot's parents when all its layers are mounted, and may be shown
+// to whoever asked for a snapshot on them.
 //
-// A chain ID is what an image's config claims. containerd asks for a chain once, and gives its snapshots
-// to all images that claim it. So a layer that is not proved is shown only where each image that a
-// container can be of names the layer's blob at that place, and was pulled from repositories that vouch
-// for its index. Otherwise somebody's claim may be false, and the place goes to a layer that is proved:
-// the one that is there, or one that another of the images names.
+// A chain ID is what an image's config claims. containerd asks for a chain once, and gives its
+// snapshots to all images that claim it. So a layer that is not proved is shown only where each
+// image that a container can be of names the layer's blob at that place, and was pulled from
+// repositories that vouch for its index. Otherwise somebody's claim may be false, and the place
+// goes to a layer that is proved: the one that is there, or one that another of the images names.
 func (s *Snapshotter) admit(
 	ctx context.Context, key, parent string, labels map[string]string,
 ) (chain, error) {
@@ -140,8 +140,8 @@ func (s *Snapshotter) vouched(ctx context.Context, l link, images []Image) (bool
 	return len(images) > 0, nil
 }
 
-// imagesOf returns the images that a snapshot can be for: the one that its labels name, whose layers are
-// being unpacked, or those that have the chain.
+// imagesOf returns the images that a snapshot can be for: the one that its labels name, whose
+// layers are being unpacked, or those that have the chain.
 func (s *Snapshotter) imagesOf(
 	ctx context.Context, key string, c chain, labels map[string]string,
 ) ([]Image, error) {
@@ -175,8 +175,8 @@ func (s *Snapshotter) imagesOf(
 	return s.images.With(ctx, namespace, top, known)
 }
 
-// settle gives the place of a layer in a chain to a layer that is proved: whichever of those that the
-// images name, and of the one that is there, is so first.
+// settle gives the place of a layer in a chain to a layer that is proved: whichever of those that
+// the images name, and of the one that is there, is so first.
 func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Image) error {
 	l := c[at]
 	s.log.WarnContext(ctx,
@@ -224,8 +224,8 @@ func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Imag
 	return s.replace(ctx, l, *winner)
 }
 
-// candidatesFor returns the layers that may be what a place in a chain claims, by their blobs: the one
-// that is there, and those that the images name.
+// candidatesFor returns the layers that may be what a place in a chain claims, by their blobs: the
+// one that is there, and those that the images name.
 func candidatesFor(l link, images []Image) map[digest.Digest][]Layer {
 	candidates := map[digest.Digest][]Layer{}
 	for _, i := range images {
@@ -242,8 +242,8 @@ func candidatesFor(l link, images []Image) map[digest.Digest][]Layer {
 	return candidates
 }
 
-// proveFirst returns the record of the first of some layers, of one blob, that is proved to be what a
-// place in a chain claims.
+// proveFirst returns the record of the first of some layers, of one blob, that is proved to be what
+// a place in a chain claims.
 func (s *Snapshotter) proveFirst(ctx context.Context, c chain, at int, same []Layer) (record, error) {
 	below := c[at+1:]
 	var errs []error

@@ -186,8 +186,8 @@ func TestAskedOnce(t *testing.T) {
 	}
 }
 
-// TestAdmitUnpacking: a layer that containerd unpacks lies on nothing that its image's repository does
-// not vouch for.
+// TestAdmitUnpacking: a layer that containerd unpacks lies on nothing that its image's repository
+// does not vouch for.
 func TestAdmitUnpacking(t *testing.T) {
 	victim := imageOf("victim", "base", "app")
 	evil := claiming("evil", imageOf("victim", "base"), "forged")

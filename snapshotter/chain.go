@@ -26,7 +26,8 @@ type link struct {
 // chain is a committed snapshot and those under it, topmost first.
 type chain []link
 
-// readChain returns the chain that starts at the named snapshot, an empty one for "". Needs a transaction.
+// readChain returns the chain that starts at the named snapshot, an empty one for "". Needs a
+// transaction.
 func (s *Snapshotter) readChain(ctx context.Context, name string) (chain, error) {
 	var c chain
 	for name != "" {

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A database that is damaged is replaced by its copy, and if there is none by an empty one; what containers may use stays.
+// A database that is damaged is replaced by its copy, and if there is none by an empty one; what
+// containers may use stays.
 func TestDamagedDatabase(t *testing.T) {
 	damages := map[string]func(b []byte) []byte{
 		"zeros":     func(b []byte) []byte { return make([]byte, len(b)) },

@@ -21,7 +21,8 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 )
 
-// fakeLayers serves layers as directories, each with one file of its own and one that all layers have.
+// fakeLayers serves layers as directories, each with one file of its own and one that all layers
+// have.
 type fakeLayers struct {
 	dir    string
 	starts atomic.Int32 // calls of Starting
@@ -207,8 +208,8 @@ func open(t *testing.T, root string, layers Layers, options ...Option) *Snapshot
 	return s
 }
 
-// pull does with a snapshotter what containerd's metadata and unpacker do when they pull an image, and returns the
-// name of the topmost snapshot, and how many layers were unpacked.
+// pull does with a snapshotter what containerd's metadata and unpacker do when they pull an image,
+// and returns the name of the topmost snapshot, and how many layers were unpacked.
 func pull(ctx context.Context, s snapshots.Snapshotter, img testImage) (top string, unpacked int, err error) {
 	for i := range img.layers {
 		key := fmt.Sprintf("extract-%s-%d", img.ref, i)

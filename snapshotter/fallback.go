@@ -10,11 +10,13 @@ import (
 )
 
 const (
-	// fallbackKept is how long a fallback is shown, and fallbackMax how many are: enough for a person to see them.
+	// fallbackKept is how long a fallback is shown, and fallbackMax how many are: enough for a
+	// person to see them.
 	fallbackKept = 24 * time.Hour
 	fallbackMax  = 100
-	// fallbackPull is how long a layer's fallback rules for the layers above it: longer than a pull takes from one layer to
-	// the next. If it takes longer, the layers above are served although containerd fetches them, which costs time only.
+	// fallbackPull is how long a layer's fallback rules for the layers above it: longer than a pull
+	// takes from one layer to the next. If it takes longer, the layers above are served although
+	// containerd fetches them, which costs time only.
 	fallbackPull = 10 * time.Minute
 )
 
@@ -38,7 +40,8 @@ type image struct {
 	manifest digest.Digest
 }
 
-// add notes a fallback. It reports whether that is news: not so for the layers above one that fell back.
+// add notes a fallback. It reports whether that is news: not so for the layers above one that fell
+// back.
 func (f *fallbacks) add(now time.Time, req request, reason string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

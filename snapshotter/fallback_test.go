@@ -17,7 +17,8 @@ func unavailable(context.Context, Layer) (Mounted, error) {
 	return Mounted{}, fmt.Errorf("no credentials for registry: %w", ErrUnavailable)
 }
 
-// TestFallback: from the first layer that cannot be served on, containerd unpacks, and it is told once.
+// TestFallback: from the first layer that cannot be served on, containerd unpacks, and it is told
+// once.
 func TestFallback(t *testing.T) {
 	var log bytes.Buffer
 	layers := newFakeLayers(t)
@@ -102,7 +103,8 @@ func TestUnpackedParents(t *testing.T) {
 	}
 }
 
-// TestCanceledIsNoFallback: when the caller gave up, or Mount failed otherwise, containerd is not made to unpack.
+// TestCanceledIsNoFallback: when the caller gave up, or Mount failed otherwise, containerd is not
+// made to unpack.
 func TestCanceledIsNoFallback(t *testing.T) {
 	img := imageOf("image", "base")
 	canceled, cancel := context.WithCancel(t.Context())

@@ -7,9 +7,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// holds keeps layers from being removed between Layers.Mount and the commit of the snapshot that refers to them, and
-// from being mounted while they are removed. A layer is held by any number of users or claimed by one remover.
-// The zero value is ready.
+// holds keeps layers from being removed between Layers.Mount and the commit of the snapshot that
+// refers to them, and from being mounted while they are removed. A layer is held by any number of
+// users or claimed by one remover. The zero value is ready.
 type holds struct {
 	mu sync.Mutex
 	m  map[digest.Digest]*hold
@@ -20,7 +20,8 @@ type hold struct {
 	removing chan struct{} // not nil while claimed; closed when the remover is done
 }
 
-// acquire adds a user to the layer, after a remover that is at work. Each call that returns nil needs a release.
+// acquire adds a user to the layer, after a remover that is at work. Each call that returns nil
+// needs a release.
 func (h *holds) acquire(ctx context.Context, d digest.Digest) error {
 	for {
 		h.mu.Lock()

@@ -15,8 +15,8 @@ func mapped(labels map[string]string) bool {
 	return uid || gid
 }
 
-// mappedRoot returns the IDs on the host of a container's root, by the labels uidmapping and gidmapping. A mapping
-// that is not given, or empty, leaves IDs as they are.
+// mappedRoot returns the IDs on the host of a container's root, by the labels uidmapping and
+// gidmapping. A mapping that is not given, or empty, leaves IDs as they are.
 func mappedRoot(labels map[string]string) (uid, gid int, err error) {
 	if uid, err = hostID(labels[snapshots.LabelSnapshotUIDMapping]); err != nil {
 		return 0, 0, fmt.Errorf("map the root user: %w", err)
@@ -27,8 +27,8 @@ func mappedRoot(labels map[string]string) (uid, gid int, err error) {
 	return uid, gid, nil
 }
 
-// hostID returns the host's ID for ID 0 of a container. A mapping is a list of container:host:size, separated by
-// commas, as containerd's client writes it. All of it has to be well formed.
+// hostID returns the host's ID for ID 0 of a container. A mapping is a list of container:host:size,
+// separated by commas, as containerd's client writes it. All of it has to be well formed.
 func hostID(mapping string) (int, error) {
 	if mapping == "" {
 		return 0, nil

@@ -53,8 +53,9 @@ func keepRecord(labels, old map[string]string) map[string]string {
 	return kept
 }
 
-// Usage returns what a snapshot takes, without its parents. It counts an active snapshot's files, which may take some
-// time. Of a served layer it is the size of its unpacked content, however little of that is on this node.
+// Usage returns what a snapshot takes, without its parents. It counts an active snapshot's files,
+// which may take some time. Of a served layer it is the size of its unpacked content, however
+// little of that is on this node.
 func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
 	var (
 		id   string
@@ -77,8 +78,8 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	return snapshots.Usage(du), nil
 }
 
-// Walk calls fn for each snapshot that matches one of the filters. It reads all of them first: fn may take its time and
-// call other methods.
+// Walk calls fn for each snapshot that matches one of the filters. It reads all of them first: fn
+// may take its time and call other methods.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	infos, err := s.list(ctx, filters...)
 	if err != nil {

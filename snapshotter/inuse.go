@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// LayersInUse returns the layers that containers can be using: those under an active snapshot or a view. Others are only kept for
-// containers to come.
+// LayersInUse returns the layers that containers can be using: those under an active snapshot or a
+// view. Others are only kept for containers to come.
 func (s *Snapshotter) LayersInUse(ctx context.Context) (map[digest.Digest]bool, error) {
 	infos, err := s.list(ctx)
 	if err != nil {

@@ -15,12 +15,14 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 )
 
-// recordLabel is the private label of a served snapshot; its value is a record. It lies outside of the prefix
-// containerd.io/snapshot/ so that it cannot come from an image's annotations, which containerd hands on as labels.
+// recordLabel is the private label of a served snapshot; its value is a record. It lies outside of
+// the prefix containerd.io/snapshot/ so that it cannot come from an image's annotations, which
+// containerd hands on as labels.
 const recordLabel = "mica/served"
 
-// record is what a served snapshot refers to, and suffices to mount the layer again after a restart. It
-// changes only where its layer turns out not to be what its diffID names, or one under it (see admit).
+// record is what a served snapshot refers to, and suffices to mount the layer again after a
+// restart. It changes only where its layer turns out not to be what its diffID names, or one under
+// it (see admit).
 type record struct {
 	Ref      string        `json:"ref"`
 	Manifest digest.Digest `json:"manifest"`
@@ -58,7 +60,8 @@ func recordOf(info snapshots.Info) (*record, error) {
 	return &r, nil
 }
 
-// collectOptions applies what a caller asks of a snapshot, without the private label, which only this package sets.
+// collectOptions applies what a caller asks of a snapshot, without the private label, which only
+// this package sets.
 func collectOptions(opts []snapshots.Opt) (snapshots.Info, error) {
 	info := snapshots.Info{Labels: map[string]string{}}
 	for _, o := range opts {
@@ -70,17 +73,20 @@ func collectOptions(opts []snapshots.Opt) (snapshots.Info, error) {
 	return info, nil
 }
 
-// request is the layer that a Prepare is about, and the chain ID under which containerd looks for it.
+// request is the layer that a Prepare is about, and the chain ID under which containerd looks for
+// it.
 type request struct {
 	layer  Layer
 	target digest.Digest
 }
 
-// errNoAnnotations: the labels of a Prepare do not say which layer of which image is to be unpacked.
+// errNoAnnotations: the labels of a Prepare do not say which layer of which image is to be
+// unpacked.
 var errNoAnnotations = errors.New("no image annotations: containerd's enable_remote_snapshot_annotations is off, or ctr pulled with --local")
 
-// parseRequest reads the labels that containerd's AppendInfoHandlerWrapper and unpacker set. Labels come from the
-// image's manifest where those did not set them, so nothing in them is taken for true that the chain ID contradicts.
+// parseRequest reads the labels that containerd's AppendInfoHandlerWrapper and unpacker set. Labels
+// come from the image's manifest where those did not set them, so nothing in them is taken for true
+// that the chain ID contradicts.
 func parseRequest(labels map[string]string) (request, error) {
 	var r request
 	r.layer.Ref = labels[snapshotters.TargetRefLabel]
@@ -114,7 +120,8 @@ func parseRequest(labels map[string]string) (request, error) {
 	return r, nil
 }
 
-// checkChain reports whether a layer with this diffID, on a parent with this chain ID ("" for none), makes the target.
+// checkChain reports whether a layer with this diffID, on a parent with this chain ID ("" for
+// none), makes the target.
 func checkChain(target, diffID digest.Digest, parent string) error {
 	chain := diffID
 	if parent != "" {

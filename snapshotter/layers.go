@@ -8,12 +8,13 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ErrUnavailable is wrapped by errors of Layers.Mount that mean: this layer cannot be served, and trying again at once
-// will not help. The layer then becomes an ordinary snapshot, which containerd fills.
+// ErrUnavailable is wrapped by errors of Layers.Mount that mean: this layer cannot be served, and
+// trying again at once will not help. The layer then becomes an ordinary snapshot, which containerd
+// fills.
 var ErrUnavailable = errors.New("layer cannot be served")
 
-// ErrDisproved is wrapped by errors of Layers that mean: the layer's bytes are known not to be those
-// of the diffID that its repository claims for it. It is not tried again.
+// ErrDisproved is wrapped by errors of Layers that mean: the layer's bytes are known not to be
+// those of the diffID that its repository claims for it. It is not tried again.
 var ErrDisproved = errors.New("layer is not what its diffID names")
 
 // Layer is one layer of an image, as containerd's labels name it.
@@ -27,8 +28,8 @@ type Layer struct {
 	// Image holds the blobs of this layer and of those above it, lowest first. A long list is cut
 	// short by containerd. Nil when the layer is mounted again after a restart.
 	Image []digest.Digest
-	// Dir is the directory that a snapshot has of this layer, maybe from a former version of Layers:
-	// Mount has to return it. "" when there is no snapshot yet.
+	// Dir is the directory that a snapshot has of this layer, maybe from a former version of
+	// Layers: Mount has to return it. "" when there is no snapshot yet.
 	Dir string
 }
 

@@ -43,8 +43,8 @@ func openContainerd(t *testing.T, s *Snapshotter) containerdDB {
 	return containerdDB{m, m.Snapshotter("mica")}
 }
 
-// lease returns a context of a namespace in which what is made is kept from garbage collection, until release is
-// called.
+// lease returns a context of a namespace in which what is made is kept from garbage collection,
+// until release is called.
 func (db containerdDB) lease(t *testing.T, namespace string) (ctx context.Context, release func()) {
 	t.Helper()
 	ctx = namespaces.WithNamespace(t.Context(), namespace)
@@ -60,8 +60,8 @@ func (db containerdDB) lease(t *testing.T, namespace string) (ctx context.Contex
 	}
 }
 
-// pull prepares the layers of an image as containerd's unpacker does: it looks for the chain ID after ErrAlreadyExists.
-// It returns how many layers it had to unpack.
+// pull prepares the layers of an image as containerd's unpacker does: it looks for the chain ID
+// after ErrAlreadyExists. It returns how many layers it had to unpack.
 func (db containerdDB) pull(ctx context.Context, pull string, img testImage) (unpacked int, err error) {
 	parent := ""
 	for i, chain := range img.chains {
@@ -90,7 +90,8 @@ func (db containerdDB) collect(t *testing.T) {
 	}
 }
 
-// TestNamespaces pulls images that share layers in two namespaces, and removes them one after another.
+// TestNamespaces pulls images that share layers in two namespaces, and removes them one after
+// another.
 func TestNamespaces(t *testing.T) {
 	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers)
@@ -141,7 +142,8 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// TestNamespacesAtOnce pulls the same image in several namespaces at once, and collects garbage all the while.
+// TestNamespacesAtOnce pulls the same image in several namespaces at once, and collects garbage all
+// the while.
 func TestNamespacesAtOnce(t *testing.T) {
 	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers)
@@ -188,8 +190,8 @@ func TestNamespacesAtOnce(t *testing.T) {
 	}
 }
 
-// TestSameChainDifferentParents: one namespace unpacked the lowest layer, the other has it served. The layer
-// above then has the same chain ID on two parents.
+// TestSameChainDifferentParents: one namespace unpacked the lowest layer, the other has it served.
+// The layer above then has the same chain ID on two parents.
 func TestSameChainDifferentParents(t *testing.T) {
 	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers)

@@ -10,9 +10,9 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
-// Mounts returns the mounts of an active snapshot or a view. They are a function of what is committed,
-// and do not change, but for a layer that was disproved. It waits for the layers that the snapshot
-// shows, when they are not mounted again yet after a restart.
+// Mounts returns the mounts of an active snapshot or a view. They are a function of what is
+// committed, and do not change, but for a layer that was disproved. It waits for the layers that
+// the snapshot shows, when they are not mounted again yet after a restart.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var (
 		snapshot storage.Snapshot
@@ -35,8 +35,8 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return s.mounts(snapshot.ID, info, parents), nil
 }
 
-// mounts returns the mounts of the active snapshot or view with this number, on these parents. The order of
-// the options is that of containerd's overlay snapshotter.
+// mounts returns the mounts of the active snapshot or view with this number, on these parents. The
+// order of the options is that of containerd's overlay snapshotter.
 func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mount.Mount {
 	var options []string
 	if s.remapIDs {

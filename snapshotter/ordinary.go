@@ -14,8 +14,9 @@ import (
 	continuityfs "github.com/containerd/continuity/fs"
 )
 
-// Prepare makes an active snapshot. When the labels name a layer to be unpacked and Layers can serve it, there is
-// nothing left to unpack: the committed snapshot is there on return, and the error is ErrAlreadyExists.
+// Prepare makes an active snapshot. When the labels name a layer to be unpacked and Layers can
+// serve it, there is nothing left to unpack: the committed snapshot is there on return, and the
+// error is ErrAlreadyExists.
 func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	info, err := collectOptions(opts)
 	if err != nil {
@@ -75,7 +76,8 @@ func (s *Snapshotter) create(
 			err = errors.Join(err, os.RemoveAll(made))
 		}
 	}()
-	// The directory is made inside of the transaction because Cleanup, inside of another, takes it for garbage.
+	// The directory is made inside of the transaction because Cleanup, inside of another, takes it
+	// for garbage.
 	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if made, err = makeDirectory(s.snapshotsDir(), kind, uid, gid); err != nil {
 			return err
@@ -99,8 +101,9 @@ func (s *Snapshotter) create(
 	return s.mounts(snapshot.ID, info, parents), nil
 }
 
-// upperOwner returns who owns the upper directory, and so the root of what is mounted: the root user of the
-// mapping that the labels ask for, or else the owner of the parent's root. Without both, -1 leaves it as it is made.
+// upperOwner returns who owns the upper directory, and so the root of what is mounted: the root
+// user of the mapping that the labels ask for, or else the owner of the parent's root. Without
+// both, -1 leaves it as it is made.
 func upperOwner(labels map[string]string, parents chain) (uid, gid int, err error) {
 	if mapped(labels) {
 		return mappedRoot(labels)
@@ -119,8 +122,8 @@ func upperOwner(labels map[string]string, parents chain) (uid, gid int, err erro
 	return int(st.Uid), int(st.Gid), nil
 }
 
-// makeDirectory makes a snapshot's directory below dir, under a name for the time being. It returns the name with an
-// error too, when there is something to remove.
+// makeDirectory makes a snapshot's directory below dir, under a name for the time being. It returns
+// the name with an error too, when there is something to remove.
 func makeDirectory(dir string, kind snapshots.Kind, uid, gid int) (string, error) {
 	made, err := os.MkdirTemp(dir, "new-")
 	if err != nil {

@@ -20,8 +20,8 @@ func mapping(uid, gid string) snapshots.Opt {
 		snapshots.LabelSnapshotUIDMapping: uid, snapshots.LabelSnapshotGIDMapping: gid})
 }
 
-// TestSameAsOverlay does the same with containerd's overlay snapshotter: mounts, and the modes and owners of the
-// directories, are equal.
+// TestSameAsOverlay does the same with containerd's overlay snapshotter: mounts, and the modes and
+// owners of the directories, are equal.
 func TestSameAsOverlay(t *testing.T) {
 	type step func(ctx context.Context, s snapshots.Snapshotter) ([]mount.Mount, error)
 	prepare := func(key, parent string, opts ...snapshots.Opt) step {
@@ -106,7 +106,8 @@ func directories(t *testing.T, root string) string {
 	return b.String()
 }
 
-// TestRemapIDs mounts a container with mapped IDs on layers that are mounts of their own, as real ones are.
+// TestRemapIDs mounts a container with mapped IDs on layers that are mounts of their own, as real
+// ones are.
 func TestRemapIDs(t *testing.T) {
 	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers, WithRemapIDs())

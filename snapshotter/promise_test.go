@@ -83,7 +83,8 @@ func TestPromise(t *testing.T) {
 	}
 }
 
-// TestBrokenPromise: a layer that does not come after all costs the container that needs it an error, and the next tries again.
+// TestBrokenPromise: a layer that does not come after all costs the container that needs it an
+// error, and the next tries again.
 func TestBrokenPromise(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layers, img := newPromising(t), imageOf("a", "base", "top")
@@ -124,7 +125,8 @@ func TestPromisedAfterRestart(t *testing.T) {
 	}
 }
 
-// TestFalsePromise: a promise of another tar than the chain ID says makes no snapshot of that chain.
+// TestFalsePromise: a promise of another tar than the chain ID says makes no snapshot of that
+// chain.
 func TestFalsePromise(t *testing.T) {
 	layers, img := newPromising(t), imageOf("a", "base")
 	layers.diffID = digest.FromString("another tar")

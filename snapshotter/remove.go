@@ -68,8 +68,8 @@ func (s *Snapshotter) garbage(ctx context.Context) ([]string, error) {
 	return s.unmounted(dirs)
 }
 
-// unmounted leaves out those of the directories that an overlay is mounted on: the container of a snapshot that is gone, by force
-// or with a damaged database, may still run.
+// unmounted leaves out those of the directories that an overlay is mounted on: the container of a
+// snapshot that is gone, by force or with a damaged database, may still run.
 func (s *Snapshotter) unmounted(dirs []string) ([]string, error) {
 	if len(dirs) == 0 {
 		return nil, nil
@@ -98,8 +98,8 @@ func (s *Snapshotter) removeDirectories(ctx context.Context, dirs []string) {
 	}
 }
 
-// collectLayers gives up those of the layers that no snapshot refers to and nobody is mounting. Nil means all layers
-// that Layers may know.
+// collectLayers gives up those of the layers that no snapshot refers to and nobody is mounting. Nil
+// means all layers that Layers may know.
 func (s *Snapshotter) collectLayers(ctx context.Context, layers []digest.Digest) error {
 	if layers == nil && s.Amnesia() {
 		return nil
@@ -128,8 +128,8 @@ func (s *Snapshotter) collectLayers(ctx context.Context, layers []digest.Digest)
 	if len(claimed) == 0 {
 		return nil
 	}
-	// Whoever mounts a layer holds it until the snapshot that refers to it is committed. Between the first look and the claim
-	// that may have come to an end; from now on it cannot begin.
+	// Whoever mounts a layer holds it until the snapshot that refers to it is committed. Between
+	// the first look and the claim that may have come to an end; from now on it cannot begin.
 	if used, err = s.usedLayers(ctx); err != nil {
 		return fmt.Errorf("find layers to remove: %w", err)
 	}

@@ -80,7 +80,8 @@ func TestCleanupDirectories(t *testing.T) {
 	}
 }
 
-// TestOrphans: layers that a killed process mounted for nothing, or did not come to remove, go after the restart.
+// TestOrphans: layers that a killed process mounted for nothing, or did not come to remove, go
+// after the restart.
 func TestOrphans(t *testing.T) {
 	img := imageOf("image", "base", "app")
 	root, layers := t.TempDir(), newFakeLayers(t)
@@ -137,7 +138,8 @@ func TestRemoveIsTriedAgain(t *testing.T) {
 	}
 }
 
-// TestHeldLayerStays: Cleanup leaves a layer alone that is mounted for a snapshot that is not committed yet.
+// TestHeldLayerStays: Cleanup leaves a layer alone that is mounted for a snapshot that is not
+// committed yet.
 func TestHeldLayerStays(t *testing.T) {
 	layers := newFakeLayers(t)
 	s := open(t, t.TempDir(), layers)

@@ -14,10 +14,10 @@ import (
 // restoreParallel bounds how many chains Restore works on at once.
 const restoreParallel = 16
 
-// Restore mounts the layers of all committed snapshots again, after a restart, and gives up layers that an
-// interrupted run left behind. It returns when all are tried; meanwhile, and without it too, each snapshot mounts
-// what it needs itself. The error joins one for each layer that could not be mounted; such a layer is tried again
-// when a snapshot needs it.
+// Restore mounts the layers of all committed snapshots again, after a restart, and gives up layers
+// that an interrupted run left behind. It returns when all are tried; meanwhile, and without it
+// too, each snapshot mounts what it needs itself. The error joins one for each layer that could not
+// be mounted; such a layer is tried again when a snapshot needs it.
 func (s *Snapshotter) Restore(ctx context.Context) error {
 	chains, err := s.servedChains(ctx)
 	if err != nil {
@@ -169,8 +169,8 @@ func (e *brokenError) Error() string {
 
 func (e *brokenError) Unwrap() error { return e.err }
 
-// restored knows which snapshots' layers are mounted since the start of the process, by the snapshot's number: those of earlier
-// runs, and those that were promised, are not at first. The
+// restored knows which snapshots' layers are mounted since the start of the process, by the
+// snapshot's number: those of earlier runs, and those that were promised, are not at first. The
 // zero value is ready.
 type restored struct {
 	mu sync.Mutex

@@ -14,7 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 )
 
-// restarted is a snapshotter with images and a container of each, after a restart in which nothing is mounted yet.
+// restarted is a snapshotter with images and a container of each, after a restart in which nothing
+// is mounted yet.
 func restarted(t *testing.T, images ...testImage) (*Snapshotter, *fakeLayers, map[string][]mount.Mount) {
 	t.Helper()
 	root, layers := t.TempDir(), newFakeLayers(t)
@@ -114,7 +115,8 @@ func TestWithoutRestore(t *testing.T) {
 	}
 }
 
-// TestMountsWait: while a layer hangs, snapshots that show it wait as long as their callers do, and others do not wait.
+// TestMountsWait: while a layer hangs, snapshots that show it wait as long as their callers do, and
+// others do not wait.
 func TestMountsWait(t *testing.T) {
 	a, b := imageOf("a", "a"), imageOf("b", "b")
 	s, layers, _ := restarted(t, a, b)
@@ -156,7 +158,8 @@ func TestMountsWait(t *testing.T) {
 	}
 }
 
-// TestRestoreError: a layer that cannot be mounted makes an error that names it, for those that show it, until it can.
+// TestRestoreError: a layer that cannot be mounted makes an error that names it, for those that
+// show it, until it can.
 func TestRestoreError(t *testing.T) {
 	a, b := imageOf("a", "base", "broken", "top"), imageOf("b", "base", "b")
 	s, layers, before := restarted(t, a, b)

@@ -17,8 +17,9 @@ import (
 // errOrdinary: the layer is not to be served, and containerd has to unpack it.
 var errOrdinary = errors.New("ordinary snapshot")
 
-// serve commits a snapshot of the layer that the labels name, and returns an error that is ErrAlreadyExists. It
-// returns errOrdinary when containerd is to unpack the layer, having noted why.
+// serve commits a snapshot of the layer that the labels name, and returns an error that is
+// ErrAlreadyExists. It returns errOrdinary when containerd is to unpack the layer, having noted
+// why.
 func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapshots.Info) error {
 	log := s.log.With("key", key, "target", info.Labels[snapshots.LabelSnapshotRef])
 	if mapped(info.Labels) {
@@ -98,8 +99,8 @@ func (s *Snapshotter) refuse(req request, parents chain) string {
 	return ""
 }
 
-// mountAndCommit mounts the layer, or is promised it, and commits the snapshot that refers to it. A layer that no snapshot refers
-// to in the end is given up again.
+// mountAndCommit mounts the layer, or is promised it, and commits the snapshot that refers to it. A
+// layer that no snapshot refers to in the end is given up again.
 func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request) error {
 	layer := req.layer.Digest
 	if err := s.holds.acquire(ctx, layer); err != nil {
@@ -107,7 +108,8 @@ func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, pare
 	}
 	mounted, promised, err := s.promiseOrMount(ctx, req.layer, parents)
 	if err != nil {
-		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if there is none.
+		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if
+		// there is none.
 		s.holds.release(layer)
 		return &mountError{req.layer.Ref, err}
 	}
@@ -132,8 +134,8 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, below chain) (Mou
 	return mounted, checkDir(mounted.Dir)
 }
 
-// commitServed commits the snapshot in one transaction: it appears whole or not at all. The error is ErrAlreadyExists
-// when another call has committed it meanwhile.
+// commitServed commits the snapshot in one transaction: it appears whole or not at all. The error
+// is ErrAlreadyExists when another call has committed it meanwhile.
 func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request, mounted Mounted, promised bool) error {
 	if mounted.DiffID != "" {
 		if err := checkChain(req.target, mounted.DiffID, parents.target()); err != nil {
@@ -179,13 +181,13 @@ func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parent
 	return nil
 }
 
-// servedPrefix starts the names of served snapshots. It sorts before all names that containerd makes, which start with a
-// namespace: containerd takes the first snapshot that has the chain ID and the parent, which else might be one that
-// another namespace has unpacked.
+// servedPrefix starts the names of served snapshots. It sorts before all names that containerd
+// makes, which start with a namespace: containerd takes the first snapshot that has the chain ID
+// and the parent, which else might be one that another namespace has unpacked.
 const servedPrefix = "+mica/"
 
-// servedName is the name of the committed snapshot. In two namespaces the same chain ID can have different parents, as
-// one of them may have unpacked these; so the parent is a part of the name.
+// servedName is the name of the committed snapshot. In two namespaces the same chain ID can have
+// different parents, as one of them may have unpacked these; so the parent is a part of the name.
 func servedName(target digest.Digest, parents chain) string {
 	if len(parents) == 0 {
 		return servedPrefix + target.String()
@@ -213,8 +215,8 @@ func existsError(target digest.Digest) error {
 
 func (s *Snapshotter) servedDir() string { return filepath.Join(s.root, "served") }
 
-// markServed notes that Layers knows the layer, before it does. The caller holds the layer. A mark that a power cut takes away is no
-// loss: see Layers.Remove.
+// markServed notes that Layers knows the layer, before it does. The caller holds the layer. A mark
+// that a power cut takes away is no loss: see Layers.Remove.
 func (s *Snapshotter) markServed(d digest.Digest) error {
 	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {

@@ -177,7 +177,8 @@ func TestConcurrentPulls(t *testing.T) {
 	s := open(t, t.TempDir(), layers)
 	img := numbered("image", 5)
 	const pullers = 8
-	// The first mount of each waits for all the others: they are at work on the same target at once.
+	// The first mount of each waits for all the others: they are at work on the same target at
+	// once.
 	var arrived sync.WaitGroup
 	arrived.Add(pullers)
 	layers.hook(func(_ context.Context, l Layer) (Mounted, error) {
@@ -301,8 +302,8 @@ func TestOrdinaryWithoutAnnotations(t *testing.T) {
 	}
 }
 
-// TestChainIsChecked: an image whose manifest names one blob and whose config names the diffID of another must not
-// define what other images see under that other one's chain ID.
+// TestChainIsChecked: an image whose manifest names one blob and whose config names the diffID of
+// another must not define what other images see under that other one's chain ID.
 func TestChainIsChecked(t *testing.T) {
 	victim := imageOf("victim", "base", "lib")
 	for _, tc := range []struct {
@@ -346,7 +347,8 @@ func TestChainIsChecked(t *testing.T) {
 	}
 }
 
-// TestPrivateLabel: callers can neither make a snapshot refer to a directory of theirs nor take a reference away.
+// TestPrivateLabel: callers can neither make a snapshot refer to a directory of theirs nor take a
+// reference away.
 func TestPrivateLabel(t *testing.T) {
 	ctx := t.Context()
 	s := open(t, t.TempDir(), newFakeLayers(t))

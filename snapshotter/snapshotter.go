@@ -1,18 +1,19 @@
-// Package snapshotter is Mica's containerd snapshotter. It serves the layers of images from Layers, without unpacking
-// them, and does everything else as containerd's own overlay snapshotter does.
+// Package snapshotter is Mica's containerd snapshotter. It serves the layers of images from Layers,
+// without unpacking them, and does everything else as containerd's own overlay snapshotter does.
 //
 // # The data's way
 //
-// containerd prepares the layers of an image one after another, lowest first, and names in labels the chain ID that it
-// wants and the layer that makes it. Prepare asks Layers to mount the layer, commits a snapshot that refers to it, and
-// answers ErrAlreadyExists: containerd then neither fetches nor unpacks the layer. A layer that Layers promises is mounted after
-// that, while containerd goes on; who needs the snapshot waits for it. The container's own snapshot is an
+// containerd prepares the layers of an image one after another, lowest first, and names in labels
+// the chain ID that it wants and the layer that makes it. Prepare asks Layers to mount the layer,
+// commits a snapshot that refers to it, and answers ErrAlreadyExists: containerd then neither
+// fetches nor unpacks the layer. A layer that Layers promises is mounted after that, while
+// containerd goes on; who needs the snapshot waits for it. The container's own snapshot is an
 // overlay mount whose lower directories are those that Layers returned:
 //
 //	Prepare ── labels ──▶ Layers.Mount ── directory ──▶ metadata.db ──▶ Mounts: overlay lowerdir=
 //
-// A layer that Layers cannot serve becomes an ordinary snapshot, as do the layers above it in the same chain, because
-// containerd fetches those anyway. Fallbacks tells which, and why.
+// A layer that Layers cannot serve becomes an ordinary snapshot, as do the layers above it in the
+// same chain, because containerd fetches those anyway. Fallbacks tells which, and why.
 //
 // A layer that is not proved yet is one repository's word. The last moment at which it can be kept
 // from another one's containers is when their snapshot is prepared: see admit.
@@ -29,9 +30,9 @@
 //
 // # Concurrency
 //
-// All methods may be called in parallel. No transaction of metadata.db is held while Layers works or while a
-// restarted layer is waited for. What keeps a layer from being removed while it is mounted for another snapshot is a
-// hold (see holds), not a lock.
+// All methods may be called in parallel. No transaction of metadata.db is held while Layers works
+// or while a restarted layer is waited for. What keeps a layer from being removed while it is
+// mounted for another snapshot is a hold (see holds), not a lock.
 package snapshotter
 
 import (
@@ -55,7 +56,8 @@ var (
 	_ snapshots.Cleaner     = (*Snapshotter)(nil)
 )
 
-// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Make it with New.
+// Snapshotter implements containerd's snapshots.Snapshotter and snapshots.Cleaner. Make it with
+// New.
 type Snapshotter struct {
 	root   string
 	layers Layers
@@ -82,23 +84,26 @@ type Snapshotter struct {
 // Option changes how a Snapshotter works.
 type Option func(*Snapshotter)
 
-// WithRemapIDs returns mounts with uidmap= and gidmap= options for snapshots that are labelled with a mapping. It
-// belongs to the capability remap-ids: without that in containerd's configuration, containerd changes owners itself.
+// WithRemapIDs returns mounts with uidmap= and gidmap= options for snapshots that are labelled with
+// a mapping. It belongs to the capability remap-ids: without that in containerd's configuration,
+// containerd changes owners itself.
 func WithRemapIDs() Option { return func(s *Snapshotter) { s.remapIDs = true } }
 
-// WithMountOptions adds options to overlay mounts, such as "volatile". They win over those that Open chooses.
+// WithMountOptions adds options to overlay mounts, such as "volatile". They win over those that
+// Open chooses.
 func WithMountOptions(options ...string) Option {
 	return func(s *Snapshotter) { s.mountOptions = append(s.mountOptions, options...) }
 }
 
-// WithImages has containerd's images asked for whom a container is made, before it is shown layers that
-// are not proved. Without them, such layers are proved before any container is shown them.
+// WithImages has containerd's images asked for whom a container is made, before it is shown layers
+// that are not proved. Without them, such layers are proved before any container is shown them.
 func WithImages(images Images) Option { return func(s *Snapshotter) { s.images = images } }
 
 // WithLogger sets the logger; without it slog.Default is used.
 func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log = log } }
 
-// New returns a snapshotter that keeps its state below root, an absolute path. It does nothing before Open.
+// New returns a snapshotter that keeps its state below root, an absolute path. It does nothing
+// before Open.
 func New(root string, layers Layers, options ...Option) *Snapshotter {
 	s := &Snapshotter{root: root, layers: layers, log: slog.Default(), now: time.Now}
 	for _, o := range options {
@@ -107,8 +112,9 @@ func New(root string, layers Layers, options ...Option) *Snapshotter {
 	return s
 }
 
-// Open prepares the root directory and opens the metadata. Call Close when done, also after an error. Layers of an
-// earlier run are mounted by Restore, or when a snapshot first needs them. ctx is used for its values alone.
+// Open prepares the root directory and opens the metadata. Call Close when done, also after an
+// error. Layers of an earlier run are mounted by Restore, or when a snapshot first needs them. ctx
+// is used for its values alone.
 func (s *Snapshotter) Open(ctx context.Context) error {
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	if err := checkDir(s.root); err != nil {
@@ -137,8 +143,8 @@ func (s *Snapshotter) Open(ctx context.Context) error {
 	return nil
 }
 
-// chooseMountOptions adds the options that overlay mounts need on this kernel, unless they were given: the last one
-// wins in the kernel.
+// chooseMountOptions adds the options that overlay mounts need on this kernel, unless they were
+// given: the last one wins in the kernel.
 func (s *Snapshotter) chooseMountOptions() error {
 	if !hasOption(s.mountOptions, "userxattr") {
 		need, err := overlayutils.NeedsUserXAttr(s.root)
@@ -150,16 +156,16 @@ func (s *Snapshotter) chooseMountOptions() error {
 		}
 	}
 	if !hasOption(s.mountOptions, "index") {
-		// The index makes a lower directory that is in use elsewhere an error; the parameter is missing where the kernel has
-		// no such option.
+		// The index makes a lower directory that is in use elsewhere an error; the parameter is
+		// missing where the kernel has no such option.
 		if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 			s.mountOptions = append(s.mountOptions, "index=off")
 		}
 	}
 	if !hasOption(s.mountOptions, "xino") {
-		// Each served layer is a file system of its own. With this option all files of a container have
-		// the same device and inode numbers of their own, as they have where all layers lie on one file
-		// system.
+		// Each served layer is a file system of its own. With this option all files of a container
+		// have the same device and inode numbers of their own, as they have where all layers lie on
+		// one file system.
 		if _, err := os.Stat("/sys/module/overlay/parameters/xino_auto"); err == nil {
 			s.servedOptions = append(s.servedOptions, "xino=on")
 		}
@@ -167,8 +173,8 @@ func (s *Snapshotter) chooseMountOptions() error {
 	return nil
 }
 
-// Amnesia says that snapshots may have been lost with a damaged database: what no snapshot refers to may be in use all the same,
-// and must not be removed.
+// Amnesia says that snapshots may have been lost with a damaged database: what no snapshot refers
+// to may be in use all the same, and must not be removed.
 func (s *Snapshotter) Amnesia() bool { return s.meta.amnesia }
 
 // Close closes the metadata. Mounted layers stay.

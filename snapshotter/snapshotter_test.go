@@ -10,8 +10,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain puts the tests' directories below $MICA_TEST_DIR, when it is set: overlayfs needs a real filesystem for its
-// upper directories, which /tmp may not be.
+// TestMain puts the tests' directories below $MICA_TEST_DIR, when it is set: overlayfs needs a real
+// filesystem for its upper directories, which /tmp may not be.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("MICA_TEST_DIR"); dir != "" {
 		if err := os.Setenv("TMPDIR", dir); err != nil {

@@ -11,11 +11,13 @@
 //	GET /v1/usage      []cache.Usage, of all layers on disk
 //	GET /metrics       Prometheus' text format
 //
-// A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package fs/profile): GET; PUT, which merges it
-// with the one that is there, or replaces that with ?replace=true; DELETE.
+// A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package
+// fs/profile): GET; PUT, which merges it with the one that is there, or replaces that with
+// ?replace=true; DELETE.
 //
-// POST /v1/gc removes what nothing refers to, with ?unused=true also the content of layers that no container uses, and answers with
-// Collected. POST /v1/verify/LAYER checks all that is on disk of a layer and answers with cache.Verified.
+// POST /v1/gc removes what nothing refers to, with ?unused=true also the content of layers that no
+// container uses, and answers with Collected. POST /v1/verify/LAYER checks all that is on disk of a
+// layer and answers with cache.Verified.
 //
 // Fields are added, never renamed or removed, within v1.
 package admin
@@ -120,8 +122,8 @@ func (c *Client) Get(ctx context.Context, path string, v any) error {
 	return nil
 }
 
-// send sends a request with a body, which may be empty, and returns the answer's. The error wraps os.ErrNotExist where
-// micad knows no such thing.
+// send sends a request with a body, which may be empty, and returns the answer's. The error wraps
+// os.ErrNotExist where micad knows no such thing.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]byte, error) {
 	what := fmt.Sprintf("ask micad to %s %s", method, path)
 	if method == http.MethodPost { // it may work for long, but it answers other questions meanwhile

@@ -35,13 +35,15 @@ type Freed struct {
 	Removed bool          `json:"removed"` // nothing is left of it
 }
 
-// Collect makes micad remove what nothing refers to, and with unused also the content of layers that no container uses.
+// Collect makes micad remove what nothing refers to, and with unused also the content of layers
+// that no container uses.
 func (c *Client) Collect(ctx context.Context, unused bool) (Collected, error) {
 	var out Collected
 	return out, c.post(ctx, PathGC+"?unused="+strconv.FormatBool(unused), &out)
 }
 
-// Verify makes micad check all that it has on disk of a layer. The error wraps os.ErrNotExist where it has none.
+// Verify makes micad check all that it has on disk of a layer. The error wraps os.ErrNotExist where
+// it has none.
 func (c *Client) Verify(ctx context.Context, layer digest.Digest) (cache.Verified, error) {
 	var out cache.Verified
 	return out, c.post(ctx, PathVerify+"/"+url.PathEscape(layer.String()), &out)

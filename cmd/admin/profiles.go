@@ -43,18 +43,21 @@ func pathOf(manifest digest.Digest) string {
 	return PathProfiles + "/" + url.PathEscape(manifest.String())
 }
 
-// Profile returns the encoded profile of a manifest. The error wraps os.ErrNotExist where micad has none.
+// Profile returns the encoded profile of a manifest. The error wraps os.ErrNotExist where micad has
+// none.
 func (c *Client) Profile(ctx context.Context, manifest digest.Digest) ([]byte, error) {
 	return c.send(ctx, http.MethodGet, pathOf(manifest), nil)
 }
 
-// PutProfile gives micad an encoded profile of a manifest, to be merged with the one that it has or to replace it.
+// PutProfile gives micad an encoded profile of a manifest, to be merged with the one that it has or
+// to replace it.
 func (c *Client) PutProfile(ctx context.Context, manifest digest.Digest, encoded []byte, replace bool) error {
 	_, err := c.send(ctx, http.MethodPut, pathOf(manifest)+"?replace="+strconv.FormatBool(replace), encoded)
 	return err
 }
 
-// RemoveProfile removes the profile of a manifest. The error wraps os.ErrNotExist where micad has none.
+// RemoveProfile removes the profile of a manifest. The error wraps os.ErrNotExist where micad has
+// none.
 func (c *Client) RemoveProfile(ctx context.Context, manifest digest.Digest) error {
 	_, err := c.send(ctx, http.MethodDelete, pathOf(manifest), nil)
 	return err

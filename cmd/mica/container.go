@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	// defaultPath is what a container's PATH is where its image names none, as with docker and containerd.
+	// defaultPath is what a container's PATH is where its image names none, as with docker and
+	// containerd.
 	defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// runcVerb is the hidden verb that becomes runc.
 	runcVerb = "exec-runc"
@@ -41,7 +42,8 @@ type container struct {
 	rootfs string
 }
 
-// newContainer returns a container, not yet running, whose files are at rootfs. dir is an empty folder for it.
+// newContainer returns a container, not yet running, whose files are at rootfs. dir is an empty
+// folder for it.
 func newContainer(dir, rootfs string) (*container, error) {
 	runc, err := exec.LookPath("runc")
 	if err != nil {
@@ -50,8 +52,9 @@ func newContainer(dir, rootfs string) (*container, error) {
 	return &container{runc: runc, dir: dir, id: "mica-" + rand.Text(), rootfs: rootfs}, nil
 }
 
-// spec returns what the container is to be: what ctr run --net-host makes of the image, without limits, since these would need
-// control groups. User IDs are not in it yet, for they stand in the image's files.
+// spec returns what the container is to be: what ctr run --net-host makes of the image, without
+// limits, since these would need control groups. User IDs are not in it yet, for they stand in the
+// image's files.
 func (c *container) spec(ctx context.Context, image ocispec.ImageConfig, args []string) (*oci.Spec, error) {
 	if len(args) == 0 {
 		args = append(append(args, image.Entrypoint...), image.Cmd...)
@@ -79,8 +82,8 @@ func (c *container) spec(ctx context.Context, image ocispec.ImageConfig, args []
 	return &s, nil
 }
 
-// run runs the container, until it ends or ctx does, and removes it. The error is an *exec.ExitError where the container's process
-// fails, and ctx's cause where it was ended.
+// run runs the container, until it ends or ctx does, and removes it. The error is an
+// *exec.ExitError where the container's process fails, and ctx's cause where it was ended.
 func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, stderr io.Writer) error {
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -103,7 +106,8 @@ func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, s
 	select {
 	case err = <-ended:
 	case <-ctx.Done():
-		// Usually the first call ends it all. Where runc has not made the container yet, it must not do so later.
+		// Usually the first call ends it all. Where runc has not made the container yet, it must
+		// not do so later.
 		err = c.remove(ctx)
 		if e := cmd.Process.Kill(); e != nil && !errors.Is(e, os.ErrProcessDone) {
 			err = errors.Join(err, e)
@@ -127,13 +131,15 @@ func (c *container) remove(ctx context.Context) error {
 	return nil
 }
 
-// runcFlags are the flags of all calls of runc for the container in dir. rootless means: without permission to make control groups, go on.
+// runcFlags are the flags of all calls of runc for the container in dir. rootless means: without
+// permission to make control groups, go on.
 func runcFlags(dir string) []string {
 	return []string{"--root", filepath.Join(dir, "runc"), "--rootless=true"}
 }
 
-// profileRuncCommand makes the verb that container.run starts: it completes the specification with what only the image's files tell, and
-// becomes runc. It is a process of its own, because one that serves a mount must not read it.
+// profileRuncCommand makes the verb that container.run starts: it completes the specification with
+// what only the image's files tell, and becomes runc. It is a process of its own, because one that
+// serves a mount must not read it.
 func profileRuncCommand() *cobra.Command {
 	var runc, id, user string
 	cmd := &cobra.Command{
@@ -155,7 +161,8 @@ func profileRuncCommand() *cobra.Command {
 	return cmd
 }
 
-// setUser looks the user up in the container's files and enters its IDs into the specification at path.
+// setUser looks the user up in the container's files and enters its IDs into the specification at
+// path.
 func setUser(ctx context.Context, path, user string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

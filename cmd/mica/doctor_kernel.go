@@ -19,8 +19,8 @@ func (r release) before(o release) bool {
 	return r.major < o.major || r.major == o.major && r.minor < o.minor
 }
 
-// The versions of Linux that brought what Mica uses. Distributions have some of it in older ones: what
-// can be tried is tried, and only what fails is explained by the version.
+// The versions of Linux that brought what Mica uses. Distributions have some of it in older ones:
+// what can be tried is tried, and only what fails is explained by the version.
 var (
 	withDevices = release{5, 16} // EROFS with its data on a second device
 	withBeneath = release{6, 5}  // a mount takes the place of another (MOVE_MOUNT_BENEATH)

@@ -86,7 +86,8 @@ type imageUsage struct {
 	layers []cache.Usage
 }
 
-// byImage groups layers by the images that brought them; one that several brought is listed under each.
+// byImage groups layers by the images that brought them; one that several brought is listed under
+// each.
 func byImage(layers []cache.Usage) []imageUsage {
 	var all []imageUsage
 	add := func(ref string, u cache.Usage) {

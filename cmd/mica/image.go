@@ -98,8 +98,8 @@ func daemon(address string) *admin.Client {
 	return c
 }
 
-// open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME), an
-// image at a registry otherwise.
+// open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME),
+// an image at a registry otherwise.
 func (f *registryFlags) open(name string) (image, error) {
 	if dir, image, ok := layoutName(name); ok {
 		l, err := layout.Open(dir)

@@ -158,7 +158,8 @@ func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref stri
 	return layers, nil
 }
 
-// mountLayers mounts layers, given lowest first, and returns them topmost first. unmount is to be called in any case.
+// mountLayers mounts layers, given lowest first, and returns them topmost first. unmount is to be
+// called in any case.
 func mountLayers(ctx context.Context, table *fs.Table, layers []fs.Layer) (below []fs.Below, unmount func() error, err error) {
 	unmount = func() error {
 		var errs []error

@@ -16,7 +16,8 @@ import (
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
-// maxImport bounds a file that is imported, bytes: JSON takes some twenty times what the binary format takes.
+// maxImport bounds a file that is imported, bytes: JSON takes some twenty times what the binary
+// format takes.
 const maxImport = 64 << 20
 
 func profileListCommand() *cobra.Command {

@@ -99,7 +99,8 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	return err
 }
 
-// addCopy adds to a profile a copy of what it names, if the image has an index among its referrers, whose spans these are.
+// addCopy adds to a profile a copy of what it names, if the image has an index among its referrers,
+// whose spans these are.
 func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
 	list = artifact.Of(artifact.Type, list)
 	if len(list) == 0 {

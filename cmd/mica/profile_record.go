@@ -133,7 +133,8 @@ func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *r
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	recorder := profile.NewRecorder(m.desc.Digest, nil)
-	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads that could be recorded.
+	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads
+	// that could be recorded.
 	table, err := fs.Open(ctx, fs.Options{
 		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read, Fetch: fetch.Options{Fill: fetch.None},
 		Log: slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),

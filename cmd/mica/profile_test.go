@@ -206,7 +206,8 @@ func TestProfilePush(t *testing.T) {
 	}
 }
 
-// TestIndexCreateProfile: index create publishes a profile too, which then says where its bytes lie.
+// TestIndexCreateProfile: index create publishes a profile too, which then says where its bytes
+// lie.
 func TestIndexCreateProfile(t *testing.T) {
 	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "p.profile")
 	m := layoutImage(t, dir)

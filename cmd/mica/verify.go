@@ -75,7 +75,8 @@ func verify(ctx context.Context, w io.Writer, c *admin.Client, which string, asJ
 	return nil
 }
 
-// matching returns the layers that which names: an image, a layer's digest or the beginning of one, or "", for all.
+// matching returns the layers that which names: an image, a layer's digest or the beginning of one,
+// or "", for all.
 func matching(all []cache.Usage, which string) (layers []digest.Digest) {
 	for _, u := range all {
 		d := u.Layer.String()

@@ -52,8 +52,8 @@ func (d *daemon) answerOr(w http.ResponseWriter, v any, err error) {
 	}
 }
 
-// collect removes what no snapshot refers to and what was brought for nobody; with unused also the content of layers that no
-// container uses.
+// collect removes what no snapshot refers to and what was brought for nobody; with unused also the
+// content of layers that no container uses.
 func (d *daemon) collect(ctx context.Context, unused bool) (admin.Collected, error) {
 	if d.restoring.Load() {
 		return admin.Collected{}, errors.New("layers of an earlier run are still being mounted: it is not known yet what is used. Try again later")

@@ -26,8 +26,8 @@ type credentials struct {
 	images *cri.Images // nil: the kubelet's calls are not passed on
 }
 
-// openCredentials makes the keychains, those of the pulls themselves first. What cannot be opened is left out and logged:
-// public images, and what is on disk, need none.
+// openCredentials makes the keychains, those of the pulls themselves first. What cannot be opened
+// is left out and logged: public images, and what is on disk, need none.
 func openCredentials(c config, log *slog.Logger) *credentials {
 	k := &credentials{log: log}
 	o := c.Credentials
@@ -61,8 +61,8 @@ func (k *credentials) serverOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.UnknownServiceHandler(k.images.Handle)}
 }
 
-// retain forgets, until ctx ends, credentials of images of which no layer is left. layers returns those there are, false when
-// they are not all known.
+// retain forgets, until ctx ends, credentials of images of which no layer is left. layers returns
+// those there are, false when they are not all known.
 func (k *credentials) retain(ctx context.Context, layers func() ([]fs.Status, bool)) {
 	if k.kept == nil {
 		return

@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// heapFloor is the heap's size below which it may grow by heapMost percent over what is in use until garbage is collected, bytes: a
-	// pull then is not slowed by collections that have little to find. Above it grows by heapLeast.
+	// heapFloor is the heap's size below which it may grow by heapMost percent over what is in use
+	// until garbage is collected, bytes: a pull then is not slowed by collections that have little
+	// to find. Above it grows by heapLeast.
 	heapFloor           = 16 << 20
 	heapLeast, heapMost = 50, 400
 	// memoryLimit is what the Go runtime keeps to if it can, bytes, beside what scans hold: buffers
@@ -21,8 +22,8 @@ const (
 	limitStep = 8 << 20
 )
 
-// tuneMemory keeps the daemon small, and quick at its beginning: what it needs in the long run is little. The environment
-// variables of the Go runtime win.
+// tuneMemory keeps the daemon small, and quick at its beginning: what it needs in the long run is
+// little. The environment variables of the Go runtime win.
 func tuneMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(heapMost)
@@ -65,7 +66,8 @@ func heapInUse() int64 {
 	return int64(live[0].Value.Uint64())
 }
 
-// afterCollection calls f after collections of garbage, until the process ends: after each, but for those that begin before f has returned.
+// afterCollection calls f after collections of garbage, until the process ends: after each, but for
+// those that begin before f has returned.
 func afterCollection(f func()) {
 	// An object that nothing refers to is garbage at the next collection.
 	type mark struct{ _ *byte }

@@ -31,8 +31,8 @@ func TestLimitFor(t *testing.T) {
 	}
 }
 
-// TestAfterCollection: it is called after collections again and again, not only after the first. One that begins before the last call has
-// ended may go without.
+// TestAfterCollection: it is called after collections again and again, not only after the first.
+// One that begins before the last call has ended may go without.
 func TestAfterCollection(t *testing.T) {
 	called := make(chan struct{}, 1000)
 	afterCollection(func() { called <- struct{}{} })

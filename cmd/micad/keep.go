@@ -20,10 +20,12 @@ const keepExec = "keep-exec"
 // self is the program that runs, whatever has become of its file.
 const self = "/proc/self/exe"
 
-// keep is `micad keep [flags of micad]`: micad under a supervisor, where no systemd keeps its descriptors. SIGTERM and SIGINT end
-// both, SIGHUP starts micad anew from its file, which may be another version.
+// keep is `micad keep [flags of micad]`: micad under a supervisor, where no systemd keeps its
+// descriptors. SIGTERM and SIGINT end both, SIGHUP starts micad anew from its file, which may be
+// another version.
 //
-// micad's process begins as a second one of this very program (keep-exec), which cannot be missing, and executes the file then.
+// micad's process begins as a second one of this very program (keep-exec), which cannot be missing,
+// and executes the file then.
 func keep(args []string) (bool, error) {
 	switch {
 	case len(args) > 1 && args[0] == keepExec:
@@ -65,11 +67,12 @@ func keep(args []string) (bool, error) {
 	return true, err
 }
 
-// surviveBrokenLog makes writing to a standard error that nobody reads any more an error: by default it is the end of a Go program.
+// surviveBrokenLog makes writing to a standard error that nobody reads any more an error: by
+// default it is the end of a Go program.
 func surviveBrokenLog() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
-// ownPath is where the next version of this program will be: as it was called if that is it (a symbolic
-// link may lead elsewhere then), else its file.
+// ownPath is where the next version of this program will be: as it was called if that is it (a
+// symbolic link may lead elsewhere then), else its file.
 func ownPath() (string, error) {
 	if called, err := exec.LookPath(os.Args[0]); err == nil && isSelf(called) {
 		return filepath.Abs(called)

@@ -19,7 +19,8 @@ const noteEnv = "MICA_TEST_NOTE"
 // mainEnv makes the test binary micad.
 const mainEnv = "MICA_TEST_MAIN"
 
-// TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and waits.
+// TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and
+// waits.
 func TestMain(m *testing.M) {
 	if os.Getenv(mainEnv) != "" {
 		main()
@@ -37,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// What runs after SIGHUP and after a death is what the file has then, by the name that micad was called by; where there is none it is
-// the keeper's own version.
+// What runs after SIGHUP and after a death is what the file has then, by the name that micad was
+// called by; where there is none it is the keeper's own version.
 func TestKeepExecutesTheFileAnew(t *testing.T) {
 	dir := t.TempDir()
 	install(t, filepath.Join(dir, "one"))

@@ -47,8 +47,8 @@ func listen(path string) (net.Listener, error) {
 // listenerName is the name under which the keeper has micad's socket.
 const listenerName = "listener"
 
-// takeListener returns the socket that a former micad has left with the keeper, or a new one: then the keeper gets it. So
-// containerd can connect at all times, and waits while no micad is there.
+// takeListener returns the socket that a former micad has left with the keeper, or a new one: then
+// the keeper gets it. So containerd can connect at all times, and waits while no micad is there.
 func takeListener(ctx context.Context, k *keeper.Keeper, held *keeper.Held, path string) (net.Listener, error) {
 	if held != nil {
 		l, err := heldListener(held, path)
@@ -79,7 +79,8 @@ func takeListener(ctx context.Context, k *keeper.Keeper, held *keeper.Held, path
 	return l, nil
 }
 
-// heldListener returns a listener of a former process, if it is the one that answers at path. It closes held.
+// heldListener returns a listener of a former process, if it is the one that answers at path. It
+// closes held.
 func heldListener(held *keeper.Held, path string) (_ net.Listener, err error) {
 	var errs []error
 	defer func() {

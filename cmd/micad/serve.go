@@ -34,15 +34,15 @@ import (
 	"github.com/mica-snapshotter/mica/snapshotter/containerd"
 )
 
-// How long calls under way may take to end when micad stops: the shorter one where the next micad follows at once. Reads of
-// containers are served all the while.
+// How long calls under way may take to end when micad stops: the shorter one where the next micad
+// follows at once. Reads of containers are served all the while.
 const (
 	stopTimeout     = 5 * time.Second
 	handOverTimeout = time.Second
 )
 
-// restoreAgain is how long restore waits before it tries anew what it could not mount; twice as long each time, up
-// to restoreAtLast.
+// restoreAgain is how long restore waits before it tries anew what it could not mount; twice as
+// long each time, up to restoreAtLast.
 const (
 	restoreAgain  = 2 * time.Second
 	restoreAtLast = time.Minute
@@ -66,8 +66,9 @@ type daemon struct {
 }
 
 // serve runs the daemon until ctx ends. The socket comes first: containerd gives up for good on a
-// proxy plugin whose socket is missing when it starts. Then the mounts that a former micad has left are served
-// again, because containers wait in their reads. Layers that nobody serves are mounted behind it.
+// proxy plugin whose socket is missing when it starts. Then the mounts that a former micad has left
+// are served again, because containers wait in their reads. Layers that nobody serves are mounted
+// behind it.
 func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	k, held, err := keeper.Inherit()
 	if err != nil {
@@ -170,7 +171,8 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// open makes the parts, from the registry to the snapshotter. held are the mounts of a former micad.
+// open makes the parts, from the registry to the snapshotter. held are the mounts of a former
+// micad.
 func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	c := d.config
 	mode, err := fs.ParseMode(c.Mode)
@@ -236,8 +238,8 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	return nil
 }
 
-// openSnapshotter opens the snapshotter. Where containers are reading already, a failure, of the disk say, is no reason to end: it
-// is tried again, and containerd waits.
+// openSnapshotter opens the snapshotter. Where containers are reading already, a failure, of the
+// disk say, is no reason to end: it is tried again, and containerd waits.
 func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 	for wait := restoreAgain; ; wait = min(2*wait, restoreAtLast) {
 		err := d.snapshotter.Open(ctx)
@@ -262,8 +264,8 @@ func (d *daemon) close() error {
 	return errors.Join(err, d.credentials.close())
 }
 
-// restore mounts what was mounted before, and then takes away what belongs to nothing. What cannot be mounted now, because
-// its layer is damaged and the registry is away, is tried again.
+// restore mounts what was mounted before, and then takes away what belongs to nothing. What cannot
+// be mounted now, because its layer is damaged and the registry is away, is tried again.
 func (d *daemon) restore(ctx context.Context) {
 	defer d.restoring.Store(false)
 	for wait := restoreAgain; ; wait = min(2*wait, restoreAtLast) {

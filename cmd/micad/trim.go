@@ -9,8 +9,8 @@ import (
 // trimEvery is how often it is looked whether the daemon has come to rest.
 const trimEvery = 5 * time.Second
 
-// trim gives the memory of a burst of work back to the system when it is over: the runtime alone would keep it for
-// minutes.
+// trim gives the memory of a burst of work back to the system when it is over: the runtime alone
+// would keep it for minutes.
 func (d *daemon) trim(ctx context.Context) {
 	tick := time.NewTicker(trimEvery)
 	defer tick.Stop()

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// A process must touch nothing that it serves itself over FUSE: if it were killed while it waits for its own answer, it
-// would never end. So this program runs itself as a child, by these arguments.
+// A process must touch nothing that it serves itself over FUSE: if it were killed while it waits
+// for its own answer, it would never end. So this program runs itself as a child, by these
+// arguments.
 const (
 	readVerb  = "mica-probe-read"
 	mountVerb = "mica-mount"
@@ -21,8 +22,9 @@ const (
 // childGrace is how long a killed child may take to let go of its pipes.
 const childGrace = 5 * time.Second
 
-// RunChild does the work of a child of Probe or of a Mounter, if that is what args (without the program's name) ask for,
-// with in and out as standard input and output. A main function calls it before all else, and exits if ran is true.
+// RunChild does the work of a child of Probe or of a Mounter, if that is what args (without the
+// program's name) ask for, with in and out as standard input and output. A main function calls it
+// before all else, and exits if ran is true.
 func RunChild(args []string, in io.Reader, out io.Writer) (ran bool, err error) {
 	switch {
 	case len(args) == 2 && args[0] == readVerb:

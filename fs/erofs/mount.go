@@ -39,8 +39,8 @@ type Options struct {
 	// ReadAhead is what the kernel reads ahead, in bytes; 0: DefaultReadAhead.
 	ReadAhead int
 
-	// Standalone says that the mount works without any process: its device is a file of its own. The mount table
-	// shows it by "noatime", which means nothing else here: see Standalone.
+	// Standalone says that the mount works without any process: its device is a file of its own.
+	// The mount table shows it by "noatime", which means nothing else here: see Standalone.
 	Standalone bool
 }
 
@@ -151,10 +151,9 @@ func newErofs(params []param, dir string, o Options) error {
 	})
 }
 
-// newMount makes a file system and puts it at dir, with the mount attributes
-// attr; prepare, if not nil, is called between. It uses the file-system context calls (fsopen(2), Linux 5.2)
-// and not mount(2): a path may then hold a comma, and the kernel says in words
-// what it does not like.
+// newMount makes a file system and puts it at dir, with the mount attributes attr; prepare, if not
+// nil, is called between. It uses the file-system context calls (fsopen(2), Linux 5.2) and not
+// mount(2): a path may then hold a comma, and the kernel says in words what it does not like.
 func newMount(fstype string, params []param, attr int, dir string, prepare func() error) (err error) {
 	ctx, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -214,8 +213,8 @@ func Standalone(m mountinfo.Mount) bool {
 	return m.Type == Type && slices.Contains(strings.Split(m.Options, ","), "noatime")
 }
 
-// Shows says whether a mount is an EROFS of the image in the file index, an absolute path: as far as the
-// mount table tells, which knows names only.
+// Shows says whether a mount is an EROFS of the image in the file index, an absolute path: as far
+// as the mount table tells, which knows names only.
 func Shows(m mountinfo.Mount, index string) bool {
 	if m.Type != Type {
 		return false

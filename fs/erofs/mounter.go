@@ -21,11 +21,12 @@ import (
 // network.
 const mountTime = time.Minute
 
-// Mounter mounts what this process serves itself over FUSE: a child process does it, and waits in this one's stead for
-// the answers that a mount needs. The child is started by the first mount, or before it by Warm, and stays until Close: its
-// memory is 3 MB beside what it shares with this process, and to start one takes as long as all mounts of a
-// pull. If this process dies, the child does not finish its mount. All methods but Close may run
-// in parallel. The zero value is ready; Close it.
+// Mounter mounts what this process serves itself over FUSE: a child process does it, and waits in
+// this one's stead for the answers that a mount needs. The child is started by the first mount, or
+// before it by Warm, and stays until Close: its memory is 3 MB beside what it shares with this
+// process, and to start one takes as long as all mounts of a pull. If this process dies, the child
+// does not finish its mount. All methods but Close may run in parallel. The zero value is ready;
+// Close it.
 type Mounter struct {
 	// Limit is how long one mount may take; then it has failed, and its child is killed and left to
 	// itself: the kernel hangs. 0: a minute.
@@ -126,7 +127,8 @@ func (m *Mounter) Mount(index, device, dir string, o Options) (Backing, error) {
 	return got.Backing, err
 }
 
-// overlay mounts an overlay whose lower directory is on one of this process's own FUSE mounts, or over one.
+// overlay mounts an overlay whose lower directory is on one of this process's own FUSE mounts, or
+// over one.
 func (m *Mounter) overlay(lower, upper, work, dir string) error {
 	got, err := m.do(order{Dir: dir, Overlay: []string{lower, upper, work}})
 	if err == nil {

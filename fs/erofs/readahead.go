@@ -52,8 +52,8 @@ func setReadAhead(before map[string]bool, n int) error {
 	return nil
 }
 
-// writeReadAhead does that in a directory of /sys. One that may not be written
-// (a container's) leaves the default: slower, and nothing else. One that has gone meanwhile was another mount's.
+// writeReadAhead does that in a directory of /sys. One that may not be written (a container's)
+// leaves the default: slower, and nothing else. One that has gone meanwhile was another mount's.
 func writeReadAhead(dir string, n int) error {
 	err := os.WriteFile(filepath.Join(dir, "read_ahead_kb"), []byte(strconv.Itoa(n>>10)), 0)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EROFS) {

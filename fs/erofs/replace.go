@@ -10,9 +10,9 @@ import (
 // moveMountBeneath is MOVE_MOUNT_BENEATH of <linux/mount.h>, Linux 6.5.
 const moveMountBeneath = 0x200
 
-// Replace puts the mount at from in the place of the uppermost one at to, which is taken out of the file tree; who uses that keeps it
-// until it ends. At no moment is there nothing at to. The error wraps EINVAL where the kernel cannot do that
-// (before Linux 6.5); then all is as it was.
+// Replace puts the mount at from in the place of the uppermost one at to, which is taken out of the
+// file tree; who uses that keeps it until it ends. At no moment is there nothing at to. The error
+// wraps EINVAL where the kernel cannot do that (before Linux 6.5); then all is as it was.
 func Replace(from, to string) error {
 	if err := replace(from, to); err != nil {
 		return fmt.Errorf("replace mount %s: %w", to, err)

@@ -16,8 +16,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 
-// TestReplace replaces a mount again and again while somebody opens a file through the path: it is always there, and an open file
-// stays what it was.
+// TestReplace replaces a mount again and again while somebody opens a file through the path: it is
+// always there, and an open file stays what it was.
 func TestReplace(t *testing.T) {
 	content := layertest.Random(300_001, 8)
 	l := smallLayer(t, content)

@@ -25,8 +25,8 @@ func (b *backoff) failed(now time.Time) {
 	b.until = now.Add(b.pause)
 }
 
-// worked ends the row of failures. A pause that has begun goes on: requests that were sent before the failure
-// say nothing.
+// worked ends the row of failures. A pause that has begun goes on: requests that were sent before
+// the failure say nothing.
 func (b *backoff) worked(now time.Time) {
 	if !b.active(now) {
 		b.pause = 0

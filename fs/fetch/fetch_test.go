@@ -210,8 +210,8 @@ func TestOrder(t *testing.T) {
 	})
 }
 
-// TestFillAgain: what goes of a layer while its fill finds that nothing is missing is fetched when Fill is called once more, and so is
-// what goes later.
+// TestFillAgain: what goes of a layer while its fill finds that nothing is missing is fetched when
+// Fill is called once more, and so is what goes later.
 func TestFillAgain(t *testing.T) {
 	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
 		a := l.layer("a", 3)
@@ -233,8 +233,8 @@ func TestFillAgain(t *testing.T) {
 	})
 }
 
-// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and fetches what lies behind it meanwhile;
-// fills wait with it.
+// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and
+// fetches what lies behind it meanwhile; fills wait with it.
 func TestPlanned(t *testing.T) {
 	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
 		a, b, c := l.layer("a", 1), l.layer("b", 1), l.layer("c", 2)

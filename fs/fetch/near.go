@@ -7,22 +7,22 @@ import (
 )
 
 const (
-	// nearAfter is how much of a layer is filled first behind a place where a reader waited, device bytes: a program reads
-	// on in its own files, and tars have what belongs together side by side.
+	// nearAfter is how much of a layer is filled first behind a place where a reader waited, device
+	// bytes: a program reads on in its own files, and tars have what belongs together side by side.
 	nearAfter = 24 << 20
 	// nearSpots is how many such places are kept, of the whole node.
 	nearSpots = 16
 )
 
-// spot is a range that fills bring before all others, as a reader has waited just before it. Guarded by
-// Scheduler.mu.
+// spot is a range that fills bring before all others, as a reader has waited just before it.
+// Guarded by Scheduler.mu.
 type spot struct {
 	entry    *entry
 	off, end int64 // device bytes
 }
 
-// Near tells that a reader waits for device bytes [off, end) of a layer: what follows them is filled first, the latest place
-// before the earlier ones.
+// Near tells that a reader waits for device bytes [off, end) of a layer: what follows them is
+// filled first, the latest place before the earlier ones.
 func (s *Scheduler) Near(d digest.Digest, off, end int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,7 +47,8 @@ func (s *Scheduler) pastLocked(p *spot, off int64) {
 	}
 }
 
-// underway returns where the request of the entry ends that brings the byte at off; off if there is none.
+// underway returns where the request of the entry ends that brings the byte at off; off if there is
+// none.
 func (e *entry) underway(off int64) int64 {
 	for j := range e.jobs {
 		if j.run.Off <= off && off < j.run.Off+j.run.Size {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// TestNear has readers wait while a fill is under way: what follows the latest of them comes first, then what follows
-// the others, then the rest.
+// TestNear has readers wait while a fill is under way: what follows the latest of them comes first,
+// then what follows the others, then the rest.
 func TestNear(t *testing.T) {
 	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
 		a, b := l.layer("a", 30_000), l.layer("b", 10)

@@ -73,8 +73,9 @@ type file interface {
 // maxIdle is how many goroutines of a connection are kept to wait for requests.
 const maxIdle = 2
 
-// newConn takes over file, a /dev/fuse that is mounted and whose INIT request has not been read yet, and answers that
-// request. What the kernel and the connection have agreed upon is returned for those who take it over later.
+// newConn takes over file, a /dev/fuse that is mounted and whose INIT request has not been read
+// yet, and answers that request. What the kernel and the connection have agreed upon is returned
+// for those who take it over later.
 func newConn(life context.Context, file *os.File, fs filesystem, o connOptions) (*conn, agreement, error) {
 	c, err := openConn(life, file, fs, o)
 	if err != nil {
@@ -88,8 +89,9 @@ func newConn(life context.Context, file *os.File, fs filesystem, o connOptions) 
 	return c, a, nil
 }
 
-// adoptConn takes over file, a /dev/fuse that another process has served before by agreement a. Requests that it
-// had read and not answered come once more. The kernel hears of the change in no other way.
+// adoptConn takes over file, a /dev/fuse that another process has served before by agreement a.
+// Requests that it had read and not answered come once more. The kernel hears of the change in no
+// other way.
 func adoptConn(life context.Context, file *os.File, fs filesystem, a agreement, o connOptions) (*conn, error) {
 	c, err := openConn(life, file, fs, o)
 	if err != nil {
@@ -146,8 +148,8 @@ func (c *conn) init() (agreement, error) {
 	return agreement{init: bytes.Clone(buf[:n]), reply: reply}, c.send(reply, nil)
 }
 
-// adopt makes go-fuse believe that it has just answered INIT, and asks the kernel for what the former server left
-// unanswered.
+// adopt makes go-fuse believe that it has just answered INIT, and asks the kernel for what the
+// former server left unanswered.
 func (c *conn) adopt(a agreement) error {
 	reply, err := c.answerInit(bytes.Clone(a.init))
 	if err != nil {
@@ -199,8 +201,8 @@ func (c *conn) close() error {
 	return c.file.Close()
 }
 
-// leave ends our part in the connection, for somebody else who holds the descriptor: requests under way
-// are cancelled and stay unanswered.
+// leave ends our part in the connection, for somebody else who holds the descriptor: requests under
+// way are cancelled and stay unanswered.
 func (c *conn) leave() error {
 	c.left.Store(true)
 	return c.close()

@@ -11,6 +11,6 @@
 // mount can outlive its server: see Saved.
 //
 // Requests are answered in parallel. A read ends when its caller is killed, when the mount ends, or
-// with the Device's answer, whole or an error; no other signal ends it (see conn.interrupt). An error
-// is not remembered, the next read asks again.
+// with the Device's answer, whole or an error; no other signal ends it (see conn.interrupt). An
+// error is not remembered, the next read asks again.
 package fuse

@@ -13,13 +13,14 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// A mount outlives the process that serves it where somebody holds its descriptor: callers wait, instead of getting
-// ENOTCONN, until the next process adopts the mount. It needs what Saved says, and the same layer:
+// A mount outlives the process that serves it where somebody holds its descriptor: callers wait,
+// instead of getting ENOTCONN, until the next process adopts the mount. It needs what Saved says,
+// and the same layer:
 //
 //	Mount.Saved, Mount.Descriptor ──▶ keeper ──▶ AdoptDevice, AdoptTree
 //
-// Nothing else has to be remembered. Node IDs are those of the index, there are no file handles, and the kernel's own
-// state of a connection (what it knows not to ask any more) stays true.
+// Nothing else has to be remembered. Node IDs are those of the index, there are no file handles,
+// and the kernel's own state of a connection (what it knows not to ask any more) stays true.
 
 // Kind is what a mount shows.
 type Kind string
@@ -30,7 +31,8 @@ const (
 	KindTree   Kind = "tree"   // see MountTree
 )
 
-// Saved is what a process needs to know of a mount, beside its descriptor, to take it over. It is JSON.
+// Saved is what a process needs to know of a mount, beside its descriptor, to take it over. It is
+// JSON.
 type Saved struct {
 	Kind   Kind   `json:"kind"`
 	Dir    string `json:"dir"`    // the mount point
@@ -44,15 +46,16 @@ type Saved struct {
 	Without       uint64 `json:"without"`       // and those refused
 }
 
-// Saved returns what another process needs to adopt the mount. ok is false where that is impossible: a kernel
-// that does not hand out anew what a dead process has left unanswered (before Linux 6.9) would have its callers wait for
-// ever.
+// Saved returns what another process needs to adopt the mount. ok is false where that is
+// impossible: a kernel that does not hand out anew what a dead process has left unanswered (before
+// Linux 6.9) would have its callers wait for ever.
 func (m *Mount) Saved() (s Saved, ok bool) {
 	in, ok := body[gofuse.InitIn](m.saved.Init)
 	return m.saved, ok && in.Flags64()&gofuse.CAP_HAS_RESEND != 0
 }
 
-// Descriptor returns a duplicate of the mount's /dev/fuse. As long as it is open, somewhere, the connection lives.
+// Descriptor returns a duplicate of the mount's /dev/fuse. As long as it is open, somewhere, the
+// connection lives.
 func (m *Mount) Descriptor() (*os.File, error) {
 	f, err := Duplicate(m.conn.file)
 	if err != nil {
@@ -77,7 +80,8 @@ func Duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/fuse"), nil
 }
 
-// Alive says whether a connection has a mount still, somewhere: in the file tree or out of it, but in use.
+// Alive says whether a connection has a mount still, somewhere: in the file tree or out of it, but
+// in use.
 func Alive(f *os.File) bool {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -92,15 +96,15 @@ func Alive(f *os.File) bool {
 	return err == nil && alive
 }
 
-// AdoptDevice serves a mount that another process has made by MountDevice and no longer serves. dev is the
-// same layer's. file is closed with the mount, or after an error. Of o, what the kernel was told long ago
-// does not count.
+// AdoptDevice serves a mount that another process has made by MountDevice and no longer serves. dev
+// is the same layer's. file is closed with the mount, or after an error. Of o, what the kernel was
+// told long ago does not count.
 func AdoptDevice(ctx context.Context, file *os.File, s Saved, dev Device, o Options) (*Mount, error) {
 	return adopt(ctx, file, s, KindDevice, newDeviceFS(dev), o)
 }
 
-// AdoptTree serves a mount that another process has made by MountTree and no longer serves, of an equal index.
-// The rest is as with AdoptDevice.
+// AdoptTree serves a mount that another process has made by MountTree and no longer serves, of an
+// equal index. The rest is as with AdoptDevice.
 func AdoptTree(ctx context.Context, file *os.File, s Saved, layer *index.Layer, dev Device, o Options) (*Mount, error) {
 	t, err := newTreeFS(layer, dev)
 	if err != nil {
@@ -109,8 +113,8 @@ func AdoptTree(ctx context.Context, file *os.File, s Saved, layer *index.Layer, 
 	return adopt(ctx, file, s, KindTree, t, o)
 }
 
-// AdoptLost serves a mount whose layer is not to be had: all that is asked of it fails, with EIO, and nothing
-// of that is remembered. Mount.Leave gives it back for an adoption with the layer.
+// AdoptLost serves a mount whose layer is not to be had: all that is asked of it fails, with EIO,
+// and nothing of that is remembered. Mount.Leave gives it back for an adoption with the layer.
 func AdoptLost(ctx context.Context, file *os.File, s Saved, o Options) (*Mount, error) {
 	return adopt(ctx, file, s, s.Kind, lostFS{gofuse.NewDefaultRawFileSystem()}, o)
 }
@@ -130,8 +134,8 @@ func adopt(ctx context.Context, file *os.File, s Saved, k Kind, fs filesystem, o
 	return m, nil
 }
 
-// Leave stops serving, at once, and leaves the mount and all that is asked of it to whoever holds its descriptor:
-// callers wait for the next one to adopt it. Where nobody holds it, Leave is Close.
+// Leave stops serving, at once, and leaves the mount and all that is asked of it to whoever holds
+// its descriptor: callers wait for the next one to adopt it. Where nobody holds it, Leave is Close.
 func (m *Mount) Leave() error {
 	err := m.conn.leave()
 	m.Wait()

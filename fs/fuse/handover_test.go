@@ -26,7 +26,8 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// fileDevice is a Device that takes its time, so that a server that is killed always leaves requests behind.
+// fileDevice is a Device that takes its time, so that a server that is killed always leaves
+// requests behind.
 type fileDevice struct {
 	f    *os.File
 	size int64
@@ -40,9 +41,9 @@ func (d fileDevice) ReadAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
-// childServe: KIND DIR INDEX DEVICE SIZE [SAVED] serves a mount until it is killed. It adopts what SAVED describes, whose
-// descriptor is number 4, or makes a mount and sends what describes it, with the descriptor, through the
-// socket that is number 3.
+// childServe: KIND DIR INDEX DEVICE SIZE [SAVED] serves a mount until it is killed. It adopts what
+// SAVED describes, whose descriptor is number 4, or makes a mount and sends what describes it, with
+// the descriptor, through the socket that is number 3.
 func childServe(args []string) error {
 	size, err := strconv.ParseInt(args[4], 10, 64)
 	if err != nil {
@@ -112,8 +113,9 @@ func childMount(ctx context.Context, args []string, layer *index.Layer, dev fuse
 	return unix.Sendmsg(3, b, unix.UnixRights(int(d.Fd())), nil, 0)
 }
 
-// childHammer: FILE REFERENCE SEED reads random ranges of FILE, past the page cache, and compares them, until its standard input
-// ends. It prints how many it has read and how long the longest read took.
+// childHammer: FILE REFERENCE SEED reads random ranges of FILE, past the page cache, and compares
+// them, until its standard input ends. It prints how many it has read and how long the longest read
+// took.
 func childHammer(args []string) error {
 	want, err := os.ReadFile(args[1])
 	if err != nil {
@@ -233,7 +235,8 @@ func (s *server) kill() {
 	_ = s.cmd.Wait()
 }
 
-// A mount whose server is killed, again and again, under readers: no read fails, and none sees a wrong byte.
+// A mount whose server is killed, again and again, under readers: no read fails, and none sees a
+// wrong byte.
 func TestKilledServer(t *testing.T) {
 	const kills, readers = 12, 4
 	data := layertest.Random(4<<20, 21)
@@ -315,7 +318,8 @@ func TestKilledServer(t *testing.T) {
 	}
 }
 
-// Leave makes callers wait for the next server, in the same process even; a lost layer is EIO until it is back.
+// Leave makes callers wait for the next server, in the same process even; a lost layer is EIO until
+// it is back.
 func TestLeaveAndAdopt(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	data := layertest.Random(1<<20, 22)

@@ -53,8 +53,8 @@ func (t *treeFS) GetXAttr(_ <-chan struct{}, h *gofuse.InHeader, name string, de
 }
 
 func (t *treeFS) ListXAttr(_ <-chan struct{}, h *gofuse.InHeader, dest []byte) (uint32, gofuse.Status) {
-	// Not ENOSYS where no file has any: the kernel would make it EOPNOTSUPP, and an empty list is what an
-	// unpacked layer gives.
+	// Not ENOSYS where no file has any: the kernel would make it EOPNOTSUPP, and an empty list is
+	// what an unpacked layer gives.
 	names, err := t.tree.ListXattrs(h.NodeId)
 	if err != nil {
 		return 0, errno(err)

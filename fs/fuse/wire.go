@@ -23,8 +23,9 @@ const (
 	opCount = 64 // above the highest opcode of Linux 6.18 (53)
 )
 
-// notifyResend in place of a reply's status asks the kernel to hand out anew what was read and not answered
-// (FUSE_NOTIFY_RESEND, Linux 6.9). The requests' unique IDs differ from the former ones by their highest bit.
+// notifyResend in place of a reply's status asks the kernel to hand out anew what was read and not
+// answered (FUSE_NOTIFY_RESEND, Linux 6.9). The requests' unique IDs differ from the former ones by
+// their highest bit.
 const notifyResend = -int32(gofuse.NOTIFY_RESEND)
 
 // opNames are the requests that Stats counts by name.

@@ -23,8 +23,8 @@ type environment struct {
 	names []string      // of the descriptors from firstFD on; "" where it has none
 }
 
-// variables are those that this package reads, and takes out of the environment so that no child takes them for its own.
-// LISTEN_PIDFDID goes with LISTEN_PID (systemd 258).
+// variables are those that this package reads, and takes out of the environment so that no child
+// takes them for its own. LISTEN_PIDFDID goes with LISTEN_PID (systemd 258).
 var variables = []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
 
 // CleanEnviron is environ without the variables of the protocol.
@@ -35,10 +35,11 @@ func CleanEnviron(environ []string) []string {
 	})
 }
 
-// Inherit finds the keeper of this process and takes over what it kept, from the environment, which is cleared
-// of it. Call it once, early: until then children inherit the descriptors. The keeper is nil if there is none, and the result is
-// good to use beside an error, which tells what of the environment was wrong or what was dropped. Sets that
-// are not whole and descriptors that this package did not store are closed and dropped.
+// Inherit finds the keeper of this process and takes over what it kept, from the environment, which
+// is cleared of it. Call it once, early: until then children inherit the descriptors. The keeper is
+// nil if there is none, and the result is good to use beside an error, which tells what of the
+// environment was wrong or what was dropped. Sets that are not whole and descriptors that this
+// package did not store are closed and dropped.
 func Inherit() (*Keeper, []Held, error) {
 	env, err := parseEnvironment(os.Getenv, os.Getpid())
 	for _, v := range variables {
@@ -74,7 +75,8 @@ func Inherit() (*Keeper, []Held, error) {
 	return k, held, err
 }
 
-// parseEnvironment reads the variables by get, for the process pid. The result holds what is right beside an error.
+// parseEnvironment reads the variables by get, for the process pid. The result holds what is right
+// beside an error.
 func parseEnvironment(get func(string) string, pid int) (environment, error) {
 	var env environment
 	var errs []error
@@ -125,7 +127,8 @@ func openFDs(names []string) ([]*os.File, error) {
 	return files, nil
 }
 
-// validFDName tells whether the protocol allows the name: up to 255 printable ASCII characters but colons.
+// validFDName tells whether the protocol allows the name: up to 255 printable ASCII characters but
+// colons.
 func validFDName(s string) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f || s[i] == ':' {
@@ -135,8 +138,8 @@ func validFDName(s string) bool {
 	return s != "" && len(s) <= 255
 }
 
-// group brings the files that were stored under one name together, in order of their names' first appearance, and returns
-// those that belong to no whole set apart.
+// group brings the files that were stored under one name together, in order of their names' first
+// appearance, and returns those that belong to no whole set apart.
 func group(files []*os.File) (held []Held, left []*os.File) {
 	type key struct {
 		name string

@@ -1,16 +1,18 @@
 // Package keeper holds a daemon's file descriptors over its death.
 //
-// A descriptor that the daemon stores is duplicated in another process, the keeper: systemd's file descriptor store
-// where micad runs as a unit, else `micad keep`. Both speak the protocol of sd_notify(3): datagrams of NAME=VALUE lines to
-// the socket named by $NOTIFY_SOCKET, descriptors beside them (SCM_RIGHTS). When the daemon has died, the keeper starts it anew
-// with the descriptors from number 3 on, described by $LISTEN_FDS and $LISTEN_FDNAMES (sd_listen_fds(3)).
+// A descriptor that the daemon stores is duplicated in another process, the keeper: systemd's file
+// descriptor store where micad runs as a unit, else `micad keep`. Both speak the protocol of
+// sd_notify(3): datagrams of NAME=VALUE lines to the socket named by $NOTIFY_SOCKET, descriptors
+// beside them (SCM_RIGHTS). When the daemon has died, the keeper starts it anew with the
+// descriptors from number 3 on, described by $LISTEN_FDS and $LISTEN_FDNAMES (sd_listen_fds(3)).
 //
 //	daemon ── Store: FDSTORE=1 + descriptor, then BARRIER=1 ──▶ keeper
 //	keeper ── next start: LISTEN_FDS, LISTEN_FDNAMES ──▶ Inherit ──▶ []Held
 //
-// The protocol knows neither order (systemd hands out the newest first) nor that descriptors belong together, so
-// each file goes by a name of its own, NAME.I.N: file I of N of what the daemon calls NAME. A set that the keeper has
-// only a part of, because the daemon died while it stored it, is not handed out but dropped.
+// The protocol knows neither order (systemd hands out the newest first) nor that descriptors belong
+// together, so each file goes by a name of its own, NAME.I.N: file I of N of what the daemon calls
+// NAME. A set that the keeper has only a part of, because the daemon died while it stored it, is
+// not handed out but dropped.
 //
 // All methods may be called in parallel. None of them starts a goroutine that outlives the call.
 package keeper
@@ -28,14 +30,17 @@ import (
 	"time"
 )
 
-// maxFiles is how many files may be stored under one name: as many as one set of wire names is allowed to count.
+// maxFiles is how many files may be stored under one name: as many as one set of wire names is
+// allowed to count.
 const maxFiles = 99
 
-// MaxNames bounds the length of $LISTEN_FDNAMES: the kernel starts no process with a variable over 128 KiB (MAX_ARG_STRLEN,
-// linux/binfmts.h), and a daemon that cannot be started is the worst that can happen to what it serves.
+// MaxNames bounds the length of $LISTEN_FDNAMES: the kernel starts no process with a variable over
+// 128 KiB (MAX_ARG_STRLEN, linux/binfmts.h), and a daemon that cannot be started is the worst that
+// can happen to what it serves.
 const MaxNames = 120 << 10
 
-// sendTimeout bounds the messages whose callers have no context; a keeper that lives takes them at once.
+// sendTimeout bounds the messages whose callers have no context; a keeper that lives takes them at
+// once.
 const sendTimeout = 5 * time.Second
 
 var (
@@ -47,8 +52,8 @@ var (
 
 var validName = regexp.MustCompile(`^[a-z0-9-]{1,200}$`)
 
-// Keeper is the process that keeps descriptors for this one. The nil Keeper is valid: nothing keeps, its methods
-// do nothing and return nil.
+// Keeper is the process that keeps descriptors for this one. The nil Keeper is valid: nothing
+// keeps, its methods do nothing and return nil.
 type Keeper struct {
 	addr *net.UnixAddr
 	max  int // how many descriptors it keeps
@@ -68,10 +73,10 @@ type Held struct {
 // Keeps tells whether descriptors that are stored outlive this process.
 func (k *Keeper) Keeps() bool { return k != nil && k.max > 0 }
 
-// Store gives the keeper duplicates of files, to be handed out by the next process's Inherit under name, [a-z0-9-]{1,200}.
-// It returns when the keeper has them. All of them are kept or, after an error, none. A name is stored once
-// (ErrStored) until it is dropped; so is an open file, under whatever name: systemd ignores a second one silently.
-// Where nothing keeps it does nothing.
+// Store gives the keeper duplicates of files, to be handed out by the next process's Inherit under
+// name, [a-z0-9-]{1,200}. It returns when the keeper has them. All of them are kept or, after an
+// error, none. A name is stored once (ErrStored) until it is dropped; so is an open file, under
+// whatever name: systemd ignores a second one silently. Where nothing keeps it does nothing.
 func (k *Keeper) Store(ctx context.Context, name string, files ...*os.File) error {
 	if !k.Keeps() {
 		return nil
@@ -97,7 +102,8 @@ func (k *Keeper) Store(ctx context.Context, name string, files ...*os.File) erro
 	return nil
 }
 
-// Drop makes the keeper close what was stored under name and returns when it has. A name that is not stored is no error.
+// Drop makes the keeper close what was stored under name and returns when it has. A name that is
+// not stored is no error.
 func (k *Keeper) Drop(ctx context.Context, name string) error {
 	if !k.Keeps() {
 		return nil
@@ -208,8 +214,8 @@ func removal(name string, n int) []string {
 	return states
 }
 
-// line makes one line of moderate length of status: the protocol separates by newlines, and systemd ignores
-// messages over 4096 bytes.
+// line makes one line of moderate length of status: the protocol separates by newlines, and systemd
+// ignores messages over 4096 bytes.
 func line(status string) string {
 	status = strings.Map(func(r rune) rune {
 		if r < ' ' {

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// exchange lets send send messages, then waits until the keeper has seen them all. It ends with ctx.
+// exchange lets send send messages, then waits until the keeper has seen them all. It ends with
+// ctx.
 func (k *Keeper) exchange(ctx context.Context, send func(*net.UnixConn) error) error {
 	c, err := k.dial()
 	if err != nil {
@@ -51,7 +52,8 @@ func (k *Keeper) tell(states ...string) error {
 	return nil
 }
 
-// dial connects for one call: a connection kept longer would not survive a new socket at the same path.
+// dial connects for one call: a connection kept longer would not survive a new socket at the same
+// path.
 func (k *Keeper) dial() (*net.UnixConn, error) {
 	c, err := net.DialUnix("unixgram", nil, k.addr)
 	if err != nil {
@@ -75,8 +77,8 @@ func send(c *net.UnixConn, state string, files ...*os.File) error {
 	})
 }
 
-// sendmsg is what c.WriteMsgUnix would be if it did not refuse connected datagram sockets. Connected the socket is because
-// only then the kernel tells when a full queue has room again.
+// sendmsg is what c.WriteMsgUnix would be if it did not refuse connected datagram sockets.
+// Connected the socket is because only then the kernel tells when a full queue has room again.
 func sendmsg(c *net.UnixConn, p, oob []byte) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -97,8 +99,8 @@ func sendmsg(c *net.UnixConn, p, oob []byte) error {
 	return inner
 }
 
-// withFDs runs do while the files' descriptors lie in fds and stay open. Unlike with [os.File.Fd], the open
-// files stay non-blocking if they are: the keeper's duplicates share that flag.
+// withFDs runs do while the files' descriptors lie in fds and stay open. Unlike with [os.File.Fd],
+// the open files stay non-blocking if they are: the keeper's duplicates share that flag.
 func withFDs(files []*os.File, fds []int, do func() error) error {
 	if len(files) == 0 {
 		return do()
@@ -118,8 +120,9 @@ func withFDs(files []*os.File, fds []int, do func() error) error {
 	return inner
 }
 
-// barrier waits until the keeper has handled all that was sent before: it closes the descriptor that goes with BARRIER=1
-// when it reaches it, and we see the end of the pipe. sd_notify_barrier(3).
+// barrier waits until the keeper has handled all that was sent before: it closes the descriptor
+// that goes with BARRIER=1 when it reaches it, and we see the end of the pipe.
+// sd_notify_barrier(3).
 func barrier(ctx context.Context, c *net.UnixConn) error {
 	r, w, err := os.Pipe()
 	if err != nil {

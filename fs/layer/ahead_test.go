@@ -65,7 +65,8 @@ func streamed(f *fixture, o *Options) *streaming {
 	return src
 }
 
-// TestEarlySpansDoNotWait: a span is served, and stored, while the body still brings those behind it.
+// TestEarlySpansDoNotWait: a span is served, and stored, while the body still brings those behind
+// it.
 func TestEarlySpansDoNotWait(t *testing.T) {
 	open, shut := make(chan struct{}), make(chan struct{})
 	close(open)
@@ -100,7 +101,8 @@ func (f *fixture) lineIsFull() (end func()) {
 	return g.Close
 }
 
-// TestTakeOver: what waits to be sent for nobody goes to the reader that comes for it, and no byte is fetched twice.
+// TestTakeOver: what waits to be sent for nobody goes to the reader that comes for it, and no byte
+// is fetched twice.
 func TestTakeOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
@@ -130,7 +132,8 @@ func TestTakeOver(t *testing.T) {
 	})
 }
 
-// TestTakenWhole: a request all of whose spans went to readers is never sent, and who waits for it has them.
+// TestTakenWhole: a request all of whose spans went to readers is never sent, and who waits for it
+// has them.
 func TestTakenWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setup(t, newSample(t), nil)
@@ -160,7 +163,8 @@ func TestBackgroundIsStored(t *testing.T) {
 	f.mustRead(off, n)
 }
 
-// TestWindowsSection: from the first fetch in the background on that needs one, the windows are here.
+// TestWindowsSection: from the first fetch in the background on that needs one, the windows are
+// here.
 func TestWindowsSection(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	must(t, f.Fetch(t.Context(), 0, 1, line.Replay)) // the first span needs none
@@ -187,7 +191,8 @@ func TestWindowsSection(t *testing.T) {
 	must(t, f.store.VerifyWhole(t.Context()))
 }
 
-// TestWindowsSectionFails: what is wrong with it costs those that need it no more than another request.
+// TestWindowsSectionFails: what is wrong with it costs those that need it no more than another
+// request.
 func TestWindowsSectionFails(t *testing.T) {
 	for name, fault := range map[string]func(ctx context.Context, call int, p []byte, off int64) error{
 		"wrong": func(_ context.Context, call int, p []byte, _ int64) error {
@@ -324,7 +329,8 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// TestUses: bytes that a replay brought, of these those that are read, and reads that it did not foresee.
+// TestUses: bytes that a replay brought, of these those that are read, and reads that it did not
+// foresee.
 func TestUses(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	if got := f.Uses(); got != (Uses{}) {

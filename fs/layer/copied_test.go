@@ -41,7 +41,8 @@ func (f *fixture) all() {
 	}
 }
 
-// TestCopy: what a copy has comes from there, in one request where it lies together, and without windows.
+// TestCopy: what a copy has comes from there, in one request where it lies together, and without
+// windows.
 func TestCopy(t *testing.T) {
 	f, m, c := withCopy(t, nil)
 	off, _ := f.span(2)
@@ -73,7 +74,8 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// TestCopyOfNoUse: a copy that is wrong, or does not come, costs a request, and no reader anything else.
+// TestCopyOfNoUse: a copy that is wrong, or does not come, costs a request, and no reader anything
+// else.
 func TestCopyOfNoUse(t *testing.T) {
 	for name, change := range map[string]func(*Copy, *memory){
 		"wrong bytes":   func(_ *Copy, m *memory) { m.b[len(m.b)/2] ^= 4 },
@@ -113,7 +115,8 @@ func TestCopyOfNoUse(t *testing.T) {
 	}
 }
 
-// TestCopyLeftMeanwhile: what is under way from a copy that others have left comes from it all the same.
+// TestCopyLeftMeanwhile: what is under way from a copy that others have left comes from it all the
+// same.
 func TestCopyLeftMeanwhile(t *testing.T) {
 	arrived, goOn := make(chan struct{}), make(chan struct{})
 	f, _, _ := withCopy(t, func(c *Copy, m *memory) {
@@ -163,7 +166,8 @@ func TestCopyThatHangs(t *testing.T) {
 	}
 }
 
-// TestCopyOfTooLarge: a span that the budget has no room for, but for its frame, fails by itself, and holds up nobody.
+// TestCopyOfTooLarge: a span that the budget has no room for, but for its frame, fails by itself,
+// and holds up nobody.
 func TestCopyOfTooLarge(t *testing.T) {
 	f, _, _ := withCopy(t, func(c *Copy, m *memory) {
 		c.Frames[3] = index.Range{Size: 1}

@@ -104,8 +104,8 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// TestUnreadable: what the store has and cannot read is given up, comes from the source, and is stored anew. Where that does not
-// help it is served from memory.
+// TestUnreadable: what the store has and cannot read is given up, comes from the source, and is
+// stored anew. Where that does not help it is served from memory.
 func TestUnreadable(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(f.span(4))
@@ -209,7 +209,8 @@ func TestCutDevice(t *testing.T) {
 	}
 }
 
-// TestCutWhileFilled: a file that is cut while spans come gets them all, and those that it has lost again.
+// TestCutWhileFilled: a file that is cut while spans come gets them all, and those that it has lost
+// again.
 func TestCutWhileFilled(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	half := f.s.spans[len(f.s.spans)/2].Device

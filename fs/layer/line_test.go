@@ -102,8 +102,8 @@ func newLarge(t *testing.T) *sample {
 	return &sample{blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(), header: d.Header, spans: d.Spans}
 }
 
-// TestDemandUnderFill: with a fill that takes all the line there is, a read waits twice as long as without at the most, and no more
-// than a round trip and 20 ms longer.
+// TestDemandUnderFill: with a fill that takes all the line there is, a read waits twice as long as
+// without at the most, and no more than a round trip and 20 ms longer.
 func TestDemandUnderFill(t *testing.T) {
 	s := newLarge(t)
 	for _, l := range []struct {
@@ -135,8 +135,8 @@ func TestDemandUnderFill(t *testing.T) {
 // alone is what latency is given for no fill.
 const alone = line.Background + 1
 
-// latency returns the 99th percentile of random reads that find nothing, and how long the fill took, of that priority if it is
-// one.
+// latency returns the 99th percentile of random reads that find nothing, and how long the fill
+// took, of that priority if it is one.
 func latency(t *testing.T, s *sample, path *wire, fill line.Priority) (p99, took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
 		var whole time.Time

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/line"
 )
 
-// TestLoan: whoever waits for a source that is down, however many they are and whatever for, does not hold up others; and reads on
-// when it is back.
+// TestLoan: whoever waits for a source that is down, however many they are and whatever for, does
+// not hold up others; and reads on when it is back.
 func TestLoan(t *testing.T) {
 	// Decoders that all share are not made inside a bubble.
 	warm := setup(t, newSample(t), nil)

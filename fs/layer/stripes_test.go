@@ -12,8 +12,8 @@ import (
 // farAway is a round trip time at which a request goes over several connections.
 const farAway = 50 * time.Millisecond
 
-// TestStripes: on a long way a reader's request goes over several connections, and brings the same bytes. On a short one, and for
-// nobody, it is one.
+// TestStripes: on a long way a reader's request goes over several connections, and brings the same
+// bytes. On a short one, and for nobody, it is one.
 func TestStripes(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -42,7 +42,8 @@ func TestStripes(t *testing.T) {
 	}
 }
 
-// TestStripeFails: where one part does not come the request has failed, and what others brought of it is given back.
+// TestStripeFails: where one part does not come the request has failed, and what others brought of
+// it is given back.
 func TestStripeFails(t *testing.T) {
 	fault := errors.New("broken off")
 	var src *streaming

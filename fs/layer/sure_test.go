@@ -27,7 +27,8 @@ func (f *fixture) flip(off int64) {
 	must(f.t, err)
 }
 
-// TestTampered: a span that somebody has changed on disk is noticed, fetched anew and stored, and the others are not.
+// TestTampered: a span that somebody has changed on disk is noticed, fetched anew and stored, and
+// the others are not.
 func TestTampered(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(0, f.Size())
@@ -70,8 +71,8 @@ func TestTamperedAtRest(t *testing.T) {
 	}
 }
 
-// TestTamperedWhileRead: bits flip again and again, and readers that come at the same time never see one. Not while this process
-// writes: a change in that moment passes for its own.
+// TestTamperedWhileRead: bits flip again and again, and readers that come at the same time never
+// see one. Not while this process writes: a change in that moment passes for its own.
 func TestTamperedWhileRead(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(0, f.Size())
@@ -92,8 +93,8 @@ func TestTamperedWhileRead(t *testing.T) {
 	f.mustRead(0, f.Size())
 }
 
-// TestForgetfulDisk: after an error of the disk nothing is sure, and what is right when it is compared may be wrong when it is read once
-// more.
+// TestForgetfulDisk: after an error of the disk nothing is sure, and what is right when it is
+// compared may be wrong when it is read once more.
 func TestForgetfulDisk(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(0, f.Size())
@@ -115,8 +116,9 @@ func TestForgetfulDisk(t *testing.T) {
 	}
 }
 
-// TestLostOnTheWay: a sector of what was written reads as zeros, as a disk that fails has it before anybody hears of an error. No reader
-// sees it, what is not durable comes once more, and zeros that belong there cost nothing.
+// TestLostOnTheWay: a sector of what was written reads as zeros, as a disk that fails has it before
+// anybody hears of an error. No reader sees it, what is not durable comes once more, and zeros that
+// belong there cost nothing.
 func TestLostOnTheWay(t *testing.T) {
 	f := setup(t, newSample(t), nil)
 	f.mustRead(0, f.Size())

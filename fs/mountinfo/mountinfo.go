@@ -1,9 +1,9 @@
 // Package mountinfo says what is mounted at a directory, without touching the
 // mount itself.
 //
-// It reads /proc/self/mountinfo, or asks the kernel for what it knows by itself: a stat(2) of the directory would ask the file
-// system that is mounted there, which for a FUSE mount may be this very process
-// and may be dead. All functions may be called in parallel.
+// It reads /proc/self/mountinfo, or asks the kernel for what it knows by itself: a stat(2) of the
+// directory would ask the file system that is mounted there, which for a FUSE mount may be this
+// very process and may be dead. All functions may be called in parallel.
 package mountinfo
 
 import (
@@ -104,8 +104,8 @@ type Root struct {
 	Device string // Mount.Device
 }
 
-// RootAt returns the mount that is visible at dir, without reading the whole mount table. ok is false where dir is no mount point, or is
-// not there. The error wraps EOPNOTSUPP before Linux 5.8.
+// RootAt returns the mount that is visible at dir, without reading the whole mount table. ok is
+// false where dir is no mount point, or is not there. The error wraps EOPNOTSUPP before Linux 5.8.
 func RootAt(dir string) (r Root, ok bool, err error) {
 	st, err := statx(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -120,13 +120,15 @@ func RootAt(dir string) (r Root, ok bool, err error) {
 	return Root{int(st.Mnt_id), fmt.Sprintf("%d:%d", st.Dev_major, st.Dev_minor)}, st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// ID returns the number of the mount that is visible at dir, or of its parent's where dir is no mount point.
+// ID returns the number of the mount that is visible at dir, or of its parent's where dir is no
+// mount point.
 func ID(dir string) (int, error) {
 	st, err := statx(dir)
 	return int(st.Mnt_id), err
 }
 
-// statx returns what the kernel knows of dir by itself: no file system is asked for anything, whatever its kind.
+// statx returns what the kernel knows of dir by itself: no file system is asked for anything,
+// whatever its kind.
 func statx(dir string) (st unix.Statx_t, err error) {
 	// DONT_SYNC: a FUSE server would be asked else.
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {

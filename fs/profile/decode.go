@@ -9,8 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Bounds of the body: a digest takes at most 65 bytes, a number of the head at most 10, a range at most
-// five numbers.
+// Bounds of the body: a digest takes at most 65 bytes, a number of the head at most 10, a range at
+// most five numbers.
 const (
 	maxDigest = 1 + 64
 	maxHead   = maxDigest + 4*binary.MaxVarintLen64

@@ -27,16 +27,17 @@ const (
 const (
 	// MaxRuns is how many starts a kept or published profile counts at most; see Update.
 	MaxRuns = 32
-	// MaxRanges is how many ranges a kept or published profile has at most; those that are read last are
-	// left out. They take about 300 KiB.
+	// MaxRanges is how many ranges a kept or published profile has at most; those that are read
+	// last are left out. They take about 300 KiB.
 	MaxRanges = 1 << 16
 	// MaxProfiles is how many profiles are kept. The one that was saved the longest ago gives way.
 	MaxProfiles = 4096
 )
 
 // Dir is the profiles of this node: files ROOT/profiles/ALGORITHM-HEX.profile, named by the
-// manifest's digest, in the binary format. A file is replaced as a whole, so that a reader, also in another process, finds
-// the old one or the new one. Two processes that save the same profile at the same moment may lose one of the two runs.
+// manifest's digest, in the binary format. A file is replaced as a whole, so that a reader, also in
+// another process, finds the old one or the new one. Two processes that save the same profile at
+// the same moment may lose one of the two runs.
 type Dir struct {
 	path string
 	mu   sync.Mutex // held by whoever changes files
@@ -90,8 +91,8 @@ func (d *Dir) List() ([]Entry, error) {
 	return out, nil
 }
 
-// Load returns the profile of a manifest. The error wraps os.ErrNotExist where there is none, and ErrInvalid
-// where the file is damaged.
+// Load returns the profile of a manifest. The error wraps os.ErrNotExist where there is none, and
+// ErrInvalid where the file is damaged.
 func (d *Dir) Load(manifest digest.Digest) (*Profile, error) {
 	name, err := d.file(manifest)
 	if err != nil {
@@ -117,8 +118,8 @@ func (d *Dir) Load(manifest digest.Digest) (*Profile, error) {
 	return p, nil
 }
 
-// Save merges a profile with the one that is there, as Update does, and returns the result. A damaged file is replaced. Profiles without ranges
-// say nothing and are not saved.
+// Save merges a profile with the one that is there, as Update does, and returns the result. A
+// damaged file is replaced. Profiles without ranges say nothing and are not saved.
 func (d *Dir) Save(p *Profile) (*Profile, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,8 +159,8 @@ func (d *Dir) writeLocked(p *Profile) error {
 	return d.expireLocked(MaxProfiles)
 }
 
-// expireLocked removes the profiles that were saved the longest ago, until limit are left, and temporaries
-// that a crash has left.
+// expireLocked removes the profiles that were saved the longest ago, until limit are left, and
+// temporaries that a crash has left.
 func (d *Dir) expireLocked(limit int) error {
 	list, err := d.List()
 	if err != nil {

@@ -47,13 +47,14 @@ func algorithms() []digest.Algorithm {
 	return []digest.Algorithm{1: digest.SHA256, 2: digest.SHA512, 3: digest.SHA384}
 }
 
-// Encode returns the profile in Mica's binary format, with times cut to milliseconds. Equal profiles
-// have equal encodings. The error wraps ErrInvalid.
+// Encode returns the profile in Mica's binary format, with times cut to milliseconds. Equal
+// profiles have equal encodings. The error wraps ErrInvalid.
 func (p *Profile) Encode() ([]byte, error) {
 	if err := p.Check(Limits{}); err != nil {
 		return nil, err
 	}
-	// A single segment always names its size. The best level is a percent better, and takes tens of megabytes for its tables.
+	// A single segment always names its size. The best level is a percent better, and takes tens of
+	// megabytes for its tables.
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1),
 		zstd.WithSingleSegment(true))
 	if err != nil {

@@ -36,8 +36,8 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnmarshalJSON implements json.Unmarshaler. It takes what MarshalJSON writes, with the default limits, and
-// ranges in any order. The error wraps ErrInvalid.
+// UnmarshalJSON implements json.Unmarshaler. It takes what MarshalJSON writes, with the default
+// limits, and ranges in any order. The error wraps ErrInvalid.
 func (p *Profile) UnmarshalJSON(b []byte) error {
 	var in jsonProfile
 	if err := json.Unmarshal(b, &in); err != nil {

@@ -9,9 +9,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Merge returns the union of profiles of one image: what any of them reads, ordered by the median of the times
-// of first access, the rare ranges at the end (see Profile.Rare). nil ones are left out; of none it
-// returns nil. The manifest is the first one's.
+// Merge returns the union of profiles of one image: what any of them reads, ordered by the median
+// of the times of first access, the rare ranges at the end (see Profile.Rare). nil ones are left
+// out; of none it returns nil. The manifest is the first one's.
 func Merge(profiles ...*Profile) *Profile {
 	var out *Profile
 	var edges []edge
@@ -80,8 +80,8 @@ func median(ranges []Range, weight int) time.Duration {
 	return 0
 }
 
-// join appends a piece of a layer, whose pieces come in the order of their offsets: to the last range, where the two are one, that
-// is neighbours, read by as many runs, at about the same time.
+// join appends a piece of a layer, whose pieces come in the order of their offsets: to the last
+// range, where the two are one, that is neighbours, read by as many runs, at about the same time.
 func (p *Profile) join(s Range) {
 	if n := len(p.Ranges); n > 0 {
 		last := &p.Ranges[n-1]
@@ -94,15 +94,16 @@ func (p *Profile) join(s Range) {
 	p.Ranges = append(p.Ranges, s)
 }
 
-// Update returns what is to be kept of an older profile, which may be nil, and a newer one: their union. Above MaxRuns
-// runs each counts half, again and again, so that old starts fade.
+// Update returns what is to be kept of an older profile, which may be nil, and a newer one: their
+// union. Above MaxRuns runs each counts half, again and again, so that old starts fade.
 func Update(old, p *Profile) *Profile {
 	merged := Merge(old, p)
 	return merged.aged(MaxRuns).Trim(MaxRanges)
 }
 
-// aged returns the profile with runs that count half, as often as it takes to have at most limit of them. What
-// too few of them read is forgotten. So old starts fade, and a range that most starts read stays.
+// aged returns the profile with runs that count half, as often as it takes to have at most limit of
+// them. What too few of them read is forgotten. So old starts fade, and a range that most starts
+// read stays.
 func (p *Profile) aged(limit int) *Profile {
 	out := &Profile{Manifest: p.Manifest, Runs: p.Runs, Ranges: slices.Clone(p.Ranges)}
 	for limit = max(limit, 1); out.Runs > limit; {
@@ -116,7 +117,8 @@ func (p *Profile) aged(limit int) *Profile {
 	return out
 }
 
-// Trim returns the profile without those of its last ranges that exceed the limit. It may return p itself.
+// Trim returns the profile without those of its last ranges that exceed the limit. It may return p
+// itself.
 func (p *Profile) Trim(ranges int) *Profile {
 	if len(p.Ranges) <= ranges {
 		return p

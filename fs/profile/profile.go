@@ -15,8 +15,8 @@
 //
 // # Concurrency
 //
-// A Profile is a value: whoever has it may read it, nobody changes one that others see. Recorder and
-// Dir may be used in parallel.
+// A Profile is a value: whoever has it may read it, nobody changes one that others see. Recorder
+// and Dir may be used in parallel.
 package profile
 
 import (

@@ -49,15 +49,15 @@ type access struct {
 	at    time.Duration // since Recorder.start
 }
 
-// seen is the set of a layer's blocks that were accessed. Bits are set, and the bitmap is replaced by
-// a longer one, under Recorder.mu; they are tested without.
+// seen is the set of a layer's blocks that were accessed. Bits are set, and the bitmap is replaced
+// by a longer one, under Recorder.mu; they are tested without.
 type seen struct {
 	id   uint32
 	bits atomic.Pointer[[]atomic.Uint64]
 }
 
-// NewRecorder returns a recorder for a start of the image with the given manifest. now is the clock;
-// nil: time.Now.
+// NewRecorder returns a recorder for a start of the image with the given manifest. now is the
+// clock; nil: time.Now.
 func NewRecorder(manifest digest.Digest, now func() time.Time) *Recorder {
 	if now == nil {
 		now = time.Now
@@ -177,8 +177,8 @@ func (r *Recorder) Quiet(d time.Duration) bool {
 	return !last.IsZero() && r.now().Sub(last) >= d
 }
 
-// Profile returns what was read so far, as the profile of one run. Blocks that are neighbours and were first read
-// within 50 ms make one range.
+// Profile returns what was read so far, as the profile of one run. Blocks that are neighbours and
+// were first read within 50 ms make one range.
 func (r *Recorder) Profile() *Profile {
 	r.mu.Lock()
 	order, digests := slices.Clone(r.order), slices.Clone(r.digests)

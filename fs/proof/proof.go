@@ -105,7 +105,8 @@ type Layer interface {
 	Settle(ctx context.Context)
 	// Local says whether all mounts of the layer show what is on disk now.
 	Local() bool
-	// Tree returns the tree of the layer's tar, and has to be told when that is not needed any more.
+	// Tree returns the tree of the layer's tar, and has to be told when that is not needed any
+	// more.
 	Tree(ctx context.Context, tar io.Reader) (root *index.Node, done func(), err error)
 	// Compare compares all that is on disk with its digests.
 	Compare(ctx context.Context) (cache.Verified, error)

@@ -134,9 +134,9 @@ func (s *Source) blob() (*remote.Blob, error) {
 // Size returns the number of bytes.
 func (s *Source) Size() int64 { return s.size }
 
-// Range returns n bytes from off on as they come: where one registry breaks off, another goes on. It
-// waits for registries that do not answer until ctx ends, and for those that refuse as long as the
-// origins have patience. held: the first of the bytes, at least, were asked for in advance.
+// Range returns n bytes from off on as they come: where one registry breaks off, another goes on.
+// It waits for registries that do not answer until ctx ends, and for those that refuse as long as
+// the origins have patience. held: the first of the bytes, at least, were asked for in advance.
 func (s *Source) Range(
 	ctx context.Context, off, n int64,
 ) (body io.ReadCloser, held bool, err error) {

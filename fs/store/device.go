@@ -6,7 +6,8 @@ import (
 	"os"
 )
 
-// deviceLength returns the length of the device file, -1 if there is none, and whether it is sealed.
+// deviceLength returns the length of the device file, -1 if there is none, and whether it is
+// sealed.
 func (l *Layer) deviceLength() (n int64, sealed bool, err error) {
 	f, err := l.store.disk.Open(l.dir+"/"+deviceName, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {

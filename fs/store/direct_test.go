@@ -355,8 +355,8 @@ func TestDirectOnTmpfs(t *testing.T) {
 	must(t, st.Close())
 }
 
-// TestPageCache: after 256 MiB were read in large reads, less than a tenth of the device is in the page
-// cache, be it that they came from disk or had just been written.
+// TestPageCache: after 256 MiB were read in large reads, less than a tenth of the device is in the
+// page cache, be it that they came from disk or had just been written.
 func TestPageCache(t *testing.T) {
 	const size, spanSize = 256 << 20, 1 << 20
 	s := &sample{name: digest.FromString("y")}

@@ -113,7 +113,8 @@ func (f osFile) PunchHole(off, n int64) error {
 	return nil
 }
 
-// sealedMode is a sealed file's mode: the sticky bit means nothing to the kernel on a file that is no folder.
+// sealedMode is a sealed file's mode: the sticky bit means nothing to the kernel on a file that is
+// no folder.
 const sealedMode = fs.ModeSticky | 0o600
 
 func (f osFile) Seal() error { return f.Chmod(sealedMode) }
@@ -153,7 +154,8 @@ var seekers = sync.Pool{New: func() any {
 	return q
 }}
 
-// Stamp may run while the file is closed, which a bare file descriptor could not: it can be another file's by then.
+// Stamp may run while the file is closed, which a bare file descriptor could not: it can be another
+// file's by then.
 func (f osFile) Stamp() (int64, error) {
 	q := stampers.Get().(*stamper)
 	defer stampers.Put(q)

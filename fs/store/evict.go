@@ -9,20 +9,23 @@ import (
 // punchAlign is the unit in which file systems give space back: a block, of nearly all.
 const punchAlign = 4096
 
-// ErrSealed is wrapped by errors about spans that cannot go one by one, because the kernel may read the device without
-// asking the store, and would read zeros: the layer is Verified, or has been. See Empty.
+// ErrSealed is wrapped by errors about spans that cannot go one by one, because the kernel may read
+// the device without asking the store, and would read zeros: the layer is Verified, or has been.
+// See Empty.
 var ErrSealed = errors.New("the kernel may read the device by itself")
 
 // Place says where span i lies in the device: the store knows spans by their number alone.
 type Place = func(i int) (off, size int64)
 
-// Evictions counts how often spans were taken away. A read returned a layer's bytes if its spans were Present after one call of
-// Evictions, and another one after the read returns the same; else it may have read a hole, and is done again.
+// Evictions counts how often spans were taken away. A read returned a layer's bytes if its spans
+// were Present after one call of Evictions, and another one after the read returns the same; else
+// it may have read a hole, and is done again.
 func (l *Layer) Evictions() uint64 { return l.evictions.Load() }
 
-// Evict takes spans away, for good when it returns: they are not present, in memory and on disk, before the first byte of
-// them goes. It returns how many bytes that were. Spans that are not present are left out; one that somebody writes
-// anew meanwhile stays. The error wraps ErrSealed where spans cannot go one by one.
+// Evict takes spans away, for good when it returns: they are not present, in memory and on disk,
+// before the first byte of them goes. It returns how many bytes that were. Spans that are not
+// present are left out; one that somebody writes anew meanwhile stays. The error wraps ErrSealed
+// where spans cannot go one by one.
 func (l *Layer) Evict(spans []int, at Place) (int64, error) {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
@@ -84,8 +87,8 @@ func (l *Layer) giveBack(taken []int, at Place) {
 	l.dirty = true
 }
 
-// unrecord makes the disk forget the spans: in both slots of the map, since a torn write brings back the
-// older one. A layer that was recorded as complete is recorded as lazy after that.
+// unrecord makes the disk forget the spans: in both slots of the map, since a torn write brings
+// back the older one. A layer that was recorded as complete is recorded as lazy after that.
 func (l *Layer) unrecord(taken []int, at Place) error {
 	bits := make([]uint64, words(l.present.n))
 	copy(bits, l.durable)
@@ -130,8 +133,8 @@ func (l *Layer) punch(taken []int, at Place) error {
 	if err != nil {
 		return err
 	}
-	// Nobody writes meanwhile: what has been written anew stays, and what lies beside the spans in their first
-	// and last block is either present or nothing.
+	// Nobody writes meanwhile: what has been written anew stays, and what lies beside the spans in
+	// their first and last block is either present or nothing.
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	for k := 0; k < len(taken); {
@@ -152,8 +155,8 @@ func (l *Layer) punch(taken []int, at Place) error {
 	return nil
 }
 
-// absent returns the range of spans first to last with as much of its first and last block as is not
-// present either.
+// absent returns the range of spans first to last with as much of its first and last block as is
+// not present either.
 func (l *Layer) absent(first, last int, at Place) (from, to int64) {
 	from, _ = at(first)
 	off, size := at(last)
@@ -173,9 +176,10 @@ func (l *Layer) absent(first, last int, at Place) (from, to int64) {
 	return from, to
 }
 
-// Empty takes all spans away at once, those of a sealed layer too: the layer gets a new device without content. Who
-// has the old one mounted keeps it whole; its space is free when the last of them has gone. From the call on nothing
-// that was mounted over DevicePath shows this layer's device any more.
+// Empty takes all spans away at once, those of a sealed layer too: the layer gets a new device
+// without content. Who has the old one mounted keeps it whole; its space is free when the last of
+// them has gone. From the call on nothing that was mounted over DevicePath shows this layer's
+// device any more.
 func (l *Layer) Empty() error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
@@ -211,9 +215,10 @@ func (l *Layer) Empty() error {
 	return nil
 }
 
-// renew replaces the device by a new one without content. The order matters: nothing on disk may call a span
-// present when the device has its length, for from then on missing bytes read as zeros. The old file is never
-// touched: the kernel may have it mounted. Not replaced: the layer still has it.
+// renew replaces the device by a new one without content. The order matters: nothing on disk may
+// call a span present when the device has its length, for from then on missing bytes read as zeros.
+// The old file is never touched: the kernel may have it mounted. Not replaced: the layer still has
+// it.
 func (l *Layer) renew() (replaced bool, err error) {
 	d := l.store.disk
 	if l.recorded != Lazy {
@@ -245,8 +250,9 @@ func (l *Layer) renew() (replaced bool, err error) {
 	return true, errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
 }
 
-// Length returns how long the device file is now. It is Size, unless somebody cut it: then reads behind its end
-// fail, and WriteSpan refuses to write there, until the spans that it lost are evicted.
+// Length returns how long the device file is now. It is Size, unless somebody cut it: then reads
+// behind its end fail, and WriteSpan refuses to write there, until the spans that it lost are
+// evicted.
 func (l *Layer) Length() (int64, error) {
 	f, err := l.device.get()
 	if err != nil {
@@ -255,7 +261,8 @@ func (l *Layer) Length() (int64, error) {
 	return f.Size()
 }
 
-// Restore gives a device that was cut its length back. All spans that reach behind its end have been evicted.
+// Restore gives a device that was cut its length back. All spans that reach behind its end have
+// been evicted.
 func (l *Layer) Restore() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -269,9 +276,10 @@ func (l *Layer) Restore() error {
 	return l.modify(f, func() error { return f.Truncate(l.Size()) })
 }
 
-// Repair writes verified bytes over wrong ones that are present, where the layer's spans cannot be evicted because it is sealed, and
-// makes them durable. What is mounted over the device is right again from then on, but for what the kernel has in its page
-// cache. It never makes the device longer than Size, nor leaves a hole behind its old end.
+// Repair writes verified bytes over wrong ones that are present, where the layer's spans cannot be
+// evicted because it is sealed, and makes them durable. What is mounted over the device is right
+// again from then on, but for what the kernel has in its page cache. It never makes the device
+// longer than Size, nor leaves a hole behind its old end.
 func (l *Layer) Repair(off int64, data []byte) error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
@@ -309,8 +317,8 @@ func (l *Layer) Repair(off int64, data []byte) error {
 	return nil
 }
 
-// SetAside takes the index away from the layer, which is of no use then to whoever opens it next: it is wrong. Who has it open keeps
-// it.
+// SetAside takes the index away from the layer, which is of no use then to whoever opens it next:
+// it is wrong. Who has it open keeps it.
 func (l *Layer) SetAside() error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
@@ -337,9 +345,9 @@ func (l *Layer) Sealed() bool {
 	return l.sealed
 }
 
-// seal marks the device as one that the kernel may read by itself: not one span of it is ever taken away. The mark is
-// on the file, so that it holds for whoever opens the layer next while the kernel still reads it; it need not survive
-// a power cut, which no mount does.
+// seal marks the device as one that the kernel may read by itself: not one span of it is ever taken
+// away. The mark is on the file, so that it holds for whoever opens the layer next while the kernel
+// still reads it; it need not survive a power cut, which no mount does.
 func (l *Layer) seal() error {
 	l.mu.Lock()
 	sealed := l.sealed

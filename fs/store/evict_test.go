@@ -105,8 +105,9 @@ func TestEvictComplete(t *testing.T) {
 	must(t, st.Close())
 }
 
-// TestSealOutlivesRecord: a layer that came whole can be mounted before the disk says that it is whole. A run that is killed then
-// leaves a mount over a device that the next run takes for an empty one.
+// TestSealOutlivesRecord: a layer that came whole can be mounted before the disk says that it is
+// whole. A run that is killed then leaves a mount over a device that the next run takes for an
+// empty one.
 func TestSealOutlivesRecord(t *testing.T) {
 	s := newSample(23, 20)
 	dir := t.TempDir()

@@ -8,13 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// faultTime is for how long after an error of the disk nothing is believed that was not compared with its digest just
-// before: longer than the kernel keeps what is to be written (dirty_expire_centisecs and dirty_writeback_centisecs, 35 s).
+// faultTime is for how long after an error of the disk nothing is believed that was not compared
+// with its digest just before: longer than the kernel keeps what is to be written
+// (dirty_expire_centisecs and dirty_writeback_centisecs, 35 s).
 const faultTime = time.Minute
 
-// faults is what is known of a disk that fails. A file system tells those who sync a file of what it could not write, but not of all: what
-// it has no place for, and what is written back to make room in the page cache, can go without a word, a part of a page as
-// well as a whole one. So one error, of whatever layer, makes all that this process has written and seen doubtful.
+// faults is what is known of a disk that fails. A file system tells those who sync a file of what
+// it could not write, but not of all: what it has no place for, and what is written back to make
+// room in the page cache, can go without a word, a part of a page as well as a whole one. So one
+// error, of whatever layer, makes all that this process has written and seen doubtful.
 type faults struct {
 	count atomic.Uint64 // of times in which errors came
 	last  atomic.Int64  // when one came last, in nanoseconds since 1970; 0: never
@@ -41,7 +43,8 @@ func (f *faults) lately() bool {
 	return last != 0 && time.Now().UnixNano()-last < int64(faultTime)
 }
 
-// afterFault makes all spans doubtful if the disk has failed since it was called last. It says whether it did.
+// afterFault makes all spans doubtful if the disk has failed since it was called last. It says
+// whether it did.
 func (l *Layer) afterFault() bool {
 	n := l.store.faults.count.Load()
 	if l.own.faults.Load() == n {

@@ -149,8 +149,9 @@ func TestFailedSync(t *testing.T) {
 	must(t, st.Close())
 }
 
-// TestDoubtAfterFault: after an error of the disk, of one layer, nothing that this process wrote or compared is sure, of
-// any layer, and nothing becomes so for a while. A disk that is full is no disk that fails.
+// TestDoubtAfterFault: after an error of the disk, of one layer, nothing that this process wrote or
+// compared is sure, of any layer, and nothing becomes so for a while. A disk that is full is no
+// disk that fails.
 func TestDoubtAfterFault(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &failing{op: "write", base: deviceName, err: unix.ENOSPC}

@@ -12,8 +12,9 @@ const (
 	// flushDelay is how long after the first unsaved span a flush begins: what
 	// a power cut can cost at most, in time.
 	flushDelay = 2 * time.Second
-	// flushBytes begins a flush earlier, so that no flush has more than about
-	// that many bytes to write. It is more than what most containers read while they start: the disk and the cores are theirs then.
+	// flushBytes begins a flush earlier, so that no flush has more than about that many bytes to
+	// write. It is more than what most containers read while they start: the disk and the cores are
+	// theirs then.
 	flushBytes = 256 << 20
 )
 

@@ -7,10 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a disk that fails loses of what was written reads as zeros: a file system that found no place for it drops it from the page
-// cache, says so to nobody and leaves a hole; one that had a place leaves blocks that were never written there, and says so to those who
-// sync the file, later. So nothing is called durable before it was looked whether it is a hole, and zeros in what is not
-// durable are not believed before they were compared. (Looking for the hole says nothing after a read: the page cache has its zeros then.)
+// What a disk that fails loses of what was written reads as zeros: a file system that found no
+// place for it drops it from the page cache, says so to nobody and leaves a hole; one that had a
+// place leaves blocks that were never written there, and says so to those who sync the file, later.
+// So nothing is called durable before it was looked whether it is a hole, and zeros in what is not
+// durable are not believed before they were compared. (Looking for the hole says nothing after a
+// read: the page cache has its zeros then.)
 //
 // Some file systems, ZFS with compression for one, keep zeros that were written as holes. So a hole
 // is no fault where the store knows that zeros were written.
@@ -39,8 +41,9 @@ func (u *unsaved) known() (from, to int64) {
 
 func (u *unsaved) overlaps(off, n int64) bool { return u.off < off+n && off < u.off+u.n }
 
-// Settled says that p, which was read from off on, from spans that were Present and Sure, is what was written there: it is durable,
-// or none of it reads as what was lost does, but for what is known to be zeros.
+// Settled says that p, which was read from off on, from spans that were Present and Sure, is what
+// was written there: it is durable, or none of it reads as what was lost does, but for what is
+// known to be zeros.
 func (l *Layer) Settled(p []byte, off int64) bool {
 	if !l.unsynced.Load() {
 		return true
@@ -63,8 +66,9 @@ func (l *Layer) atRisk(off, n int64) bool {
 	return slices.ContainsFunc(l.saving, at) || slices.ContainsFunc(l.unsaved, at)
 }
 
-// Lost notes that of the n bytes from off on, which were not Settled and were Present after Evictions had returned gone, some are wrong.
-// If any of them is not durable, nothing is Present any more that is not, and Evictions has changed. It waits for a flush under way.
+// Lost notes that of the n bytes from off on, which were not Settled and were Present after
+// Evictions had returned gone, some are wrong. If any of them is not durable, nothing is Present
+// any more that is not, and Evictions has changed. It waits for a flush under way.
 func (l *Layer) Lost(off, n int64, gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()

@@ -136,7 +136,8 @@ func TestLostBesideZeros(t *testing.T) {
 	}
 }
 
-// TestSettled: zeros where something else was written are not settled until it is durable, and then they are, whatever is written elsewhere.
+// TestSettled: zeros where something else was written are not settled until it is durable, and then
+// they are, whatever is written elsewhere.
 func TestSettled(t *testing.T) {
 	var saving func()
 	st, err := openDisk(t.TempDir(), faulty{fault: func(op, name string) error {

@@ -120,8 +120,8 @@ func (in *Incoming) commit(rec Record) (*Layer, error) {
 	return l, nil
 }
 
-// place moves the draft to its place and opens it there. The caller holds e.mu, so that nobody removes it meanwhile and puts another
-// one there, which would be taken for what has come.
+// place moves the draft to its place and opens it there. The caller holds e.mu, so that nobody
+// removes it meanwhile and puts another one there, which would be taken for what has come.
 func (in *Incoming) place(e *entry, state State) (*Layer, error) {
 	d, to := in.store.disk, in.store.layerDir(in.digest)
 	// A folder of that name has files in it, so the rename cannot replace it.

@@ -49,16 +49,16 @@ type Layer struct {
 	direct  directFile // the device once more
 	windows lazyFile
 
-	// writing is held shared while a span is written and published, and alone where bytes of the device go. It is taken
-	// after flushMu and before mu.
+	// writing is held shared while a span is written and published, and alone where bytes of the
+	// device go. It is taken after flushMu and before mu.
 	writing   sync.RWMutex
 	evictions atomic.Uint64
 	reads     reads
 	own       own
 	unsynced  atomic.Bool // something was written since the last sync of the device
 
-	// flushMu serialises what writes to the folder: the map, the record.
-	// It is held over disk writes, so WriteSpan never takes it, and readers only where they find what they read wrong.
+	// flushMu serialises what writes to the folder: the map, the record. It is held over disk
+	// writes, so WriteSpan never takes it, and readers only where they find what they read wrong.
 	flushMu    sync.Mutex
 	gone       bool   // the folder is not this Layer's any more: removed, or closed
 	recorded   State  // as layer.json has it
@@ -154,7 +154,8 @@ func (l *Layer) loadPresence() error {
 	}
 	if p == nil {
 		if l.sealed {
-			// It came whole and was not recorded in time. The kernel may still read it; what comes goes elsewhere.
+			// It came whole and was not recorded in time. The kernel may still read it; what comes
+			// goes elsewhere.
 			_, err := l.renew()
 			return err
 		}
@@ -227,9 +228,9 @@ func (l *Layer) Count() (spans int, bytes int64) {
 // ReadAt reads device bytes as io.ReaderAt. It does not look at the presence
 // map: only ranges whose spans are Present hold the layer's bytes.
 //
-// The caller of a read of 128 KiB or more is taken to keep what it gets, as EROFS and FUSE do in the page
-// cache: no second copy stays there on the device's behalf. For the best speed, p
-// begins at a page.
+// The caller of a read of 128 KiB or more is taken to keep what it gets, as EROFS and FUSE do in
+// the page cache: no second copy stays there on the device's behalf. For the best speed, p begins
+// at a page.
 func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
 	if len(p) < directFrom {
 		return l.readBuffered(p, off)
@@ -355,8 +356,9 @@ func (l *Layer) Mark(state State) error {
 	return nil
 }
 
-// Hold opens the files that spans are written to and decoded with, which their first use does otherwise. They stay open until the last
-// Close, also when somebody deletes the layer's folder: what comes of it is kept all the same.
+// Hold opens the files that spans are written to and decoded with, which their first use does
+// otherwise. They stay open until the last Close, also when somebody deletes the layer's folder:
+// what comes of it is kept all the same.
 func (l *Layer) Hold() error {
 	_, err := l.device.get()
 	_, noWindows := l.windows.get()

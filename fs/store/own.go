@@ -5,10 +5,10 @@ import (
 	"sync/atomic"
 )
 
-// own is what this process knows of its own writing to the device, and so of what others may have done to it: a
-// file's change time moves with every write to it, and after each of ours its value is noted. It finds a device
-// that was tampered with, or that a faulty disk's repair has rewritten; it does not find what a disk changes silently, which
-// only reading against the digests does.
+// own is what this process knows of its own writing to the device, and so of what others may have
+// done to it: a file's change time moves with every write to it, and after each of ours its value
+// is noted. It finds a device that was tampered with, or that a faulty disk's repair has rewritten;
+// it does not find what a disk changes silently, which only reading against the digests does.
 type own struct {
 	sure   *set          // spans that this process wrote, or compared with their digests
 	faults atomic.Uint64 // the store's count of faults when they were
@@ -33,7 +33,8 @@ func (l *Layer) modify(f file, fn func() error) error {
 	return err
 }
 
-// compareLocked looks whether somebody else changed the device; then nothing is sure of what it holds.
+// compareLocked looks whether somebody else changed the device; then nothing is sure of what it
+// holds.
 func (l *Layer) compareLocked(f file) bool {
 	now, err := f.Stamp()
 	if err != nil {
@@ -56,8 +57,9 @@ func (l *Layer) compareLocked(f file) bool {
 	return false
 }
 
-// Unchanged says whether the device is as this process left it, as far as that can be told while it is writing to it. If it
-// is not, no span is Sure any more, and Evictions has changed: what was read lately may be wrong.
+// Unchanged says whether the device is as this process left it, as far as that can be told while it
+// is writing to it. If it is not, no span is Sure any more, and Evictions has changed: what was
+// read lately may be wrong.
 func (l *Layer) Unchanged() bool {
 	if l.afterFault() {
 		return false
@@ -80,8 +82,9 @@ func (l *Layer) Unchanged() bool {
 	return l.compareLocked(f)
 }
 
-// Sure says whether span i, if it is Present, is known to hold the layer's bytes: this process wrote them, or somebody has called
-// Believe. Who reads a span that is not Sure compares it with its digest.
+// Sure says whether span i, if it is Present, is known to hold the layer's bytes: this process
+// wrote them, or somebody has called Believe. Who reads a span that is not Sure compares it with
+// its digest.
 func (l *Layer) Sure(i int) bool {
 	l.afterFault()
 	return l.own.sure.has(i)
@@ -93,8 +96,9 @@ func (l *Layer) AllSure() bool {
 	return l.own.sure.full()
 }
 
-// Believe makes span i Sure: it was read, and compared with its digest, after Evictions had returned gone and before
-// a call of Unchanged that returned true. It does nothing where there was an eviction since, or a fault of the disk lately.
+// Believe makes span i Sure: it was read, and compared with its digest, after Evictions had
+// returned gone and before a call of Unchanged that returned true. It does nothing where there was
+// an eviction since, or a fault of the disk lately.
 func (l *Layer) Believe(i int, gone uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

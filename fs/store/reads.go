@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// readsName is the file in a layer's folder that says when its spans were read last. It is a hint: it is written now and
-// then and not synced, and a layer without one, or with a damaged one, counts as read when it is opened.
+// readsName is the file in a layer's folder that says when its spans were read last. It is a hint:
+// it is written now and then and not synced, and a layer without one, or with a damaged one, counts
+// as read when it is opened.
 //
 // Little-endian:
 //
@@ -29,7 +30,8 @@ const (
 	readsHeader  = 32
 )
 
-// reads is when the spans of a layer were read last, by the second. The arrival of a span counts as a read.
+// reads is when the spans of a layer were read last, by the second. The arrival of a span counts as
+// a read.
 type reads struct {
 	now     func() time.Time // nil: time.Now
 	used    atomic.Uint32
@@ -46,7 +48,8 @@ func (r *reads) second() uint32 {
 	return uint32(now().Unix())
 }
 
-// touch notes that spans [first, last) are read now. It takes some nanoseconds a span, and writes memory once a second.
+// touch notes that spans [first, last) are read now. It takes some nanoseconds a span, and writes
+// memory once a second.
 func (r *reads) touch(first, last int) {
 	m := r.second()
 	for i := max(first, 0); i < min(last, len(r.spans)); i++ {
@@ -117,15 +120,15 @@ func (l *Layer) LastRead(i int) time.Time { return seconds(l.reads.spans[i].Load
 
 func seconds(s uint32) time.Time { return time.Unix(int64(s), 0) }
 
-// Used notes that a container uses the layer now, read by read or without the store. LastUsed returns when that
-// was last.
+// Used notes that a container uses the layer now, read by read or without the store. LastUsed
+// returns when that was last.
 func (l *Layer) Used() { l.reads.note(&l.reads.used) }
 
 // LastUsed is described at Used.
 func (l *Layer) LastUsed() time.Time { return seconds(l.reads.used.Load()) }
 
-// Checked notes that all that is present has been read and compared with its digests. LastChecked returns when that was
-// last.
+// Checked notes that all that is present has been read and compared with its digests. LastChecked
+// returns when that was last.
 func (l *Layer) Checked() { l.reads.note(&l.reads.checked) }
 
 // LastChecked is described at Checked.
@@ -137,8 +140,8 @@ func (r *reads) note(field *atomic.Uint32) {
 	}
 }
 
-// SaveReads writes what LastRead, LastUsed and LastChecked return for the next run. Nothing depends on it, so that an error is only
-// logged.
+// SaveReads writes what LastRead, LastUsed and LastChecked return for the next run. Nothing depends
+// on it, so that an error is only logged.
 func (l *Layer) SaveReads() {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()

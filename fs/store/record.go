@@ -67,9 +67,9 @@ type Record struct {
 	// Windows says where the windows section can be fetched, for a layer that
 	// has none on disk.
 	Windows Windows `json:"windows,omitzero"`
-	// Vouchers are the repositories ("docker.io/library/debian") that have this very index, where nothing but their word
-	// says that its files are the layer's: who may push to one must not change what images of another show.
-	// None: the index was made, or proved, on this node.
+	// Vouchers are the repositories ("docker.io/library/debian") that have this very index, where
+	// nothing but their word says that its files are the layer's: who may push to one must not
+	// change what images of another show. None: the index was made, or proved, on this node.
 	Vouchers []string `json:"vouchers,omitempty"`
 	// Forged: there was another index before, which showed other files than the layer has.
 	Forged bool `json:"forged,omitempty"`

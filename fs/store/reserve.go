@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The reserve is a few files below the root that are of no use but for their space: on a full disk they become what is written there,
-// so that what is here can be recorded, and what is to go can go. Nobody else gets their space meanwhile.
+// The reserve is a few files below the root that are of no use but for their space: on a full disk
+// they become what is written there, so that what is here can be recorded, and what is to go can
+// go. Nobody else gets their space meanwhile.
 const (
 	reserveName  = "reserve-" // and a number
 	reserveFiles = 8

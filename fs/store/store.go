@@ -47,19 +47,22 @@
 //
 // # Going
 //
-// A span that is evicted becomes a hole, and a hole reads as zeros. So it is first not present in memory, then in
-// both slots on disk, and then a hole; and a reader that has looked before and read after notices by Evictions. A reader
-// that does not ask, the kernel, may have the device of a Verified layer mounted, for as long as a container runs,
-// whatever becomes of micad. So before a layer is Verified its device is sealed, by a mode bit of the file, and of a sealed
-// device nothing is ever taken away. Such a layer goes as a whole: it gets another device file, and the old one is the
-// kernel's until the last mount of it ends (Empty).
+// A span that is evicted becomes a hole, and a hole reads as zeros. So it is first not present in
+// memory, then in both slots on disk, and then a hole; and a reader that has looked before and read
+// after notices by Evictions. A reader that does not ask, the kernel, may have the device of a
+// Verified layer mounted, for as long as a container runs, whatever becomes of micad. So before a
+// layer is Verified its device is sealed, by a mode bit of the file, and of a sealed device nothing
+// is ever taken away. Such a layer goes as a whole: it gets another device file, and the old one is
+// the kernel's until the last mount of it ends (Empty).
 //
 // # What others do to it
 //
-// What lies on a disk can be changed while nobody looks. A span is Sure when this process wrote it, or compared it with its
-// digest; after a start none is. A change of a device by others moves its change time, which is compared at each read: then no span is
-// Sure any more. That is a check against accidents, not against whoever may write below the root directory: a change at the very
-// moment at which this process writes passes for its own, and what the kernel reads by itself is not compared at all.
+// What lies on a disk can be changed while nobody looks. A span is Sure when this process wrote it,
+// or compared it with its digest; after a start none is. A change of a device by others moves its
+// change time, which is compared at each read: then no span is Sure any more. That is a check
+// against accidents, not against whoever may write below the root directory: a change at the very
+// moment at which this process writes passes for its own, and what the kernel reads by itself is
+// not compared at all.
 //
 // # Page cache
 //

@@ -87,8 +87,8 @@ func (l *Layer) copy(ctx context.Context, w io.Writer) error {
 	return err
 }
 
-// Peek is ReadAt for somebody who only checks what is there: p is filled or there is an error, and the page cache holds
-// afterwards what it held before.
+// Peek is ReadAt for somebody who only checks what is there: p is filled or there is an error, and
+// the page cache holds afterwards what it held before.
 func (l *Layer) Peek(p []byte, off int64) error { return l.peek(p, off) }
 
 // peek fills p for somebody who does not keep what it reads: what the page cache

@@ -8,8 +8,8 @@ import (
 // maxVouchers bounds Record.Vouchers.
 const maxVouchers = 64
 
-// Vouch notes that the index in the folder is also what another repository has for the layer. It has no effect where
-// nobody need vouch for it.
+// Vouch notes that the index in the folder is also what another repository has for the layer. It
+// has no effect where nobody need vouch for it.
 func (l *Layer) Vouch(repository string) error {
 	return l.change(func(r *Record) bool {
 		if len(r.Vouchers) == 0 || slices.Contains(r.Vouchers, repository) {
@@ -21,8 +21,8 @@ func (l *Layer) Vouch(repository string) error {
 	})
 }
 
-// Proved notes that the index is that of the layer's own tar: nobody need vouch for it any more. forged
-// says that it has taken the place of another.
+// Proved notes that the index is that of the layer's own tar: nobody need vouch for it any more.
+// forged says that it has taken the place of another.
 func (l *Layer) Proved(forged bool) error {
 	return l.change(func(r *Record) bool {
 		changed := len(r.Vouchers) > 0 || forged && !r.Forged
@@ -31,8 +31,8 @@ func (l *Layer) Proved(forged bool) error {
 	})
 }
 
-// Disproved notes that the layer's bytes are not those of its diffID, although each span is what the
-// index says: the index is forged, and the Vouchers have vouched for it.
+// Disproved notes that the layer's bytes are not those of its diffID, although each span is what
+// the index says: the index is forged, and the Vouchers have vouched for it.
 func (l *Layer) Disproved() error {
 	return l.change(func(r *Record) bool {
 		changed := !r.Disproved

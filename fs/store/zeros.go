@@ -5,7 +5,8 @@ import "encoding/binary"
 // sectorShift is log2 of the smallest piece, in bytes, that a disk can lose by itself.
 const sectorShift = 9
 
-// zeros knows sectors of a device that hold nothing but zeros: by 64 sectors, bit i for the i-th of them.
+// zeros knows sectors of a device that hold nothing but zeros: by 64 sectors, bit i for the i-th of
+// them.
 type zeros map[int64]uint64
 
 func (z zeros) has(sector int64) bool { return z[sector>>6]>>(sector&63)&1 != 0 }
@@ -16,7 +17,8 @@ func (z zeros) add(o zeros) {
 	}
 }
 
-// zerosIn returns the sectors of zeros that lie in p, which lies at off in the device, as a whole; nil: none.
+// zerosIn returns the sectors of zeros that lie in p, which lies at off in the device, as a whole;
+// nil: none.
 func zerosIn(p []byte, off int64) zeros {
 	var z zeros
 	eachZero(p, off, func(sector int64, whole bool) bool {
@@ -40,8 +42,9 @@ func edges(p []byte, off int64) (head, tail bool) {
 	return first > 0 && zero(p[:first]), last > 0 && zero(p[int64(len(p))-last:])
 }
 
-// eachZero calls fn for the sectors of which p, which lies at off in the device, has nothing but zeros, in order and until fn returns
-// false. whole: p has all of the sector. It says whether fn never did.
+// eachZero calls fn for the sectors of which p, which lies at off in the device, has nothing but
+// zeros, in order and until fn returns false. whole: p has all of the sector. It says whether fn
+// never did.
 func eachZero(p []byte, off int64, fn func(sector int64, whole bool) bool) bool {
 	const size = 1 << sectorShift
 	for len(p) > 0 {

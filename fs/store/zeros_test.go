@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestZeros: whatever is written, wherever it begins, a read of any part of it is settled if it is right and not if a sector that was not
-// zeros reads as zeros.
+// TestZeros: whatever is written, wherever it begins, a read of any part of it is settled if it is
+// right and not if a sector that was not zeros reads as zeros.
 func TestZeros(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 3000 {

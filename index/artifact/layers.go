@@ -13,14 +13,16 @@ import (
 // annotationLayers of the artifact's manifest holds the index's layers as JSON: a list of Layer.
 const annotationLayers = "dev.mica.index.layers"
 
-// MaxLayers bounds the list: 128 layers, more than images have, take 26 KB, and the list of referrers has to stay small.
+// MaxLayers bounds the list: 128 layers, more than images have, take 26 KB, and the list of
+// referrers has to stay small.
 const MaxLayers = 128
 
 // maxLayerSize bounds what a layer may claim (1 EiB).
 const maxLayerSize = 1 << 60
 
-// Layer is what a node has to know of a layer in an index to promise it, before it has the index itself. A layer with directories
-// that its tar implies but does not mention is not listed: how it looks depends on the layers below it.
+// Layer is what a node has to know of a layer in an index to promise it, before it has the index
+// itself. A layer with directories that its tar implies but does not mention is not listed: how it
+// looks depends on the layers below it.
 type Layer struct {
 	Digest digest.Digest `json:"digest"` // of the blob
 	DiffID digest.Digest `json:"diffID"`
@@ -35,7 +37,8 @@ func Tell(x *index.Layer) (Layer, bool, error) {
 	return Layer{Digest: h.Layer, DiffID: h.DiffID, Size: h.DeviceSize, Inodes: x.Inodes()}, len(implicit) == 0, err
 }
 
-// Layers returns the layers that an entry of a list of referrers says the index has; none where it does not say.
+// Layers returns the layers that an entry of a list of referrers says the index has; none where it
+// does not say.
 func Layers(d ocispec.Descriptor) ([]Layer, error) {
 	value, ok := d.Annotations[annotationLayers]
 	if !ok {

@@ -125,8 +125,8 @@ func (d *Decoder) fast(dst []byte, w int, in *reader) (nw int, done bool, err er
 	hold, n := in.hold, in.n
 	lastR, lastW := len(src)-fastInput, len(dst)-fastOutput
 	for r <= lastR && w <= lastW {
-		// One check of bounds each for nearly all of a round. Of n only the low 6 bits count: what is above code and
-		// extra bits in an entry is not masked before it is taken off.
+		// One check of bounds each for nearly all of a round. Of n only the low 6 bits count: what
+		// is above code and extra bits in an entry is not masked before it is taken off.
 		next := (*[fastInput]byte)(src[r : r+fastInput])
 		out := (*[fastOutput]byte)(dst[w : w+fastOutput])
 		hold |= binary.LittleEndian.Uint64(next[:8]) << (n & 63)

@@ -10,7 +10,8 @@ import (
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
-// TestBomb scans a megabyte that decompresses to a gigabyte: no more of it is written than is allowed.
+// TestBomb scans a megabyte that decompresses to a gigabyte: no more of it is written than is
+// allowed.
 func TestBomb(t *testing.T) {
 	var blob bytes.Buffer
 	z := gzip.NewWriter(&blob)

@@ -55,8 +55,8 @@ var (
 	// cannot be indexed by this package.
 	ErrNotIndexable = errors.New("layer cannot be indexed")
 	// ErrCorrupt is wrapped by the errors for blobs that are no tar, or no stream of their
-	// compression, or a truncated one. Such an error is a *Malformed as well, unless the rest of the
-	// blob could not be read.
+	// compression, or a truncated one. Such an error is a *Malformed as well, unless the rest of
+	// the blob could not be read.
 	ErrCorrupt = errors.New("malformed layer")
 )
 
@@ -93,8 +93,8 @@ type Options struct {
 	// Windows receives the windows section; nil: nobody.
 	Windows io.Writer
 	Limits  tartree.Limits
-	// DeviceSize bounds the device, in bytes; 0: by what an index can address, 2 TiB. A layer of a gigabyte can
-	// decompress to a terabyte.
+	// DeviceSize bounds the device, in bytes; 0: by what an index can address, 2 TiB. A layer of a
+	// gigabyte can decompress to a terabyte.
 	DeviceSize int64
 	// Whole: a layer in which no places are found from which on spans can be decoded is taken all
 	// the same, with spans that are index.Whole. False: its error wraps ErrNotIndexable.

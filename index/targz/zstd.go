@@ -14,12 +14,13 @@ import (
 const (
 	// zstdWindow is the largest window that zstd makes at its ordinary levels, bytes.
 	zstdWindow = 8 << 20
-	// MaxZstdWindow is the largest window that is taken, in bytes, as by zstd(1): a decoder keeps as
-	// much in memory.
+	// MaxZstdWindow is the largest window that is taken, in bytes, as by zstd(1): a decoder keeps
+	// as much in memory.
 	MaxZstdWindow = 128 << 20
 	// zstdTables is what a decoder takes beside its window, bytes.
 	zstdTables = 1 << 20
-	// zstdHead is more than the header of a frame, and some short skippable frames before it, bytes.
+	// zstdHead is more than the header of a frame, and some short skippable frames before it,
+	// bytes.
 	zstdHead = 128
 )
 

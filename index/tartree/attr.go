@@ -20,8 +20,8 @@ const (
 	maxXattrName  = 255
 	maxXattrValue = 1<<16 - 1
 
-	// xattrSize is what an xattr counts for in Limits.NameBytes beside its value, and beside its name,
-	// which is kept once for all inodes: its place in the inode's map.
+	// xattrSize is what an xattr counts for in Limits.NameBytes beside its value, and beside its
+	// name, which is kept once for all inodes: its place in the inode's map.
 	xattrSize = 48
 
 	permBits = 0o7777
@@ -54,8 +54,8 @@ func (t *tree) dropXattr(n *index.Node, key string) {
 	}
 }
 
-// measured is an inode with the bytes of its xattrs. The last one is kept, or setting n of them would
-// take n² steps.
+// measured is an inode with the bytes of its xattrs. The last one is kept, or setting n of them
+// would take n² steps.
 type measured struct {
 	node  *index.Node
 	bytes int64

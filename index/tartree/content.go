@@ -6,8 +6,8 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// KeptSize is the size of the largest file that is kept in the tree for what it is: the runtime reads it of every
-// image, to look up users and groups, before anything runs in a container.
+// KeptSize is the size of the largest file that is kept in the tree for what it is: the runtime
+// reads it of every image, to look up users and groups, before anything runs in a container.
 const KeptSize = 64 << 10
 
 // isKept tells a file that is kept in the tree if it is not too large.
@@ -30,7 +30,8 @@ type copied struct {
 	at        int64 // in the extent's data
 }
 
-// begin describes where the file's data lies, which is the next in the stream; keep: if it is not too large, in the tree as well.
+// begin describes where the file's data lies, which is the next in the stream; keep: if it is not
+// too large, in the tree as well.
 func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep bool, t *tree) error {
 	if limit := t.meter.lim.FileSize; size > limit {
 		return fmt.Errorf("file of %d bytes: %w", size, over("FileSize", limit))

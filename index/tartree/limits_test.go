@@ -189,8 +189,8 @@ func TestGiantPAXRecord(t *testing.T) {
 	runtime.KeepAlive(s)
 }
 
-// TestManyXattrs scans inodes with as many xattrs as fit: their sum is not counted again for each, and
-// xattrs without a value are no way around the limits.
+// TestManyXattrs scans inodes with as many xattrs as fit: their sum is not counted again for each,
+// and xattrs without a value are no way around the limits.
 func TestManyXattrs(t *testing.T) {
 	const perFile = 12_000
 	var records []string
@@ -216,7 +216,8 @@ func TestManyXattrs(t *testing.T) {
 	}
 }
 
-// TestDeepPaths scans entries whose paths are as deep as paths can be, each in directories of its own.
+// TestDeepPaths scans entries whose paths are as deep as paths can be, each in directories of its
+// own.
 func TestDeepPaths(t *testing.T) {
 	var entries []nastytar.Entry
 	for i := range 50 {
@@ -251,7 +252,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestTenMillionEntries scans a tar of ten million entries: it is given up at the limit, and not read further.
+// TestTenMillionEntries scans a tar of ten million entries: it is given up at the limit, and not
+// read further.
 func TestTenMillionEntries(t *testing.T) {
 	const limit = 50_000
 	r, w := io.Pipe()

@@ -181,7 +181,8 @@ func read(t testing.TB, s scanned, name string) []byte {
 	return b
 }
 
-// TestKept: the files that a runtime reads of every image are in the tree as well, if they are not large.
+// TestKept: the files that a runtime reads of every image are in the tree as well, if they are not
+// large.
 func TestKept(t *testing.T) {
 	users, large := "root:x:0:0::/:\n"+strings.Repeat("#", 1000), strings.Repeat("x", tartree.KeptSize+1)
 	for name, c := range map[string]struct {

@@ -16,8 +16,9 @@ import (
 	"github.com/mica-snapshotter/mica/integration/images"
 )
 
-// A pod's image pull secret reaches micad with the kubelet's request to pull, and nobody else: the image is served lazily by it,
-// also after micad has been killed, and a pull that may not does not add to what is kept.
+// A pod's image pull secret reaches micad with the kubelet's request to pull, and nobody else: the
+// image is served lazily by it, also after micad has been killed, and a pull that may not does not
+// add to what is kept.
 func TestPullSecret(t *testing.T) {
 	ctx := fixture.Context(t)
 	r := fixture.Registry(t)

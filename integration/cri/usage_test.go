@@ -11,9 +11,9 @@ import (
 	"github.com/mica-snapshotter/mica/integration/images"
 )
 
-// TestImageFs: what the kubelet's eviction and its collector of images go by is true. They take how full
-// the file system is from the file system that ImageFsInfo names, which is that of micad's root; what is
-// "used" there is told by unpacked sizes, and is more than lazy layers take.
+// TestImageFs: what the kubelet's eviction and its collector of images go by is true. They take how
+// full the file system is from the file system that ImageFsInfo names, which is that of micad's
+// root; what is "used" there is told by unpacked sizes, and is more than lazy layers take.
 func TestImageFs(t *testing.T) {
 	ctx := fixture.Context(t)
 	r := fixture.Registry(t)

@@ -17,7 +17,8 @@ import (
 )
 
 // TestExport: what docs/limits.md says about images whose blobs are to leave the node: fetched into
-// containerd's content store they can be exported, pushed to another registry, and unpacked by overlayfs.
+// containerd's content store they can be exported, pushed to another registry, and unpacked by
+// overlayfs.
 func TestExport(t *testing.T) {
 	r := fixture.Referrers(t)
 	img := fixture.ProbeImage(t)

@@ -88,7 +88,8 @@ func TestZstdLayer(t *testing.T) {
 	}
 }
 
-// A layer that was built wrong is downloaded once by micad, which says so; containerd refuses it too.
+// A layer that was built wrong is downloaded once by micad, which says so; containerd refuses it
+// too.
 func TestMalformedLayer(t *testing.T) {
 	r := fixture.Registry(t)
 	plain, err := images.FromTars([]string{"/none"}, formatsTars(t)...)

@@ -17,12 +17,13 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// readAll digests all files of the root twice: cold, and against what the kernel keeps of them. What
-// a read that fails prints to standard error counts, too. Two files are the machine's, whose network the container has.
+// readAll digests all files of the root twice: cold, and against what the kernel keeps of them.
+// What a read that fails prints to standard error counts, too. Two files are the machine's, whose
+// network the container has.
 const readAll = `echo begun; cd / && for i in 1 2; do find usr etc app bin lib -xdev -type f ! -path etc/hosts ! -path etc/resolv.conf -exec sha256sum {} + 2>&1 | LC_ALL=C sort -k2 | sha256sum; done`
 
-// Containers read on while micad is killed, stopped, told to make way for another one, again and again: every read is answered and
-// right. New containers start in between.
+// Containers read on while micad is killed, stopped, told to make way for another one, again and
+// again: every read is answered and right. New containers start in between.
 func TestHandOver(t *testing.T) {
 	for _, mode := range []string{"erofs", "fuse"} {
 		t.Run(mode, func(t *testing.T) {
@@ -44,7 +45,8 @@ func TestHandOver(t *testing.T) {
 					errs[i] = n.RunTo(ctx, &outs[i], mica, ref, fmt.Sprint("reader", i), "sh", "-c", readAll)
 				})
 			}
-			// A call of containerd that is under way when micad ends fails: the containers are to run first.
+			// A call of containerd that is under way when micad ends fails: the containers are to
+			// run first.
 			for i := range outs {
 				select {
 				case <-outs[i].first:

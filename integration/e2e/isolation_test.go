@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// nosy is a container that looks for the daemon: mounts, devices, sockets, the way up out of the root, calls that are no reads. It
-// is root and has the host's network.
+// nosy is a container that looks for the daemon: mounts, devices, sockets, the way up out of the
+// root, calls that are no reads. It is root and has the host's network.
 const nosy = `
 echo "mounts: $(awk '$5 != "/" {print $0}' /proc/self/mountinfo | grep -ciE 'fuse|erofs|micad')"
 echo "root: $(awk '$5 == "/" {for (i=7; i<=NF; i++) if ($i == "-") print $(i+1)}' /proc/self/mountinfo)"
@@ -25,7 +25,8 @@ echo "fuse: $(ls -d /dev/fuse /sys/fs/fuse/connections/* 2>/dev/null | wc -l)"
 lsattr /etc/passwd >/dev/null 2>&1; cat /etc/passwd >/dev/null && echo reads
 `
 
-// TestNothingOfMica: a container reaches the daemon by reads of its files alone, and users of the node not even so.
+// TestNothingOfMica: a container reaches the daemon by reads of its files alone, and users of the
+// node not even so.
 func TestNothingOfMica(t *testing.T) {
 	_, ref, _ := debian(t, true)
 	for _, mode := range []string{"erofs", "fuse"} {

@@ -19,8 +19,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// Readers of three times as much as the quota run through, and the cache never takes more than the quota and a span for each
-// of them. What du, verify and gc say is so.
+// Readers of three times as much as the quota run through, and the cache never takes more than the
+// quota and a span for each of them. What du, verify and gc say is so.
 func TestQuota(t *testing.T) {
 	const (
 		quota   = 64 << 20

@@ -18,8 +18,9 @@ const (
 	rebootLayers = 25 // of each
 )
 
-// After a reboot without the registry micad answers within two seconds, all of a hundred layers are mounted soon after, and
-// those of which everything is here can be read: whether they are whole and the kernel's, or served by micad.
+// After a reboot without the registry micad answers within two seconds, all of a hundred layers are
+// mounted soon after, and those of which everything is here can be read: whether they are whole and
+// the kernel's, or served by micad.
 func TestRebootWithoutRegistry(t *testing.T) {
 	ctx := fixture.Context(t)
 	r := fixture.Registry(t)

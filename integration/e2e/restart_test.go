@@ -44,7 +44,8 @@ func TestRestartMicad(t *testing.T) {
 	}
 }
 
-// micad is killed when a pull from a registry far away has just ended: the layers, which it has promised, come all the same.
+// micad is killed when a pull from a registry far away has just ended: the layers, which it has
+// promised, come all the same.
 func TestKilledAfterPull(t *testing.T) {
 	ctx := fixture.Context(t)
 	r, ref, _ := debian(t, true)

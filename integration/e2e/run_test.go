@@ -10,10 +10,10 @@ import (
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
-// everything lists a container's root and digests all its files, with the
-// image's own tools. What containerd and runc put into every container is left
-// out (the directories that they mount on have the time at which they did), and so are the sizes and link counts of directories, which are the file
-// system's own.
+// everything lists a container's root and digests all its files, with the image's own tools. What
+// containerd and runc put into every container is left out (the directories that they mount on have
+// the time at which they did), and so are the sizes and link counts of directories, which are the
+// file system's own.
 const everything = `cd / && find . -xdev -mindepth 1 \( -path ./dev -o -path ./proc -o -path ./sys -o -path ./run -o -path ./etc/hosts -o -path ./etc/hostname -o -path ./etc/resolv.conf \) \
   -prune -o -type d -printf '%p %y %m %U %G %T@\n' -o -printf '%p %y %m %U %G %s %T@ %l %n\n' | LC_ALL=C sort
 find . -xdev -type f -exec sha256sum {} + | LC_ALL=C sort -k2`

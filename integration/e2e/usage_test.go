@@ -11,8 +11,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// TestAgainAndAgain: an image that comes, is read and goes leaves nothing behind in what micad counts, is
-// listed once, and goes with one line of the log a layer.
+// TestAgainAndAgain: an image that comes, is read and goes leaves nothing behind in what micad
+// counts, is listed once, and goes with one line of the log a layer.
 func TestAgainAndAgain(t *testing.T) {
 	ref := small(t, "again")
 	n := fixture.Node(t, node.Options{DemandOnly: true})

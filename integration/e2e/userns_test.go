@@ -9,8 +9,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// A container in a user namespace sees the image's owners, and owns what it writes: lazy layers are mapped by
-// idmapped mounts, in each mode.
+// A container in a user namespace sees the image's owners, and owns what it writes: lazy layers are
+// mapped by idmapped mounts, in each mode.
 func TestUserNamespace(t *testing.T) {
 	_, ref, _ := debian(t, true)
 	const script = `cat /proc/self/uid_map && stat -c '%u:%g %n' / /bin/sh /etc/passwd /etc/shadow /var/mail &&

@@ -36,7 +36,8 @@ func TestMatrix(t *testing.T) {
 	t.Run("matrix", func(t *testing.T) { matrix(t, r) })
 }
 
-// A row without a fault is good but for the cells whose readers expect other bytes than those of the image.
+// A row without a fault is good but for the cells whose readers expect other bytes than those of
+// the image.
 func sees(t *testing.T, r *registry.Registry) {
 	other := known.Tree{Seed: 99, Files: 90, Size: 124 << 10}
 	row, err := faults.Try(fixture.Context(t), t.TempDir(), r, faults.Fault{
@@ -55,8 +56,8 @@ func sees(t *testing.T, r *registry.Registry) {
 	}
 }
 
-// The fault matrix: no wrong bytes anywhere, no failed reads, none that takes longer than it may, and all
-// goes on by itself.
+// The fault matrix: no wrong bytes anywhere, no failed reads, none that takes longer than it may,
+// and all goes on by itself.
 func matrix(t *testing.T, r *registry.Registry) {
 	ctx := fixture.Context(t)
 	list := chosen(t, faults.Faults(upgrade(t)))
@@ -116,7 +117,8 @@ func smallProbe(t *testing.T) string {
 	return path
 }
 
-// upgrade builds a micad of another version, and puts today's beside it, where the row upgrade has it installed.
+// upgrade builds a micad of another version, and puts today's beside it, where the row upgrade has
+// it installed.
 func upgrade(t *testing.T) string {
 	t.Helper()
 	root, err := node.Checkout()

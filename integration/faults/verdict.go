@@ -30,8 +30,8 @@ type Cell struct {
 	// Tries is how often a pull or a start was tried until it went well, as
 	// kubelet does; 0 in cells without.
 	Tries int
-	// Ready is how long after the fault had struck the pull or the start went well; 0 if it had before. A pull has when the layers are
-	// promised.
+	// Ready is how long after the fault had struck the pull or the start went well; 0 if it had
+	// before. A pull has when the layers are promised.
 	Ready time.Duration
 	// Trouble is what did not recover by itself in time; nil: everything did.
 	Trouble error

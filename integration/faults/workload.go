@@ -103,7 +103,8 @@ func (w *Workload) Finish(ctx context.Context) (known.Report, error) {
 // Remove ends and removes the container.
 func (w *Workload) Remove(ctx context.Context) error { return w.container.Remove(ctx) }
 
-// lastWords is how long what readers have written when they ended may be on its way, through their shim, on a busy machine.
+// lastWords is how long what readers have written when they ended may be on its way, through their
+// shim, on a busy machine.
 const lastWords = 5 * time.Second
 
 // await waits until a report is as done wants it.

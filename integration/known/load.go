@@ -139,7 +139,8 @@ func (l *Load) choose(r *rand.Rand) (file int, first bool) {
 	return l.order[r.IntN(max(1, l.cold))], false
 }
 
-// read reads n bytes at off of a file and notes what came of it. buf holds the bytes read and those expected.
+// read reads n bytes at off of a file and notes what came of it. buf holds the bytes read and those
+// expected.
 func (l *Load) read(reader int, buf []byte, file int, off, n int64, drop bool) {
 	start := time.Now()
 	l.mu.Lock()

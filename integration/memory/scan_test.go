@@ -17,9 +17,9 @@ import (
 const (
 	scannedLayers   = 6
 	filesPerScanned = 60_000
-	// scanLimit is what micad may have resident at the most, bytes: what it has at its beginning and
-	// as garbage (96 MiB), the scans' memory (8 MiB), and one layer's tree (30 MiB). All six trees at
-	// once are 150 MiB.
+	// scanLimit is what micad may have resident at the most, bytes: what it has at its beginning
+	// and as garbage (96 MiB), the scans' memory (8 MiB), and one layer's tree (30 MiB). All six
+	// trees at once are 150 MiB.
 	scanLimit = 140 << 20
 )
 

@@ -120,8 +120,8 @@ func TestDiskLimit(t *testing.T) {
 	}
 }
 
-// A disk that fails while a span is on its way there makes zeros of it, and tells nobody for a while: then the store says that what was
-// read may be lost.
+// A disk that fails while a span is on its way there makes zeros of it, and tells nobody for a
+// while: then the store says that what was read may be lost.
 func TestDiskLosesSpan(t *testing.T) {
 	d := disk(t)
 	s, err := store.Open(filepath.Join(d.Dir, "store"))

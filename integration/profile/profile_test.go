@@ -34,7 +34,8 @@ func image(t *testing.T) *registry.Registry {
 	return r
 }
 
-// The image's program runs as ever; what it reads is recorded, written and published, and a second run is merged with the first.
+// The image's program runs as ever; what it reads is recorded, written and published, and a second
+// run is merged with the first.
 func TestRecord(t *testing.T) {
 	r, ctx := image(t), fixture.Context(t)
 	scratch(t)
@@ -121,7 +122,8 @@ func TestRecordFails(t *testing.T) {
 	}
 }
 
-// scratch gives mica a folder for temporary files. When the test ends, nothing may be left there, nor mounted.
+// scratch gives mica a folder for temporary files. When the test ends, nothing may be left there,
+// nor mounted.
 func scratch(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()

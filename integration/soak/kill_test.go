@@ -14,8 +14,9 @@ import (
 	"github.com/mica-snapshotter/mica/integration/soak"
 )
 
-// micad is killed again and again, at moments of chance, under eight processes that read random files of
-// three containers: no read fails, none is wrong, none takes long, and nothing is left behind.
+// micad is killed again and again, at moments of chance, under eight processes that read random
+// files of three containers: no read fails, none is wrong, none takes long, and nothing is left
+// behind.
 func TestKills(t *testing.T) {
 	kills, over := pick(10, 100), pick(30*time.Second, 5*time.Minute)
 	limit := pick(5*time.Second, 2*time.Second) // the short one runs beside all other tests

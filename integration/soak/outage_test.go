@@ -9,7 +9,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// The registry is away for a while, under load: reads of what is not on the node wait, and go on by themselves.
+// The registry is away for a while, under load: reads of what is not on the node wait, and go on by
+// themselves.
 func TestOutage(t *testing.T) {
 	away := pick(20*time.Second, 3*time.Minute)
 	r := fixture.Registry(t)

@@ -15,7 +15,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// With a quota of a third of what is read, everything is read, twice, within the quota and a span for each reader.
+// With a quota of a third of what is read, everything is read, twice, within the quota and a span
+// for each reader.
 func TestQuota(t *testing.T) {
 	const (
 		quota   = 64 << 20

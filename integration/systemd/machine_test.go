@@ -18,7 +18,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// preserves is the first version of systemd that keeps descriptors of a stopped unit, and tells that it keeps any.
+// preserves is the first version of systemd that keeps descriptors of a stopped unit, and tells
+// that it keeps any.
 const preserves = 254
 
 // machine is a system that runs systemd and what `make install` installs.
@@ -30,7 +31,8 @@ type machine struct {
 	init    int    // its first process
 }
 
-// roots are the systems to test with: this one, and one whose systemd is newer if this one's is old.
+// roots are the systems to test with: this one, and one whose systemd is newer if this one's is
+// old.
 func roots(t *testing.T) map[string]string {
 	t.Helper()
 	all := map[string]string{"installed": "/"}
@@ -102,8 +104,8 @@ func (m *machine) boot(unit ...string) {
 	// The start of a whole system is left out: it would look after this one's devices.
 	unit = append([]string{"[Unit]", "DefaultDependencies=no", "[Service]", "StandardError=append:/mnt/log"}, unit...)
 	m.write("etc/systemd/system/micad.service.d/test.conf", strings.Join(unit, "\n")+"\n")
-	// What multi-user.target is for a unit that is enabled. systemd forgets a stopped unit that no other one wants, with its
-	// descriptors.
+	// What multi-user.target is for a unit that is enabled. systemd forgets a stopped unit that no
+	// other one wants, with its descriptors.
 	m.write("etc/systemd/system/test.target", "[Unit]\nDefaultDependencies=no\nWants=micad.service\n")
 	m.write("etc/machine-id", strings.Repeat("a", 32)+"\n")
 	m.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")

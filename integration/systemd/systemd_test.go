@@ -1,4 +1,5 @@
-// Package systemd tests the unit file that is installed, script/micad.service, under systemd itself.
+// Package systemd tests the unit file that is installed, script/micad.service, under systemd
+// itself.
 package systemd
 
 import (
@@ -136,7 +137,8 @@ func TestKeeps(t *testing.T) {
 	})
 }
 
-// micad answers again after each of ten kills, an upgrade's restart, and a stop; meanwhile connections wait and none is refused.
+// micad answers again after each of ten kills, an upgrade's restart, and a stop; meanwhile
+// connections wait and none is refused.
 func TestServes(t *testing.T) {
 	each(t, func(t *testing.T, root string) {
 		m := newMachine(t, root)
@@ -196,7 +198,8 @@ func (m *machine) answers(old int) time.Duration {
 	return time.Since(began)
 }
 
-// connect goes on connecting to micad until the function is called that it returns, which tells the first refusal.
+// connect goes on connecting to micad until the function is called that it returns, which tells the
+// first refusal.
 func (m *machine) connect() func() error {
 	stop, result := make(chan struct{}), make(chan error)
 	go func() {

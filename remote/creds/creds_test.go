@@ -24,7 +24,8 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 	}
 }
 
-// helper puts a credential helper into the PATH: a shell script that has read the server's address into $server.
+// helper puts a credential helper into the PATH: a shell script that has read the server's address
+// into $server.
 func helper(t *testing.T, name, script string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -116,7 +117,8 @@ func TestChange(t *testing.T) {
 	}
 }
 
-// TestHelperTime checks that a helper which hangs, with a child that keeps its output open, is given up.
+// TestHelperTime checks that a helper which hangs, with a child that keeps its output open, is
+// given up.
 func TestHelperTime(t *testing.T) {
 	helper(t, "slow", "sleep 60 & sleep 60\n")
 	dir := t.TempDir()

@@ -24,8 +24,9 @@ const hubKey = "https://index.docker.io/v1/"
 
 // DockerOptions says where Docker's configuration is.
 type DockerOptions struct {
-	// Paths are config.json files, or directories that hold one, asked in this order. nil: $DOCKER_CONFIG, or else
-	// ~/.docker, or else /root/.docker for daemons without a home. Files that do not exist have no credentials.
+	// Paths are config.json files, or directories that hold one, asked in this order. nil:
+	// $DOCKER_CONFIG, or else ~/.docker, or else /root/.docker for daemons without a home. Files
+	// that do not exist have no credentials.
 	Paths []string
 	// HelperTimeout bounds one run of a credential helper. 0: 10 s.
 	HelperTimeout time.Duration
@@ -95,9 +96,9 @@ func defaultDir() string {
 	return filepath.Join(home, ".docker")
 }
 
-// Credentials implements Keychain. In each file, a helper for the very host comes first, then the file's own entries, those
-// for the repository before those for all of the host, then the helper for all (Docker leaves an empty entry for a host that the
-// helper knows).
+// Credentials implements Keychain. In each file, a helper for the very host comes first, then the
+// file's own entries, those for the repository before those for all of the host, then the helper
+// for all (Docker leaves an empty entry for a host that the helper knows).
 func (d *Docker) Credentials(ctx context.Context, host, repository string) ([]Credential, error) {
 	var out []Credential
 	var errs []error

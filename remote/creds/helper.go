@@ -16,7 +16,8 @@ import (
 // maxHelperOutput is how much a helper may say, in bytes.
 const maxHelperOutput = 1 << 20
 
-// ask runs docker-credential-NAME for a host, bounded in time: a helper may want to talk to a key store, a cloud, or a person.
+// ask runs docker-credential-NAME for a host, bounded in time: a helper may want to talk to a key
+// store, a cloud, or a person.
 func ask(ctx context.Context, name, host string, timeout time.Duration) (Credential, error) {
 	if strings.ContainsAny(name, "/\\") {
 		return Credential{}, fmt.Errorf("credential helper %q: a name, not a path, is wanted", name)

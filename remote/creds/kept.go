@@ -27,8 +27,9 @@ type KeptOptions struct {
 	Logger *slog.Logger // nil: slog.Default()
 }
 
-// Kept is a Keychain of the credentials that pulls came with. They are for the repository that was pulled and for nothing else,
-// and only for the registry's own host, or the one that they name. They outlive a restart and a reboot in one file, sealed.
+// Kept is a Keychain of the credentials that pulls came with. They are for the repository that was
+// pulled and for nothing else, and only for the registry's own host, or the one that they name.
+// They outlive a restart and a reboot in one file, sealed.
 type Kept struct {
 	path string
 	key  *sealer
@@ -53,8 +54,8 @@ func (k *kept) is(repository, server string, c Credential) bool {
 	return k.Repository == repository && k.Server == server && k.credential() == c
 }
 
-// OpenKept reads what is kept. What cannot be read, or was sealed with another key, is lost: it is logged, and no error,
-// because the next pull brings it again.
+// OpenKept reads what is kept. What cannot be read, or was sealed with another key, is lost: it is
+// logged, and no error, because the next pull brings it again.
 func OpenKept(o KeptOptions) (*Kept, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
@@ -98,8 +99,9 @@ func (k *kept) serves(host string) bool {
 	return named == canonical(host)
 }
 
-// Keep keeps a credential that a pull of the repository came with. server is the host that it is for, empty for the
-// registry's own. added: it was not kept yet. With an error it is kept until a restart.
+// Keep keeps a credential that a pull of the repository came with. server is the host that it is
+// for, empty for the registry's own. added: it was not kept yet. With an error it is kept until a
+// restart.
 func (k *Kept) Keep(repository, server string, c Credential) (added bool, err error) {
 	switch {
 	case c == (Credential{}):
@@ -162,7 +164,8 @@ func (k *Kept) drop(which func(kept) bool) error {
 	return k.writeLocked()
 }
 
-// writeLocked replaces the file. Some milliseconds under the lock are no matter: it happens once a pull.
+// writeLocked replaces the file. Some milliseconds under the lock are no matter: it happens once a
+// pull.
 func (k *Kept) writeLocked() error {
 	b, err := json.Marshal(k.list)
 	if err != nil {

@@ -36,7 +36,8 @@ func mustFind(t *testing.T, k *Kept, host, repository string, want ...Credential
 	}
 }
 
-// TestKept: what pulls came with is there after a restart, for their repository and registry alone, the latest first.
+// TestKept: what pulls came with is there after a restart, for their repository and registry alone,
+// the latest first.
 func TestKept(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "credentials")
 	k := openKept(t, dir, "")

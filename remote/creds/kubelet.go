@@ -19,8 +19,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// KubeletOptions says where the kubelet's credential providers are: they are its flags --image-credential-provider-config
-// and --image-credential-provider-bin-dir.
+// KubeletOptions says where the kubelet's credential providers are: they are its flags
+// --image-credential-provider-config and --image-credential-provider-bin-dir.
 type KubeletOptions struct {
 	Config string // a file, or a directory of .yaml, .yml and .json files, in the order of their names
 	BinDir string
@@ -29,9 +29,9 @@ type KubeletOptions struct {
 	Logger  *slog.Logger // hears of providers that cannot be used; nil: slog.Default()
 }
 
-// Kubelet is a Keychain of the kubelet's credential providers: programs that a cloud gives, which make credentials for its
-// registries from the node's own identity. They are run as the kubelet runs them, and what they say is kept in memory for as long
-// as they say.
+// Kubelet is a Keychain of the kubelet's credential providers: programs that a cloud gives, which
+// make credentials for its registries from the node's own identity. They are run as the kubelet
+// runs them, and what they say is kept in memory for as long as they say.
 // https://kubernetes.io/docs/reference/config-api/kubelet-credentialprovider.v1/
 type Kubelet struct {
 	o KubeletOptions
@@ -61,7 +61,8 @@ type provider struct {
 	cache time.Duration
 }
 
-// request and response are what a provider is asked by its standard input and answers on its standard output.
+// request and response are what a provider is asked by its standard input and answers on its
+// standard output.
 type providerRequest struct {
 	Kind       string `json:"kind"`
 	APIVersion string `json:"apiVersion"`
@@ -98,7 +99,8 @@ func NewKubelet(o KubeletOptions) *Kubelet {
 	return &Kubelet{o: o, said: map[string]answer{}}
 }
 
-// Credentials implements Keychain. All providers that are for the place are asked, as the kubelet does.
+// Credentials implements Keychain. All providers that are for the place are asked, as the kubelet
+// does.
 func (k *Kubelet) Credentials(ctx context.Context, host, repository string) ([]Credential, error) {
 	providers, err := k.read()
 	if err != nil {
@@ -231,7 +233,8 @@ func (k *Kubelet) read() ([]provider, error) {
 	return k.providers, k.err
 }
 
-// configFiles returns the files that make up a configuration, and a stamp that changes when they do.
+// configFiles returns the files that make up a configuration, and a stamp that changes when they
+// do.
 func configFiles(path string) (files []string, stamp string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {

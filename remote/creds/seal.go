@@ -15,8 +15,8 @@ import (
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
-// KeyCredential is the name of the systemd credential that is the key, where there is one (systemd.exec(5), LoadCredentialEncrypted=:
-// sealed to the machine's TPM, say).
+// KeyCredential is the name of the systemd credential that is the key, where there is one
+// (systemd.exec(5), LoadCredentialEncrypted=: sealed to the machine's TPM, say).
 const KeyCredential = "mica-credentials-key"
 
 // A sealed file, of at most maxConfig bytes:

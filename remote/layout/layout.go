@@ -1,9 +1,11 @@
-// Package layout reads and extends an OCI image layout (https://github.com/opencontainers/image-spec, image-layout.md): a
-// directory with oci-layout, index.json and blobs/ALGORITHM/HEX. An Image of it has the methods of remote.Image, so that an index
-// can be made for an image that is in no registry yet, and stored beside it.
+// Package layout reads and extends an OCI image layout
+// (https://github.com/opencontainers/image-spec, image-layout.md): a directory with oci-layout,
+// index.json and blobs/ALGORITHM/HEX. An Image of it has the methods of remote.Image, so that an
+// index can be made for an image that is in no registry yet, and stored beside it.
 //
-// Blobs are written to a temporary file, synced and renamed; index.json is replaced the same way under a lock of the directory, so
-// that several processes may write to one layout. Safe for parallel use.
+// Blobs are written to a temporary file, synced and renamed; index.json is replaced the same way
+// under a lock of the directory, so that several processes may write to one layout. Safe for
+// parallel use.
 package layout
 
 import (
@@ -70,8 +72,8 @@ func (l *Layout) index() (ocispec.Index, error) {
 	return index, nil
 }
 
-// Image returns the image of that name: a value of org.opencontainers.image.ref.name, or a digest, or "" where the layout has
-// only one.
+// Image returns the image of that name: a value of org.opencontainers.image.ref.name, or a digest,
+// or "" where the layout has only one.
 func (l *Layout) Image(name string) *Image { return &Image{layout: l, name: name} }
 
 // Image is one image of a layout.
@@ -246,7 +248,8 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// Range returns the n bytes from off on as a stream. A file that is shorter gives io.ErrUnexpectedEOF.
+// Range returns the n bytes from off on as a stream. A file that is shorter gives
+// io.ErrUnexpectedEOF.
 func (b *Blob) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > b.desc.Size || n > b.desc.Size-off {
 		return nil, fmt.Errorf("read blob %s of %s: bytes %d+%d are outside its %d", b.desc.Digest, b.dir, off, n, b.desc.Size)

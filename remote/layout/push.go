@@ -20,7 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Create returns the layout in dir, made if there is none. A directory with other things in it is refused.
+// Create returns the layout in dir, made if there is none. A directory with other things in it is
+// refused.
 func Create(dir string) (*Layout, error) {
 	l, err := Open(dir)
 	if err == nil {
@@ -50,7 +51,8 @@ func Create(dir string) (*Layout, error) {
 	return l, nil
 }
 
-// PushBlob stores the blob that d describes from r, read from its start, unless it is there. Digest and size are checked.
+// PushBlob stores the blob that d describes from r, read from its start, unless it is there. Digest
+// and size are checked.
 func (i *Image) PushBlob(_ context.Context, d ocispec.Descriptor, r io.ReadSeeker) error {
 	path, err := blobPath(i.layout.dir, d.Digest)
 	if err != nil {

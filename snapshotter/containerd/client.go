@@ -79,8 +79,8 @@ type Client struct {
 	kept map[digest.Digest]document
 }
 
-// New returns a client of the containerd with this socket, which need not be there yet. configPath is
-// its config_path for registries, folders separated by colons. Call Close when done.
+// New returns a client of the containerd with this socket, which need not be there yet. configPath
+// is its config_path for registries, folders separated by colons. Call Close when done.
 func New(address, configPath string, log *slog.Logger) (*Client, error) {
 	conn, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

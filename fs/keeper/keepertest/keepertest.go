@@ -1,5 +1,6 @@
-// Package keepertest is what a keeper of descriptors has to be able to, whichever it is: a daemon that uses package keeper,
-// checks in each of its lives what the former ones have left, and dies by SIGKILL.
+// Package keepertest is what a keeper of descriptors has to be able to, whichever it is: a daemon
+// that uses package keeper, checks in each of its lives what the former ones have left, and dies by
+// SIGKILL.
 package keepertest
 
 import (
@@ -23,11 +24,12 @@ import (
 // window is for how many lives a set is kept.
 const window = 5
 
-// Report is the file in the daemon's folder with a line for each life: "ok", or what was wrong. After an error
-// or the last life the daemon stays alive.
+// Report is the file in the daemon's folder with a line for each life: "ok", or what was wrong.
+// After an error or the last life the daemon stays alive.
 const Report = "report"
 
-// Live is one life of the daemon: the main function of a test's child. The last life, number lives-1, waits for ctx.
+// Live is one life of the daemon: the main function of a test's child. The last life, number
+// lives-1, waits for ctx.
 func Live(ctx context.Context, dir string, lives int) error {
 	n, err := count(filepath.Join(dir, "lives"))
 	if err != nil {
@@ -178,7 +180,8 @@ func (l *life) change(ctx context.Context) error {
 	return l.k.Ready(fmt.Sprintf("life %d\nof a cat", l.n))
 }
 
-// raw stores a file by the protocol alone: the first of two as one who dies before the second, or one that is not package keeper's.
+// raw stores a file by the protocol alone: the first of two as one who dies before the second, or
+// one that is not package keeper's.
 func (l *life) raw(name string) error {
 	f, err := memfd(name)
 	if err != nil {
@@ -217,7 +220,8 @@ func (l *life) storm(ctx context.Context) {
 	time.Sleep(time.Duration(l.n%8) * 200 * time.Microsecond)
 }
 
-// newFiles makes the files of life n: one of /dev/fuse, which all look alike, then files that tell who they are.
+// newFiles makes the files of life n: one of /dev/fuse, which all look alike, then files that tell
+// who they are.
 func newFiles(n, files int) ([]*os.File, error) {
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {

@@ -5,7 +5,8 @@ import "time"
 const (
 	// shortLife is what counts as dying at start rather than at work.
 	shortLife = time.Second
-	// freeDeaths is how many short lives in a row are followed by another at once. Readers wait meanwhile, so a daemon that can work is never held up.
+	// freeDeaths is how many short lives in a row are followed by another at once. Readers wait
+	// meanwhile, so a daemon that can work is never held up.
 	freeDeaths = 3
 	firstDelay = 50 * time.Millisecond
 	maxDelay   = 3 * time.Second

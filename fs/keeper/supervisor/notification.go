@@ -20,8 +20,8 @@ type notification struct {
 	status                 string
 }
 
-// parseNotification reads lines of NAME=VALUE. Those that are unknown are skipped, as the protocol wants it; of a name that
-// comes twice the first counts.
+// parseNotification reads lines of NAME=VALUE. Those that are unknown are skipped, as the protocol
+// wants it; of a name that comes twice the first counts.
 func parseNotification(b []byte) (notification, error) {
 	var n notification
 	b = bytes.TrimRight(b, "\x00")
@@ -57,7 +57,8 @@ func parseNotification(b []byte) (notification, error) {
 	return n, nil
 }
 
-// validName tells whether the name may be passed on: printable ASCII without colons, which separate names in $LISTEN_FDNAMES.
+// validName tells whether the name may be passed on: printable ASCII without colons, which separate
+// names in $LISTEN_FDNAMES.
 func validName(s string) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] >= 0x7f || s[i] == ':' {

@@ -17,7 +17,8 @@ import (
 const (
 	maxMessage = 4096 // systemd takes no more either
 	maxRights  = 253  // descriptors in one datagram: SCM_MAX_FD, net/scm.h
-	// maxDrain bounds what is read of a dead child: the queue of a socket is net.unix.max_dgram_qlen long.
+	// maxDrain bounds what is read of a dead child: the queue of a socket is
+	// net.unix.max_dgram_qlen long.
 	maxDrain = 1 << 12
 	// complainEvery bounds the lines about datagrams that are ignored.
 	complainEvery = 10 * time.Second
@@ -38,8 +39,9 @@ type socket struct {
 	complained time.Time
 }
 
-// listen makes the socket. It has no name in the file system, where other users and containers could find it and where a killed supervisor would
-// leave it: children connect through the descriptor of this process, /proc/PID/fd/N, which takes the right to trace it.
+// listen makes the socket. It has no name in the file system, where other users and containers
+// could find it and where a killed supervisor would leave it: children connect through the
+// descriptor of this process, /proc/PID/fd/N, which takes the right to trace it.
 func listen(st *store, log *slog.Logger) (*socket, error) {
 	dir, err := os.MkdirTemp("/run", "micad-keep-")
 	if err != nil {
@@ -119,8 +121,8 @@ func (s *socket) drain() {
 	})
 }
 
-// receive handles a datagram if there is one. The first look at it takes its sender, not its descriptors: those of strangers
-// never become ours, not even to be closed, which may block.
+// receive handles a datagram if there is one. The first look at it takes its sender, not its
+// descriptors: those of strangers never become ours, not even to be closed, which may block.
 func (s *socket) receive(fd int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// served is a socket that takes this process for its child, without a goroutine: datagrams wait until drain.
+// served is a socket that takes this process for its child, without a goroutine: datagrams wait
+// until drain.
 func served(t *testing.T, max int, log io.Writer) *socket {
 	t.Helper()
 	s, err := listen(newStore(max), slog.New(slog.NewTextHandler(log, nil)))
@@ -239,7 +240,8 @@ func TestLengthOfNames(t *testing.T) {
 	}
 }
 
-// The socket is in nobody's way and out of everybody's reach but those who may trace the supervisor.
+// The socket is in nobody's way and out of everybody's reach but those who may trace the
+// supervisor.
 func TestSocketHasNoName(t *testing.T) {
 	s := served(t, 5, io.Discard)
 	if name := s.conn.LocalAddr().(*net.UnixAddr).Name; strings.HasPrefix(name, "@") {

@@ -8,8 +8,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/keeper"
 )
 
-// store is the descriptors that are held, oldest first. Unlike systemd it does not watch them: what hangs up stays until it is
-// removed, as with FDPOLL=0, which micad sends.
+// store is the descriptors that are held, oldest first. Unlike systemd it does not watch them: what
+// hangs up stays until it is removed, as with FDPOLL=0, which micad sends.
 type store struct {
 	max     int
 	entries []entry
@@ -23,8 +23,8 @@ type entry struct {
 
 func newStore(max int) *store { return &store{max: max} }
 
-// add takes fd over under name. It is closed and false returned if there is no room. An open file that is held
-// stays under its old name, as with systemd.
+// add takes fd over under name. It is closed and false returned if there is no room. An open file
+// that is held stays under its old name, as with systemd.
 func (s *store) add(name string, fd int) bool {
 	for _, e := range s.entries {
 		if sameFile(e.fd, fd) {
@@ -71,7 +71,8 @@ func (s *store) clear() {
 	s.entries, s.names = nil, 0
 }
 
-// sameFile tells whether two descriptors are of one open file. Where the kernel has no kcmp(2) they never are.
+// sameFile tells whether two descriptors are of one open file. Where the kernel has no kcmp(2) they
+// never are.
 func sameFile(a, b int) bool {
 	const kcmpFile = 0 // KCMP_FILE, linux/kcmp.h
 	pid := uintptr(os.Getpid())

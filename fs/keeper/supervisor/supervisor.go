@@ -1,11 +1,13 @@
-// Package supervisor is the keeper of package keeper where no systemd is: a parent of the daemon that holds its descriptors,
-// starts it again whenever it ends, and hands the descriptors to the next one. It speaks sd_notify(3)'s protocol and
-// does nothing else, so that it needs little memory and has few ways to fail: its own end is the end of all that it holds.
+// Package supervisor is the keeper of package keeper where no systemd is: a parent of the daemon
+// that holds its descriptors, starts it again whenever it ends, and hands the descriptors to the
+// next one. It speaks sd_notify(3)'s protocol and does nothing else, so that it needs little memory
+// and has few ways to fail: its own end is the end of all that it holds.
 //
 //	datagram ─▶ socket: is it from the child? ─▶ notification ─▶ store of descriptors ─▶ LISTEN_FDS of the next child
 //
-// Run has one goroutine for the child and one for the socket; mu in socket orders what they do to the store. Nothing waits for the
-// child: what it sends is taken from the socket's queue, and it is sent nothing but signals.
+// Run has one goroutine for the child and one for the socket; mu in socket orders what they do to
+// the store. Nothing waits for the child: what it sends is taken from the socket's queue, and it is
+// sent nothing but signals.
 package supervisor
 
 import (
@@ -31,15 +33,17 @@ const stopTimeout = 30 * time.Second
 // Options is what Run needs to know.
 type Options struct {
 	// Path and Args are what each start executes, Args from the program's name on. The program must
-	// call ExecListening first, or hand over to one that does: only the new process knows its own ID, which $LISTEN_PID names.
+	// call ExecListening first, or hand over to one that does: only the new process knows its own
+	// ID, which $LISTEN_PID names.
 	Path string
 	Args []string
 	// Env is the child's environment, to which the protocol's variables are added.
 	Env []string
-	// Max bounds the descriptors that are held; 0: what the limit of open files allows, up to 16384.
+	// Max bounds the descriptors that are held; 0: what the limit of open files allows, up to
+	// 16384.
 	Max int
-	// Wrong is the exit status of a child that cannot do what it was told to: it is not started again
-	// where nothing is held that waits for it. 0: there is none.
+	// Wrong is the exit status of a child that cannot do what it was told to: it is not started
+	// again where nothing is held that waits for it. 0: there is none.
 	Wrong int
 	Log   *slog.Logger
 
@@ -50,9 +54,10 @@ type Options struct {
 // ErrWrong is wrapped by the error of a Run whose child ended with Options.Wrong.
 var ErrWrong = errors.New("what micad was told cannot be right")
 
-// Run starts the child, and starts it again when it ends, until ctx ends: then the child is told to end (SIGTERM), waited for,
-// and what is held is closed. What arrives on restart makes it do so with the descriptors kept. The error is about the supervisor's
-// own means (no socket, no process), or wraps ErrWrong. One Run takes all children of its process.
+// Run starts the child, and starts it again when it ends, until ctx ends: then the child is told to
+// end (SIGTERM), waited for, and what is held is closed. What arrives on restart makes it do so
+// with the descriptors kept. The error is about the supervisor's own means (no socket, no process),
+// or wraps ErrWrong. One Run takes all children of its process.
 func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 	room, err := capacity(o.Max)
 	if err != nil {
@@ -99,7 +104,8 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		// What the child sent last counts, and nobody sends to a queue that is being emptied any more.
+		// What the child sent last counts, and nobody sends to a queue that is being emptied any
+		// more.
 		sock.drain()
 		wrong := o.Wrong != 0 && c.status.Exited() && c.status.ExitStatus() == o.Wrong
 		if wrong && sock.held() == 0 {
@@ -123,8 +129,8 @@ func pause(ctx context.Context, delay time.Duration, restart <-chan os.Signal) b
 	return ctx.Err() == nil
 }
 
-// capacity is how many descriptors can be held: max, or less if so many files cannot be open. Beside them there must be room for
-// those of one datagram and a few of our own.
+// capacity is how many descriptors can be held: max, or less if so many files cannot be open.
+// Beside them there must be room for those of one datagram and a few of our own.
 func capacity(max int) (int, error) {
 	const spare, most = 2 * maxRights, 16384
 	if max <= 0 {
@@ -150,7 +156,8 @@ type child struct {
 // start executes the child with the descriptors that are held.
 func start(s *socket, o Options) (*child, error) {
 	c := &child{ended: make(chan struct{})}
-	// While the lock is held no datagram is looked at, so that the child's first is not taken for somebody else's.
+	// While the lock is held no datagram is looked at, so that the child's first is not taken for
+	// somebody else's.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fds, names := s.store.list()
@@ -158,7 +165,8 @@ func start(s *socket, o Options) (*child, error) {
 	if len(fds) > 0 {
 		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(fds)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
-	// Not os.StartProcess: it works on os.Files, which would take part in our polling or lose O_NONBLOCK.
+	// Not os.StartProcess: it works on os.Files, which would take part in our polling or lose
+	// O_NONBLOCK.
 	attr := &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{
 		Setpgid: true, // a terminal's Ctrl-C is for us to pass on
 		PidFD:   &c.pidfd,
@@ -175,7 +183,8 @@ func start(s *socket, o Options) (*child, error) {
 	return c, nil
 }
 
-// wait reaps the child, and orphans that became ours because we are the first process of a container.
+// wait reaps the child, and orphans that became ours because we are the first process of a
+// container.
 func (c *child) wait() {
 	defer close(c.ended)
 	for {
@@ -205,7 +214,8 @@ func (c *child) stop(patience time.Duration) {
 	}
 }
 
-// signal reaches this very process: its number may be another's already. One that has ended needs no signal.
+// signal reaches this very process: its number may be another's already. One that has ended needs
+// no signal.
 func (c *child) signal(sig unix.Signal) { _ = unix.PidfdSendSignal(c.pidfd, sig, nil, 0) }
 
 func (c *child) close() { unix.Close(c.pidfd) }
@@ -217,8 +227,9 @@ func describe(s syscall.WaitStatus) string {
 	return "exit status " + strconv.Itoa(s.ExitStatus())
 }
 
-// ExecListening makes the process the program at the first of paths that can be executed, as a listener in terms of
-// sd_listen_fds(3): $LISTEN_PID names this process, which stays the same. It returns only with an error.
+// ExecListening makes the process the program at the first of paths that can be executed, as a
+// listener in terms of sd_listen_fds(3): $LISTEN_PID names this process, which stays the same. It
+// returns only with an error.
 func ExecListening(paths []string, args []string) error {
 	if os.Getenv("LISTEN_FDS") != "" {
 		if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {

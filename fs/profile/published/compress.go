@@ -13,10 +13,12 @@ import (
 // Reader fills p from a blob, from off on. Parallel calls are made.
 type Reader func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error
 
-// readAtOnce is how many bytes of a blob are read by one request at most, where they are more than one span.
+// readAtOnce is how many bytes of a blob are read by one request at most, where they are more than
+// one span.
 const readAtOnce = 4 << 20
 
-// Compress returns the zstd frames of spans, whose bytes it verifies. windows is the index's blob of windows.
+// Compress returns the zstd frames of spans, whose bytes it verifies. windows is the index's blob
+// of windows.
 func Compress(ctx context.Context, read Reader, windows ocispec.Descriptor, spans []LayerSpan) ([][]byte, error) {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false))
 	if err != nil {
@@ -39,7 +41,8 @@ func Compress(ctx context.Context, read Reader, windows ocispec.Descriptor, span
 	return all, g.Wait()
 }
 
-// neighbours returns how many of the first spans follow each other in a layer's blob, and are read by one request.
+// neighbours returns how many of the first spans follow each other in a layer's blob, and are read
+// by one request.
 func neighbours(spans []LayerSpan) int {
 	first := &spans[0]
 	for n := 1; n < len(spans); n++ {

@@ -22,8 +22,8 @@ const annotationCopy = "dev.mica.profile.copy.v1"
 // MediaTypeCopy is the type of a copy of what a start reads.
 const MediaTypeCopy = "application/vnd.mica.profile.copy.v1"
 
-// Bounds of a copy: its bytes, the layers that it has spans of, and the characters of the annotation, which a pull waits for with the list
-// of referrers: that of a copy of 38 MB has 2 KB.
+// Bounds of a copy: its bytes, the layers that it has spans of, and the characters of the
+// annotation, which a pull waits for with the list of referrers: that of a copy of 38 MB has 2 KB.
 const (
 	MaxCopy       = 64 << 20
 	maxCopyLayers = 64
@@ -38,7 +38,8 @@ type Frame struct {
 	index.Range
 }
 
-// Copy is a blob that holds what a start reads, in whole spans: they take fewer bytes than in the layers, and few requests bring them.
+// Copy is a blob that holds what a start reads, in whole spans: they take fewer bytes than in the
+// layers, and few requests bring them.
 type Copy struct {
 	Blob   ocispec.Descriptor
 	Trees  digest.Digest // of the index that the spans are of
@@ -60,7 +61,8 @@ type LayerSpan struct {
 	Span   index.Span
 }
 
-// Spans returns the spans that a replay of a profile fetches, in the order in which it does: of the first, some more than a copy has room for.
+// Spans returns the spans that a replay of a profile fetches, in the order in which it does: of the
+// first, some more than a copy has room for.
 func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 	layers := map[digest.Digest]*layerSpans{}
 	for _, l := range b.Layers() {
@@ -100,8 +102,9 @@ type layerSpans struct {
 	taken map[int]bool
 }
 
-// AddCopy adds a copy of spans of the index whose trees have that digest, each as zstd frames, as many of the first as there is room for:
-// a reader of the list of referrers can begin with it before it has an index.
+// AddCopy adds a copy of spans of the index whose trees have that digest, each as zstd frames, as
+// many of the first as there is room for: a reader of the list of referrers can begin with it
+// before it has an index.
 func (a *Artifact) AddCopy(trees digest.Digest, spans []LayerSpan, frames [][]byte) error {
 	c := Copy{Trees: trees}
 	var list frameList
@@ -132,8 +135,9 @@ func (c *Copy) text() copyText {
 	return copyText{Copy: c.Blob.Digest, Trees: c.Trees, Layers: list.layers, Frames: base64.StdEncoding.EncodeToString(list.bytes())}
 }
 
-// frameList is a list of frames as the annotation has it: runs of spans that follow each other in a layer; of each, varints: the layer's
-// number, the first span's, how many there are, and the bytes of each frame.
+// frameList is a list of frames as the annotation has it: runs of spans that follow each other in a
+// layer; of each, varints: the layer's number, the first span's, how many there are, and the bytes
+// of each frame.
 type frameList struct {
 	layers []digest.Digest
 	done   []byte // complete runs
@@ -175,8 +179,8 @@ func (l *frameList) bytes() []byte {
 	return b
 }
 
-// CopyOf returns the copy that an entry of a list of referrers tells of, of at most MaxCopy bytes; ok is false where it tells of none. Whether
-// the index is the image's the caller has to see.
+// CopyOf returns the copy that an entry of a list of referrers tells of, of at most MaxCopy bytes;
+// ok is false where it tells of none. Whether the index is the image's the caller has to see.
 func CopyOf(d ocispec.Descriptor) (c Copy, ok bool, err error) {
 	text, ok := d.Annotations[annotationCopy]
 	if !ok {

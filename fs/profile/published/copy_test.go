@@ -69,7 +69,8 @@ func TestCopyRoundTrip(t *testing.T) {
 	}
 }
 
-// TestCopyRoom: as many of the first spans are copied as there is room for, in the copy and in what is said of it.
+// TestCopyRoom: as many of the first spans are copied as there is room for, in the copy and in what
+// is said of it.
 func TestCopyRoom(t *testing.T) {
 	large := make([]byte, MaxCopy/2)
 	spans, _ := spansOf(map[digest.Digest][]int{layerA: {1, 2, 3}}, layerA)

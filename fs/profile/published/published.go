@@ -1,10 +1,12 @@
-// Package published says how a profile lies in a registry or an OCI layout: an OCI artifact whose subject is the
-// image's manifest, as an index is (package index/artifact).
+// Package published says how a profile lies in a registry or an OCI layout: an OCI artifact whose
+// subject is the image's manifest, as an index is (package index/artifact).
 //
-// The artifact's manifest has a layer, the encoded profile (package profile), and an empty config. A profile of at
-// most MaxInline bytes also stands in an annotation of the manifest, in base64: registries repeat annotations in the list of
-// referrers, so a reader of that list has the profile with it and needs no further request. A second layer can be a copy of what the
-// profile names, from which few requests bring it while the index is still on its way; another annotation says what lies where in it.
+// The artifact's manifest has a layer, the encoded profile (package profile), and an empty config.
+// A profile of at most MaxInline bytes also stands in an annotation of the manifest, in base64:
+// registries repeat annotations in the list of referrers, so a reader of that list has the profile
+// with it and needs no further request. A second layer can be a copy of what the profile names,
+// from which few requests bring it while the index is still on its way; another annotation says
+// what lies where in it.
 package published
 
 import (
@@ -20,15 +22,16 @@ import (
 	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
-// ArtifactType is the type of the artifact. Its one blob has the same media type, profile.MediaType.
+// ArtifactType is the type of the artifact. Its one blob has the same media type,
+// profile.MediaType.
 const ArtifactType = profile.MediaType
 
 // annotationContent holds the encoded profile in base64 (RFC 4648, with padding).
 const annotationContent = "dev.mica.profile.v1"
 
 const (
-	// MaxInline is the most bytes of an encoded profile that stand in the annotation; with base64 they take 64 KiB.
-	// Registries take manifests of 4 MiB, and lists of referrers hold several.
+	// MaxInline is the most bytes of an encoded profile that stand in the annotation; with base64
+	// they take 64 KiB. Registries take manifests of 4 MiB, and lists of referrers hold several.
 	MaxInline = 48 << 10
 	// MaxBlob bounds the blob, bytes. It is profile.Limits' default.
 	MaxBlob = 4 << 20
@@ -60,7 +63,8 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 	}, nil
 }
 
-// Manifest returns the artifact's manifest for the image manifest subject. Equal arguments give equal manifests.
+// Manifest returns the artifact's manifest for the image manifest subject. Equal arguments give
+// equal manifests.
 func (a Artifact) Manifest(subject ocispec.Descriptor) ocispec.Manifest {
 	annotations := map[string]string{}
 	blobs := []ocispec.Descriptor{a.Blob}
@@ -82,8 +86,9 @@ func Newest(list []ocispec.Descriptor) (newest ocispec.Descriptor, ok bool) {
 	return list[0], true
 }
 
-// FromReferrer returns the encoded profile that stands in an entry of a list of referrers, to be decoded with profile.Decode.
-// ok is false where none stands there: the profile is too large, or the registry drops annotations.
+// FromReferrer returns the encoded profile that stands in an entry of a list of referrers, to be
+// decoded with profile.Decode. ok is false where none stands there: the profile is too large, or
+// the registry drops annotations.
 func FromReferrer(d ocispec.Descriptor) (content []byte, ok bool, err error) {
 	text, ok := d.Annotations[annotationContent]
 	if !ok {

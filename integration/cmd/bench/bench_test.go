@@ -224,7 +224,8 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// The waterfall's times count from the pull's begin, and what is drawn ends when the program is ready.
+// The waterfall's times count from the pull's begin, and what is drawn ends when the program is
+// ready.
 func TestWaterfall(t *testing.T) {
 	begin := time.Now()
 	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }

@@ -164,8 +164,8 @@ func (r *results) panel(ways []way, n network, w workload) chart.Panel {
 	return panel
 }
 
-// figure draws what was sent, and who waited, until the program was ready; what came later would make
-// that part small.
+// figure draws what was sent, and who waited, until the program was ready; what came later would
+// make that part small.
 func (w *waterfall) figure() *chart.Waterfall {
 	f := &chart.Waterfall{
 		Title: fmt.Sprintf("One start: %s by %s over %s, requests and waits until ready", w.Workload, w.Way, w.Network),

@@ -1,14 +1,15 @@
 // Package cri learns the credentials of pulls from the kubelet.
 //
-// containerd does not hand a snapshotter the credentials that a pull came with, and they are nowhere else on the node: image
-// pull secrets reach it with the kubelet's request to pull and are forgotten after it. So Images stands between the two: it is a
-// CRI image service that hands every call to containerd as it is, and keeps, on the way, what a PullImage authenticates with.
+// containerd does not hand a snapshotter the credentials that a pull came with, and they are
+// nowhere else on the node: image pull secrets reach it with the kubelet's request to pull and are
+// forgotten after it. So Images stands between the two: it is a CRI image service that hands every
+// call to containerd as it is, and keeps, on the way, what a PullImage authenticates with.
 //
 //	kubelet (imageServiceEndpoint) ── Images ── containerd
 //	                                    └─ Keeper
 //
-// Messages pass through byte by byte, whatever their version knows; of a PullImageRequest alone a few fields are read.
-// Concurrency: as gRPC's, a goroutine of the server's for each call.
+// Messages pass through byte by byte, whatever their version knows; of a PullImageRequest alone a
+// few fields are read. Concurrency: as gRPC's, a goroutine of the server's for each call.
 package cri
 
 import (
@@ -41,7 +42,8 @@ const (
 
 // Keeper is what Images needs of a *creds.Kept. Parallel calls are made.
 type Keeper interface {
-	// Keep keeps a credential for a repository, at server only unless that is empty. added: it was not there before.
+	// Keep keeps a credential for a repository, at server only unless that is empty. added: it was
+	// not there before.
 	Keep(repository, server string, c creds.Credential) (added bool, err error)
 	// Drop forgets it.
 	Drop(repository, server string, c creds.Credential) error
@@ -54,8 +56,8 @@ type Images struct {
 	log    *slog.Logger
 }
 
-// New returns the image service in front of the one at a socket's path; k may be nil: then nothing is kept. It connects at the
-// first call.
+// New returns the image service in front of the one at a socket's path; k may be nil: then nothing
+// is kept. It connects at the first call.
 func New(socket string, k Keeper, log *slog.Logger) (*Images, error) {
 	target := url.URL{Scheme: "unix", Path: socket}
 	conn, err := grpc.NewClient(target.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -91,7 +93,8 @@ func (p *Images) Handle(_ any, in grpc.ServerStream) error {
 	return err
 }
 
-// forward has containerd answer a call. All calls have one request, and one answer or a stream of them.
+// forward has containerd answer a call. All calls have one request, and one answer or a stream of
+// them.
 func (p *Images) forward(method string, request *emptypb.Empty, in grpc.ServerStream) error {
 	ctx := in.Context()
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
@@ -124,7 +127,8 @@ func (p *Images) forward(method string, request *emptypb.Empty, in grpc.ServerSt
 	}
 }
 
-// learn keeps what a PullImageRequest authenticates with. undo takes that back, for pulls that fail.
+// learn keeps what a PullImageRequest authenticates with. undo takes that back, for pulls that
+// fail.
 func (p *Images) learn(request []byte) (undo func()) {
 	r, err := parsePull(request)
 	if err != nil {

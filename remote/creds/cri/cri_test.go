@@ -98,7 +98,8 @@ func proxy(t *testing.T, handler grpc.StreamHandler) (*memory, *grpc.ClientConn)
 	return k, conn
 }
 
-// TestForward: requests, answers, streams, errors and metadata pass as they are; other services do not.
+// TestForward: requests, answers, streams, errors and metadata pass as they are; other services do
+// not.
 func TestForward(t *testing.T) {
 	_, conn := proxy(t, func(_ any, s grpc.ServerStream) error {
 		method, _ := grpc.MethodFromServerStream(s)
@@ -151,7 +152,8 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// TestPulls: what a pull authenticates with is kept before containerd hears of it, and only if it succeeds.
+// TestPulls: what a pull authenticates with is kept before containerd hears of it, and only if it
+// succeeds.
 func TestPulls(t *testing.T) {
 	image := func(ref string) []byte { return message(1, ref, 18, ref) }
 	for _, tc := range []struct {
