@@ -204,8 +204,11 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		return err
 	}
 	if c.Containerd != noContainerd {
-		address := cmp.Or(c.Containerd, c.Credentials.ImageService, containerd.DefaultAddress)
-		if d.containerd, err = containerd.New(address, c.Remote.ConfigPath, d.log); err != nil {
+		addresses := containerd.Addresses()
+		if address := cmp.Or(c.Containerd, c.Credentials.ImageService); address != "" {
+			addresses = []string{address}
+		}
+		if d.containerd, err = containerd.New(addresses, c.Remote.ConfigPath, d.log); err != nil {
 			return err
 		}
 	}

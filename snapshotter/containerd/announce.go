@@ -45,7 +45,7 @@ func (c *Client) Watch(ctx context.Context, fn func(snapshotter.Image)) {
 		case <-ctx.Done():
 			return
 		case <-time.After(redial):
-			c.log.Debug("containerd has ceased to tell of pulls", "address", c.address, "err", err)
+			c.log.Debug("containerd has ceased to tell of pulls", "addresses", c.addresses, "err", err)
 		}
 	}
 }
@@ -62,7 +62,7 @@ func (c *Client) listen(ctx context.Context, fn func(snapshotter.Image)) error {
 	if err != nil {
 		return err
 	}
-	c.log.Info("containerd tells of pulls as they begin", "address", c.address)
+	c.log.Info("containerd tells of pulls as they begin", "addresses", c.addresses)
 	slots := make(chan struct{}, atOnce)
 	for {
 		e, err := stream.Recv()

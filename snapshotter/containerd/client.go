@@ -32,9 +32,12 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,8 +58,15 @@ import (
 
 var _ snapshotter.Images = (*Client)(nil)
 
-// DefaultAddress is the socket of a containerd that was not told another.
-const DefaultAddress = defaults.DefaultAddress
+// Addresses returns the sockets of a containerd that was not told another: as packages start it, as
+// k3s and RKE2 do, and as dockerd does where it finds none.
+func Addresses() []string {
+	return []string{
+		defaults.DefaultAddress,
+		"/run/k3s/containerd/containerd.sock",
+		"/run/docker/containerd/containerd.sock",
+	}
+}
 
 const (
 	maxDocument = 8 << 20 // bytes of a manifest, an index or a config
@@ -68,7 +78,7 @@ const (
 
 // Client asks one containerd. Make it with New.
 type Client struct {
-	address    string
+	addresses  []string
 	configPath string           // see New
 	conn       *grpc.ClientConn // connects by itself, and again when containerd has restarted
 	images     imagesapi.ImagesClient
@@ -79,23 +89,40 @@ type Client struct {
 	kept map[digest.Digest]document
 }
 
-// New returns a client of the containerd with this socket, which need not be there yet. configPath
-// is its config_path for registries, folders separated by colons. Call Close when done.
-func New(address, configPath string, log *slog.Logger) (*Client, error) {
-	conn, err := grpc.NewClient("unix://"+address,
+// New returns a client of the containerd with the first of these sockets that answers. None need be
+// there yet. configPath is its config_path for registries, folders separated by colons. Call Close
+// when done.
+func New(addresses []string, configPath string, log *slog.Logger) (*Client, error) {
+	conn, err := grpc.NewClient("passthrough:///containerd",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return dial(ctx, addresses)
+		}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{BaseDelay: redial, Multiplier: 1, MaxDelay: redial},
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize)))
 	if err != nil {
-		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
+		return nil, fmt.Errorf("connect to containerd: %w", err)
 	}
 	return &Client{
-		address: address, configPath: configPath, conn: conn, log: log,
+		addresses: addresses, configPath: configPath, conn: conn, log: log,
 		images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn),
 		kept: map[digest.Digest]document{},
 	}, nil
+}
+
+// dial connects to the first of these sockets that answers.
+func dial(ctx context.Context, addresses []string) (net.Conn, error) {
+	var errs []error
+	for _, a := range addresses {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", a)
+		if err == nil {
+			return conn, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
 }
 
 // Close ends the connection.
@@ -113,8 +140,8 @@ func (c *Client) connected(ctx context.Context) error {
 		}
 		c.conn.Connect()
 		if !c.conn.WaitForStateChange(ctx, state) {
-			return fmt.Errorf(
-				"no containerd at %s (see containerd_address in micad's configuration)", c.address)
+			return fmt.Errorf("no containerd at %s (see containerd_address in micad's configuration)",
+				strings.Join(c.addresses, ", "))
 		}
 	}
 }

@@ -78,7 +78,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.start()
 	t.Cleanup(func() { w.stop() })
-	if w.client, err = New(w.socket, filepath.Join(dir, "certs.d"), slog.New(slog.DiscardHandler)); err != nil {
+	if w.client, err = New([]string{filepath.Join(dir, "none"), w.socket}, filepath.Join(dir, "certs.d"), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })
