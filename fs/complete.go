@@ -8,7 +8,6 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/store"
 )
 
@@ -27,7 +26,7 @@ func (v *openLayer) lastCame() {
 	}
 }
 
-// tend completes the layer each time that its last span has come, until ctx ends. What fails,
+// tend advances the layer each time that its last span has come, until ctx ends. What fails,
 // because the disk is full for instance, is tried again.
 func (v *openLayer) tend(ctx context.Context) {
 	for {
@@ -52,7 +51,7 @@ func (v *openLayer) completed(ctx context.Context) bool {
 		v.t.budget.Starts.Calm(ctx)
 		ok = v.complete(ctx)
 	}
-	if ctx.Err() == nil && !v.store.AllPresent() {
+	if ctx.Err() == nil && v.stage() == stageLazy {
 		v.Refill()
 		ok = true
 	}
@@ -67,7 +66,7 @@ func (v *openLayer) saved(ctx context.Context) bool {
 	}
 	defer s.Close()
 	if err := s.Mark(store.Complete); err != nil {
-		if ctx.Err() == nil && s.AllPresent() {
+		if ctx.Err() == nil && stageOf(s) != stageLazy {
 			v.t.log.Error("complete layer is not recorded as such: tried again",
 				"layer", v.digest, "err", err)
 		}
@@ -94,11 +93,11 @@ func (v *openLayer) complete(ctx context.Context) bool {
 	}
 	defer s.Close()
 	keep := v.t.cache.Fits(s.Size())
-	if !s.AllPresent() || !keep && v.proof.Standing() == proof.Proved {
+	if now := stageOf(s); now == stageLazy || !keep && now >= stageProved {
 		return true // some has gone meanwhile; or it has been proved before
 	}
 	if err := v.proof.Check(ctx, s); err != nil {
-		if ctx.Err() == nil && v.proof.Standing() != proof.Disproved {
+		if ctx.Err() == nil && stageOf(s) != stageDisproved {
 			log.Error("complete layer stays served by micad", "err", err)
 			v.mend(ctx)
 		}
@@ -113,24 +112,27 @@ func (v *openLayer) complete(ctx context.Context) bool {
 		return false
 	}
 	log.Info("layer complete", "bytes", s.Size())
+	v.mountLocal()
+	return true
+}
+
+// mountLocal mounts the layer local over its mount points, unless it is closed or has gone again.
+func (v *openLayer) mountLocal() {
 	k, err := v.t.kernel()
 	if err != nil || k.complete != Local {
-		return true
+		return
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.closed {
-		return true
-	}
 	for _, p := range v.points {
-		if p.mode == Local || v.store.Record().State != store.Verified {
-			continue // it has gone again meanwhile
+		if p.mode == Local || v.stage() != stageLocal {
+			continue
 		}
 		if err := p.mountLocal(v, k); err != nil {
-			log.Warn("complete layer stays served by micad", "dir", p.dir, "err", err)
+			v.t.log.Warn("complete layer stays served by micad",
+				"layer", v.digest, "dir", p.dir, "err", err)
 		}
 	}
-	return true
 }
 
 // sleep waits for d or the end of ctx.

@@ -32,7 +32,7 @@ func (v *openLayer) startFill() {
 func (v *openLayer) Refill() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.closed && v.filling.started.Load() && !v.store.AllPresent() {
+	if v.filling.started.Load() && v.stage() == stageLazy {
 		v.t.fetch.Add(v.digest, v.data)
 		v.t.fetch.Fill(v.digest)
 	}
@@ -48,7 +48,7 @@ func (v *openLayer) Rest() {
 		v.filling.timer.Stop()
 	}
 	v.filling.started.Store(false)
-	if !v.closed && !v.store.AllPresent() {
+	if v.stage() == stageLazy {
 		v.t.fetch.Add(v.digest, v.data)
 	}
 }
@@ -85,7 +85,7 @@ func (h pullHost) Replay(
 	t := h.Table
 	whole := map[digest.Digest]bool{}
 	for _, v := range t.opened() {
-		whole[v.digest] = v.store.AllPresent()
+		whole[v.digest] = v.stage() >= stageWhole
 	}
 	ranges := make([]fetch.Range, len(from.Ranges))
 	for i, r := range from.Ranges {

@@ -26,7 +26,7 @@ func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 	defer v.t.mountsMu.RUnlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.closed {
+	if v.stage() == stageClosed {
 		return 0, nil
 	}
 	for _, p := range v.points {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,8 +39,8 @@ type openLayer struct {
 	came    chan struct{}      // a token: the last span has come
 	stop    context.CancelFunc // of tend
 
-	mu       sync.Mutex // held over mount(2), never over the network
-	closed   bool
+	mu       sync.Mutex        // held over mount(2), never over the network
+	closed   atomic.Bool       // set with mu held
 	device   *served           // erofs mode: the FUSE mount of the device
 	points   map[string]*point // by directory
 	detached []*served         // which lie nowhere any more, but are in use
@@ -129,7 +130,8 @@ func (v *openLayer) start() {
 	ctx, stop := context.WithCancel(t.ctx)
 	v.stop = stop
 	t.goes(func(context.Context) { v.tend(ctx) })
-	if !s.AllPresent() {
+	now := v.stage()
+	if now == stageLazy {
 		if err := s.Hold(); err != nil {
 			t.log.Warn("layer's files do not open: what comes of it is not kept until they do", "layer", v.digest, "err", err)
 		}
@@ -138,8 +140,7 @@ func (v *openLayer) start() {
 		return
 	}
 	t.fetch.Whole(v.digest)
-	standing := proof.Of(&rec)
-	if standing == proof.Endorsed || standing == proof.Proved && rec.State != store.Verified {
+	if now == stageWhole || now == stageProved {
 		v.lastCame() // an earlier run has not come to it
 	}
 }
@@ -236,10 +237,9 @@ func (v *openLayer) addRef(ref string) error {
 func (v *openLayer) close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.closed {
+	if v.closed.Swap(true) {
 		return nil
 	}
-	v.closed = true
 	v.stop()
 	if v.filling.timer != nil {
 		v.filling.timer.Stop()

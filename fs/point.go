@@ -15,7 +15,6 @@ import (
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
-	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -63,7 +62,7 @@ func (v *openLayer) mountSpot(ctx context.Context, s spot, c *changes, at string
 	defer v.t.mountsMu.RUnlock()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.closed {
+	if v.stage() == stageClosed {
 		return "", errors.New("layer was removed")
 	}
 	if err := v.writeVariant(c); err != nil {
@@ -146,8 +145,8 @@ func (t *Table) Displaced(dirs []string) []string {
 
 // show mounts what is missing at a point whose mode is what lies there.
 func (v *openLayer) show(ctx context.Context, p *point) error {
-	whole := v.store.Record().State == store.Verified
-	if p.mode != "" && (p.mode == Local || !whole) {
+	alone := v.stage() == stageLocal
+	if p.mode != "" && (p.mode == Local || !alone) {
 		return nil
 	}
 	k, err := v.t.kernel()
@@ -169,7 +168,7 @@ func (v *openLayer) show(ctx context.Context, p *point) error {
 	if err := v.t.clean(p.dir); err != nil {
 		return err
 	}
-	if whole && k.complete == Local {
+	if alone && k.complete == Local {
 		return p.mountLocal(v, k)
 	}
 	return p.mountLazy(ctx, v, k)
@@ -317,7 +316,7 @@ func (v *openLayer) look(p *point) (Mode, error) {
 	case !erofs.Shows(top, p.index):
 		return "", nil
 	case erofs.Standalone(top):
-		if v.store.Record().State != store.Verified {
+		if v.stage() != stageLocal {
 			return "", nil
 		}
 		mode = Local

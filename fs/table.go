@@ -1,30 +1,3 @@
-// Package fs is the table of a node's open layers, their mount points, and what of them is handed
-// over to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when the
-// layer is complete, and takes it away.
-//
-// # The data's way
-//
-// Mount finds a layer in three places, in this order: in the table, where it is mounted; in the
-// store, where an earlier run left it; at the registry, by a pull (package pull). Whether it may be
-// shown to the image that asks is package proof's answer; what it may take on disk is package
-// cache's.
-//
-//	Mount ──▶ slot ─┬─ in the store ────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
-//	                └─ pull.Bring ──▶ store ───┘
-//
-// # Over the end of the process
-//
-// A lazy mount needs a process that answers. With a Keeper, the descriptor of its FUSE connection outlives this one, beside a
-// description of it; who reads meanwhile waits. Open of the next process serves all of them at once, from the store
-// alone. Mount points are left as they are as long as they show what they should.
-//
-//	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ openLayer
-//
-// # Concurrency
-//
-// All methods may run in parallel. No lock is held over the network. What runs in
-// the background (pulls, checks of completed layers) belongs to the Table and has ended
-// when Close returns.
 package fs
 
 import (

@@ -1,0 +1,64 @@
+// Package fs is the table of a node's open layers, their mount points, and what of them is handed
+// over to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when
+// the layer is complete, and takes it away.
+//
+// # The data's way
+//
+// Mount finds a layer in three places, in this order: in the table, where it is mounted; in the
+// store, where an earlier run left it; at the registry, by a pull (package pull). Whether it may be
+// shown to the image that asks is package proof's answer; what it may take on disk is package
+// cache's.
+//
+//	Mount ──▶ slot ─┬─ in the store ────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
+//	                └─ pull.Bring ──▶ store ───┘
+//
+// # A layer's life
+//
+// An open layer is at one stage. The method stage derives it from what is on disk, so that the next
+// opening finds the layer where this one leaves it; closed alone is kept in memory.
+//
+//	lazy       some spans are missing
+//	whole      all spans are here; the index is the word of its vouchers
+//	disproved  all spans are here, and they are not the diffID's
+//	proved     all spans are here, and the tree is their tar's
+//	local      as proved, recorded as verified and sealed: the kernel may read the layer alone
+//	closed     the table has let go of the layer
+//
+// One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits.
+//
+//	at                 event                        raised by          then
+//	-                  opened                       stored             what the disk says
+//	lazy               last span came               fs/layer           whole; if its standing is
+//	                                                                   known, disproved or proved
+//	whole              checked: all is right        tend, Prove        proved
+//	whole              checked: not the diffID's    tend, Prove        disproved
+//	proved             the cache has room for it    tend, Prove        local
+//	whole, proved      disk full, or its fault      tend               the same, tried again
+//	whole … proved     span lost: evicted, found    fs/cache, fs/store lazy
+//	                   wrong, or not synced
+//	whole … local      emptied, not in use          fs/cache: MakeLazy lazy
+//	local              span found wrong             fs/cache: Verify   local: put right in place
+//	any                index found damaged          fs/cache: Verify   the same; the next opening
+//	                                                                   removes the layer
+//	any                unmounted, or Close          close              closed
+//
+// A layer that the cache has no room for stays proved until it comes whole again, or is opened
+// again. A span that is lost before tend has come to the layer is fetched at once, and any other
+// when it is read. Mount points follow: those of a layer that becomes local are replaced, where the
+// kernel can do that; micad serves the others as before.
+//
+// # Over the end of the process
+//
+// A lazy mount needs a process that answers. With a Keeper, the descriptor of its FUSE connection
+// outlives this one, beside a description of it; who reads meanwhile waits. Open of the next
+// process serves all of them at once, from the store alone. Mount points are left as they are as
+// long as they show what they should.
+//
+//	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ openLayer
+//
+// # Concurrency
+//
+// All methods may run in parallel. No lock is held over the network. What runs in
+// the background (pulls, checks of completed layers) belongs to the Table and has ended
+// when Close returns.
+package fs
