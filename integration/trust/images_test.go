@@ -12,9 +12,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/targz"
@@ -108,6 +111,7 @@ func scan(t *testing.T, l layer) (*index.Draft, []byte) {
 type drafted struct {
 	draft   *index.Draft
 	windows []byte
+	copied  []byte // the tar that a profile's copy has in the place of the layer's; nil: no profile
 }
 
 // push pushes an image and an index for it; no drafts: none.
@@ -164,5 +168,46 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	if _, err := im.PushReferrer(t.Context(), subject, x.Manifest(subject, time.Now())); err != nil {
 		t.Fatal(err)
 	}
+	for _, d := range drafts {
+		if d.copied != nil {
+			d.pushCopy(t, im, subject, x.Trees.Digest)
+		}
+	}
 	return ref
+}
+
+// pushCopy pushes a profile that names all of the layer, with a copy of it.
+func (d drafted) pushCopy(t *testing.T, im *remote.Image, subject ocispec.Descriptor, trees digest.Digest) {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var spans []published.LayerSpan
+	var frames [][]byte
+	for i, s := range d.draft.Spans {
+		spans = append(spans, published.LayerSpan{
+			BundleLayer: index.BundleLayer{Header: index.Header{Layer: d.draft.Layer}}, Number: i, Span: s,
+		})
+		frames = append(frames, z.EncodeAll(d.copied[s.Device:][:s.Size], nil))
+	}
+	a, err := published.New(&profile.Profile{
+		Manifest: subject.Digest, Runs: 1,
+		Ranges: []profile.Range{{Layer: d.draft.Layer, Size: d.draft.DeviceSize, Runs: 1}},
+	}, time.Now())
+	if err == nil {
+		err = a.AddCopy(trees, spans, frames)
+	}
+	if err == nil {
+		err = im.PushBlob(t.Context(), a.Blob, bytes.NewReader(a.Content))
+	}
+	if err == nil {
+		err = im.PushBlob(t.Context(), a.Copy, bytes.NewReader(a.Copied))
+	}
+	if err == nil {
+		_, err = im.PushReferrer(t.Context(), subject, a.Manifest(subject))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,10 +1,13 @@
-// Package trust tries what one repository can do to the containers of another's images, on a real node:
-// its own images' containers may be shown what it likes, the other's only what its diffIDs name.
+// Package trust tries what one repository can do to the containers of another's images, on a real
+// node: its own images' containers may be shown what it likes, the other's only what its diffIDs
+// name.
 package trust
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -48,9 +51,11 @@ func newPair(t *testing.T, probe []byte, seed string) pair {
 type attack struct {
 	name string
 	make func(t *testing.T, p pair) (v1.Image, []drafted)
-	// shows: the attacker's own container sees the forged file while its layer is lazy. Where it does not, the
-	// forger has only made reads fail.
+	// shows: the attacker's own container sees the forged file while its layer is lazy. Where it
+	// does not, the forger has only made reads fail.
 	shows bool
+	// harmless: not even the attacker's own container sees anything but the victim's file.
+	harmless bool
 }
 
 var attacks = []attack{
@@ -59,23 +64,23 @@ var attacks = []attack{
 		d, windows := scan(t, p.evil)
 		victim, _ := scan(t, p.victim)
 		d.DiffID = victim.DiffID
-		return imageOf(t, p.evil), []drafted{{d, windows}}
-	}, true},
+		return imageOf(t, p.evil), []drafted{{draft: d, windows: windows}}
+	}, true, false},
 	{"tree", func(t *testing.T, p pair) (v1.Image, []drafted) {
 		// The victim's own blob, with a tree that shows other files and modes.
 		d, windows := scan(t, p.victim)
 		etc := d.Root.Children["etc"]
 		etc.Children["who"].Extents = etc.Children["other"].Extents
 		etc.Mode = etc.Mode&^0o777 | 0o777
-		return imageOf(t, p.victim), []drafted{{d, windows}}
-	}, true},
+		return imageOf(t, p.victim), []drafted{{draft: d, windows: windows}}
+	}, true, false},
 	{"index of another layer", func(t *testing.T, p pair) (v1.Image, []drafted) {
 		// The victim's blob, with the spans and the tree of the attacker's.
 		d, windows := scan(t, p.evil)
 		victim, _ := scan(t, p.victim)
 		d.Layer, d.LayerSize, d.DiffID = victim.Layer, victim.LayerSize, victim.DiffID
-		return imageOf(t, p.victim), []drafted{{d, windows}}
-	}, false},
+		return imageOf(t, p.victim), []drafted{{draft: d, windows: windows}}
+	}, false, false},
 	{"window", func(t *testing.T, p pair) (v1.Image, []drafted) {
 		// The victim's blob, of which a span begins with the window of another one.
 		d, windows := scan(t, p.victim)
@@ -95,13 +100,28 @@ var attacks = []attack{
 				forged.Digest = sha256.Sum256(content)
 				if forged.Digest != s.Digest && decode() == nil {
 					*s = forged
-					return imageOf(t, p.victim), []drafted{{d, windows}}
+					return imageOf(t, p.victim), []drafted{{draft: d, windows: windows}}
 				}
 			}
 		}
 		t.Fatal("no window could be forged")
 		return nil, nil
-	}, false},
+	}, false, false},
+	{"profile and copy", func(t *testing.T, p pair) (v1.Image, []drafted) {
+		// The victim's blob and index, with a copy of what a start reads that has other bytes.
+		d, windows := scan(t, p.victim)
+		r, err := p.victim.Uncompressed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		tar, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged := bytes.ReplaceAll(tar, []byte("victim\n"), []byte("EVIL!!\n"))
+		return imageOf(t, p.victim), []drafted{{draft: d, windows: windows, copied: forged}}
+	}, false, true},
 }
 
 // moment is what happens between the attacker's first container and the victim's pull.
@@ -126,9 +146,9 @@ var moments = []moment{
 	}},
 }
 
-// TestNeighbours: for every attack and moment the victim's containers show the victim's files, in the
-// attacker's namespace and in another one, with an index of its own or without. Where the attack is on the
-// index alone, both repositories have the same manifest.
+// TestNeighbours: for every attack and moment the victim's containers show the victim's files, in
+// the attacker's namespace and in another one, with an index of its own or without. Where the
+// attack is on the index alone, both repositories have the same manifest.
 func TestNeighbours(t *testing.T) {
 	probe, err := os.ReadFile(fixture.Probe(t))
 	if err != nil {
@@ -173,7 +193,7 @@ func (c *neighbours) prepare(t *testing.T, r *registry.Registry, indexed bool) {
 	if indexed {
 		v, vw := scan(t, c.pair.victim)
 		top, tw := scan(t, c.pair.top)
-		own, both = []drafted{{v, vw}}, []drafted{{v, vw}, {top, tw}}
+		own, both = []drafted{{draft: v, windows: vw}}, []drafted{{draft: v, windows: vw}, {draft: top, windows: tw}}
 	}
 	c.victim = push(t, r, "victim/"+c.name, victim, own...)
 	c.above = push(t, r, "above/"+c.name, above, both...)
@@ -181,6 +201,9 @@ func (c *neighbours) prepare(t *testing.T, r *registry.Registry, indexed bool) {
 	out, err := c.n.Run(t.Context(), mica, c.evil, "evil-"+c.name, "/probe", "show", "/etc/who")
 	if c.attack.shows && (err != nil || !strings.Contains(out, show("EVIL!!\n"))) {
 		t.Fatalf("%s: the attacker's container shows\n%s%v: nothing is tested", c.attack.name, out, err)
+	}
+	if c.attack.harmless && (err != nil || out != show("victim\n")) {
+		t.Errorf("%s: the attacker's container shows\n%s%v", c.attack.name, out, err)
 	}
 }
 
@@ -214,8 +237,9 @@ func (c *neighbours) run(t *testing.T, namespace, ref string) (string, error) {
 		"--snapshotter", mica, ref, id, "/probe", "show", "/etc", "/etc/who", "/text")
 }
 
-// TestSharedBase: an image that has the same layers and the same index in another repository is shared
-// as it is, with nothing fetched for a proof; and so is one that an operator has given another name.
+// TestSharedBase: an image that has the same layers and the same index in another repository is
+// shared as it is, with nothing fetched for a proof; and so is one that an operator has given
+// another name.
 func TestSharedBase(t *testing.T) {
 	probe, err := os.ReadFile(fixture.Probe(t))
 	if err != nil {
@@ -226,9 +250,9 @@ func TestSharedBase(t *testing.T) {
 	p := newPair(t, probe, "shared")
 	base, bw := scan(t, p.victim)
 	top, tw := scan(t, p.top)
-	first := push(t, r, "shared/first", imageOf(t, p.victim), drafted{base, bw})
-	second := push(t, r, "shared/second", imageOf(t, p.victim, p.top), drafted{base, bw}, drafted{top, tw})
-	same := push(t, r, "shared/same", imageOf(t, p.victim), drafted{base, bw})
+	first := push(t, r, "shared/first", imageOf(t, p.victim), drafted{draft: base, windows: bw})
+	second := push(t, r, "shared/second", imageOf(t, p.victim, p.top), drafted{draft: base, windows: bw}, drafted{draft: top, windows: tw})
+	same := push(t, r, "shared/same", imageOf(t, p.victim), drafted{draft: base, windows: bw})
 	fixture.Pull(t, n, mica, first)
 	fixture.Ctr(t, n, "images", "tag", first, "docker.io/library/mine:1")
 	for i, ref := range []string{first, "docker.io/library/mine:1", second, same} {
@@ -249,8 +273,8 @@ func TestSharedBase(t *testing.T) {
 	}
 }
 
-// TestHonestElsewhere: the blob of the attacker is a layer of another repository, which claims nothing
-// false. That it is proved to be that does not make it what the attacker claims.
+// TestHonestElsewhere: the blob of the attacker is a layer of another repository, which claims
+// nothing false. That it is proved to be that does not make it what the attacker claims.
 func TestHonestElsewhere(t *testing.T) {
 	probe, err := os.ReadFile(fixture.Probe(t))
 	if err != nil {
