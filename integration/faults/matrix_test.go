@@ -24,7 +24,7 @@ var (
 )
 
 // atOnce is how many rows are made at the same time: they wait more than they work.
-const atOnce = 4
+const atOnce = 3
 
 // TestMatrix makes the fault matrix, after a look whether the engine would see what it is about.
 func TestMatrix(t *testing.T) {

@@ -34,6 +34,7 @@ type Stage struct {
 	dir   string // for files of the row
 	undo  []func() error
 	lift  func() error // what the latest strike has left to do for Lift
+	tail  func()       // lets go what setUp holds, see ofTail
 
 	mu     sync.Mutex
 	struck time.Time // the first strike's
@@ -98,6 +99,9 @@ func newStage(ctx context.Context, dir string, source *registry.Registry, f Faul
 // Close ends the node and the fronts.
 func (s *Stage) Close() error {
 	var errs []error
+	if s.tail != nil {
+		s.tail()
+	}
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		errs = append(errs, s.undo[i]())
 	}
@@ -194,13 +198,21 @@ func (s *Stage) setUp(ctx context.Context) error {
 		return err
 	}
 	// last of all: it takes some seconds, and must be under way
+	early := make(chan struct{})
+	s.tail = sync.OnceFunc(func() { close(early) })
+	s.rules(func(q *http.Request, _ int64) registry.Fault {
+		if ofTail(q) {
+			return registry.Fault{Hold: early}
+		}
+		return registry.Fault{}
+	})
 	if err := s.Node.Pull(ctx, node.Snapshotter, s.ref(Fill)); err != nil {
 		return err
 	}
 	if err := s.run(ctx, Fill, ""); err != nil {
 		return err
 	}
-	if err := s.reading(ctx, Fill); err != nil {
+	if err := s.load(Fill).Read(); err != nil {
 		return err
 	}
 	return s.filling(ctx)
@@ -213,10 +225,7 @@ func (s *Stage) reading(ctx context.Context, c Column) error {
 	if err := w.Read(); err != nil {
 		return err
 	}
-	some := int64(20)
-	if c == Fill {
-		some = 3 // they read slowly, and the fill goes on
-	}
+	const some = 20
 	return w.await(ctx, "reads", func(r known.Report) bool { return r.Reads >= before+some })
 }
 
@@ -260,8 +269,18 @@ func (s *Stage) awaitImage(ctx context.Context, c Column, what string, done func
 	}
 }
 
+// ofTail says whether a request of micad asks for the last bytes of column Fill's larger layer. They
+// are held until the fault strikes, so that the image is being filled then however slow the machine is.
+func ofTail(q *http.Request) bool {
+	const tail = 1_900_000 // of 2.1 MB, behind the container's program
+	var first, last int64
+	_, err := fmt.Sscanf(q.Header.Get("Range"), "bytes=%d-%d", &first, &last)
+	return err == nil && last >= tail && strings.HasPrefix(q.UserAgent(), "micad/") &&
+		strings.HasPrefix(q.URL.Path, "/v2/"+string(Fill)+"/blobs/")
+}
+
 // gate holds requests of micad for the images of columns Pull and Start, for
-// all of the one and for blobs of the other: both are halfway when the fault
+// all of the one and for blobs of the other, and the tail of Fill's: all are halfway when the fault
 // strikes.
 type gate struct {
 	hold        chan struct{}
@@ -275,6 +294,9 @@ func (s *Stage) shut() *gate {
 		if !strings.HasPrefix(q.UserAgent(), "micad/") {
 			return registry.Fault{}
 		}
+		if ofTail(q) {
+			return registry.Fault{Hold: g.hold}
+		}
 		for c, came := range map[Column]*atomic.Bool{Pull: &g.pull, Start: &g.start} {
 			if strings.HasPrefix(q.URL.Path, "/v2/"+string(c)+"/") && (c == Pull || strings.Contains(q.URL.Path, "/blobs/")) {
 				came.Store(true)
@@ -284,6 +306,7 @@ func (s *Stage) shut() *gate {
 		return registry.Fault{}
 	}
 	s.rules(rule)
+	s.tail() // what has been held meets this rule now
 	return g
 }
 
