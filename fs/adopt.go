@@ -23,9 +23,9 @@ import (
 // adoptParallel bounds the layers that are opened at once at the start.
 const adoptParallel = 16
 
-// adoptAll serves the mounts that a former process has left, without the network. Those of a layer that the store cannot open
-// are kept aside: who reads them waits until Mount has brought the layer anew, and from the read deadline on gets
-// EIO until then.
+// adoptAll serves the mounts that a former process has left, without the network. Those of a layer
+// that the store cannot open are kept aside: who reads them waits until Mount has brought the layer
+// anew, and from the read deadline on gets EIO until then.
 func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 	layers := map[digest.Digest]bool{}
 	for _, h := range all {
@@ -236,8 +236,9 @@ func (v *openLayer) adopt(ctx context.Context, m *heldMount) (*served, error) {
 	return s, nil
 }
 
-// sameAs returns the index that the mount shows, after a check that the layer is the one that it was made of: for a device,
-// its tar; for a tree, the very same index, whose positions the kernel knows as inodes.
+// sameAs returns the index that the mount shows, after a check that the layer is the one that it
+// was made of: for a device, its tar; for a tree, the very same index, whose positions the kernel
+// knows as inodes.
 func (v *openLayer) sameAs(st *heldState) (*index.Layer, error) {
 	if got := v.index.Header().DiffID; got != st.DiffID {
 		return nil, fmt.Errorf("its tar is %s instead of %s", got, st.DiffID)
@@ -267,8 +268,8 @@ func (v *openLayer) sameAs(st *heldState) (*index.Layer, error) {
 	return x, nil
 }
 
-// place makes an adopted mount the layer's own where it lies at the layer's place. One that lies elsewhere, out of
-// the file tree mostly, is served for those who use it still.
+// place makes an adopted mount the layer's own where it lies at the layer's place. One that lies
+// elsewhere, out of the file tree mostly, is served for those who use it still.
 func (v *openLayer) place(ctx context.Context, s *served, st *heldState) {
 	dir := v.deviceDir()
 	if st.Mount.Kind == fuse.KindTree {

@@ -54,8 +54,8 @@ func pullOf(t *Table) *pull.Pull {
 	return nil
 }
 
-// TestAnnounce: the index of an image that was announced is here before anybody asks for a layer, nothing is mounted by then, and nobody
-// asks the registry a second time.
+// TestAnnounce: the index of an image that was announced is here before anybody asks for a layer,
+// nothing is mounted by then, and nobody asks the registry a second time.
 func TestAnnounce(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
@@ -88,8 +88,8 @@ func TestAnnounce(t *testing.T) {
 	}
 }
 
-// TestAnnouncedForNobody: what came of an image that was announced for nothing goes, and announcements have no effect until an image is
-// asked for.
+// TestAnnouncedForNobody: what came of an image that was announced for nothing goes, and
+// announcements have no effect until an image is asked for.
 func TestAnnouncedForNobody(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
@@ -111,8 +111,8 @@ func TestAnnouncedForNobody(t *testing.T) {
 	eventually(t, "the other image's index is here", func() bool { return other.has(table) })
 }
 
-// TestAnnouncedBesideOthers: giving up an image that was announced for nothing takes no layer away that it has in common with one that is
-// here, whether or not it is known that somebody uses that.
+// TestAnnouncedBesideOthers: giving up an image that was announced for nothing takes no layer away
+// that it has in common with one that is here, whether or not it is known that somebody uses that.
 func TestAnnouncedBesideOthers(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)

@@ -11,8 +11,9 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 )
 
-// completeAfter is how long after it was opened a layer is complete at the soonest. The checks and mounts of a small layer, which has
-// come when its pull is hardly over, wait until the container has had the cores.
+// completeAfter is how long after it was opened a layer is complete at the soonest. The checks and
+// mounts of a small layer, which has come when its pull is hardly over, wait until the container
+// has had the cores.
 const completeAfter = 500 * time.Millisecond
 
 // completeFirst and completeMost are the waits between two attempts to complete a layer.

@@ -26,7 +26,8 @@ func (f *flipper) Write(p []byte) (int, error) {
 	return f.ResponseWriter.Write(p)
 }
 
-// TestWrongDownload: a layer of which wrong bytes come is downloaded again, past caches, and never mounted wrong.
+// TestWrongDownload: a layer of which wrong bytes come is downloaded again, past caches, and never
+// mounted wrong.
 func TestWrongDownload(t *testing.T) {
 	for name, tc := range map[string]struct {
 		wrong  func(n int64, r *http.Request) bool

@@ -16,7 +16,8 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// publish pushes a profile of an image that has an index, and a copy of what it names, of which change is given what it is made of.
+// publish pushes a profile of an image that has an index, and a copy of what it names, of which
+// change is given what it is made of.
 func (w *world) publish(p *profile.Profile, change func(c *copied)) {
 	w.t.Helper()
 	a, err := published.New(p, time.Now())
@@ -67,7 +68,8 @@ type copied struct {
 	lost   bool // at the registry
 }
 
-// TestEarly: what a start reads is fetched with the index, from the copy, once, and whatever that says or has harms nobody.
+// TestEarly: what a start reads is fetched with the index, from the copy, once, and whatever that
+// says or has harms nobody.
 func TestEarly(t *testing.T) {
 	for name, c := range map[string]struct {
 		change   func(c *copied)

@@ -11,8 +11,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 )
 
-// fillDelay is how long the fill of a layer that nobody reads waits: a pull, and the start that follows it, have
-// the machine and the line for themselves.
+// fillDelay is how long the fill of a layer that nobody reads waits: a pull, and the start that
+// follows it, have the machine and the line for themselves.
 const fillDelay = 2 * time.Second
 
 // filling is the part of an open layer that starts its fill, once.
@@ -70,8 +70,8 @@ func (v *openLayer) wasRead() {
 	}
 }
 
-// Starting tells that a container is about to start, which may find all that it reads at hand: what is done in the background leaves
-// the cores to it.
+// Starting tells that a container is about to start, which may find all that it reads at hand: what
+// is done in the background leaves the cores to it.
 func (t *Table) Starting() { t.budget.Starts.Starting() }
 
 // maxReplays bounds the replays that are remembered for Replays.
@@ -108,8 +108,8 @@ type replayed struct {
 	replay   *fetch.Replay
 }
 
-// ReplayStatus says how the replay of an image's profile went. Bytes are uncompressed. A profile that fits has
-// nearly all of Brought in Read, and few Missed.
+// ReplayStatus says how the replay of an image's profile went. Bytes are uncompressed. A profile
+// that fits has nearly all of Brought in Read, and few Missed.
 type ReplayStatus struct {
 	Ref      string        `json:"reference"`
 	Manifest digest.Digest `json:"manifest"`

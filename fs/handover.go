@@ -22,7 +22,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/keeper"
 )
 
-// Keeper keeps descriptors for the process that comes after this one. Calls are made in parallel. *keeper.Keeper is one.
+// Keeper keeps descriptors for the process that comes after this one. Calls are made in parallel.
+// *keeper.Keeper is one.
 type Keeper interface {
 	// Keeps says whether it keeps anything at all.
 	Keeps() bool
@@ -79,8 +80,8 @@ func headSum(r io.ReaderAt) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// keep stores a new mount with the keeper, before anybody uses it. What cannot be kept is served all the same, and
-// ends with this process.
+// keep stores a new mount with the keeper, before anybody uses it. What cannot be kept is served
+// all the same, and ends with this process.
 func (t *Table) keep(ctx context.Context, m *fuse.Mount, st heldState) *served {
 	saved, ok := m.Saved()
 	s := &served{Mount: m, device: saved.Device}

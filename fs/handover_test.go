@@ -147,7 +147,8 @@ func ids(t *testing.T, dirs ...string) []int {
 	return all
 }
 
-// Readers that wait while the table is closed go on when the next one has opened; the mounts are the same.
+// Readers that wait while the table is closed go on when the next one has opened; the mounts are
+// the same.
 func TestHandOver(t *testing.T) {
 	for _, mode := range []Mode{EROFS, FUSE} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -258,7 +259,8 @@ func (z zeros) Size() int64 { return int64(z) }
 
 func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error { clear(p); return nil }
 
-// A layer in use whose folder is damaged keeps nobody else from being served; its readers wait until it is back.
+// A layer in use whose folder is damaged keeps nobody else from being served; its readers wait
+// until it is back.
 func TestHandOverOfDamagedLayer(t *testing.T) {
 	// In erofs mode the index is the kernel's to read, too.
 	for mode, name := range map[Mode]string{EROFS: "layer.json", FUSE: "index"} {
@@ -294,7 +296,8 @@ func TestHandOverOfDamagedLayer(t *testing.T) {
 	}
 }
 
-// The readers of a layer that does not come back get errors when the read deadline is over, and the layer when it is back after all.
+// The readers of a layer that does not come back get errors when the read deadline is over, and the
+// layer when it is back after all.
 func TestLostLayer(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)

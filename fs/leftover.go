@@ -13,8 +13,8 @@ import (
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
-// sweepMounts takes away what former processes have mounted and left with the keeper, and that belongs to no layer of the
-// table. Like Sweep it comes when all layers in use have been asked for.
+// sweepMounts takes away what former processes have mounted and left with the keeper, and that
+// belongs to no layer of the table. Like Sweep it comes when all layers in use have been asked for.
 func (t *Table) sweepMounts(ctx context.Context) error {
 	errs := []error{t.dropLeft(ctx, false)}
 	t.mountsMu.Lock() // nobody mounts meanwhile

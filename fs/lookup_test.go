@@ -239,8 +239,8 @@ func TestRequestsOfPull(t *testing.T) {
 	}
 }
 
-// TestUnreachable: an image of a registry that does not answer at all is left to containerd, after a
-// few seconds, and soon the next time.
+// TestUnreachable: an image of a registry that does not answer at all is left to containerd, after
+// a few seconds, and soon the next time.
 func TestUnreachable(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.answer("/v2/", silence)

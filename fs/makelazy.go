@@ -13,10 +13,10 @@ import (
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 
-// MakeLazy implements cache.Layer: it makes a complete layer lazy again, without content, and returns
-// how many bytes of it went. Its mount points show it at any moment. Who uses a mount of the complete
-// layer still reads that to the end: their device is kept by the kernel until the last of them has
-// gone.
+// MakeLazy implements cache.Layer: it makes a complete layer lazy again, without content, and
+// returns how many bytes of it went. Its mount points show it at any moment. Who uses a mount of
+// the complete layer still reads that to the end: their device is kept by the kernel until the last
+// of them has gone.
 func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 	k, err := v.t.kernel()
 	if err != nil {
@@ -53,7 +53,8 @@ func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 	return bytes, nil
 }
 
-// makeLazyPoint puts a lazy mount in the place of a complete one, which stays where the kernel cannot do that.
+// makeLazyPoint puts a lazy mount in the place of a complete one, which stays where the kernel
+// cannot do that.
 func (v *openLayer) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
 	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
 	if err == nil && !done {

@@ -124,8 +124,8 @@ func (n *names) path(s spot) (string, error) {
 	return filepath.Join(n.mounts, name), nil
 }
 
-// taken says whether a name is in use, or something of that name is left, of which nothing is asked: it may
-// be a mount that nobody serves.
+// taken says whether a name is in use, or something of that name is left, of which nothing is
+// asked: it may be a mount that nobody serves.
 func (n *names) taken(name string) bool {
 	_, link := os.Lstat(filepath.Join(n.dir, name))
 	_, dir := mountinfo.ID(filepath.Join(n.mounts, name))

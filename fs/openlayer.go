@@ -245,8 +245,8 @@ func (v *openLayer) close() error {
 		v.filling.timer.Stop()
 	}
 	v.t.fetch.Forget(v.digest)
-	// First what mounts read from: whoever waits for the network there gets an error, and no unmount waits for
-	// it.
+	// First what mounts read from: whoever waits for the network there gets an error, and no
+	// unmount waits for it.
 	v.data.Close()
 	var errs []error
 	for _, p := range v.points {
@@ -261,8 +261,8 @@ func (v *openLayer) close() error {
 	return errors.Join(errs...)
 }
 
-// leave hands the mounts that the keeper has over to the next process: from now on nobody answers them here. close
-// comes after it.
+// leave hands the mounts that the keeper has over to the next process: from now on nobody answers
+// them here. close comes after it.
 func (v *openLayer) leave() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

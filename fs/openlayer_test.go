@@ -39,7 +39,8 @@ func stalled(t *testing.T) (v *openLayer, release func()) {
 	return v, release
 }
 
-// TestLostBeforeCheck: what the store loses of a layer that has come whole, before it is checked, comes again.
+// TestLostBeforeCheck: what the store loses of a layer that has come whole, before it is checked,
+// comes again.
 func TestLostBeforeCheck(t *testing.T) {
 	v, release := stalled(t)
 	func() {
@@ -53,7 +54,8 @@ func TestLostBeforeCheck(t *testing.T) {
 	eventually(t, "the layer is whole and checked", func() bool { return v.store.Record().State == store.Verified })
 }
 
-// TestFolderGoneBeforeFill: a layer comes whole, though somebody took its folder away before anything of it had come.
+// TestFolderGoneBeforeFill: a layer comes whole, though somebody took its folder away before
+// anything of it had come.
 func TestFolderGoneBeforeFill(t *testing.T) {
 	v, release := stalled(t)
 	if n, _ := v.store.Count(); n > 0 {

@@ -116,8 +116,8 @@ func (v *openLayer) placeLocked(
 	return at, index, nil
 }
 
-// Displaced returns those of the directories that do not show any more what they showed when Mount returned them last: they
-// were unmounted, or something else lies on them.
+// Displaced returns those of the directories that do not show any more what they showed when Mount
+// returned them last: they were unmounted, or something else lies on them.
 func (t *Table) Displaced(dirs []string) []string {
 	asked := map[digest.Digest]bool{}
 	for _, dir := range dirs {
@@ -188,10 +188,10 @@ func unmount(dir string) error {
 	return errors.Join(erofs.Unmount(dir), fuse.Detach(dir))
 }
 
-// localReadAhead is what the kernel reads ahead in a complete layer, bytes. Its reads go past the page cache of the
-// store's file, so that what is on the way is all that keeps the disk busy: with half of it, sequential
-// reads are slower than those of an unpacked layer. A lazy layer has half of it: there what is read in vain is
-// fetched in vain.
+// localReadAhead is what the kernel reads ahead in a complete layer, bytes. Its reads go past the
+// page cache of the store's file, so that what is on the way is all that keeps the disk busy: with
+// half of it, sequential reads are slower than those of an unpacked layer. A lazy layer has half of
+// it: there what is read in vain is fetched in vain.
 const localReadAhead = 2 << 20
 
 // mountLocal mounts EROFS over the store's own file. It takes the place of a lazy EROFS, so that
@@ -261,8 +261,9 @@ func (p *point) mountTree(ctx context.Context, v *openLayer) error {
 	return nil
 }
 
-// mountDevice mounts the device by FUSE. EROFS mounts over a former one, which nobody serves any more, go before: so
-// whatever EROFS lies at a point of the layer, without being standalone, is over this one.
+// mountDevice mounts the device by FUSE. EROFS mounts over a former one, which nobody serves any
+// more, go before: so whatever EROFS lies at a point of the layer, without being standalone, is
+// over this one.
 func (v *openLayer) mountDevice(ctx context.Context) error {
 	dirs, err := v.t.mountPoints(v.digest)
 	if err != nil {
@@ -298,9 +299,9 @@ func openVariant(f *os.File) (*index.Layer, error) {
 	return index.Open(f, st.Size())
 }
 
-// look says how a point's directory shows the layer now, "" if it does not: nothing is there, or not what it should be,
-// or nobody serves it. It asks the mount table and EROFS, which answers from the index file; never FUSE, which
-// would ask us.
+// look says how a point's directory shows the layer now, "" if it does not: nothing is there, or
+// not what it should be, or nobody serves it. It asks the mount table and EROFS, which answers from
+// the index file; never FUSE, which would ask us.
 func (v *openLayer) look(p *point) (Mode, error) {
 	top, ok, err := mountinfo.Top(p.dir)
 	if err != nil || !ok {

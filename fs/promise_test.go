@@ -12,7 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
-// promiseWorld is a registry with an image of two layers, of which the index tells; the upper one implies directories.
+// promiseWorld is a registry with an image of two layers, of which the index tells; the upper one
+// implies directories.
 func promiseWorld(t *testing.T) *world {
 	w := newWorld(t, twoLayers(t)...)
 	w.tell = true

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/index/targz"
 )
 
-// TestForgedTree: the index has all digests right, and one file shows another's bytes. No digest tells before the layer is
-// whole; then the layer's own tree takes the forged one's place.
+// TestForgedTree: the index has all digests right, and one file shows another's bytes. No digest
+// tells before the layer is whole; then the layer's own tree takes the forged one's place.
 func TestForgedTree(t *testing.T) {
 	for name, forge := range map[string]func(etc map[string]*index.Node){
 		"another file's bytes": func(etc map[string]*index.Node) { etc["other"].Extents[0].Device = etc["big"].Extents[0].Device },
@@ -65,7 +65,8 @@ func TestForgedTree(t *testing.T) {
 	}
 }
 
-// TestForgedIndexOfAnotherLayer: the diffID that containerd takes from the image's config gives it away.
+// TestForgedIndexOfAnotherLayer: the diffID that containerd takes from the image's config gives it
+// away.
 func TestForgedIndexOfAnotherLayer(t *testing.T) {
 	two := twoLayers(t)
 	w := newWorld(t, two...)
@@ -88,8 +89,8 @@ func TestForgedIndexOfAnotherLayer(t *testing.T) {
 	}
 }
 
-// TestForgedWindow: a span begins with another one's window, and its digest is that of what comes out. Each span is what the index says, and
-// the layer is not what the image says.
+// TestForgedWindow: a span begins with another one's window, and its digest is that of what comes
+// out. Each span is what the index says, and the layer is not what the image says.
 func TestForgedWindow(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	forged := false

@@ -85,8 +85,8 @@ func usedBy(t *testing.T, root string) (total int64) {
 	return total
 }
 
-// TestQuota: readers of three times as much as the quota read what is right, and the disk never holds more than the quota and a span for
-// each of them.
+// TestQuota: readers of three times as much as the quota read what is right, and the disk never
+// holds more than the quota and a span for each of them.
 func TestQuota(t *testing.T) {
 	const files, size, readers, quota = 96, 128 << 10, 4, 4 << 20
 	blob, lines := manyFiles(t, 1, files, size)
@@ -236,8 +236,9 @@ func keep(path string) error {
 	return nil
 }
 
-// TestCompleteLayerGoes: a layer that the kernel serves goes as a whole when no container is known to use it; who uses it all the
-// same never notices, its mount point shows it at any moment, and its space is free in the end.
+// TestCompleteLayerGoes: a layer that the kernel serves goes as a whole when no container is known
+// to use it; who uses it all the same never notices, its mount point shows it at any moment, and
+// its space is free in the end.
 func TestCompleteLayerGoes(t *testing.T) {
 	const files, size = 32, 128 << 10
 	blob, lines := manyFiles(t, 5, files, size)
@@ -333,7 +334,8 @@ func smallDisk(t *testing.T, size string) string {
 	return root
 }
 
-// TestDiskFull: on a disk that is full, reads get what they ask for, the background stops, and goes on when there is room.
+// TestDiskFull: on a disk that is full, reads get what they ask for, the background stops, and goes
+// on when there is room.
 func TestDiskFull(t *testing.T) {
 	const files, size = 64, 256 << 10
 	blob, lines := manyFiles(t, 7, files, size)

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/pull"
 )
 
-// When a recording ends: its start has read nothing new for recordCalm; or nobody has read anything for
-// recordPatience, because the image was pulled and not run.
+// When a recording ends: its start has read nothing new for recordCalm; or nobody has read anything
+// for recordPatience, because the image was pulled and not run.
 const (
 	recordCalm     = 10 * time.Second
 	recordPatience = time.Hour
@@ -73,8 +73,8 @@ func (r *recordings) removeLocked(one *recording) {
 	r.list.Store(&list)
 }
 
-// record begins to record the first start of the image to which a layer belongs, with the layers that
-// are known of it. It ends by itself.
+// record begins to record the first start of the image to which a layer belongs, with the layers
+// that are known of it. It ends by itself.
 func (t *Table) record(l pull.Request) {
 	if t.o.Profiles == nil {
 		return

@@ -87,8 +87,8 @@ func (t *Table) discard(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
-// Unmount takes a layer's mounts away and keeps its content; no error if there are none. It must not
-// run together with Mount of the same layer.
+// Unmount takes a layer's mounts away and keeps its content; no error if there are none. It must
+// not run together with Mount of the same layer.
 func (t *Table) Unmount(d digest.Digest) error {
 	t.mu.Lock()
 	s := t.slots[d]

@@ -42,16 +42,16 @@ type Options struct {
 	// Scanning is told how many bytes of memory scans hold, when that changes. It must not block.
 	// nil: nobody is.
 	Scanning func(bytes int64)
-	// Profiles keeps what the first starts of images read, and is asked for it by later pulls. nil: nothing
-	// is recorded.
+	// Profiles keeps what the first starts of images read, and is asked for it by later pulls. nil:
+	// nothing is recorded.
 	Profiles   *profile.Dir
 	RecordTime time.Duration // the longest that a start is recorded; 0: 1 minute
 	Fetch      fetch.Options // what is fetched that no reader has asked for
 	// Record is told of every read of a lazy layer, in device offsets, when it comes from
 	// the kernel. It is called in parallel and has to be quick. nil: nobody is.
 	Record func(layer digest.Digest, off, n int64)
-	// Keeper keeps the mounts of lazy layers alive over the end of this process, and Held is what it kept of the
-	// last one's: Open closes it. nil: lazy mounts end with the process.
+	// Keeper keeps the mounts of lazy layers alive over the end of this process, and Held is what
+	// it kept of the last one's: Open closes it. nil: lazy mounts end with the process.
 	Keeper Keeper
 	Held   []keeper.Held
 	Cache  cache.Options // how much of the disk layers may take
@@ -155,8 +155,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		o.probe = erofs.Probe
 	}
 	for _, name := range []string{mountsName, devicesName} {
-		// Root's alone: whoever knows a digest could read that image's files here. Overlayfs has its lower
-		// directories looked up when root mounts it, for containers in user namespaces too.
+		// Root's alone: whoever knows a digest could read that image's files here. Overlayfs has
+		// its lower directories looked up when root mounts it, for containers in user namespaces
+		// too.
 		dir := filepath.Join(o.Root, name)
 		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return nil, fmt.Errorf("open layers: %w", err)
@@ -207,8 +208,8 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	return t, nil
 }
 
-// storePatience is how long Open waits for the store: a process that was killed lets go of it when the
-// kernel has done away with it.
+// storePatience is how long Open waits for the store: a process that was killed lets go of it when
+// the kernel has done away with it.
 const storePatience = 2 * time.Second
 
 func openStore(ctx context.Context, root string) (*store.Store, error) {
@@ -220,9 +221,9 @@ func openStore(ctx context.Context, root string) (*store.Store, error) {
 	}
 }
 
-// Close ends pulls and closes the store. Mounts of lazy layers that a keeper has are left to the next process: who
-// reads them waits for it. Without a keeper they end, and their readers get errors. Mounts of complete layers stay: they
-// need no daemon.
+// Close ends pulls and closes the store. Mounts of lazy layers that a keeper has are left to the
+// next process: who reads them waits for it. Without a keeper they end, and their readers get
+// errors. Mounts of complete layers stay: they need no daemon.
 func (t *Table) Close() error {
 	t.mu.Lock()
 	if t.closed {
@@ -278,12 +279,14 @@ func (t *Table) panicked(v any) {
 	t.log.Error("panic", "panic", v, "stack", string(debug.Stack()))
 }
 
-// Panics returns how many panics there have been since the start, in requests of the kernel and in what runs in the background.
+// Panics returns how many panics there have been since the start, in requests of the kernel and in
+// what runs in the background.
 func (t *Table) Panics() int64 { return t.panics.Load() }
 
-// Mount makes the layer appear and returns where. below are the layers under it, topmost
-// first: directories that the layer's tar implies but does not mention show the attributes that they have
-// there. Mount is idempotent, and returns the same directory for equal arguments, after a restart too.
+// Mount makes the layer appear and returns where. below are the layers under it, topmost first:
+// directories that the layer's tar implies but does not mention show the attributes that they have
+// there. Mount is idempotent, and returns the same directory for equal arguments, after a restart
+// too.
 func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, err error) {
 	defer func() {
 		if ctx.Err() == nil && t.ctx.Err() == nil {

@@ -315,7 +315,8 @@ var probed = sync.OnceValues(func() (s erofs.Support, err error) {
 	return erofs.Probe(context.Background(), dir)
 })
 
-// open opens a table that fetches nothing by itself; it is closed, and its mounts taken away, when the test ends.
+// open opens a table that fetches nothing by itself; it is closed, and its mounts taken away, when
+// the test ends.
 func (w *world) open(root string, mode Mode) *Table {
 	w.t.Helper()
 	return w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.None}})
@@ -345,7 +346,8 @@ func (w *world) openWith(o Options) *Table {
 	return t
 }
 
-// mountAll mounts the image's layers as containerd asks for them, and returns the directories, lowest first.
+// mountAll mounts the image's layers as containerd asks for them, and returns the directories,
+// lowest first.
 func (w *world) mountAll(t *Table) []string {
 	w.t.Helper()
 	var below []Below

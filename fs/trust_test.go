@@ -17,8 +17,8 @@ func setuid(d *index.Draft) {
 	}
 }
 
-// TestOtherRepositorysIndex: two repositories have the same layers, and the index of the first is forged. Images of the second must
-// not show it.
+// TestOtherRepositorysIndex: two repositories have the same layers, and the index of the first is
+// forged. Images of the second must not show it.
 func TestOtherRepositorysIndex(t *testing.T) {
 	for name, second := range map[string]func(*world){
 		"which has no index": func(*world) {},
@@ -51,8 +51,8 @@ func TestOtherRepositorysIndex(t *testing.T) {
 	}
 }
 
-// TestSameIndexElsewhere: repositories that have the same index vouch for it both, and nothing is fetched for that but the index; a
-// restart asks nobody.
+// TestSameIndexElsewhere: repositories that have the same index vouch for it both, and nothing is
+// fetched for that but the index; a restart asks nobody.
 func TestSameIndexElsewhere(t *testing.T) {
 	first, second := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
 	first.index(nil)
@@ -74,7 +74,8 @@ func TestSameIndexElsewhere(t *testing.T) {
 	second.mountAll(table)
 }
 
-// TestTrustLocal: indexes that came from a registry before index.trust was "local" are proved before they are used again.
+// TestTrustLocal: indexes that came from a registry before index.trust was "local" are proved
+// before they are used again.
 func TestTrustLocal(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(setuid)
