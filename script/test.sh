@@ -35,7 +35,7 @@ step() {
 		# Index and its formats work in one goroutine, but where pulls extract at the same time. A
 		# process with the detector waits a second at its end, which tests with many children pay for.
 		local together='Announce|Busy|Complet|Evict|Fill|Give|HandOver|Lost|Promise|Quota'
-		together+='|Removed|Replay|Restart|Stage|Sweep|Together'
+		together+='|Loop|Removed|Replay|Restart|Stage|Sweep|Together'
 		local failed=0
 		go test -timeout 10m ./index/... ./fs || failed=1
 		local -x CGO_ENABLED=1 GORACE=atexit_sleep_ms=0
