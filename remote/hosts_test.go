@@ -117,10 +117,10 @@ func TestMirrorRequests(t *testing.T) {
 		if got := fmt.Sprint(m1.requests(""), m2.requests(""), up.requests("")); got != want {
 			t.Errorf("requests %s\nwant %s", got, want)
 		}
-		if h := m1.seen[0]; h.Get("X-Mirror") != "one" || h.Get("User-Agent") != "mica/9" {
+		if h := m1.headers()[0]; h.Get("X-Mirror") != "one" || h.Get("User-Agent") != "mica/9" {
 			t.Errorf("headers %v", h)
 		}
-		if h := m2.seen[0]; h.Get("X-Mirror") != "" {
+		if h := m2.headers()[0]; h.Get("X-Mirror") != "" {
 			t.Errorf("headers of another host: %v", h)
 		}
 	})

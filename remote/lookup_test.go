@@ -260,9 +260,10 @@ func TestRepeatedServer(t *testing.T) {
 			if got, _, err := lookUp(t, c, "up.test/a/b:1"); got != "[r]" || err != nil {
 				t.Errorf("%s: found %s, %v", server, got, err)
 			}
-			for k, h := range g.seen {
+			log := g.requests("")
+			for k, h := range g.headers() {
 				if h.Get("X-Own") == "" {
-					t.Errorf("%s: request without the header: %s", server, g.log[k])
+					t.Errorf("%s: request without the header: %s", server, log[k])
 				}
 			}
 		})

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,6 +167,13 @@ func (g *registry) requests(s string) (out []string) {
 		}
 	}
 	return out
+}
+
+// headers are those of the requests so far.
+func (g *registry) headers() []http.Header {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.seen)
 }
 
 func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -174,7 +174,7 @@ func TestRedirectFromTLS(t *testing.T) {
 	if b, err := i.FetchBlob(ctx, d, 1<<20); err != nil || !bytes.Equal(b, blob) {
 		t.Errorf("a blob: %v", err)
 	}
-	for _, h := range plain.seen {
+	for _, h := range plain.headers() {
 		if h.Get("Authorization") != "" || h.Get("X-Secret") != "" {
 			t.Errorf("secrets were sent in the clear: %v", h)
 		}
