@@ -152,7 +152,17 @@ func (s *Snapshotter) imagesOf(
 	ctx, cancel := context.WithTimeout(ctx, imagesTimeout)
 	defer cancel()
 	if labels[snapshots.LabelSnapshotRef] != "" {
-		req, err := parseRequest(labels)
+		target, err := digest.Parse(labels[snapshots.LabelSnapshotRef])
+		if err != nil {
+			return nil, err
+		}
+		if !annotated(labels) {
+			for image, err := range s.images.Claiming(ctx, namespace, target) {
+				return []Image{image}, err
+			}
+			return nil, fmt.Errorf("no image claims chain %s", target)
+		}
+		req, err := parseRequest(target, labels)
 		if err != nil {
 			return nil, err
 		}

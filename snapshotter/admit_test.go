@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,6 +30,20 @@ func (f *fakeImages) With(_ context.Context, _ string, chain digest.Digest, _ []
 		}
 	}
 	return found, f.err
+}
+
+func (f *fakeImages) Claiming(_ context.Context, _ string, chain digest.Digest) iter.Seq2[Image, error] {
+	return func(yield func(Image, error) bool) {
+		if f.err != nil {
+			yield(Image{}, f.err)
+			return
+		}
+		for _, i := range f.all {
+			if slices.Contains(i.Chains, chain) && !yield(i, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (f *fakeImages) Named(_ context.Context, _, ref string, manifest digest.Digest) (Image, error) {
@@ -203,11 +219,17 @@ func TestAdmitUnpacking(t *testing.T) {
 		}
 		return Mounted{}, errDefault
 	})
-	mounts, err := s.Prepare(t.Context(), "ns/2/extract", base, snapshots.WithLabels(victim.labels(1)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := fmt.Sprint(mounts); !strings.Contains(got, layers.path(victim.layers[0])) || strings.Contains(got, layers.path(evil.layers[0])) {
-		t.Errorf("unpacked on %s", got)
+	for key, labels := range map[string]map[string]string{
+		"ns/2/extract":     victim.labels(1),
+		"ns/3/unannotated": {snapshots.LabelSnapshotRef: victim.chains[1].String()},
+	} {
+		mounts, err := s.Prepare(t.Context(), key, base, snapshots.WithLabels(labels))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprint(mounts)
+		if !strings.Contains(got, layers.path(victim.layers[0])) || strings.Contains(got, layers.path(evil.layers[0])) {
+			t.Errorf("%s: unpacked on %s", key, got)
+		}
 	}
 }

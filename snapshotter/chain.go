@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/opencontainers/go-digest"
 )
 
 // link is one committed snapshot of a chain.
@@ -35,7 +37,7 @@ func (s *Snapshotter) readChain(ctx context.Context, name string) (chain, error)
 		if err != nil {
 			return nil, fmt.Errorf("read parent %s: %w", name, err)
 		}
-		l := link{id: id, name: name, target: info.Labels[snapshots.LabelSnapshotRef], dir: s.upperDir(id)}
+		l := link{id: id, name: name, target: chainID(info), dir: s.upperDir(id)}
 		if l.served, err = recordOf(info); err != nil {
 			return nil, err
 		}
@@ -46,6 +48,19 @@ func (s *Snapshotter) readChain(ctx context.Context, name string) (chain, error)
 		name = info.Parent
 	}
 	return c, nil
+}
+
+// chainID returns the chain ID of a committed snapshot, "" when it has none: containerd names it in a
+// label, or, for what it has unpacked otherwise, at the end of the snapshot's name.
+func chainID(info snapshots.Info) string {
+	if target := info.Labels[snapshots.LabelSnapshotRef]; target != "" {
+		return target
+	}
+	name := info.Name[strings.LastIndexByte(info.Name, '/')+1:]
+	if digest.Digest(name).Validate() != nil {
+		return ""
+	}
+	return name
 }
 
 // viewChain is readChain in a transaction of its own.

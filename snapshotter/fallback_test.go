@@ -90,7 +90,24 @@ func TestUnpackedParents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Another one has no label that tells its chain ID: containerd has imported it.
+	for _, named := range []string{"ns/4/" + base.chains[0].String(), "ns/5/other"} {
+		key := named + " active"
+		if _, err := s.Prepare(t.Context(), key, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Commit(t.Context(), named, key); err != nil {
+			t.Fatal(err)
+		}
+	}
 	layers.hook(nil)
+	now = now.Add(time.Hour)
+	for parent, want := range map[string]bool{"ns/4/" + base.chains[0].String(): false, "ns/5/other": true} {
+		_, unpacked, err := pullLayer(t.Context(), s, "key on "+parent, parent, app.labels(1))
+		if err != nil || unpacked != want {
+			t.Errorf("on %s: unpacked %v, want %v, err %v", parent, unpacked, want, err)
+		}
+	}
 	now = now.Add(time.Hour)
 	_, unpacked, err := pullLayer(t.Context(), s, "key", parent, app.labels(1))
 	if err != nil || unpacked {
@@ -137,7 +154,7 @@ func TestFallbacksAreBounded(t *testing.T) {
 	now := time.Now()
 	for i := range 3 * fallbackMax {
 		img := numbered(fmt.Sprint("image-", i), 1)
-		req, err := parseRequest(img.labels(0))
+		req, err := parseRequest(img.chains[0], img.labels(0))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,12 +1,15 @@
 package snapshotter
 
 import (
+	"context"
 	// The digests in labels are checked, for which their algorithms must be linked in.
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -80,21 +83,26 @@ type request struct {
 	target digest.Digest
 }
 
-// errNoAnnotations: the labels of a Prepare do not say which layer of which image is to be
-// unpacked.
-var errNoAnnotations = errors.New("no image annotations: containerd's enable_remote_snapshot_annotations is off, or ctr pulled with --local")
-
-// parseRequest reads the labels that containerd's AppendInfoHandlerWrapper and unpacker set. Labels
-// come from the image's manifest where those did not set them, so nothing in them is taken for true
-// that the chain ID contradicts.
-func parseRequest(labels map[string]string) (request, error) {
-	var r request
-	r.layer.Ref = labels[snapshotters.TargetRefLabel]
-	if r.layer.Ref == "" || labels[snapshotters.TargetLayerDigestLabel] == "" || labels[snapshotters.TargetManifestDigestLabel] == "" {
-		return request{}, errNoAnnotations
+// annotated says whether the labels of a Prepare name the layer and its image, as containerd's
+// AppendInfoHandlerWrapper and its transfer service set them.
+func annotated(labels map[string]string) bool {
+	for _, l := range []string{
+		snapshotters.TargetRefLabel, snapshotters.TargetLayerDigestLabel,
+		snapshotters.TargetManifestDigestLabel,
+	} {
+		if labels[l] == "" {
+			return false
+		}
 	}
+	return true
+}
+
+// parseRequest reads the labels of a Prepare that are annotated. Labels come from the image's
+// manifest where containerd did not set them, so nothing in them is taken for true that the chain
+// ID contradicts.
+func parseRequest(target digest.Digest, labels map[string]string) (request, error) {
+	r := request{target: target, layer: Layer{Ref: labels[snapshotters.TargetRefLabel]}}
 	for label, to := range map[string]*digest.Digest{
-		snapshots.LabelSnapshotRef:             &r.target,
 		snapshotters.TargetLayerDigestLabel:    &r.layer.Digest,
 		snapshotters.TargetManifestDigestLabel: &r.layer.Manifest,
 	} {
@@ -104,12 +112,9 @@ func parseRequest(labels map[string]string) (request, error) {
 		}
 		*to = d
 	}
-	if value := labels[snapshots.LabelSnapshotDiffID]; value != "" {
-		d, err := digest.Parse(value)
-		if err != nil {
-			return request{}, fmt.Errorf("read label %s: %w", snapshots.LabelSnapshotDiffID, err)
-		}
-		r.layer.DiffID = d
+	var err error
+	if r.layer.DiffID, err = diffIDOf(labels); err != nil {
+		return request{}, err
 	}
 	// The list only helps to start early: what cannot be read in it is left out.
 	for value := range strings.SplitSeq(labels[snapshotters.TargetImageLayersLabel], ",") {
@@ -118,6 +123,70 @@ func parseRequest(labels map[string]string) (request, error) {
 		}
 	}
 	return r, nil
+}
+
+// diffIDOf returns the diffID that containerd has set, "" where it has not.
+func diffIDOf(labels map[string]string) (digest.Digest, error) {
+	value := labels[snapshots.LabelSnapshotDiffID]
+	if value == "" {
+		return "", nil
+	}
+	d, err := digest.Parse(value)
+	if err != nil {
+		return "", fmt.Errorf("read label %s: %w", snapshots.LabelSnapshotDiffID, err)
+	}
+	return d, nil
+}
+
+// requests returns the layers that a Prepare with this key, of a snapshot that will have the chain
+// target, may be about: the one that its labels name, or else, for each of containerd's images that
+// claim the chain, the one that makes it. An error tells of one image.
+func (s *Snapshotter) requests(
+	ctx context.Context, key string, target digest.Digest, labels map[string]string,
+) iter.Seq2[request, error] {
+	return func(yield func(request, error) bool) {
+		if annotated(labels) {
+			yield(parseRequest(target, labels))
+			return
+		}
+		diffID, err := diffIDOf(labels)
+		if err != nil {
+			yield(request{}, err)
+			return
+		}
+		for image, err := range s.claiming(ctx, key, target) {
+			at := slices.Index(image.Chains, target)
+			if err == nil && (at < 0 || at >= len(image.Layers)) {
+				err = fmt.Errorf("image %s does not say which layer makes the chain", image.Manifest)
+			}
+			if err != nil {
+				if !yield(request{}, err) {
+					return
+				}
+				continue
+			}
+			for _, ref := range image.Refs {
+				l := Layer{
+					Ref: ref, Manifest: image.Manifest, Digest: image.Layers[at], DiffID: diffID,
+					Image: image.Layers[at:],
+				}
+				if !yield(request{l, target}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// claiming returns the images that claim a chain, in the namespace that a snapshot's key names.
+func (s *Snapshotter) claiming(
+	ctx context.Context, key string, target digest.Digest,
+) iter.Seq2[Image, error] {
+	namespace, _, ok := strings.Cut(key, "/")
+	if s.images == nil || !ok {
+		return func(func(Image, error) bool) {}
+	}
+	return s.images.Claiming(ctx, namespace, target)
 }
 
 // checkChain reports whether a layer with this diffID, on a parent with this chain ID ("" for

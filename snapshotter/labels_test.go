@@ -28,13 +28,11 @@ func TestParseRequest(t *testing.T) {
 		{"bad diffID", with(snapshots.LabelSnapshotDiffID, "sha256:12"), nil, false},
 		{"no list", with(snapshotters.TargetImageLayersLabel, ""), nil, true},
 		{"list with rubbish", with(snapshotters.TargetImageLayersLabel, "x,"+img.layers[2].String()+",sha256:"), img.layers[2:], true},
-		{"no reference", with(snapshotters.TargetRefLabel, ""), nil, false},
 		{"bad layer", with(snapshotters.TargetLayerDigestLabel, "sha256:../../etc"), nil, false},
 		{"bad manifest", with(snapshotters.TargetManifestDigestLabel, "md5:"+strings.Repeat("0", 32)), nil, false},
-		{"target is no chain ID", with(snapshots.LabelSnapshotRef, "layer-1"), nil, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			r, err := parseRequest(tc.labels)
+			r, err := parseRequest(img.chains[1], tc.labels)
 			if (err == nil) != tc.ok {
 				t.Fatalf("err %v", err)
 			}
@@ -53,11 +51,10 @@ func TestParseRequest(t *testing.T) {
 
 func FuzzParseRequest(f *testing.F) {
 	labels := imageOf("image", "base", "app").labels(0)
-	f.Add(labels[snapshots.LabelSnapshotRef], labels[snapshots.LabelSnapshotDiffID], labels[snapshotters.TargetRefLabel],
+	f.Add(labels[snapshots.LabelSnapshotDiffID], labels[snapshotters.TargetRefLabel],
 		labels[snapshotters.TargetManifestDigestLabel], labels[snapshotters.TargetLayerDigestLabel], labels[snapshotters.TargetImageLayersLabel])
-	f.Fuzz(func(t *testing.T, target, diffID, ref, manifest, layer, list string) {
-		r, err := parseRequest(map[string]string{
-			snapshots.LabelSnapshotRef:             target,
+	f.Fuzz(func(t *testing.T, diffID, ref, manifest, layer, list string) {
+		r, err := parseRequest("", map[string]string{
 			snapshots.LabelSnapshotDiffID:          diffID,
 			snapshotters.TargetRefLabel:            ref,
 			snapshotters.TargetManifestDigestLabel: manifest,
@@ -68,7 +65,7 @@ func FuzzParseRequest(f *testing.F) {
 			return
 		}
 		// All of these become parts of paths.
-		for _, d := range append(r.layer.Image, r.target, r.layer.Digest, r.layer.Manifest) {
+		for _, d := range append(r.layer.Image, r.layer.Digest, r.layer.Manifest) {
 			if err := d.Validate(); err != nil || strings.ContainsAny(d.String(), "/\x00") {
 				t.Errorf("digest %q: %v", d, err)
 			}

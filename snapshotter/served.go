@@ -17,53 +17,75 @@ import (
 // errOrdinary: the layer is not to be served, and containerd has to unpack it.
 var errOrdinary = errors.New("ordinary snapshot")
 
-// serve commits a snapshot of the layer that the labels name, and returns an error that is
-// ErrAlreadyExists. It returns errOrdinary when containerd is to unpack the layer, having noted
-// why.
+// serve commits a snapshot of the layer that makes the chain that the labels name, and returns an
+// error that is ErrAlreadyExists. It returns errOrdinary when containerd is to unpack the layer,
+// having noted why.
 func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapshots.Info) error {
 	log := s.log.With("key", key, "target", info.Labels[snapshots.LabelSnapshotRef])
 	if mapped(info.Labels) {
 		log.DebugContext(ctx, "ordinary snapshot: its IDs are to be mapped as it is unpacked")
 		return errOrdinary
 	}
-	req, err := parseRequest(info.Labels)
+	target, err := digest.Parse(info.Labels[snapshots.LabelSnapshotRef])
 	if err != nil {
-		s.counters.unannotated.Add(1)
-		log.DebugContext(ctx, "ordinary snapshot: labels do not name its layer", "err", err)
+		log.DebugContext(ctx, "ordinary snapshot: it is not named by a chain ID", "err", err)
 		return errOrdinary
 	}
 	parents, err := s.viewChain(ctx, parent)
 	if err != nil {
 		return err
 	}
-	if req.layer.DiffID == "" && len(parents) == 0 {
-		req.layer.DiffID = req.target // the chain ID of one layer is its diffID
-	}
-	name := servedName(req.target, parents)
+	name := servedName(target, parents)
 	if found, err := s.exists(ctx, name); err != nil {
 		return err
 	} else if found {
-		return existsError(req.target)
+		return existsError(target)
 	}
-	if reason := s.refuse(req, parents); reason != "" {
-		s.fallBack(ctx, req, reason)
+	var tried request
+	var why string
+	for req, err := range s.requests(ctx, key, target, info.Labels) {
+		if err != nil {
+			log.InfoContext(ctx, "an image cannot be asked for its layer", "err", err)
+			continue
+		}
+		if tried, why, err = req, s.refuse(req, parents), nil; why == "" {
+			why, err = s.serveRequest(ctx, name, key, parent, parents, info, req)
+		}
+		if why == "" {
+			return err
+		}
+	}
+	if why == "" {
+		s.counters.unannotated.Add(1)
+		log.DebugContext(ctx, "ordinary snapshot: it is not known which layer of which image it is")
 		return errOrdinary
+	}
+	s.fallBack(ctx, tried, why)
+	return errOrdinary
+}
+
+// serveRequest is serve for one layer, that of one image. It returns why the layer cannot be
+// served, and no error then.
+func (s *Snapshotter) serveRequest(
+	ctx context.Context, name, key, parent string, parents chain, info snapshots.Info, req request,
+) (why string, err error) {
+	if req.layer.DiffID == "" && len(parents) == 0 {
+		req.layer.DiffID = req.target // the chain ID of one layer is its diffID
 	}
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	if errors.Is(err, ErrDisproved) && len(parents) > 0 {
 		// One under it may be to blame, and give way to another.
 		defer s.told.Delete(key)
 		if parents, err = s.admit(ctx, key, parent, info.Labels); err != nil {
-			return err
+			return "", err
 		}
 		err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	}
 	var below *brokenError // containerd could not unpack this one either
 	if errors.Is(err, ErrUnavailable) && !errors.As(err, &below) && ctx.Err() == nil {
-		s.fallBack(ctx, req, reason(err))
-		return errOrdinary
+		return reason(err), nil
 	}
-	return err
+	return "", err
 }
 
 // mountError is why a layer of an image was not mounted.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -281,22 +282,82 @@ func TestFailureLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestOrdinaryWithoutAnnotations(t *testing.T) {
+// TestUnannotated: labels that name the chain alone, as clients that know nothing of lazy pulling
+// set them. containerd's images tell which layer it is.
+func TestUnannotated(t *testing.T) {
+	img := imageOf("image", "base", "app")
+	other := claiming("other", img, "base", "another") // which has gone from its registry
+	odd, silent := img.image(), img.image()
+	odd.Layers, silent.Refs = nil, nil
+	layers := newFakeLayers(t)
+	layers.hook(func(_ context.Context, l Layer) (Mounted, error) {
+		if l.Ref == "other" {
+			return Mounted{}, fmt.Errorf("not found: %w", ErrUnavailable)
+		}
+		return Mounted{Dir: layers.path(l.Digest)}, nil
+	})
+	gone := imageOf("other", "gone")
+	images := &fakeImages{all: []Image{odd, silent, other.image(), gone.image(), img.image()}}
+	s := open(t, t.TempDir(), layers, WithImages(images))
+	parent := ""
+	for i, chain := range img.chains {
+		labels := map[string]string{snapshots.LabelSnapshotRef: chain.String()}
+		name, unpacked, err := pullLayer(t.Context(), s, fmt.Sprintf("ns/%d/extract", i), parent, labels)
+		if err != nil || unpacked {
+			t.Fatalf("layer %d: unpacked %v, err %v", i, unpacked, err)
+		}
+		parent = name
+		calls := layers.mountCalls()
+		l := calls[len(calls)-1].Layer
+		if l.Ref != img.ref || l.Manifest != img.manifest() || l.Digest != img.layers[i] || !slices.Equal(l.Image, img.layers[i:]) {
+			t.Errorf("Mount(%+v)", l)
+		}
+	}
+	if len(s.Fallbacks()) != 0 {
+		t.Errorf("fallbacks %v", s.Fallbacks())
+	}
+	// The image that alone claims this chain has gone: containerd is left to find that out.
+	labels := map[string]string{snapshots.LabelSnapshotRef: gone.chains[0].String()}
+	if _, unpacked, err := pullLayer(t.Context(), s, "ns/9/extract", "", labels); err != nil || !unpacked {
+		t.Errorf("unpacked %v, err %v", unpacked, err)
+	}
+	if fb := s.Fallbacks(); len(fb) != 1 || fb[0].Ref != "other" {
+		t.Errorf("fallbacks %v", fb)
+	}
+}
+
+// TestOrdinaryUnannotated: what no image tells of is left to containerd.
+func TestOrdinaryUnannotated(t *testing.T) {
 	img := imageOf("image", "base")
-	for _, missing := range []string{snapshotters.TargetRefLabel, snapshotters.TargetLayerDigestLabel, snapshotters.TargetManifestDigestLabel} {
-		t.Run(missing, func(t *testing.T) {
-			layers := newFakeLayers(t)
-			s := open(t, t.TempDir(), layers)
-			labels := img.labels(0)
-			delete(labels, missing)
-			if _, unpacked, err := pullLayer(t.Context(), s, "key", "", labels); err != nil || !unpacked {
-				t.Errorf("unpacked %v, err %v", unpacked, err)
-			}
-			if st := s.Stats(); st.Unannotated != 1 || st.Served != 0 {
-				t.Errorf("Stats = %+v", st)
-			}
-			if len(layers.mountCalls()) != 0 || len(s.Fallbacks()) != 0 {
-				t.Errorf("mounts %v, fallbacks %v", layers.mountCalls(), s.Fallbacks())
+	for name, tc := range map[string]struct {
+		images Images
+		target string
+	}{
+		"no images":          {nil, img.chains[0].String()},
+		"image unknown":      {&fakeImages{}, img.chains[0].String()},
+		"containerd is away": {&fakeImages{err: errors.New("away")}, img.chains[0].String()},
+		"no chain ID":        {&fakeImages{all: []Image{img.image()}}, "layer-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, missing := range []string{
+				"", snapshotters.TargetRefLabel, snapshotters.TargetLayerDigestLabel,
+				snapshotters.TargetManifestDigestLabel,
+			} {
+				labels := map[string]string{}
+				if missing != "" {
+					labels = img.labels(0)
+					delete(labels, missing)
+				}
+				labels[snapshots.LabelSnapshotRef] = tc.target
+				layers := newFakeLayers(t)
+				s := open(t, t.TempDir(), layers, WithImages(tc.images))
+				_, unpacked, err := pullLayer(t.Context(), s, "ns/1/key", "", labels)
+				if err != nil || !unpacked {
+					t.Errorf("without %q: unpacked %v, err %v", missing, unpacked, err)
+				}
+				if st := s.Stats(); st.Served != 0 || len(layers.mountCalls()) != 0 || len(s.Fallbacks()) != 0 {
+					t.Errorf("Stats %+v, mounts %v, fallbacks %v", st, layers.mountCalls(), s.Fallbacks())
+				}
 			}
 		})
 	}

@@ -150,7 +150,7 @@ func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config strin
 	f.exports(config, info.Root)
 	if info.Unlabelled > 0 {
 		f.warning("annotations", fmt.Sprintf("containerd prepared %d layers without naming their image", info.Unlabelled),
-			"Was an image pulled with `ctr images pull --local`? Otherwise see the checks of containerd's configuration above.")
+			"Its image was loaded or built on this node, or micad cannot ask containerd (containerd_address), or the port of its registry is not known: see micad's log.")
 	}
 	var fallbacks []admin.Fallback
 	if err := c.Get(ctx, admin.PathFallbacks, &fallbacks); err != nil {

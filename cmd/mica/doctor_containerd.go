@@ -141,7 +141,8 @@ func (c containerdConfig) checkPlugin(f *findings, address string) {
 		f.ok("plugin", fmt.Sprintf("proxy_plugins.mica, %s", address))
 	}
 	if c.at("proxy_plugins", "mica", "exports", "enable_remote_snapshot_annotations") != "true" {
-		f.failure("annotations", `proxy_plugins.mica.exports.enable_remote_snapshot_annotations is not "true": pulls by ctr and CRI are not lazy`, fix)
+		f.warning("annotations", "proxy_plugins.mica.exports.enable_remote_snapshot_annotations is not \"true\": "+
+			"micad asks containerd's content store which layer of which image is pulled, at micad's containerd_address", fix)
 	} else {
 		f.ok("annotations", "the transfer service tells micad which image a layer belongs to")
 	}
@@ -200,15 +201,6 @@ func (c containerdConfig) checkCRI(f *findings) {
 		if snapshotter != "mica" {
 			f.warning("cri", fmt.Sprintf("Kubernetes' default snapshotter is %v", orDefault(snapshotter)),
 				fmt.Sprintf("To start all pods lazily:\n[plugins.%q]\n  snapshotter = \"mica\"", name)+restartHint)
-			return
-		}
-		// The default is true. The transfer service, through which CRI pulls
-		// from containerd 2.1 on, does not look at it.
-		annotated := c.at(append(slices.Clone(keys), "disable_snapshot_annotations")...) == false
-		transfer := name == criPlugins[0][1] && c.at(append(slices.Clone(keys), "use_local_image_pull")...) != true
-		if !annotated && !transfer {
-			f.failure("cri", "disable_snapshot_annotations is on (the default): pods' images are not lazy",
-				fmt.Sprintf("[plugins.%q]\n  disable_snapshot_annotations = false", name)+restartHint)
 			return
 		}
 		f.ok("cri", "Kubernetes' default snapshotter is mica")

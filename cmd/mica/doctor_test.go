@@ -40,17 +40,16 @@ func TestCheckContainerd(t *testing.T) {
 		"good":           {goodConfig, map[string]string{"plugin": "ok", "annotations": "ok", "unpack": "ok", "cri": "ok"}},
 		"empty":          {"version = 3", map[string]string{"plugin": "error", "unpack": "error", "cri": "warning"}},
 		"other socket":   {replace("/run/micad/micad.sock", "/run/other.sock"), map[string]string{"plugin": "error"}},
-		"no annotations": {replace(`enable_remote_snapshot_annotations = "true"`, ""), map[string]string{"annotations": "error"}},
+		"no annotations": {replace(`enable_remote_snapshot_annotations = "true"`, ""), map[string]string{"annotations": "warning"}},
 		"no root export": {replace(`root = "/var/lib/micad"`, ""), map[string]string{"exports": "warning"}},
 		"overlayfs lost": {replace(`snapshotter = "overlayfs"`, `snapshotter = "native"`), map[string]string{"unpack": "warning"}},
 		"not for mica":   {replace(`snapshotter = "mica"`, `snapshotter = "stargz"`), map[string]string{"unpack": "error"}},
 		"other platform": {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux/riscv64"),
 			map[string]string{"unpack": "error"}},
-		"any linux":      {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux"), map[string]string{"unpack": "ok"}},
-		"local pull":     {goodConfig + "use_local_image_pull = true\n", map[string]string{"cri": "error"}},
-		"annotated pull": {goodConfig + "use_local_image_pull = true\ndisable_snapshot_annotations = false\n", map[string]string{"cri": "ok"}},
-		"not TOML":       {"[[[", map[string]string{"containerd": "error"}},
-		"wrong types":    {"proxy_plugins = 3\nplugins = []\nimports = [4]", map[string]string{"plugin": "error", "unpack": "error"}},
+		"any linux":   {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux"), map[string]string{"unpack": "ok"}},
+		"local pull":  {goodConfig + "use_local_image_pull = true\n", map[string]string{"cri": "ok"}},
+		"not TOML":    {"[[[", map[string]string{"containerd": "error"}},
+		"wrong types": {"proxy_plugins = 3\nplugins = []\nimports = [4]", map[string]string{"plugin": "error", "unpack": "error"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.toml")

@@ -42,8 +42,16 @@ next:
 // start makes a node with the CRI plugin, and a client of it.
 func start(t *testing.T, r *registry.Registry) (*node.Node, *Client) {
 	t.Helper()
-	pause := fixture.Push(t, r, "pause", fixture.ProbeImage(t, "pause"))
-	n := fixture.Node(t, node.Options{DemandOnly: true, CRI: &node.CRI{PauseImage: pause, Subnet: subnet(t), ByMicad: true}})
+	return startWith(t, r, node.Options{CRI: &node.CRI{ByMicad: true}})
+}
+
+// startWith is start with these options, but for what all tests need.
+func startWith(t *testing.T, r *registry.Registry, opts node.Options) (*node.Node, *Client) {
+	t.Helper()
+	opts.DemandOnly = true
+	opts.CRI.PauseImage = fixture.Push(t, r, "pause", fixture.ProbeImage(t, "pause"))
+	opts.CRI.Subnet = subnet(t)
+	n := fixture.Node(t, opts)
 	if err := n.Trust(r.Host()); err != nil {
 		t.Fatal(err)
 	}
@@ -77,6 +85,43 @@ func run(t *testing.T, c *Client, name string) *Pod {
 		}
 	})
 	return pod
+}
+
+// Pods are lazy on nodes where nothing but the snapshotter's name is set, and CRI pulls by itself,
+// not by the transfer service: as kind and EKS set up containerd, and k3s.
+func TestLocalPull(t *testing.T) {
+	for name, settings := range map[string]string{
+		"kind":          "discard_unpacked_layers = true",
+		"EKS":           "discard_unpacked_layers = true\nmax_concurrent_downloads = 10",
+		"k3s":           "use_local_image_pull = true\ndisable_snapshot_annotations = true",
+		"by the switch": "use_local_image_pull = true",
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := fixture.Context(t)
+			r := fixture.Registry(t)
+			ref := fixture.Push(t, r, "debian", fixture.Debian(t))
+			fixture.Index(t, r, "debian")
+			_, c := startWith(t, r, node.Options{Bare: true, CRI: &node.CRI{Images: settings}})
+			size, err := images.Size(fixture.Debian(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.ResetTraffic()
+			if _, err := c.Pull(ctx, ref); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.Traffic().Down; got > size/100 {
+				t.Errorf("PullImage downloaded %d bytes of an image of %d: more than 1%%", got, size)
+			}
+			id, err := c.Run(ctx, run(t, c, "pod"), ref, "program")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if code, err := c.Wait(ctx, id); err != nil || code != 0 {
+				t.Errorf("the image's program: exit code %d, %v", code, err)
+			}
+		})
+	}
 }
 
 // A kubelet's whole way with a lazily pulled image: pull, pod, container, logs,

@@ -30,11 +30,15 @@ func (n *Node) containerdConfig() string {
 	p("[plugins.'io.containerd.gc.v1.scheduler']\nmutation_threshold = 1\nschedule_delay = '0s'\nstartup_delay = '0s'")
 	p("[plugins.'io.containerd.transfer.v1.local']")
 	p("config_path = %q", n.HostsDir())
-	for _, name := range []string{"overlayfs", Snapshotter} {
+	unpackers, exports := []string{"overlayfs", Snapshotter}, "enable_remote_snapshot_annotations = 'true'"
+	if n.opts.Bare {
+		unpackers, exports = nil, ""
+	}
+	for _, name := range unpackers {
 		p("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/%s'\nsnapshotter = %q", runtime.GOARCH, name)
 	}
 	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Snapshotter, n.MicadAddress())
-	p("[proxy_plugins.%s.exports]\nenable_remote_snapshot_annotations = 'true'\nroot = %q", Snapshotter, n.MicadRoot())
+	p("[proxy_plugins.%s.exports]\n%s\nroot = %q", Snapshotter, exports, n.MicadRoot())
 	if c := n.opts.CRI; c != nil {
 		p("%s", c.config(n))
 	}

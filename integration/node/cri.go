@@ -14,6 +14,7 @@ type CRI struct {
 	PauseImage string // reference of the sandbox image
 	Subnet     string // of the pods, e.g. 10.88.0.0/24; must not be in use
 	Overlayfs  bool   // containerd's own snapshotter in place of Mica
+	Images     string // more of the images plugin's configuration, TOML
 	ByMicad    bool   // micad passes the kubelet's image calls on to containerd
 }
 
@@ -44,11 +45,12 @@ func (c *CRI) config(n *Node) string {
 	}
 	return strings.NewReplacer(
 		"@SNAPSHOTTER@", snapshotter, "@PAUSE@", c.PauseImage, "@CERTS@", n.HostsDir(),
-		"@CNIBIN@", cniBin, "@CNICONF@", filepath.Join(n.Dir, "cni"),
+		"@CNIBIN@", cniBin, "@CNICONF@", filepath.Join(n.Dir, "cni"), "@IMAGES@", c.Images,
 	).Replace(`
 [plugins.'io.containerd.cri.v1.images']
 snapshotter = '@SNAPSHOTTER@'
 stats_collect_period = 1
+@IMAGES@
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = '@PAUSE@'
 [plugins.'io.containerd.cri.v1.images'.registry]

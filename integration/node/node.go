@@ -30,6 +30,7 @@ type Options struct {
 	MicadRemote string // more of its section remote
 	MicadEnv    []string
 	Containerd  string // more of containerd's configuration, TOML
+	Bare        bool   // containerd knows of micad only its name and its address
 	CRI         *CRI   // nil: containerd runs without its CRI plugin
 	NoMicad     bool   // only containerd's own snapshotters
 	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again

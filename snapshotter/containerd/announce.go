@@ -146,24 +146,21 @@ func source(noted map[string]string) (host, repository string, ok bool) {
 	return "", "", false
 }
 
-// locate returns a repository's reference, with the port that the registry has in the names of the
-// same repository's images, or else in those of the host's other images and in containerd's
-// config_path. Where these do not agree, or there are none, it is not guessed.
+// locate returns a repository's reference. Where its registry's port is not known, it is not
+// guessed.
 func (c *Client) locate(ctx context.Context, host, repository string) (string, error) {
-	if host == dockerHub {
-		return host + "/" + repository, nil
-	}
 	all, err := c.list(ctx)
 	if err != nil {
 		return "", err
 	}
-	names := namesOf(all)
-	if found := locators(names, host, repository); len(found) == 1 {
+	if found := c.locateAll(namesOf(all), host, repository); len(found) == 1 {
 		return found[0], nil
-	} else if len(found) == 0 {
-		if registry, ok := registryOf(names, c.configPath, host); ok {
-			return registry + "/" + repository, nil
-		}
 	}
-	return "", fmt.Errorf("the port of registry %s is not known", host)
+	return "", portError(host)
+}
+
+// portError is why a registry is not asked.
+func portError(host string) error {
+	return fmt.Errorf("the port of registry %s is not known (a folder HOST:PORT below config_path tells)",
+		host)
 }

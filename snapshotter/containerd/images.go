@@ -3,6 +3,8 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"iter"
+	"net"
 	"slices"
 	"strings"
 
@@ -161,15 +163,97 @@ func (x *search) look(ctx context.Context) error {
 	if x.present != nil {
 		return nil
 	}
+	all, err := x.c.manifests(ctx)
+	if err != nil {
+		return err
+	}
 	x.present = map[digest.Digest]bool{}
-	err := x.c.content.Walk(ctx, func(i content.Info) error {
-		x.present[i.Digest] = true
+	for _, info := range all {
+		x.present[info.Digest] = true
+	}
+	return nil
+}
+
+// manifests returns the manifests of a namespace that containerd has.
+func (c *Client) manifests(ctx context.Context) (all []content.Info, err error) {
+	err = c.content.Walk(ctx, func(i content.Info) error {
+		all = append(all, i)
 		return nil
 	}, fmt.Sprintf("labels.%q", configLabel))
 	if err != nil {
-		return fmt.Errorf("list containerd's manifests: %w", err)
+		return nil, fmt.Errorf("list containerd's manifests: %w", err)
 	}
-	return nil
+	return all, nil
+}
+
+// Claiming implements snapshotter.Images.
+func (c *Client) Claiming(
+	ctx context.Context, namespace string, chain digest.Digest,
+) iter.Seq2[snapshotter.Image, error] {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	return func(yield func(snapshotter.Image, error) bool) {
+		all, err := c.list(ctx)
+		if err != nil {
+			yield(snapshotter.Image{}, err)
+			return
+		}
+		names := namesOf(all)
+		manifests, err := c.manifests(ctx)
+		if err != nil {
+			yield(snapshotter.Image{}, err)
+			return
+		}
+		slices.SortFunc(manifests, func(a, b content.Info) int {
+			return b.CreatedAt.Compare(a.CreatedAt)
+		})
+		for _, info := range manifests {
+			d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest}
+			doc, err := c.read(ctx, d)
+			if errdefs.IsNotFound(err) || err == nil && !slices.Contains(doc.chains, chain) {
+				continue
+			}
+			image := doc.image(info.Digest, nil)
+			if err == nil {
+				image.Refs, err = c.pulledFrom(info, names)
+			}
+			if !yield(image, err) {
+				return
+			}
+		}
+	}
+}
+
+// pulledFrom returns a reference, without tag, for each repository that a manifest was pulled from,
+// of those whose registry's port is known, or likely to be the usual one.
+func (c *Client) pulledFrom(manifest content.Info, names []string) ([]string, error) {
+	var refs []string
+	err := fmt.Errorf("containerd does not say where image %s was pulled from", manifest.Digest)
+	for key, value := range manifest.Labels {
+		host, ok := strings.CutPrefix(key, sourceLabel)
+		if !ok || host == "" {
+			continue
+		}
+		for repository := range strings.SplitSeq(value, ",") {
+			found := c.locateAll(names, host, repository)
+			if len(found) == 0 && public(host) {
+				found = []string{host + "/" + repository}
+			}
+			if len(found) == 0 {
+				err = fmt.Errorf("image %s of %s: %w", manifest.Digest, repository, portError(host))
+			}
+			refs = append(refs, found...)
+		}
+	}
+	if len(refs) == 0 {
+		return nil, err
+	}
+	return refs, nil
+}
+
+// public says whether a registry's host has a name of the kind that registries at the usual port
+// have.
+func public(host string) bool {
+	return strings.Contains(host, ".") && net.ParseIP(host) == nil
 }
 
 // sources returns a reference, without tag, for each repository that a manifest was pulled from.

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -244,6 +247,61 @@ func TestNamed(t *testing.T) {
 	if _, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1", digest.FromString("none")); err == nil {
 		t.Error("a manifest that containerd has not")
 	}
+}
+
+// TestClaiming: images that are being pulled have no name yet. Their manifest tells where from, and
+// names, folders and the host's kind tell the registry's port.
+func TestClaiming(t *testing.T) {
+	w := newWorld(t)
+	claiming := func(chain digest.Digest) (refs [][]string, errs int) {
+		t.Helper()
+		for i, err := range w.client.Claiming(t.Context(), "ns", chain) {
+			if err != nil {
+				errs++
+			} else {
+				slices.Sort(i.Refs)
+				refs = append(refs, i.Refs)
+			}
+		}
+		return refs, errs
+	}
+	base := digest.FromString("base")
+	if refs, errs := claiming(base); len(refs) != 0 || errs != 0 {
+		t.Errorf("%v, %d errors where there are no images", refs, errs)
+	}
+	folder := filepath.Join(w.client.configPath, "folder:5000")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.name("named:5001/other:1", w.manifest([]string{"O"}, []string{"other"}, nil))
+	for _, sources := range []map[string]string{
+		{"docker.io": "library/a,library/b"}, {"named": "c"}, {"folder": "d"}, {"reg.example.com": "e"},
+		{"10.0.0.1": "f"}, {"localhost": "g"}, nil, {"localhost": "h", "quay.io": "h"},
+	} {
+		w.manifest([]string{"B", fmt.Sprint(sources)}, []string{"base", fmt.Sprint(sources)}, sources)
+	}
+	refs, errs := claiming(base)
+	want := [][]string{ // the latest first
+		{"quay.io/h"}, {"reg.example.com/e"}, {"folder:5000/d"}, {"named:5001/c"},
+		{"docker.io/library/a", "docker.io/library/b"},
+	}
+	if !reflect.DeepEqual(refs, want) || errs != 3 {
+		t.Errorf("%v, %d errors; want %v, 3", refs, errs, want)
+	}
+	for i, err := range w.client.Claiming(t.Context(), "ns", base) { // and the caller may have enough
+		if err != nil || i.Layers[0] != digest.FromString("B") || i.Chains[0] != base {
+			t.Errorf("%+v, %v", i, err)
+		}
+		break
+	}
+	if refs, errs := claiming(digest.FromString("none")); len(refs) != 0 || errs != 0 {
+		t.Errorf("%v, %d errors of a chain that no image has", refs, errs)
+	}
+	w.stop()
+	if refs, errs := claiming(base); len(refs) != 0 || errs != 1 {
+		t.Errorf("%v, %d errors where containerd is away", refs, errs)
+	}
+	w.start()
 }
 
 // TestRestarted: containerd answers again after it was away, and what asks while it is away gets an

@@ -44,6 +44,22 @@ func locators(names []string, host, repository string) []string {
 	return found
 }
 
+// locateAll returns a repository's references, with the port that the registry has in the names of
+// the same repository's images, or else in those of the host's other images and in containerd's
+// config_path, where these agree.
+func (c *Client) locateAll(names []string, host, repository string) []string {
+	if host == dockerHub {
+		return []string{host + "/" + repository}
+	}
+	found := locators(names, host, repository)
+	if len(found) == 0 {
+		if registry, ok := registryOf(names, c.configPath, host); ok {
+			found = []string{registry + "/" + repository}
+		}
+	}
+	return found
+}
+
 // registryOf returns the registry at a host: the one that the names of images have, whichever
 // repositories they are of, and that containerd has a folder for below its config_path. ok is false
 // where there is none, or more than one.
