@@ -12,13 +12,16 @@
 //	Mount ──▶ slot ─┬─ in the store ────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
 //	                └─ pull.Bring ──▶ store ───┘
 //
+// A read of a mount comes to a device, which notes it for the profile and the fill, and asks
+// layer.Layer for the bytes.
+//
 // # A layer's life
 //
 // An open layer is at one stage. The method stage derives it from what is on disk, so that the next
 // opening finds the layer where this one leaves it; closed alone is kept in memory.
 //
 //	lazy       some spans are missing
-//	whole      all spans are here; the index is the word of its vouchers
+//	whole      all spans are here; the index is the word of the repositories that vouch for it
 //	disproved  all spans are here, and they are not the diffID's
 //	proved     all spans are here, and the tree is their tar's
 //	local      as proved, recorded as verified and sealed: the kernel may read the layer alone
@@ -42,17 +45,19 @@
 //	                                                                   removes the layer
 //	any                unmounted, or Close          close              closed
 //
-// A layer that the cache has no room for stays proved until it comes whole again, or is opened
-// again. A span that is lost before tend has come to the layer is fetched at once, and any other
-// when it is read. Mount points follow: those of a layer that becomes local are replaced, where the
-// kernel can do that; micad serves the others as before.
+// The cache has room for a layer when all local ones together take at most three quarters of the
+// quota (cache.Cache.Fits). A layer that it has no room for stays proved until it comes whole
+// again, or is opened again. A span that is lost before tend has come to the layer is fetched at
+// once, and any other when it is read. Mount points follow: those of a layer that becomes local are
+// replaced, where the kernel can do that; micad serves the others as before.
 //
 // # Over the end of the process
 //
 // A lazy mount needs a process that answers. With a Keeper, the descriptor of its FUSE connection
 // outlives this one, beside a description of it; who reads meanwhile waits. Open of the next
-// process serves all of them at once, from the store alone. Mount points are left as they are as
-// long as they show what they should.
+// process serves all of them at once, from the store alone. One whose layer does not open waits for
+// it, and its readers get EIO when they have waited for as long as a read may. Mount points are
+// left as they are as long as they show what they should.
 //
 //	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ openLayer
 //

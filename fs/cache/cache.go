@@ -4,13 +4,18 @@
 //
 // Spans are admitted before they are written, and wait while others go. The store counts what lies
 // on disk; the cache adds what was admitted and is not written yet. What does not fit is refused:
-// a layer serves it from memory, so that a quota costs speed and never an answer.
+// a layer serves it from memory, so that a quota costs speed and never an answer. A layer that
+// comes whole is not refused.
 //
 //	fs/layer ── WriteSpan ─▶ Guarded ── admit ─▶ fs/store
 //	download ── Write ─────▶ Writer ─── admit ─▶ fs/store
 //	                                      │ no room
 //	                                      ▼
 //	                         Run: the coldest spans go, or whole layers
+//
+// Cold is what no container uses, and then what was read longest ago (warmth). A sealed layer, and
+// one whose spans are index.Whole, goes as a whole or not at all. Pause stops fills at seven
+// eighths of the quota.
 //
 // What lies on disk is compared with its digests by Verify, for somebody who asks, and by Run as
 // often as Options.Scrub says. What is wrong is thrown away, or put right where the kernel may be

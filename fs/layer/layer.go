@@ -14,6 +14,10 @@
 // The body of a request is cut into spans as it arrives: who reads the first does not wait for the
 // last.
 //
+// Fill and Fetch go the same way without bytes to copy; FUSE calls Fill before ReadAt. A Copy may
+// hold some spans, coded otherwise, in another blob. A layer of index.Whole spans comes as one
+// stream, from its beginning.
+//
 // What is fetched has a line.Priority: bytes in flight, decoded bytes and decoders go to the more
 // urgent first, by the line.Budget, and a reader takes over what waits with less urgency. From the
 // first fetch on that is not Demand and needs one, a layer's windows are here, all of them by one

@@ -12,7 +12,8 @@
 // The bytes are used in place, where they came. Decode is the Meter for what they are decoded to,
 // Decoders the one for the cores, which Starts has fills leave to containers that start, Buffer
 // lends the memory itself, and Spares keeps a little of what the disk does not take. The package
-// knows neither layers nor registries: an Opener asks, and a Host is whatever has one name.
+// knows neither layers nor registries: an Opener asks (package layer's, of a layer's source), and a
+// Host is whatever has one name.
 //
 // What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
 // Claim can become more urgent while it waits, or before: a reader takes over what was asked for

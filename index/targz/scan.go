@@ -4,11 +4,14 @@
 // The data's way, a goroutine for each arrow's end, joined by channels of
 // buffers whose number is fixed:
 //
-//	blob → chunks (hash of the layer) → inflate ─┬→ tartree.Scan (the tree)
+//	blob → chunks (hash of the layer) → decode ──┬→ tartree.Scan (the tree)
 //	                                             ├→ Device, hashes of the diffID and the spans
 //	                                             └→ Windows, hashes of the windows
 //
-// The inflating goroutine decides where spans begin. Where the blob is gzip this
+// What decodes is told by the blob's first bytes (sniff): gunzip, unzstd or plain. Unpack decodes a
+// whole blob again, for layers whose spans are index.Whole.
+//
+// The decoding goroutine decides where spans begin. Where the blob is gzip this
 // has to be a member or a deflate block. Of those that come about a span's size
 // after the last one it takes the one whose span refers to the fewest bytes
 // before it (see cutter), so it holds device bytes back from the hashing
