@@ -358,7 +358,7 @@ func TestWrongBytes(t *testing.T) {
 				f.wait()
 
 				// Wrong once: nobody notices.
-				var first atomic.Bool // requests may be hedged
+				var first atomic.Bool
 				first.Store(true)
 				at = f.s.spans[20].Blob + 100
 				f.blob.fault = func(_ context.Context, _ int, p []byte, off int64) error {

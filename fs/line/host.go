@@ -9,7 +9,6 @@ import (
 type Host struct {
 	budget *Budget
 	flow   *flow
-	pace   pace
 }
 
 // hostsMost bounds the hosts that are remembered.

@@ -11,40 +11,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestPace: a request is slow that takes longer than nearly all did, whatever its size.
-func TestPace(t *testing.T) {
-	var p pace
-	for i := range paceLeast {
-		if _, ok := p.slow(1000); ok {
-			t.Fatalf("a judgement after %d requests", i)
-		}
-		p.observe(10*time.Millisecond, 10*time.Millisecond+1000*time.Microsecond, 1000)
-	}
-	if d, ok := p.slow(5000); !ok || d != 15*time.Millisecond {
-		t.Errorf("slow after %s", d)
-	}
-	if !p.hedge() || p.hedge() {
-		t.Error("a tenth may be hedged")
-	}
-	for range 4 * paceSamples {
-		p.observe(time.Second, time.Second, 1000)
-	}
-	if d, _ := p.slow(5000); d != time.Second {
-		t.Errorf("slow after %s", d)
-	}
-	for range hedgeMost {
-		if !p.hedge() {
-			t.Error("nothing was saved up")
-		}
-	}
-	if p.hedge() {
-		t.Error("more is saved up than may be")
-	}
-}
-
 // TestHosts: what a near host's answers tell says nothing of the way to a far one: the far one's
-// fills keep their share of the line, its readers' requests go over several connections, and none
-// is sent twice for being slower than the near one's. And the other way round.
+// fills keep their share of the line, and its readers' requests go over several connections. And
+// the other way round.
 func TestHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New(0, 0)
@@ -53,7 +22,6 @@ func TestHosts(t *testing.T) {
 			for i, h := range []*Host{near, far} {
 				rtt := []time.Duration{time.Millisecond, 50 * time.Millisecond}[i]
 				h.flow.answered(rtt, true)
-				h.pace.observe(rtt, 2*rtt, 100_000)
 			}
 		}
 		if w := far.flow.window; w != flowMost {
@@ -65,12 +33,6 @@ func TestHosts(t *testing.T) {
 		if n := near.stripes(Demand, 1<<20); n != 1 {
 			t.Errorf("the near one's requests go over %d connections", n)
 		}
-		if d, ok := far.pace.slow(100_000); !ok || d < 90*time.Millisecond {
-			t.Errorf("the far one's requests are slow from %v on", d)
-		}
-		if d, ok := near.pace.slow(100_000); !ok || d > 5*time.Millisecond {
-			t.Errorf("the near one's requests are slow from %v on", d)
-		}
 		for i := range 3 * hostsMost {
 			b.Host(fmt.Sprint(i))
 		}
@@ -80,15 +42,15 @@ func TestHosts(t *testing.T) {
 	})
 }
 
-// TestPaceOfHeld: how soon bytes come that are here already says nothing of how long others take.
-func TestPaceOfHeld(t *testing.T) {
+// TestHeld: how soon bytes come that are here already says nothing of how long others take.
+func TestHeld(t *testing.T) {
 	b := New(0, 0)
 	h := b.Host("")
 	blob := newBlob()
 	blob.held = true
 	mustRead(t, h, 0, 5000, Demand, blob)
-	if len(h.pace.first) > 0 || h.flow.base > 0 {
-		t.Errorf("%d requests count", len(h.pace.first))
+	if h.flow.base > 0 {
+		t.Errorf("the round trip is %v", h.flow.base)
 	}
 	nothingTaken(t, b, h)
 }

@@ -6,7 +6,7 @@
 // A request for a range of a blob is admitted, sent, and read as it comes:
 //
 //	Budget.Admit ─▶ Grant.Request ─▶ one or more connections ─▶ pieces ─▶ Request.Get
-//	  Host: flow                     (again, where they are slow)
+//	  Host: flow
 //	  Meter: Fetch
 //
 // The bytes are used in place, where they came. Decode is the Meter for what they are decoded to,
@@ -18,7 +18,7 @@
 // What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
 // Claim can become more urgent while it waits, or before: a reader takes over what was asked for
 // ahead of it. What the answers of one Host tell (its round trip, how many bytes it takes to fill
-// the way to it, how slow a slow answer is) counts for that Host alone.
+// the way to it) counts for that Host alone.
 //
 // # Concurrency
 //

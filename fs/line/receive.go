@@ -12,25 +12,18 @@ import (
 )
 
 // receive fills a part.
-func (r *Request) receive(a *attempt, p *part) error {
+func (r *Request) receive(p *part) error {
 	start := time.Now()
 	body, held, err := r.open(r.ctx, p.off, p.end-p.off)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	took := time.Since(start)
 	if r.grant != nil && !held {
-		r.host.flow.answered(took, r.grant.filled)
+		r.host.flow.answered(time.Since(start), r.grant.filled)
 	}
-	r.mu.Lock()
-	if a.first == 0 {
-		a.first = took
-	}
-	a.held = a.held || held
-	r.mu.Unlock()
 	for n := 0; ; {
-		rest, failed := r.came(a, p, int64(n))
+		rest, failed := r.came(p, int64(n))
 		switch {
 		case failed != nil:
 			return failed
@@ -47,7 +40,7 @@ func (r *Request) receive(a *attempt, p *part) error {
 
 // came notes that n more bytes of a part are here, and returns where the next ones go; nil: that
 // was all.
-func (r *Request) came(a *attempt, p *part, n int64) (rest []byte, err error) {
+func (r *Request) came(p *part, n int64) (rest []byte, err error) {
 	if err := r.lock(); err != nil {
 		return nil, err
 	}
@@ -56,9 +49,9 @@ func (r *Request) came(a *attempt, p *part, n int64) (rest []byte, err error) {
 		r.idle.Reset(idleFor)
 	}
 	if n > 0 {
-		r.shareLocked(a, p.upTo, p.upTo+n)
+		r.shareLocked(p.upTo, p.upTo+n)
 		p.upTo += n
-		if r.grant != nil && a == r.attempts[0] {
+		if r.grant != nil {
 			r.grant.arrived(n)
 		}
 		if p.upTo >= p.want {
@@ -74,7 +67,7 @@ func (r *Request) came(a *attempt, p *part, n int64) (rest []byte, err error) {
 	if gap := min(piece.Off, p.end) - p.upTo; gap > 0 {
 		return make([]byte, min(gap, gapBuffer)), nil // nobody wants these
 	}
-	return r.bufferLocked(a, i).B[p.upTo-piece.Off : min(piece.end(), p.end)-piece.Off], nil
+	return r.bufferLocked(i).B[p.upTo-piece.Off : min(piece.end(), p.end)-piece.Off], nil
 }
 
 // pieceOf returns the first piece that ends behind off.
@@ -82,49 +75,42 @@ func (r *Request) pieceOf(off int64) int {
 	return sort.Search(len(r.pieces), func(i int) bool { return r.pieces[i].end() > off })
 }
 
-func (r *Request) bufferLocked(a *attempt, i int) *Buffer {
-	if a.bufs[i] == nil {
-		a.bufs[i] = r.host.budget.Buffer(r.pieces[i].Size)
+func (r *Request) bufferLocked(i int) *Buffer {
+	if r.bufs[i] == nil {
+		r.bufs[i] = r.host.budget.Buffer(r.pieces[i].Size)
 	}
-	return a.bufs[i]
+	return r.bufs[i]
 }
 
 // shareLocked copies what the pieces behind the one that bytes [from, to) have come into share with
 // it.
-func (r *Request) shareLocked(a *attempt, from, to int64) {
+func (r *Request) shareLocked(from, to int64) {
 	i := r.pieceOf(from)
 	for j := i + 1; j < len(r.pieces) && r.pieces[j].Off < to; j++ {
 		piece := r.pieces[j]
 		if at := max(piece.Off, from); at >= r.pieces[i].Off {
-			src := a.bufs[i].B[at-r.pieces[i].Off : to-r.pieces[i].Off]
-			copy(r.bufferLocked(a, j).B[at-piece.Off:], src)
+			src := r.bufs[i].B[at-r.pieces[i].Off : to-r.pieces[i].Off]
+			copy(r.bufferLocked(j).B[at-piece.Off:], src)
 		}
 	}
 }
 
 // ended notes how a part's connection has ended.
-func (r *Request) ended(a *attempt, p *part, err error) {
+func (r *Request) ended(p *part, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p.err = err; err != nil {
 		r.wakeLocked()
 		return
 	}
-	if a.left--; a.left == 0 && r.hedged() && !a.held {
-		r.host.pace.observe(a.first, time.Since(a.start), r.size)
-	}
+	r.left--
 }
 
 // lend gives the share of what has not come to others.
 func (r *Request) lend() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, a := range r.attempts {
-		if a.left == 0 {
-			return
-		}
-	}
-	if r.lent == 0 && r.ctx.Err() == nil {
+	if r.left > 0 && r.lent == 0 && r.ctx.Err() == nil {
 		r.lent = r.grant.coming
 		r.grant.give(r.lent)
 		r.grant.arrived(r.grant.flow)
