@@ -16,10 +16,6 @@ import (
 // below; then others have their turn.
 const patience = time.Minute
 
-// A replay begins with few requests, so that what a start reads first does not share the line with
-// all the rest; each that ends makes room for some more.
-const rampFirst, rampStep = 4, 3
-
 var errPatience = errors.New("no answer for a minute")
 
 // forever is a wait that only a signal ends.
@@ -133,10 +129,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		return nil, nil, min(wait, later)
 	}
 	if p != nil {
-		if s.running.replay == 0 {
-			s.ramp = rampFirst
-		}
-		if s.running.replay >= min(s.ramp, s.o.ReplayRequests) {
+		if s.running.replay >= s.o.ReplayRequests {
 			return nil, nil, forever
 		}
 		expected = p.replay.meetLocked(p.entry)
@@ -291,7 +284,6 @@ func (s *Scheduler) end(ctx context.Context, j *job, err error) {
 		e.filled--
 	} else {
 		s.running.replay--
-		s.ramp += rampStep
 		s.o.Budget.Starts.ReplayEnded()
 		r.running--
 		defer r.endLocked()

@@ -91,7 +91,6 @@ type Scheduler struct {
 	spots   []*spot  // the latest last
 	replays []*Replay
 	running struct{ replay, fill int } // requests under way
-	ramp    int                        // how many a replay may have under way
 	stats   Stats
 }
 
