@@ -85,10 +85,13 @@ func TestFirstRequests(t *testing.T) {
 		get   bool
 		asked []string // prefixes
 	}{
-		{"anonymous", nil, cred{}, false, []string{"GET scope=repository%3Aa%2Fb%3Apull&service=reg.test"}},
+		{"anonymous", nil, cred{}, false,
+			[]string{"GET scope=repository%3Aa%2Fb%3Apull&service=reg.test"}},
 		{"user, POST", []cred{{User: "u", Secret: "p"}}, cred{User: "u", Secret: "p"}, false, []string{"POST client_id=mica&grant_type=password&password=p&scope=repository%3Aa%2Fb%3Apull"}},
-		{"user, only GET", []cred{{User: "u", Secret: "p"}}, cred{User: "u", Secret: "p"}, true, []string{"POST ", "GET "}},
-		{"identity token", []cred{{Secret: "long"}}, cred{Secret: "long"}, false, []string{"POST client_id=mica&grant_type=refresh_token&refresh_token=long"}},
+		{"user, only GET", []cred{{User: "u", Secret: "p"}}, cred{User: "u", Secret: "p"}, true,
+			[]string{"POST ", "GET "}},
+		{"identity token", []cred{{Secret: "long"}}, cred{Secret: "long"}, false,
+			[]string{"POST client_id=mica&grant_type=refresh_token&refresh_token=long"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -110,7 +113,8 @@ func TestFirstRequests(t *testing.T) {
 					i := mustImage(t, c, fmt.Sprintf("reg.test/a/b:%d", k)) // other images of the repository share the token
 					wg.Go(func() {
 						p := make([]byte, 5000)
-						if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil || !bytes.Equal(p, b[10:5010]) {
+						if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil ||
+							!bytes.Equal(p, b[10:5010]) {
 							t.Error(err)
 						}
 					})
@@ -157,7 +161,8 @@ func TestTokenExpiry(t *testing.T) {
 					for range 2 {
 						wg.Go(func() {
 							p := make([]byte, 1000)
-							if err := i.Blob(d).ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, blob) {
+							if err := i.Blob(d).ReadAt(t.Context(), p, 0); err != nil ||
+								!bytes.Equal(p, blob) {
 								t.Error(err)
 							}
 						})
@@ -198,7 +203,8 @@ func TestRefused(t *testing.T) {
 		defer c.Close()
 		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
 		for range 20 {
-			if err := b.ReadAt(t.Context(), make([]byte, 10), 0); !errors.Is(err, ErrUnauthorized) || !strings.Contains(err.Error(), "no such user") {
+			if err := b.ReadAt(t.Context(), make([]byte, 10), 0); !errors.Is(err,
+				ErrUnauthorized) || !strings.Contains(err.Error(), "no such user") {
 				t.Fatalf("error %v", err)
 			}
 		}
@@ -348,7 +354,8 @@ func TestLeaderCancelled(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err := i.Blob(d).ReadAt(ctx, make([]byte, 10), 0); !errors.Is(err, context.Canceled) {
+			if err := i.Blob(d).ReadAt(ctx, make([]byte, 10), 0); !errors.Is(err,
+				context.Canceled) {
 				t.Errorf("cancelled read: %v", err)
 			}
 		})

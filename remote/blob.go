@@ -38,7 +38,9 @@ func (b *Blob) Or(other *Blob) *Blob {
 	out := *b
 	out.places = slices.Clone(b.places)
 	for _, p := range other.places {
-		if !slices.ContainsFunc(out.places, func(q place) bool { return q.image.repo == p.image.repo }) {
+		if !slices.ContainsFunc(out.places, func(q place) bool {
+			return q.image.repo == p.image.repo
+		}) {
 			out.places = append(out.places, p)
 		}
 	}
@@ -167,7 +169,9 @@ func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
 	s := &stream{ctx: ctx, blob: b, off: off, left: n, way: w}
 	s.rot = newRotation(image.client, &image.stats, b.what(), nil)
 	s.rot.aside, s.rot.small = b.aside, b.aside
-	s.rot.penalty = func(e *entrant, now time.Time) int { return e.place.state.penalty(e.host, now) }
+	s.rot.penalty = func(e *entrant, now time.Time) int {
+		return e.place.state.penalty(e.host, now)
+	}
 	s.rot.reload = func(ctx context.Context) ([]entrant, bool) {
 		hosts, err := b.hosts(ctx, w)
 		return hosts, err == nil
@@ -198,7 +202,8 @@ func (b *Blob) hosts(ctx context.Context, w way) ([]entrant, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.Join(append(errs, fmt.Errorf("no host of %s may be pulled from", b.places[0].image.repo.registry))...)
+		return nil, errors.Join(append(errs,
+			fmt.Errorf("no host of %s may be pulled from", b.places[0].image.repo.registry))...)
 	}
 	return out, nil
 }

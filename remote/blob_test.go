@@ -82,7 +82,9 @@ func TestFaults(t *testing.T) {
 		{"ends early each time", first(3, cut(blob, 60_000)), 4, 0, time.Second},
 		{"ends at once", first(2, cut(blob, 0)), 3, 100 * time.Millisecond, time.Second},
 		{"reset before the answer", first(3, hangUp), 4, 100 * time.Millisecond, 2 * time.Second},
-		{"200 for a range", first(9, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(blob) }), 1, 0, 0},
+		{"200 for a range", first(9, func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(blob)
+		}), 1, 0, 0},
 		{"200 for a range, chunked", first(9, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusOK)
 			for b := blob; len(b) > 0; b = b[1<<16:] {
@@ -90,7 +92,9 @@ func TestFaults(t *testing.T) {
 				_ = http.NewResponseController(w).Flush()
 			}
 		}), 1, 0, 0},
-		{"200 with another size", first(1, answer(200, string(blob[1:]), "Content-Length", fmt.Sprint(blobSize-1))), 2, 0, time.Second},
+		{"200 with another size",
+			first(1, answer(200, string(blob[1:]), "Content-Length",
+				fmt.Sprint(blobSize-1))), 2, 0, time.Second},
 		{"200 that ends before the range", first(1, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", fmt.Sprint(len(blob)))
 			_, _ = w.Write(blob[:off/2])
@@ -100,11 +104,17 @@ func TestFaults(t *testing.T) {
 		{"wrong total", first(1, partial(off, off+n-1, blobSize+1, right)), 2, 0, time.Second},
 		{"more than sent", first(1, partial(off, off+n-1, blobSize, right[1:])), 2, 0, time.Second},
 		{"no Content-Range", first(1, answer(206, string(right))), 2, 0, time.Second},
-		{"several parts", first(1, answer(206, "--x--", "Content-Type", "multipart/byteranges; boundary=x")), 2, 0, time.Second},
+		{"several parts",
+			first(1, answer(206, "--x--", "Content-Type",
+				"multipart/byteranges; boundary=x")), 2, 0, time.Second},
 		{"less than asked for", first(1, partial(off, off+n/2-1, blobSize, right[:n/2])), 2, 0, 0},
-		{"HTML", first(2, answer(200, strings.Repeat("<p>", 1000), "Content-Type", "text/html; charset=utf-8")), 3, 0, time.Second},
-		{"HTML of the right length", first(1, answer(206, string(right), "Content-Type", "text/html",
-			"Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, blobSize))), 2, 0, time.Second},
+		{"HTML", first(2,
+			answer(200, strings.Repeat("<p>", 1000), "Content-Type",
+				"text/html; charset=utf-8")), 3, 0, time.Second},
+		{"HTML of the right length",
+			first(1, answer(206, string(right), "Content-Type", "text/html",
+				"Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1,
+					blobSize))), 2, 0, time.Second},
 		{"encoded", first(1, zipped), 2, 0, time.Second},
 		{"stored as encoded", first(9, answer(206, string(right), "Content-Encoding", "x-gzip",
 			"Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, blobSize))), 1, 0, 0},
@@ -113,9 +123,12 @@ func TestFaults(t *testing.T) {
 		{"204", first(1, answer(204, "")), 2, 0, time.Second},
 		{"416", first(1, answer(416, "")), 2, 0, time.Second},
 		{"500", first(3, answer(500, "")), 4, 0, 2 * time.Second},
-		{"429, seconds", first(1, answer(429, "", "Retry-After", "3")), 2, 3 * time.Second, 4 * time.Second},
-		{"503, date", first(1, answer(503, "", "Retry-After", date)), 2, 7 * time.Second, 8 * time.Second},
-		{"429, for ever", first(1, answer(429, "", "Retry-After", "86400")), 2, 60 * time.Second, 67 * time.Second},
+		{"429, seconds", first(1, answer(429, "", "Retry-After", "3")), 2, 3 * time.Second,
+			4 * time.Second},
+		{"503, date", first(1, answer(503, "", "Retry-After", date)), 2, 7 * time.Second,
+			8 * time.Second},
+		{"429, for ever", first(1, answer(429, "", "Retry-After", "86400")), 2, 60 * time.Second,
+			67 * time.Second},
 		{"429, nonsense", first(1, answer(429, "", "Retry-After", "soon")), 2, 0, time.Second},
 		{"no answer", first(1, hang(blob, 0)), 2, 15 * time.Second, 16 * time.Second},
 		{"stalls", first(1, hang(blob, 150_000)), 2, 15 * time.Second, 15 * time.Second},
@@ -199,14 +212,20 @@ func TestEnds(t *testing.T) {
 		within time.Duration
 		atMost int // requests
 	}{
-		{"500 for ever", first(1e9, answer(500, `{"errors":[{"message":"disk is full"}]}`, "Content-Type", "application/json")),
+		{"500 for ever",
+			first(1e9, answer(500, `{"errors":[{"message":"disk is full"}]}`, "Content-Type",
+				"application/json")),
 			[]error{context.DeadlineExceeded}, "disk is full", 60 * time.Second, 60},
-		{"truncated for ever", first(1e9, cut(blob, 0)), []error{context.DeadlineExceeded, io.ErrUnexpectedEOF}, "broke off", 60 * time.Second, 60},
-		{"silent for ever", first(1e9, hang(blob, 0)), []error{context.DeadlineExceeded, errStalled}, "no byte", 60 * time.Second, 5},
+		{"truncated for ever", first(1e9, cut(blob, 0)),
+			[]error{context.DeadlineExceeded,
+				io.ErrUnexpectedEOF}, "broke off", 60 * time.Second, 60},
+		{"silent for ever", first(1e9, hang(blob, 0)),
+			[]error{context.DeadlineExceeded, errStalled}, "no byte", 60 * time.Second, 5},
 		{"not found", first(1e9, answer(404, "")), []error{ErrNotFound}, "404", 0, 1},
 		{"forbidden", first(1e9, answer(403, "")), []error{ErrUnauthorized}, "docker login", 0, 1},
 		{"bad request", first(1e9, answer(400, "")), nil, "400", 0, 1},
-		{"HTML for ever", first(1e9, answer(200, "<html>", "Content-Type", "text/html")), []error{errNotBlob}, "text/html", 60 * time.Second, 60},
+		{"HTML for ever", first(1e9, answer(200, "<html>", "Content-Type", "text/html")),
+			[]error{errNotBlob}, "text/html", 60 * time.Second, 60},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -273,7 +292,8 @@ func TestCancel(t *testing.T) {
 				time.Sleep(time.Second)
 				wg.Go(func() { // waits for the first one's answer, or for the host's time
 					got := make([]byte, 2000)
-					if err := i.Blob(d).ReadAt(t.Context(), got, 5); err != nil || !bytes.Equal(got, blob[5:2005]) {
+					if err := i.Blob(d).ReadAt(t.Context(), got, 5); err != nil ||
+						!bytes.Equal(got, blob[5:2005]) {
 						t.Errorf("second read: %v", err)
 					}
 				})
@@ -319,8 +339,10 @@ func TestStorm(t *testing.T) {
 		blob := randomBytes(4 << 20)
 		d := g.add(blob)
 		faults := []func(http.ResponseWriter, *http.Request){
-			cut(blob, 70_000), cut(blob, 0), hangUp, hang(blob, 0), hang(blob, 50_000), answer(429, "", "Retry-After", "1"), answer(500, ""),
-			answer(200, "<html>", "Content-Type", "text/html"), func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(blob) },
+			cut(blob, 70_000), cut(blob, 0), hangUp, hang(blob, 0), hang(blob, 50_000), answer(429,
+				"", "Retry-After", "1"), answer(500, ""),
+			answer(200, "<html>", "Content-Type", "text/html"),
+			func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(blob) },
 		}
 		g.fault = func(k int, w http.ResponseWriter, r *http.Request) bool {
 			if k%2 == 0 {
@@ -376,7 +398,8 @@ func TestReuse(t *testing.T) {
 		for k := range 20 {
 			p := make([]byte, 300_000)
 			off := int64(k * 30_000)
-			if err := b.ReadAt(t.Context(), p, off); err != nil || !bytes.Equal(p, blob[off:off+300_000]) {
+			if err := b.ReadAt(t.Context(), p, off); err != nil ||
+				!bytes.Equal(p, blob[off:off+300_000]) {
 				t.Fatal(err)
 			}
 			time.Sleep(20 * time.Second)

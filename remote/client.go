@@ -100,7 +100,8 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	if cfg.MaxIdlePerHost < 0 {
-		return nil, fmt.Errorf("configure registries: negative number of idle connections %d", cfg.MaxIdlePerHost)
+		return nil, fmt.Errorf("configure registries: negative number of idle connections %d",
+			cfg.MaxIdlePerHost)
 	}
 	cfg.UserAgent = or(cfg.UserAgent, "mica")
 	cfg.StallTimeout = or(cfg.StallTimeout, 15*time.Second)

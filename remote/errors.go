@@ -19,7 +19,8 @@ var (
 	// ErrUnauthorized is wrapped by errors for content that every host refused, with credentials
 	// fetched anew.
 	ErrUnauthorized = errors.New("the registry refuses access; give Mica credentials for it: " +
-		"`docker login` as the user that runs it, or a config.json in $DOCKER_CONFIG or named in Mica's configuration")
+		"`docker login` as the user that runs it, or a config.json in $DOCKER_CONFIG or named in " +
+		"Mica's configuration")
 	// ErrCorrupt is wrapped by errors for content that does not have the digest or size that it is
 	// known by.
 	ErrCorrupt = errors.New("content does not match its digest")
@@ -68,7 +69,8 @@ func (e *statusError) Unwrap() error {
 // permanent tells whether asking the same host again cannot help.
 func (e *statusError) permanent() bool {
 	switch e.code {
-	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusRequestedRangeNotSatisfiable:
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
+		http.StatusRequestedRangeNotSatisfiable:
 		return false
 	case http.StatusNotFound, http.StatusGone:
 		return true
@@ -81,9 +83,11 @@ func (e *statusError) permanent() bool {
 func newStatusError(r *reply, target bool, now time.Time) *statusError {
 	e := &statusError{
 		method: r.Request.Method, host: r.Request.URL.Host, path: r.Request.URL.Path,
-		code: r.StatusCode, retryAfter: parseRetryAfter(r.Header.Get("Retry-After"), now), target: target,
+		code: r.StatusCode, retryAfter: parseRetryAfter(r.Header.Get("Retry-After"),
+			now), target: target,
 	}
-	if strings.Contains(r.Header.Get("Content-Type"), "json") || strings.Contains(r.Header.Get("Content-Type"), "text/plain") {
+	if strings.Contains(r.Header.Get("Content-Type"), "json") ||
+		strings.Contains(r.Header.Get("Content-Type"), "text/plain") {
 		b, _ := io.ReadAll(io.LimitReader(r.Body, 1<<10)) // a reason that cannot be read is no reason
 		e.detail = printable(string(b), 200)
 	}

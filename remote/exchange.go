@@ -97,7 +97,8 @@ func (x *exchanger) checked(r *reply, c *call, u *url.URL) (*reply, error) {
 // staleTarget tells whether a redirect target that was kept has to be asked for again, at once.
 func staleTarget(err error) bool {
 	var s *statusError
-	return errors.As(err, &s) && s.code >= 300 && s.code < 500 && s.code != http.StatusTooManyRequests && s.code != http.StatusRequestTimeout
+	return errors.As(err, &s) && s.code >= 300 && s.code < 500 &&
+		s.code != http.StatusTooManyRequests && s.code != http.StatusRequestTimeout
 }
 
 // authorized sends a call to the host itself. The answer has any status but 401 and 403.
@@ -134,7 +135,8 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 		no := x.refusal(r, false)
 		// A token may have expired unseen (some hosts say 403 then); one fetched for this call has
 		// not.
-		if r.StatusCode == http.StatusForbidden && g == nil && r.Header.Get("WWW-Authenticate") == "" {
+		if r.StatusCode == http.StatusForbidden && g == nil &&
+			r.Header.Get("WWW-Authenticate") == "" {
 			s.refused(nil, nil)
 			return nil, no
 		}
@@ -156,7 +158,8 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 		case errors.Is(err, errRecent):
 			return nil, no
 		case err != nil:
-			return nil, fmt.Errorf("%s %s%s: status %d: %w", c.method, u.Host, u.Path, r.StatusCode, err)
+			return nil, fmt.Errorf("%s %s%s: status %d: %w", c.method, u.Host, u.Path, r.StatusCode,
+				err)
 		}
 		if c.body != nil { // it is spent, so the caller starts again
 			return nil, &retryError{no}
@@ -194,7 +197,8 @@ func (x *exchanger) follow(ctx context.Context, h *host, c *call, r *reply) (*re
 		}
 		r.close()
 		if hop == maxHops {
-			return nil, fmt.Errorf("%s %s%s: more than %d redirects", c.method, h.name, origin.Path, maxHops)
+			return nil, fmt.Errorf("%s %s%s: more than %d redirects", c.method, h.name, origin.Path,
+				maxHops)
 		}
 		if r.via.Scheme == "https" && u.Scheme != "https" && !c.proved {
 			return nil, fmt.Errorf("%s %s%s: %w: to %s://%s",
@@ -219,7 +223,8 @@ func (x *exchanger) follow(ctx context.Context, h *host, c *call, r *reply) (*re
 // redirect returns where an answer points, nil if it does not.
 func redirect(r *reply) (*url.URL, error) {
 	switch r.StatusCode {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 	default:
 		return nil, nil
 	}
@@ -229,13 +234,16 @@ func redirect(r *reply) (*url.URL, error) {
 	u, err := r.Location()
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		r.close()
-		return nil, fmt.Errorf("%s %s%s: redirect to no address", r.Request.Method, r.Request.URL.Host, r.Request.URL.Path)
+		return nil, fmt.Errorf("%s %s%s: redirect to no address", r.Request.Method,
+			r.Request.URL.Host, r.Request.URL.Path)
 	}
 	return u, nil
 }
 
 // once sends one HTTP request. authorization is sent along unless empty.
-func (x *exchanger) once(ctx context.Context, h *host, c *call, u *url.URL, authorization string) (*reply, error) {
+func (x *exchanger) once(
+	ctx context.Context, h *host, c *call, u *url.URL, authorization string,
+) (*reply, error) {
 	w := newWatch(ctx, or(c.stall, x.client.cfg.StallTimeout))
 	var body io.Reader
 	if c.body != nil && c.body.size > 0 {

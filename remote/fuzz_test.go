@@ -29,14 +29,20 @@ func FuzzRangeResponse(f *testing.F) {
 	const size, off, n = 100, 30, 20
 	blob := randomBytes(size)
 	for _, s := range []string{
-		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-49/100\r\nContent-Length: 20\r\n\r\n" + string(blob[30:50]),
-		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-39/*\r\nContent-Length: 10\r\n\r\n" + string(blob[30:40]),
-		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-49/101\r\nContent-Length: 20\r\n\r\n" + string(blob[30:50]),
+		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-49/100\r\nContent-Length: " +
+			"20\r\n\r\n" + string(blob[30:50]),
+		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-39/*\r\nContent-Length: " +
+			"10\r\n\r\n" + string(blob[30:40]),
+		"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 30-49/101\r\nContent-Length: " +
+			"20\r\n\r\n" + string(blob[30:50]),
 		"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + string(blob),
-		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + string(blob) + "\r\n0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n" + string(blob) +
+			"\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 100\r\n\r\n" + string(blob),
-		"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://cdn.test/x?se=2030-01-01\r\nContent-Length: 0\r\n\r\n",
-		"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"http://auth.test/\",scope=\"a\"\r\n\r\n",
+		"HTTP/1.1 307 Temporary Redirect\r\nLocation: " +
+			"http://cdn.test/x?se=2030-01-01\r\nContent-Length: 0\r\n\r\n",
+		"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer " +
+			"realm=\"http://auth.test/\",scope=\"a\"\r\n\r\n",
 		"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\n\r\n",
 	} {
 		f.Add([]byte(s))
@@ -75,7 +81,8 @@ func FuzzRangeResponse(f *testing.F) {
 		defer resp.Body.Close()
 		body, _ := io.ReadAll(resp.Body)
 		switch {
-		case resp.StatusCode == http.StatusPartialContent && claim.MatchString(resp.Header.Get("Content-Range")):
+		case resp.StatusCode == http.StatusPartialContent &&
+			claim.MatchString(resp.Header.Get("Content-Range")):
 			if len(body) < n && asked == 1 || !bytes.HasPrefix(body, p[:min(n, len(body))]) {
 				t.Errorf("%q from %q", p, raw)
 			}
@@ -104,7 +111,8 @@ func FuzzReferrers(f *testing.F) {
 			}
 		}
 		u := nextPage(http.Header{"Link": {link}}, base, "y")
-		if u != nil && (u.Host != base.Host || u.Scheme != base.Scheme || u.Query().Get("ns") == "") {
+		if u != nil &&
+			(u.Host != base.Host || u.Scheme != base.Scheme || u.Query().Get("ns") == "") {
 			t.Errorf("next page %v", u)
 		}
 	})
@@ -131,14 +139,17 @@ func FuzzContentRange(f *testing.F) {
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	for v, want := range map[string]time.Duration{
-		"": 0, "5": 5 * time.Second, " 5 ": 5 * time.Second, "-1": 0, "0": 0, "x": 0, "999999999999": (1 << 20) * time.Second,
-		now.Add(time.Hour).Format(http.TimeFormat): time.Hour, now.Add(-time.Hour).Format(http.TimeFormat): 0,
+		"": 0, "5": 5 * time.Second, " 5 ": 5 * time.Second, "-1": 0, "0": 0, "x": 0,
+		"999999999999": (1 << 20) * time.Second,
+		now.Add(time.Hour).Format(http.TimeFormat):  time.Hour,
+		now.Add(-time.Hour).Format(http.TimeFormat): 0,
 	} {
 		if got := parseRetryAfter(v, now); got != want {
 			t.Errorf("%q: %v, want %v", v, got, want)
 		}
 	}
-	if s := printable("a\x00b\n"+strings.Repeat("é", 200), 20); len(s) > 24 || strings.ContainsAny(s, "\x00\n") {
+	if s := printable("a\x00b\n"+strings.Repeat("é", 200), 20); len(s) > 24 ||
+		strings.ContainsAny(s, "\x00\n") {
 		t.Errorf("%q", s)
 	}
 }

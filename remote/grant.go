@@ -31,7 +31,8 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	s.mu.Unlock()
 	switch {
 	case c == nil:
-		return fmt.Errorf("%s refuses and names no way to authenticate: %w", s.host.name, ErrUnauthorized)
+		return fmt.Errorf("%s refuses and names no way to authenticate: %w", s.host.name,
+			ErrUnauthorized)
 	case down != nil:
 		return down
 	}
@@ -68,7 +69,10 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 // grantBy gets a grant with the first of the credentials that gets one. Where the token server
 // refuses them all, whoever comes without any may still read: credentials that have expired must
 // not make a public image unreadable.
-func (s *session) grantBy(ctx context.Context, c auth.Challenge, found []creds.Credential, tried *[]creds.Credential, n *counters) (*grant, error) {
+func (s *session) grantBy(
+	ctx context.Context, c auth.Challenge, found []creds.Credential, tried *[]creds.Credential,
+	n *counters,
+) (*grant, error) {
 	if c.Scheme != auth.BasicAuth {
 		found = append(slices.Clone(found), creds.Credential{})
 	}
@@ -81,7 +85,8 @@ func (s *session) grantBy(ctx context.Context, c auth.Challenge, found []creds.C
 			if by.User == "" || by.Secret == "" {
 				continue
 			}
-			return &grant{header: "Basic " + base64.StdEncoding.EncodeToString([]byte(by.User+":"+by.Secret)), by: by}, nil
+			return &grant{header: "Basic " +
+				base64.StdEncoding.EncodeToString([]byte(by.User+":"+by.Secret)), by: by}, nil
 		}
 		g, err := s.token(ctx, c, by, n)
 		if err == nil {
@@ -109,17 +114,21 @@ func (s *session) grantBy(ctx context.Context, c auth.Challenge, found []creds.C
 
 // token asks the token server that the challenge names.
 // https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/
-func (s *session) token(ctx context.Context, c auth.Challenge, by creds.Credential, n *counters) (*grant, error) {
+func (s *session) token(
+	ctx context.Context, c auth.Challenge, by creds.Credential, n *counters,
+) (*grant, error) {
 	to, err := auth.GenerateTokenOptions(ctx, s.host.name, by.User, by.Secret, c)
 	if err != nil {
 		return nil, fmt.Errorf("challenge of %s: %w: %w", s.host.name, err, ErrUnauthorized)
 	}
 	realm, err := url.Parse(to.Realm)
 	if err != nil || (realm.Scheme != "http" && realm.Scheme != "https") {
-		return nil, fmt.Errorf("challenge of %s: realm %q is no address: %w", s.host.name, printable(to.Realm, 100), ErrUnauthorized)
+		return nil, fmt.Errorf("challenge of %s: realm %q is no address: %w", s.host.name,
+			printable(to.Realm, 100), ErrUnauthorized)
 	}
 	if realm.Scheme == "http" && s.host.scheme == "https" && !isLoopback(realm.Host) {
-		return nil, fmt.Errorf("%s wants credentials sent in the clear, to %s: %w", s.host.name, realm.Host, ErrUnauthorized)
+		return nil, fmt.Errorf("%s wants credentials sent in the clear, to %s: %w", s.host.name,
+			realm.Host, ErrUnauthorized)
 	}
 	to.Scopes = docker.GetTokenScopes(docker.WithScope(ctx, s.scope), to.Scopes)
 	header := http.Header{"User-Agent": {s.agent}}
@@ -139,7 +148,8 @@ func (s *session) token(ctx context.Context, c auth.Challenge, by creds.Credenti
 		}
 	}
 	// Many token servers know only GET, and say so in as many ways.
-	if code := tokenStatus(err); to.Secret == "" || code == 400 || code == 401 || code == 404 || code == 405 {
+	if code := tokenStatus(err); to.Secret == "" || code == 400 || code == 401 || code == 404 ||
+		code == 405 {
 		n.request(true)
 		var t *auth.FetchTokenResponse
 		if t, err = auth.FetchToken(ctx, s.host.tokens, header, to); err == nil {
@@ -151,7 +161,8 @@ func (s *session) token(ctx context.Context, c auth.Challenge, by creds.Credenti
 		case code == 408 || code == 425 || code == 429 || code < 400 || code >= 500:
 			return nil, fmt.Errorf("token from %s: %w", realm.Host, tokenError(err))
 		default:
-			return nil, fmt.Errorf("token from %s: %w: %w", realm.Host, tokenError(err), ErrUnauthorized)
+			return nil, fmt.Errorf("token from %s: %w: %w", realm.Host, tokenError(err),
+				ErrUnauthorized)
 		}
 	}
 	g := &grant{header: "Bearer " + value, by: by}

@@ -50,7 +50,8 @@ func (h *host) url(repo, rest string, query url.Values) *url.URL {
 		q.Set("ns", h.namespace)
 	}
 	// rest may end in a slash (blobs/uploads/), which Join would take away.
-	return &url.URL{Scheme: h.scheme, Host: h.name, Path: path.Join("/", h.root, repo) + "/" + rest, RawQuery: q.Encode()}
+	return &url.URL{Scheme: h.scheme, Host: h.name, Path: path.Join("/", h.root, repo) + "/" + rest,
+		RawQuery: q.Encode()}
 }
 
 // failed notes a failure that may pass.

@@ -88,7 +88,8 @@ func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error)
 		if old == nil {
 			return nil, fmt.Errorf("configure registry %s: %w", registry, err)
 		}
-		c.log.Warn("registry configuration cannot be read, the former one stays", "registry", registry, "dir", dir, "err", err)
+		c.log.Warn("registry configuration cannot be read, the former one stays",
+			"registry", registry, "dir", dir, "err", err)
 		old.checked = now
 		return old, nil
 	}
@@ -159,7 +160,8 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 			continue
 		}
 		h := &host{
-			tokens: f.Client, scheme: f.Scheme, name: f.Host, registry: registry, root: f.Path, caps: f.Capabilities, header: f.Header,
+			tokens: f.Client, scheme: f.Scheme, name: f.Host, registry: registry, root: f.Path,
+			caps: f.Capabilities, header: f.Header,
 			sessions: map[string]*session{},
 		}
 		if local {
@@ -172,7 +174,9 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 			h.tokens = &http.Client{Transport: noticing{h.tokens.Transport, c.cfg.Notice}}
 		}
 		blobs := *h.tokens
-		blobs.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		blobs.CheckRedirect = func(*http.Request, []*http.Request) error {
+			return http.ErrUseLastResponse
+		}
 		h.client = &blobs
 		if f.Host != registry && (registry != "docker.io" || f.Host != "registry-1.docker.io") {
 			h.namespace = registry

@@ -47,20 +47,30 @@ func TestMirrors(t *testing.T) {
 		err        error
 	}{
 		{"all well", nil, nil, nil, [3]int{1, 0, 0}, [3]int{2, 0, 0}, 0, nil},
-		{"first one broken", all(answer(500, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one lacks the blob", all(answer(404, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one refuses", all(answer(403, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one breaks off", all(cut(blob, 100_000)), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one is busy", all(answer(429, "", "Retry-After", "30")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"first one ignores ranges", all(answer(200, string(blob))), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1, nil},
-		{"both broken", all(hangUp), all(cut(blob, 0)), nil, [3]int{1, 1, 1}, [3]int{1, 1, 2}, 2, nil},
-		{"nobody has it", all(answer(404, "")), all(answer(404, "")), all(answer(404, "")), [3]int{1, 1, 1}, [3]int{2, 2, 2}, 4, ErrNotFound},
-		{"one refuses, nobody has it", all(answer(403, "")), all(answer(404, "")), all(answer(404, "")), [3]int{1, 1, 1}, [3]int{2, 2, 2}, 4, ErrUnauthorized},
+		{"first one broken", all(answer(500, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1,
+			nil},
+		{"first one lacks the blob", all(answer(404, "")), nil, nil, [3]int{1, 1, 0},
+			[3]int{1, 2, 0}, 1, nil},
+		{"first one refuses", all(answer(403, "")), nil, nil, [3]int{1, 1, 0}, [3]int{1, 2, 0}, 1,
+			nil},
+		{"first one breaks off", all(cut(blob, 100_000)), nil, nil, [3]int{1, 1, 0},
+			[3]int{1, 2, 0}, 1, nil},
+		{"first one is busy", all(answer(429, "", "Retry-After", "30")), nil, nil, [3]int{1, 1, 0},
+			[3]int{1, 2, 0}, 1, nil},
+		{"first one ignores ranges", all(answer(200, string(blob))), nil, nil, [3]int{1, 1, 0},
+			[3]int{1, 2, 0}, 1, nil},
+		{"both broken", all(hangUp), all(cut(blob, 0)), nil, [3]int{1, 1, 1}, [3]int{1, 1, 2}, 2,
+			nil},
+		{"nobody has it", all(answer(404, "")), all(answer(404, "")), all(answer(404, "")),
+			[3]int{1, 1, 1}, [3]int{2, 2, 2}, 4, ErrNotFound},
+		{"one refuses, nobody has it", all(answer(403, "")), all(answer(404, "")),
+			all(answer(404, "")), [3]int{1, 1, 1}, [3]int{2, 2, 2}, 4, ErrUnauthorized},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newNetwork(t)
-				gs := []*registry{newRegistry("m1.test"), newRegistry("m2.test"), newRegistry("up.test")}
+				gs := []*registry{newRegistry("m1.test"), newRegistry("m2.test"),
+					newRegistry("up.test")}
 				for k, f := range []fault{tc.m1, tc.m2, tc.up} {
 					gs[k].fault = f
 					defer net.serve(gs[k].name, gs[k])()
@@ -74,7 +84,8 @@ func TestMirrors(t *testing.T) {
 				for _, want := range [][3]int{tc.asked, tc.again} {
 					p := make([]byte, 150_000)
 					err := b.ReadAt(t.Context(), p, 1000)
-					if !errors.Is(err, tc.err) || (err == nil && !bytes.Equal(p, blob[1000:151_000])) {
+					if !errors.Is(err, tc.err) ||
+						(err == nil && !bytes.Equal(p, blob[1000:151_000])) {
 						t.Errorf("read: %v, want %v", err, tc.err)
 					}
 					for k, g := range gs {
@@ -103,7 +114,8 @@ func TestMirrorRequests(t *testing.T) {
 			g.manifests["1"] = []byte(`{"schemaVersion":2,"layers":[]}`)
 			defer net.serve(g.name, g)()
 		}
-		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", twoMirrors), UserAgent: "mica/9"})
+		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", twoMirrors),
+			UserAgent: "mica/9"})
 		defer c.Close()
 		i := mustImage(t, c, "reg.test/a/b:1")
 		if _, err := i.Resolve(t.Context()); err != nil {
@@ -136,7 +148,8 @@ func TestMirrorReturns(t *testing.T) {
 		d := up.add([]byte("blob"))
 		defer net.serve("m1.test", m1)()
 		defer net.serve("up.test", up)()
-		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", "server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
+		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test",
+			"server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
 		defer c.Close()
 		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
 		var asked []int
@@ -168,13 +181,15 @@ func TestHostsChange(t *testing.T) {
 		defer c.Close()
 		read := func() {
 			t.Helper()
-			if err := mustImage(t, c, "reg.test/x/y:1").Blob(d).ReadAt(t.Context(), make([]byte, 4), 0); err != nil {
+			if err := mustImage(t, c, "reg.test/x/y:1").Blob(d).ReadAt(t.Context(), make([]byte, 4),
+				0); err != nil {
 				t.Fatal(err)
 			}
 		}
 		read()
 		file := filepath.Join(path, "reg.test", "hosts.toml")
-		for _, text := range []string{`server = "http://b.test"` + "\n", "server = \"http://c.test\"\nca = \"missing.pem\"\n"} {
+		for _, text := range []string{`server = "http://b.test"` + "\n",
+			"server = \"http://c.test\"\nca = \"missing.pem\"\n"} {
 			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -199,7 +214,8 @@ func TestTLS(t *testing.T) {
 	srv.StartTLS()
 	defer srv.Close()
 	g.auth = func(r *http.Request) (string, int) {
-		if len(r.TLS.PeerCertificates) == 0 || r.TLS.PeerCertificates[0].SerialNumber.Int64() != 77 {
+		if len(r.TLS.PeerCertificates) == 0 ||
+			r.TLS.PeerCertificates[0].SerialNumber.Int64() != 77 {
 			return "", http.StatusForbidden
 		}
 		return "", 0
@@ -207,14 +223,16 @@ func TestTLS(t *testing.T) {
 	dir := t.TempDir()
 	writePEM(t, filepath.Join(dir, "ca.pem"), "CERTIFICATE", srv.Certificate().Raw)
 	clientCertificate(t, dir)
-	client := fmt.Sprintf("client = [[%q, %q]]\n", filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key"))
+	client := fmt.Sprintf("client = [[%q, %q]]\n", filepath.Join(dir, "client.pem"),
+		filepath.Join(dir, "client.key"))
 	server := fmt.Sprintf("server = %q\n", srv.URL)
 	for _, tc := range []struct {
 		name, text string
 		ok         bool
 		says       string
 	}{
-		{"ca and client", server + fmt.Sprintf("ca = %q\n", filepath.Join(dir, "ca.pem")) + client, true, ""},
+		{"ca and client", server + fmt.Sprintf("ca = %q\n", filepath.Join(dir, "ca.pem")) + client,
+			true, ""},
 		{"skip_verify and client", server + "skip_verify = true\n" + client, true, ""},
 		{"no client certificate", server + "skip_verify = true\n", false, "403"},
 		{"unknown authority", server + client, false, "unknown authority"},
@@ -255,7 +273,8 @@ func TestLoopback(t *testing.T) {
 	defer c.Close()
 	for _, srv := range []*httptest.Server{plain, secure} {
 		p := make([]byte, 1000)
-		if err := mustImage(t, c, srv.Listener.Addr().String()+"/a/b:1").Blob(d).ReadAt(t.Context(), p, 0); err != nil || !bytes.Equal(p, blob) {
+		if err := mustImage(t, c, srv.Listener.Addr().String()+"/a/b:1").Blob(d).ReadAt(t.Context(),
+			p, 0); err != nil || !bytes.Equal(p, blob) {
 			t.Errorf("%s: %v", srv.URL, err)
 		}
 	}
@@ -271,7 +290,8 @@ func TestLoopback(t *testing.T) {
 
 func writePEM(t *testing.T, path, kind string, b []byte) {
 	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}), 0o600); err != nil {
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -288,5 +308,6 @@ func clientCertificate(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	writePEM(t, filepath.Join(dir, "client.pem"), "CERTIFICATE", cert)
-	writePEM(t, filepath.Join(dir, "client.key"), "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key))
+	writePEM(t, filepath.Join(dir, "client.key"), "RSA PRIVATE KEY",
+		x509.MarshalPKCS1PrivateKey(key))
 }

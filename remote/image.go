@@ -89,7 +89,8 @@ func (i *Image) Resolve(ctx context.Context) (ocispec.Descriptor, error) {
 		name = i.digest.String()
 	}
 	if name == "" {
-		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: the reference has no tag and no digest", i.ref)
+		return ocispec.Descriptor{}, fmt.Errorf("resolve %s: the reference has no tag and no "+
+			"digest", i.ref)
 	}
 	d, err := i.manifest(ctx, name, i.digest, nil)
 	d.Data = nil // not for whoever copies the descriptor into a manifest
@@ -107,7 +108,8 @@ func (i *Image) Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, err
 		return nil, err
 	}
 	if d.Size > 0 && d.Size != got.Size {
-		return nil, fmt.Errorf("manifest %s of %s has %d bytes, not %d: %w", d.Digest, i.ref, got.Size, d.Size, ErrCorrupt)
+		return nil, fmt.Errorf("manifest %s of %s has %d bytes, not %d: %w", d.Digest, i.ref,
+			got.Size, d.Size, ErrCorrupt)
 	}
 	return got.Data, nil
 }
@@ -146,7 +148,8 @@ func (i *Image) manifest(
 	doc := document{
 		what: fmt.Sprintf("manifest %s of %s", name, i.ref), caps: caps, max: MaxManifest,
 		call: call{
-			method: http.MethodGet, rest: "manifests/" + name, aside: from != nil, proved: want != "",
+			method: http.MethodGet, rest: "manifests/" +
+				name, aside: from != nil, proved: want != "",
 			header: http.Header{"Accept": manifestTypes},
 		},
 		use: func(h *host, header http.Header, b []byte) (err error) {
@@ -179,7 +182,8 @@ func describe(header http.Header, b []byte, want digest.Digest) (ocispec.Descrip
 		want = digest.FromBytes(b)
 	}
 	if err := want.Validate(); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("digest %q: %w: %w", printable(string(want), 80), err, ErrCorrupt)
+		return ocispec.Descriptor{}, fmt.Errorf("digest %q: %w: %w", printable(string(want), 80),
+			err, ErrCorrupt)
 	}
 	if got := want.Algorithm().FromBytes(b); got != want {
 		return ocispec.Descriptor{}, fmt.Errorf("digest %s: %w %s", got, ErrCorrupt, want)
@@ -209,17 +213,20 @@ func (i *Image) FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 		return nil, fmt.Errorf("%w (%s)", err, what)
 	}
 	if d.Size < 0 || d.Size > limit {
-		return nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", what, d.Size, limit, ErrTooLarge)
+		return nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", what, d.Size, limit,
+			ErrTooLarge)
 	}
 	var out []byte
 	err := i.get(ctx, document{
 		what: what, caps: docker.HostCapabilityPull, max: d.Size,
 		call: call{
-			method: http.MethodGet, rest: "blobs/" + d.Digest.String(), target: &i.repo.blob(d.Digest).target,
+			method: http.MethodGet, rest: "blobs/" +
+				d.Digest.String(), target: &i.repo.blob(d.Digest).target,
 			header: http.Header{"Accept-Encoding": {"identity"}}, proved: true,
 		},
 		use: func(_ *host, _ http.Header, b []byte) error {
-			if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest || int64(len(b)) != d.Size {
+			if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest ||
+				int64(len(b)) != d.Size {
 				return fmt.Errorf("%d bytes with digest %s: %w", len(b), got, ErrCorrupt)
 			}
 			out = b
@@ -268,7 +275,8 @@ func (i *Image) get(ctx context.Context, d document) error {
 		hosts = set.with(d.caps)
 	}
 	if len(hosts) == 0 {
-		return fmt.Errorf("%s: no host of %s may be asked for it: %w", d.what, i.repo.registry, ErrNotFound)
+		return fmt.Errorf("%s: no host of %s may be asked for it: %w", d.what, i.repo.registry,
+			ErrNotFound)
 	}
 	rot := newRotation(i.client, &i.stats, d.what, hosts)
 	rot.small, rot.aside = true, d.call.aside
@@ -331,7 +339,8 @@ func (i *Image) getFrom(ctx context.Context, h *host, d *document) (http.Header,
 		return nil, nil, fmt.Errorf("%s: %w: it is %s", at, errNotBlob, t)
 	}
 	if r.ContentLength > d.max {
-		return nil, nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", at, r.ContentLength, d.max, ErrTooLarge)
+		return nil, nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", at, r.ContentLength,
+			d.max, ErrTooLarge)
 	}
 	var b []byte
 	if r.ContentLength >= 0 {

@@ -33,13 +33,15 @@ func TestReferences(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := digest.FromString("x").String()
-	for _, ref := range []string{"", "x", "reg.test", "reg.test/", "http://reg.test/a:1", "reg.test/../a:1", "reg.test/a@sha256:12"} {
+	for _, ref := range []string{"", "x", "reg.test", "reg.test/", "http://reg.test/a:1",
+		"reg.test/../a:1", "reg.test/a@sha256:12"} {
 		if _, err := c.Image(ref); err == nil {
 			t.Errorf("%q: no error", ref)
 		}
 	}
 	a, b := mustImage(t, c, "docker.io/library/x:1"), mustImage(t, c, "docker.io/library/x:2@"+sum)
-	if a != mustImage(t, c, "docker.io/library/x:1") || a == b || a.repo != b.repo || b.tag != "2" || b.digest.String() != sum {
+	if a != mustImage(t, c, "docker.io/library/x:1") || a == b || a.repo != b.repo ||
+		b.tag != "2" || b.digest.String() != sum {
 		t.Errorf("%+v %+v", a, b)
 	}
 	for k := range 3 * maxShared {
@@ -61,14 +63,22 @@ func TestManifests(t *testing.T) {
 		media     string
 	}{
 		{"by tag", "reg.test/a:1", answer(200, string(good), "Content-Type", "application/vnd.oci.image.manifest.v1+json; charset=utf-8"), nil, ocispec.MediaTypeImageManifest},
-		{"by digest", "reg.test/a@" + sum.String(), answer(200, string(good)), nil, ocispec.MediaTypeImageManifest},
-		{"its own type counts", "reg.test/a:1", answer(200, `{"mediaType":"x/y"}`, "Content-Type", "application/json"), nil, "x/y"},
-		{"other digest in header", "reg.test/a:1", answer(200, string(good), "Docker-Content-Digest", digest.FromString("x").String()), ErrCorrupt, ""},
-		{"nonsense in header", "reg.test/a:1", answer(200, string(good), "Docker-Content-Digest", "sha256:x"), ErrCorrupt, ""},
-		{"other bytes", "reg.test/a@" + sum.String(), answer(200, string(good)+" "), ErrCorrupt, ""},
+		{"by digest", "reg.test/a@" + sum.String(), answer(200, string(good)), nil,
+			ocispec.MediaTypeImageManifest},
+		{"its own type counts", "reg.test/a:1",
+			answer(200, `{"mediaType":"x/y"}`, "Content-Type", "application/json"), nil, "x/y"},
+		{"other digest in header", "reg.test/a:1",
+			answer(200, string(good), "Docker-Content-Digest",
+				digest.FromString("x").String()), ErrCorrupt, ""},
+		{"nonsense in header", "reg.test/a:1",
+			answer(200, string(good), "Docker-Content-Digest", "sha256:x"), ErrCorrupt, ""},
+		{"other bytes", "reg.test/a@" + sum.String(), answer(200, string(good)+" "), ErrCorrupt,
+			""},
 		{"no JSON", "reg.test/a:1", answer(200, "hello"), ErrCorrupt, ""},
-		{"too large", "reg.test/a:1", answer(200, strings.Repeat(" ", MaxManifest+1)), ErrTooLarge, ""},
-		{"too large, said before", "reg.test/a:1", answer(200, "", "Content-Length", fmt.Sprint(MaxManifest+1)), ErrTooLarge, ""},
+		{"too large", "reg.test/a:1", answer(200, strings.Repeat(" ", MaxManifest+1)), ErrTooLarge,
+			""},
+		{"too large, said before", "reg.test/a:1",
+			answer(200, "", "Content-Length", fmt.Sprint(MaxManifest+1)), ErrTooLarge, ""},
 		{"none", "reg.test/a:1", answer(404, ""), ErrNotFound, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -134,14 +144,16 @@ func TestFetchBlob(t *testing.T) {
 }
 
 func referrersJSON(ds ...ocispec.Descriptor) string {
-	b, _ := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{}, ds...)})
+	b, _ := json.Marshal(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: append([]ocispec.Descriptor{}, ds...)})
 	return string(b)
 }
 
 func referrer(name, kind string) ocispec.Descriptor {
 	return ocispec.Descriptor{
-		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 10, ArtifactType: kind,
-		Annotations: map[string]string{"name": name},
+		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name), Size: 10,
+		ArtifactType: kind,
+		Annotations:  map[string]string{"name": name},
 	}
 }
 
@@ -170,22 +182,31 @@ func TestReferrers(t *testing.T) {
 	}{
 		{"API", answer(200, referrersJSON(a1)), nil, "[a1]", 3, false},
 		{"API that does not filter", answer(200, referrersJSON(b1, a1)), nil, "[a1]", 3, false},
-		{"API with none", answer(200, referrersJSON()), answer(200, referrersJSON(a1)), "[]", 3, false},
+		{"API with none", answer(200, referrersJSON()), answer(200, referrersJSON(a1)), "[]", 3,
+			false},
 		{"pages", page2(`<` + api + `?page=2>; rel="next"`), nil, "[a1 a2]", 5, false},
-		{"pages, absolute", page2(`<http://reg.test` + api + `?page=2>; rel=next`), nil, "[a1 a2]", 5, false},
-		{"pages, relative", page2(`</nowhere>; rel="prev", <?page=2>;rel="next"`), nil, "[a1 a2]", 5, false},
-		{"pages at another host", page2(`<http://evil.test` + api + `?page=2>; rel=next`), nil, "[a1]", 3, false},
-		{"pages in a circle", answer(200, referrersJSON(b1), "Link", `<`+api+`>; rel="next"`), nil, "[]", 5, false},
+		{"pages, absolute", page2(`<http://reg.test` + api + `?page=2>; rel=next`), nil, "[a1 a2]",
+			5, false},
+		{"pages, relative", page2(`</nowhere>; rel="prev", <?page=2>;rel="next"`), nil, "[a1 a2]",
+			5, false},
+		{"pages at another host", page2(`<http://evil.test` + api + `?page=2>; rel=next`), nil,
+			"[a1]", 3, false},
+		{"pages in a circle", answer(200, referrersJSON(b1), "Link", `<`+api+`>; rel="next"`), nil,
+			"[]", 5, false},
 		{"pages without end", func(w http.ResponseWriter, r *http.Request) {
 			next := fmt.Sprintf(`<%s?page=1%s>; rel="next"`, api, r.URL.Query().Get("page"))
 			answer(200, referrersJSON(b1), "Link", next)(w, r)
 		}, nil, "[]", 0, true},
-		{"no API, tag", answer(404, ""), answer(200, referrersJSON(b1, a2, a1)), "[a2 a1]", 3, false},
+		{"no API, tag", answer(404, ""), answer(200, referrersJSON(b1, a2, a1)), "[a2 a1]", 3,
+			false},
 		{"no API, no tag", answer(404, ""), answer(404, ""), "[]", 3, false},
 		{"405", answer(405, ""), answer(200, referrersJSON(a1)), "[a1]", 3, false},
-		{"HTML for an API", answer(200, "<html>", "Content-Type", "text/html"), answer(200, referrersJSON(a1)), "[a1]", 3, false},
+		{"HTML for an API", answer(200, "<html>", "Content-Type", "text/html"),
+			answer(200, referrersJSON(a1)), "[a1]", 3, false},
 		{"403 for an API", answer(403, ""), answer(200, referrersJSON(a1)), "[a1]", 4, false},
-		{"unknown repository", answer(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`, "Content-Type", "application/json"), answer(404, ""), "[]", 4, false},
+		{"unknown repository",
+			answer(404, `{"errors":[{"code":"NAME_UNKNOWN"}]}`, "Content-Type",
+				"application/json"), answer(404, ""), "[]", 4, false},
 		{"bad entries", answer(200, `{"manifests":[{"digest":"sha256:../..","artifactType":"type/a"},{"digest":"`+a1.Digest.String()+
 			`","size":-5,"artifactType":"type/a"}]}`), nil, "[]", 3, false},
 	} {
@@ -203,7 +224,8 @@ func TestReferrers(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				for range 2 {
-					found, err := mustImage(t, c, "reg.test/a/b:1").Referrers(ctx, subject, "type/a")
+					found, err := mustImage(t, c, "reg.test/a/b:1").Referrers(ctx, subject,
+						"type/a")
 					if (err != nil) != tc.fails {
 						t.Fatalf("error %v", err)
 					}
@@ -243,9 +265,11 @@ func TestMirrorWithoutReferrers(t *testing.T) {
 		defer net.serve("m1.test", m)()
 		defer net.serve("up.test", up)()
 		// The registry is up.test itself, the mirror stands before it.
-		c := net.client(Config{ConfigPath: hostsToml(t, "up.test", "server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
+		c := net.client(Config{ConfigPath: hostsToml(t, "up.test",
+			"server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
 		defer c.Close()
-		found, err := mustImage(t, c, "up.test/a/b:1").Referrers(t.Context(), digest.FromString("s"), "k")
+		found, err := mustImage(t, c, "up.test/a/b:1").Referrers(t.Context(),
+			digest.FromString("s"), "k")
 		if err != nil || len(found) != 1 {
 			t.Errorf("%v, %v", found, err)
 		}
@@ -283,7 +307,8 @@ func TestPush(t *testing.T) {
 					w.WriteHeader(http.StatusBadGateway)
 					return
 				}
-				if api && r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") {
+				if api && r.Method == http.MethodPut &&
+					strings.Contains(r.URL.Path, "/manifests/") {
 					w.Header().Set("OCI-Subject", "yes")
 				}
 				r.Body = countedBody{r.Body, &up}
@@ -297,7 +322,8 @@ func TestPush(t *testing.T) {
 			defer c.Close()
 			i := mustImage(t, c, strings.TrimPrefix(srv.URL, "http://")+"/a/b:1")
 			blob := randomBytes(300_000)
-			d := ocispec.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+			d := ocispec.Descriptor{MediaType: "application/octet-stream",
+				Digest: digest.FromBytes(blob), Size: int64(len(blob))}
 			for range 2 {
 				if err := i.PushBlob(t.Context(), d, bytes.NewReader(blob)); err != nil {
 					t.Fatal(err)
@@ -306,7 +332,8 @@ func TestPush(t *testing.T) {
 			if n := up.Load(); n != int64(len(blob)) {
 				t.Errorf("%d bytes were taken for one blob of %d", n, len(blob))
 			}
-			m, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: d, Layers: []ocispec.Descriptor{d}})
+			m, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,
+				Config: d, Layers: []ocispec.Descriptor{d}})
 			image, _, err := i.putManifest(t.Context(), ocispec.MediaTypeImageManifest, m, "1")
 			if err != nil {
 				t.Fatal(err)
@@ -324,7 +351,8 @@ func TestPush(t *testing.T) {
 			var want []string
 			for _, name := range []string{"one", "two", "two"} {
 				r, err := i.PushReferrer(t.Context(), image, ocispec.Manifest{
-					ArtifactType: "type/index", Config: config, Layers: []ocispec.Descriptor{d}, Annotations: map[string]string{"name": name},
+					ArtifactType: "type/index", Config: config, Layers: []ocispec.Descriptor{d},
+					Annotations: map[string]string{"name": name},
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -349,11 +377,13 @@ func TestPush(t *testing.T) {
 			if !slices.Equal(have, want) {
 				t.Errorf("referrers %q, want %q", have, want)
 			}
-			if other, err := i.Referrers(t.Context(), image.Digest, "other"); err != nil || len(other) != 0 {
+			if other, err := i.Referrers(t.Context(), image.Digest, "other"); err != nil ||
+				len(other) != 0 {
 				t.Errorf("of another type: %v, %v", other, err)
 			}
 			p := make([]byte, 100_000)
-			if err := i.Blob(d).ReadAt(t.Context(), p, 12_345); err != nil || !bytes.Equal(p, blob[12_345:112_345]) {
+			if err := i.Blob(d).ReadAt(t.Context(), p, 12_345); err != nil ||
+				!bytes.Equal(p, blob[12_345:112_345]) {
 				t.Error(err)
 			}
 		})
@@ -365,7 +395,8 @@ func TestPush(t *testing.T) {
 func TestPushLocation(t *testing.T) {
 	blob := []byte("a small blob")
 	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
-	for _, location := range []string{"/up/1?state=x", "http://reg.test/up/1?state=x", "http://cdn.test/up/1?state=x", "https://reg.test/up/1?state=x"} {
+	for _, location := range []string{"/up/1?state=x", "http://reg.test/up/1?state=x",
+		"http://cdn.test/up/1?state=x", "https://reg.test/up/1?state=x"} {
 		t.Run(location, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newNetwork(t)
@@ -391,10 +422,13 @@ func TestPushLocation(t *testing.T) {
 				c := net.client(Config{})
 				defer c.Close()
 				i := mustImage(t, c, "reg.test/a/b:1")
-				if err := i.PushBlob(t.Context(), d, bytes.NewReader(blob)); err != nil || !bytes.Equal(got, blob) {
+				if err := i.PushBlob(t.Context(), d, bytes.NewReader(blob)); err != nil ||
+					!bytes.Equal(got, blob) {
 					t.Errorf("%q, %v", got, err)
 				}
-				if len(tokens.asked) != 1 || !strings.Contains(tokens.asked[0], url.QueryEscape("repository:a/b:pull,push")) {
+				if len(tokens.asked) != 1 ||
+					!strings.Contains(tokens.asked[0],
+						url.QueryEscape("repository:a/b:pull,push")) {
 					t.Errorf("token server was asked %q", tokens.asked)
 				}
 				if err := i.PushBlob(t.Context(), d, brokenSeeker{}); !errors.Is(err, errClosed) {

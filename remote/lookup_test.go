@@ -68,7 +68,8 @@ func TestLookupBound(t *testing.T) {
 				reading := make(chan error)
 				read := func() {
 					start := time.Now()
-					err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), make([]byte, 10), 5)
+					err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(),
+						make([]byte, 10), 5)
 					if took := time.Since(start); took > 0 && err == nil {
 						err = fmt.Errorf("it took %v", took)
 					}
@@ -89,7 +90,8 @@ func TestLookupBound(t *testing.T) {
 					t.Errorf("%d requests while nobody looks anything up", n)
 				}
 				for range 3 {
-					if _, took, err := lookUp(t, c, "reg.test/a/b:2"); err == nil || took > doubtedTimeout {
+					if _, took, err := lookUp(t, c, "reg.test/a/b:2"); err == nil ||
+						took > doubtedTimeout {
 						t.Errorf("one soon after it took %v, %v", took, err)
 					}
 				}
@@ -98,7 +100,8 @@ func TestLookupBound(t *testing.T) {
 					t.Errorf("read after the look-up: %v", err)
 				}
 				time.Sleep(doubtedFor)
-				if _, took, err := lookUp(t, c, "reg.test/a/b:3"); err == nil || took > 4*time.Second {
+				if _, took, err := lookUp(t, c, "reg.test/a/b:3"); err == nil ||
+					took > 4*time.Second {
 					t.Errorf("an hour later it took %v, %v", took, err)
 				}
 				g.on(listPath, answer(200, referrersJSON(referrer("r", "k"))))
@@ -108,7 +111,8 @@ func TestLookupBound(t *testing.T) {
 					}
 				}
 				g.on(listPath, silence)
-				if _, took, err := lookUp(t, c, "reg.test/a/b:5"); err == nil || took != 4*time.Second {
+				if _, took, err := lookUp(t, c, "reg.test/a/b:5"); err == nil ||
+					took != 4*time.Second {
 					t.Errorf("trusted again, it took %v, %v", took, err)
 				}
 			})
@@ -159,7 +163,8 @@ func TestLookupByTag(t *testing.T) {
 		c := net.client(Config{})
 		defer c.Close()
 		for _, most := range []time.Duration{4 * time.Second, doubtedTimeout} {
-			if got, took, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || took > most || err != nil {
+			if got, took, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || took > most ||
+				err != nil {
 				t.Errorf("found %s in %v, %v; want it within %v", got, took, err, most)
 			}
 		}
@@ -191,16 +196,18 @@ func TestLookupHosts(t *testing.T) {
 		{name: "mirror that may not resolve", caps: `["pull"]`, want: "[]", upHangs: true,
 			mirror: map[string]http.HandlerFunc{listPath: found, tagPath: found},
 			took:   [2]time.Duration{4 * time.Second, doubtedTimeout}},
-		{name: "mirror is a black hole", caps: `["pull", "resolve"]`, want: "[r]", mirrorHangs: true,
-			up:   map[string]http.HandlerFunc{listPath: found},
-			took: [2]time.Duration{nextHostAfter, 0}},
+		{name: "mirror is a black hole", caps: `["pull", "resolve"]`, want: "[r]",
+			mirrorHangs: true,
+			up:          map[string]http.HandlerFunc{listPath: found},
+			took:        [2]time.Duration{nextHostAfter, 0}},
 		{name: "mirror hangs", caps: `["pull", "resolve"]`, want: "[r]",
 			mirror: map[string]http.HandlerFunc{listPath: silence},
 			up:     map[string]http.HandlerFunc{listPath: found},
 			took:   [2]time.Duration{nextHostAfter, 0}},
 		{name: "mirror is down", caps: `["pull", "resolve"]`, want: "[r]",
 			up: map[string]http.HandlerFunc{listPath: found}},
-		{name: "mirror's tag, its API broken, dead origin", caps: `["pull", "resolve"]`, want: "[r]",
+		{name: "mirror's tag, its API broken, dead origin", caps: `["pull", "resolve"]`,
+			want:   "[r]",
 			mirror: map[string]http.HandlerFunc{listPath: answer(502, ""), tagPath: found},
 			took:   [2]time.Duration{200 * time.Millisecond, 200 * time.Millisecond}},
 		{name: "mirror refuses", caps: `["pull", "resolve"]`, want: "[r]",
@@ -230,7 +237,8 @@ func TestLookupHosts(t *testing.T) {
 				for _, most := range tc.took {
 					got, took, err := lookUp(t, c, "up.test/a/b:1", "k")
 					if got != tc.want || took > most {
-						t.Errorf("found %s in %v, %v; want %s within %v", got, took, err, tc.want, most)
+						t.Errorf("found %s in %v, %v; want %s within %v", got, took, err, tc.want,
+							most)
 					}
 				}
 			})
@@ -274,7 +282,8 @@ func TestRepeatedServer(t *testing.T) {
 // stands at the tag counts.
 func TestNullList(t *testing.T) {
 	const index = `{"schemaVersion": 2, "mediaType": "` + ocispec.MediaTypeImageIndex + `"`
-	for _, list := range []string{index + `, "manifests": null}`, index + `}`, `{"manifests": null}`} {
+	for _, list := range []string{index + `, "manifests": null}`, index + `}`,
+		`{"manifests": null}`} {
 		synctest.Test(t, func(t *testing.T) {
 			net := newNetwork(t)
 			g := newRegistry("reg.test")
@@ -315,18 +324,21 @@ func TestUntyped(t *testing.T) {
 				var ours ocispec.Descriptor
 				for n := range 50 {
 					m := ocispec.Manifest{
-						MediaType: ocispec.MediaTypeImageManifest, Config: ocispec.DescriptorEmptyJSON,
+						MediaType:   ocispec.MediaTypeImageManifest,
+						Config:      ocispec.DescriptorEmptyJSON,
 						Annotations: map[string]string{"n": fmt.Sprint(n)},
 					}
 					if n == 20 {
 						m.ArtifactType = "k"
-						m.Annotations = map[string]string{"name": "r", "long": "enough to be larger"}
+						m.Annotations = map[string]string{"name": "r",
+							"long": "enough to be larger"}
 					}
 					b, err := json.Marshal(m)
 					if err != nil {
 						t.Fatal(err)
 					}
-					d := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+					d := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(b),
+						Size: int64(len(b))}
 					g.manifests[d.Digest.String()] = b
 					list = append(list, d)
 					list[n].ArtifactType = ocispec.MediaTypeEmptyJSON
@@ -343,7 +355,8 @@ func TestUntyped(t *testing.T) {
 				c := net.client(Config{})
 				defer c.Close()
 				for range 2 {
-					if got, _, err := lookUp(t, c, "reg.test/a/b:1", "k", "other"); got != "[r]" || err != nil {
+					if got, _, err := lookUp(t, c, "reg.test/a/b:1", "k", "other"); got != "[r]" ||
+						err != nil {
 						t.Errorf("found %s, %v", got, err)
 					}
 				}
@@ -366,7 +379,8 @@ func TestForeignPage(t *testing.T) {
 		defer net.serve("evil.test", evil)()
 		c := net.client(Config{})
 		defer c.Close()
-		if got, took, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || err != nil || took > 0 {
+		if got, took, err := lookUp(t, c, "reg.test/a/b:1"); got != "[r]" || err != nil ||
+			took > 0 {
 			t.Errorf("found %s in %v, %v", got, took, err)
 		}
 		if l := evil.requests(""); len(l) > 0 {

@@ -29,7 +29,8 @@ func readers(t *testing.T, n int, b *Blob, blob []byte, limit time.Duration) []e
 			defer cancel()
 			p := make([]byte, 10_000)
 			off := int64(k*7919) % int64(len(blob)-len(p))
-			if errs[k] = b.ReadAt(ctx, p, off); errs[k] == nil && !bytes.Equal(p, blob[off:off+int64(len(p))]) {
+			if errs[k] = b.ReadAt(ctx, p, off); errs[k] == nil &&
+				!bytes.Equal(p, blob[off:off+int64(len(p))]) {
 				t.Errorf("reader %d: wrong bytes", k)
 			}
 		})
@@ -62,7 +63,8 @@ func TestOutage(t *testing.T) {
 		{"500", all(answer(500, "")), 2 * time.Second},
 		{"503", all(answer(503, "")), 2 * time.Second},
 		{"page", all(answer(200, "<html>", "Content-Type", "text/html")), 2 * time.Second},
-		{"wrong range", all(answer(206, "0123456789", "Content-Range", "bytes 1-10/99")), 2 * time.Second},
+		{"wrong range", all(answer(206, "0123456789", "Content-Range", "bytes 1-10/99")),
+			2 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -116,7 +118,8 @@ func TestOutage(t *testing.T) {
 					t.Errorf("%d requests", n)
 				}
 				again := time.Now()
-				if err := readers(t, 1, b, blob, time.Minute)[0]; err != nil || time.Since(again) > 0 {
+				if err := readers(t, 1, b, blob, time.Minute)[0]; err != nil ||
+					time.Since(again) > 0 {
 					t.Errorf("read after the outage: %v, %v", time.Since(again), err)
 				}
 			})
@@ -203,7 +206,8 @@ func TestTrickle(t *testing.T) {
 				defer c.Close()
 				start := time.Now()
 				p := make([]byte, 200_000)
-				if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), p, 1000); err != nil || !bytes.Equal(p, blob[1000:201_000]) {
+				if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), p,
+					1000); err != nil || !bytes.Equal(p, blob[1000:201_000]) {
 					t.Errorf("read: %v", err)
 				}
 				if took := time.Since(start); took > tc.within {
@@ -232,7 +236,8 @@ func TestNewMirror(t *testing.T) {
 		b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
 		time.AfterFunc(time.Minute, func() {
 			text := "server = \"http://reg.test\"\n[host.\"http://m1.test\"]\n"
-			if err := os.WriteFile(filepath.Join(path, "reg.test", "hosts.toml"), []byte(text), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(path, "reg.test", "hosts.toml"), []byte(text),
+				0o644); err != nil {
 				t.Error(err)
 			}
 		})
@@ -286,10 +291,13 @@ func TestPlaces(t *testing.T) {
 				defer net.serve("two.test", two)()
 				c := net.client(Config{})
 				defer c.Close()
-				b := mustImage(t, c, "one.test/a/b:1").Blob(d).Or(mustImage(t, c, "one.test/a/b:2").Blob(d)).Or(mustImage(t, c, "two.test/c:1").Blob(d))
+				b := mustImage(t, c,
+					"one.test/a/b:1").Blob(d).Or(mustImage(t, c,
+					"one.test/a/b:2").Blob(d)).Or(mustImage(t, c, "two.test/c:1").Blob(d))
 				p := make([]byte, 150_000)
 				start := time.Now()
-				if err := b.ReadAt(t.Context(), p, 1000); err != nil || !bytes.Equal(p, blob[1000:151_000]) {
+				if err := b.ReadAt(t.Context(), p, 1000); err != nil ||
+					!bytes.Equal(p, blob[1000:151_000]) {
 					t.Errorf("read: %v", err)
 				}
 				if took := time.Since(start); took > 0 {
@@ -327,7 +335,8 @@ func TestSuspect(t *testing.T) {
 			m.blobs[d.Digest] = wrong
 			defer net.serve("m1.test", m)()
 			defer net.serve("up.test", up)()
-			c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", "server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
+			c := net.client(Config{ConfigPath: hostsToml(t, "reg.test",
+				"server = \"http://up.test\"\n[host.\"http://m1.test\"]\n")})
 			defer c.Close()
 			b := mustImage(t, c, "reg.test/a/b:1").Blob(d)
 			if read(t, b) {
@@ -376,7 +385,8 @@ func TestSuspect(t *testing.T) {
 				t.Error("the cache is asked again")
 			}
 			// A whole blob is checked by itself.
-			if got, err := i.FetchBlob(t.Context(), d, blobSize); err != nil || !bytes.Equal(got, blob) {
+			if got, err := i.FetchBlob(t.Context(), d, blobSize); err != nil ||
+				!bytes.Equal(got, blob) {
 				t.Errorf("whole blob: %v", err)
 			}
 		})
@@ -415,7 +425,8 @@ func TestSuspect(t *testing.T) {
 	t.Run("two of three", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			net := newNetwork(t)
-			gs := []*registry{newRegistry("m1.test"), newRegistry("m2.test"), newRegistry("up.test")}
+			gs := []*registry{newRegistry("m1.test"), newRegistry("m2.test"),
+				newRegistry("up.test")}
 			d := gs[2].add(blob)
 			gs[0].blobs[d.Digest], gs[1].blobs[d.Digest] = wrong, wrong
 			for _, g := range gs {
@@ -437,7 +448,8 @@ func TestSuspect(t *testing.T) {
 // TestCredentials: of several credentials those count that the token server, and the registry,
 // take; new ones as soon as there are any.
 func TestCredentials(t *testing.T) {
-	good, bad, other := creds.Credential{User: "u", Secret: "p"}, creds.Credential{User: "u", Secret: "old"}, creds.Credential{User: "v", Secret: "v"}
+	good, bad, other := creds.Credential{User: "u", Secret: "p"}, creds.Credential{User: "u",
+		Secret: "old"}, creds.Credential{User: "v", Secret: "v"}
 	for _, tc := range []struct {
 		name string
 		have []creds.Credential
@@ -475,7 +487,8 @@ func TestCredentials(t *testing.T) {
 					case bad:
 						w.WriteHeader(http.StatusUnauthorized)
 					default: // nobody gets a token, too
-						_, _ = w.Write([]byte(`{"access_token":"for-` + u + `","token":"for-` + u + `"}`))
+						_, _ = w.Write([]byte(`{"access_token":"for-` + u + `","token":"for-` + u +
+							`"}`))
 					}
 				}))()
 				var mu sync.Mutex
@@ -506,10 +519,12 @@ func TestCredentials(t *testing.T) {
 					have = []creds.Credential{good}
 				})
 				start := time.Now()
-				if err := b.Patient(5*time.Minute).ReadAt(t.Context(), make([]byte, 10), 0); err != nil {
+				if err := b.Patient(5*time.Minute).ReadAt(t.Context(), make([]byte, 10),
+					0); err != nil {
 					t.Error(err)
 				}
-				if took := time.Since(start); took < time.Minute || took > time.Minute+3*time.Second {
+				if took := time.Since(start); took < time.Minute ||
+					took > time.Minute+3*time.Second {
 					t.Errorf("took %v", took)
 				}
 				if n := tokens.Load(); n > 50 {
@@ -545,12 +560,15 @@ func TestPublicWithOldLogin(t *testing.T) {
 			return []creds.Credential{{User: "u", Secret: "expired"}}, nil
 		}})
 		defer c.Close()
-		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), make([]byte, 6), 0); err != nil {
+		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), make([]byte, 6),
+			0); err != nil {
 			t.Error(err)
 		}
 		// Of one that is not public the error says what is wrong.
-		err := mustImage(t, c, "reg.test/a/private:1").Blob(d).ReadAt(t.Context(), make([]byte, 6), 0)
-		if !errors.Is(err, ErrUnauthorized) || !strings.Contains(err.Error(), "password has expired") {
+		err := mustImage(t, c, "reg.test/a/private:1").Blob(d).ReadAt(t.Context(), make([]byte, 6),
+			0)
+		if !errors.Is(err, ErrUnauthorized) ||
+			!strings.Contains(err.Error(), "password has expired") {
 			t.Errorf("private image: %v", err)
 		}
 	})

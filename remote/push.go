@@ -31,7 +31,8 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 	if err := d.Digest.Validate(); err != nil {
 		return fmt.Errorf("push blob %s to %s: %w", d.Digest, i.ref, err)
 	}
-	return i.push(ctx, fmt.Sprintf("push blob %s to %s", d.Digest, i.ref), func(x *exchanger, h *host) error {
+	what := fmt.Sprintf("push blob %s to %s", d.Digest, i.ref)
+	return i.push(ctx, what, func(x *exchanger, h *host) error {
 		rest := "blobs/" + d.Digest.String()
 		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: rest, actions: actionPush})
 		if err == nil {
@@ -95,12 +96,15 @@ func (e *localError) Unwrap() error { return e.err }
 func (i *Image) putManifest(
 	ctx context.Context, mediaType string, content []byte, tag string,
 ) (d ocispec.Descriptor, listed bool, err error) {
-	d = ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+	d = ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content),
+		Size: int64(len(content))}
 	if len(content) > MaxManifest {
-		return d, false, fmt.Errorf("push manifest %s to %s: %d bytes: %w", d.Digest, i.ref, len(content), ErrTooLarge)
+		return d, false, fmt.Errorf("push manifest %s to %s: %d bytes: %w", d.Digest, i.ref,
+			len(content), ErrTooLarge)
 	}
 	name := or(tag, d.Digest.String())
-	err = i.push(ctx, fmt.Sprintf("push manifest %s to %s", name, i.ref), func(x *exchanger, h *host) error {
+	what := fmt.Sprintf("push manifest %s to %s", name, i.ref)
+	err = i.push(ctx, what, func(x *exchanger, h *host) error {
 		up := &uploading{from: strings.NewReader(string(content)), size: d.Size}
 		resp, err := x.send(ctx, h, &call{
 			method: http.MethodPut, rest: "manifests/" + name, actions: actionPush,
@@ -128,7 +132,8 @@ func (i *Image) putManifest(
 func (i *Image) PushReferrer(
 	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
 ) (ocispec.Descriptor, error) {
-	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size}
+	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest,
+		Size: subject.Size}
 	if err := subject.Digest.Validate(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("push referrer to %s: subject: %w", i.ref, err)
 	}
@@ -139,7 +144,8 @@ func (i *Image) PushReferrer(
 	}
 	same := func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }
 	old = slices.DeleteFunc(slices.Clone(old), same)
-	d.ArtifactType, d.Annotations = or(m.ArtifactType, m.Config.MediaType), maps.Clone(m.Annotations)
+	d.ArtifactType, d.Annotations = or(m.ArtifactType,
+		m.Config.MediaType), maps.Clone(m.Annotations)
 	if !listed {
 		if err := i.extendFallback(ctx, subject.Digest, d, old); err != nil {
 			return d, fmt.Errorf("list %s as a referrer of %s in %s: %w",
@@ -230,7 +236,8 @@ func (i *Image) extendFallback(
 			return slices.ContainsFunc(old, same)
 		}
 		is := func(o ocispec.Descriptor) bool {
-			return o.Digest == d.Digest && o.ArtifactType == d.ArtifactType && maps.Equal(o.Annotations, d.Annotations)
+			return o.Digest == d.Digest && o.ArtifactType == d.ArtifactType &&
+				maps.Equal(o.Annotations, d.Annotations)
 		}
 		if !slices.ContainsFunc(index.Manifests, goes) && slices.ContainsFunc(index.Manifests, is) {
 			return nil
@@ -244,7 +251,8 @@ func (i *Image) extendFallback(
 		if err != nil {
 			return err
 		}
-		if _, _, err := i.putManifest(ctx, index.MediaType, content, fallbackTag(subject)); err != nil {
+		if _, _, err := i.putManifest(ctx, index.MediaType, content,
+			fallbackTag(subject)); err != nil {
 			return err
 		}
 	}

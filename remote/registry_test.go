@@ -128,7 +128,8 @@ type registry struct {
 }
 
 func newRegistry(name string) *registry {
-	return &registry{name: name, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{}, handle: map[string]http.HandlerFunc{}}
+	return &registry{name: name, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{},
+		handle: map[string]http.HandlerFunc{}}
 }
 
 func (g *registry) add(b []byte) ocispec.Descriptor {
@@ -178,7 +179,8 @@ func (g *registry) headers() []http.Header {
 
 func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
-	g.log = append(g.log, strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("Range")))
+	g.log = append(g.log,
+		strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("Range")))
 	g.seen = append(g.seen, r.Header.Clone())
 	g.mu.Unlock()
 	if g.auth != nil {

@@ -99,8 +99,9 @@ func TestRefusedForms(t *testing.T) {
 		"none":             {refuse(), true},
 		"the empty config": {refuse(`"config":{"mediaType":"application/vnd.oci.empty`), true},
 		"artifactType":     {refuse(`,"artifactType":"application/vnd.test.v1","config"`), true},
-		"subjects too":     {refuse(`"config":{"mediaType":"application/vnd.oci.empty`, `"subject"`), true},
-		"all":              {refuse(`"mediaType":"application/vnd.oci.image.manifest`), false},
+		"subjects too": {refuse(`"config":{"mediaType":"application/vnd.oci.empty`,
+			`"subject"`), true},
+		"all": {refuse(`"mediaType":"application/vnd.oci.image.manifest`), false},
 	} {
 		for _, api := range []bool{false, true} {
 			if api && name == "subjects too" {

@@ -259,7 +259,9 @@ func (s *session) stands(ctx context.Context) bool {
 	found, err := s.creds(ctx, s.host.name, s.repository)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil || !slices.ContainsFunc(found, func(c creds.Credential) bool { return !slices.Contains(s.deniedBy, c) }) {
+	if err != nil || !slices.ContainsFunc(found, func(c creds.Credential) bool {
+		return !slices.Contains(s.deniedBy, c)
+	}) {
 		return true
 	}
 	s.denied, s.until = nil, time.Time{}

@@ -95,10 +95,14 @@ func TestIgnoredRanges(t *testing.T) {
 	}{
 		{"always", &wholly{}, nil, size * 5 / 4},
 		{"slowly", &wholly{rate: 1 << 20}, nil, size * 5 / 4},
-		{"at first", &wholly{rate: 1 << 20, honours: func(k int) bool { return k >= 8 }}, nil, 2 * size},
+		{"at first", &wholly{rate: 1 << 20, honours: func(k int) bool {
+			return k >= 8
+		}}, nil, 2 * size},
 		{"every other time", &wholly{honours: func(k int) bool { return k%2 == 1 }}, nil, 2 * size},
 		{"and the body breaks off", &wholly{breaks: 12 << 20}, nil, 2 * size},
-		{"not by the other mirror", &wholly{}, &wholly{honours: func(int) bool { return true }}, 2 * size},
+		{"not by the other mirror", &wholly{}, &wholly{honours: func(int) bool {
+			return true
+		}}, 2 * size},
 		{"by both mirrors", &wholly{}, &wholly{}, size * 5 / 4},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -116,7 +120,8 @@ func TestIgnoredRanges(t *testing.T) {
 					m2.fault = tc.second.serve
 					defer net.serve("m2.test", m2)()
 				}
-				c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", toml), SpoolDir: t.TempDir()})
+				c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", toml),
+					SpoolDir: t.TempDir()})
 				defer c.Close()
 				readRandomly(t, mustImage(t, c, "reg.test/a/b:1").Blob(d), blob, 8, 5)
 				sent := tc.host.sent.Load()
@@ -252,7 +257,8 @@ func TestSpoolWithoutRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, err := io.ReadAll(body)
-		if err := errors.Join(err, body.Close()); err != nil || !bytes.Equal(p, blob[700_000:701_000]) {
+		if err := errors.Join(err, body.Close()); err != nil ||
+			!bytes.Equal(p, blob[700_000:701_000]) {
 			t.Errorf("%d bytes, %v", len(p), err)
 		}
 	})
@@ -324,7 +330,8 @@ func TestSpoolFails(t *testing.T) {
 			t.Errorf("read of what is gone: %v", err)
 		}
 		gone = false
-		if err := b.ReadAt(t.Context(), p, 3<<20); err != nil || !bytes.Equal(p, blob[3<<20:3<<20+1000]) {
+		if err := b.ReadAt(t.Context(), p, 3<<20); err != nil ||
+			!bytes.Equal(p, blob[3<<20:3<<20+1000]) {
 			t.Errorf("read: %v", err)
 		}
 	})

@@ -140,7 +140,8 @@ func (s *stream) broke(err error) {
 	s.from.place.state.target.drop(s.cur.via)
 	s.cur.abandon()
 	s.cur = nil
-	s.rot.failed(s.ctx, s.from, fmt.Errorf("%s: body broke off at byte %d: %w", s.from.name, s.off, err))
+	s.rot.failed(s.ctx, s.from,
+		fmt.Errorf("%s: body broke off at byte %d: %w", s.from.name, s.off, err))
 }
 
 // Close implements io.Closer.
@@ -296,7 +297,8 @@ func (s *stream) ask(e *entrant) (*reply, error) {
 	if err == nil && skip > 0 {
 		var n int64
 		if n, err = io.CopyN(io.Discard, watchedBody{r}, skip); err != nil {
-			err = fmt.Errorf("body broke off after %d of %d bytes before the wanted ones: %w", n, skip, noEOF(err))
+			err = fmt.Errorf("body broke off after %d of %d bytes before the wanted ones: %w", n,
+				skip, noEOF(err))
 		}
 	}
 	if err != nil {
@@ -319,13 +321,15 @@ func noEOF(err error) error {
 // given size. skip is the number of bytes of the body before off, upTo the offset of the first byte
 // that the body does not bring (at most off+n).
 func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error) {
-	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" || strings.HasPrefix(t, "multipart/") {
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" ||
+		strings.HasPrefix(t, "multipart/") {
 		return 0, 0, fmt.Errorf("%w: it is %s", errNotBlob, t)
 	}
 	switch r.StatusCode {
 	case http.StatusOK:
 		if r.ContentLength >= 0 && r.ContentLength != size {
-			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", errNotBlob, r.ContentLength, size)
+			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", errNotBlob, r.ContentLength,
+				size)
 		}
 		if err := encoded(r, r.ContentLength, size); err != nil {
 			return 0, 0, err
@@ -337,11 +341,14 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 		case err != nil:
 			return 0, 0, fmt.Errorf("%w: %w", errNotBlob, err)
 		case first != off || last >= size:
-			return 0, 0, fmt.Errorf("%w: asked for bytes %d-%d, got %d-%d", errNotBlob, off, off+n-1, first, last)
+			return 0, 0, fmt.Errorf("%w: asked for bytes %d-%d, got %d-%d", errNotBlob, off,
+				off+n-1, first, last)
 		case total >= 0 && total != size:
-			return 0, 0, fmt.Errorf("%w: it has %d bytes in all, the blob %d", errNotBlob, total, size)
+			return 0, 0, fmt.Errorf("%w: it has %d bytes in all, the blob %d", errNotBlob, total,
+				size)
 		case r.ContentLength >= 0 && r.ContentLength != last-first+1:
-			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", errNotBlob, r.ContentLength, first, last)
+			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", errNotBlob, r.ContentLength,
+				first, last)
 		}
 		if err := encoded(r, total, size); err != nil {
 			return 0, 0, err

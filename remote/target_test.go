@@ -67,7 +67,8 @@ func TestRedirects(t *testing.T) {
 				defer net.serve("reg.test", g)()
 				defer net.serve("cdn.test", cdn)()
 				defer net.serve("auth.test", tokens)()
-				c := net.client(Config{ConfigPath: hostsToml(t, "reg.test", "server = \"http://reg.test\"\n[header]\nX-Secret = \"s\"\n")})
+				c := net.client(Config{ConfigPath: hostsToml(t, "reg.test",
+					"server = \"http://reg.test\"\n[header]\nX-Secret = \"s\"\n")})
 				defer c.Close()
 				i := mustImage(t, c, "reg.test/a/b:1")
 				blobs := [][]byte{randomBytes(10_000), randomBytes(20_000)}
@@ -78,7 +79,8 @@ func TestRedirects(t *testing.T) {
 						d := cdn.add(b)
 						wg.Go(func() {
 							p := make([]byte, 5000)
-							if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil || !bytes.Equal(p, b[10:5010]) {
+							if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil ||
+								!bytes.Equal(p, b[10:5010]) {
 								t.Error(err)
 							}
 						})
@@ -112,7 +114,8 @@ func TestTargetFails(t *testing.T) {
 		d := cdn.add(blob)
 		s := signer{to: cdn, life: time.Hour, refuse: 403}
 		g.fault, cdn.auth = s.redirect, s.check(t)
-		broken := []func(http.ResponseWriter, *http.Request){answer(500, ""), cut(blob, 1000), answer(403, ""), answer(200, "<p>", "Content-Type", "text/html")}
+		broken := []func(http.ResponseWriter, *http.Request){answer(500, ""), cut(blob, 1000),
+			answer(403, ""), answer(200, "<p>", "Content-Type", "text/html")}
 		cdn.fault = func(k int, w http.ResponseWriter, r *http.Request) bool {
 			if k < len(broken) {
 				broken[k](w, r)
@@ -124,7 +127,8 @@ func TestTargetFails(t *testing.T) {
 		c := net.client(Config{})
 		defer c.Close()
 		p := make([]byte, 100_000)
-		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), p, 10); err != nil || !bytes.Equal(p, blob[10:100_010]) {
+		if err := mustImage(t, c, "reg.test/a/b:1").Blob(d).ReadAt(t.Context(), p,
+			10); err != nil || !bytes.Equal(p, blob[10:100_010]) {
 			t.Error(err)
 		}
 		if a, b := len(g.requests("")), len(cdn.requests("")); a != 5 || b != 5 {

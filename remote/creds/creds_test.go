@@ -29,7 +29,8 @@ func write(t *testing.T, path, text string, mode os.FileMode) {
 func helper(t *testing.T, name, script string) {
 	t.Helper()
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "docker-credential-"+name), "#!/bin/sh\nread server\n"+script, 0o755)
+	write(t, filepath.Join(dir, "docker-credential-"+name), "#!/bin/sh\nread server\n"+script,
+		0o755)
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
@@ -46,28 +47,42 @@ esac
 	for _, tc := range []struct {
 		name, config, host, user, secret, says string
 	}{
-		{"auth", `{"auths":{"reg.test":{"auth":"` + basic("u:p:q") + `"}}}`, "reg.test", "u", "p:q", ""},
-		{"auth without padding", `{"auths":{"reg.test":{"auth":"` + strings.TrimRight(basic("u:pp"), "=") + `"}}}`, "reg.test", "u", "pp", ""},
-		{"user and password", `{"auths":{"reg.test":{"username":"u","password":"p"}}}`, "reg.test", "u", "p", ""},
+		{"auth", `{"auths":{"reg.test":{"auth":"` + basic("u:p:q") + `"}}}`, "reg.test", "u", "p:q",
+			""},
+		{"auth without padding",
+			`{"auths":{"reg.test":{"auth":"` + strings.TrimRight(basic("u:pp"), "=") +
+				`"}}}`, "reg.test", "u", "pp", ""},
+		{"user and password", `{"auths":{"reg.test":{"username":"u","password":"p"}}}`, "reg.test",
+			"u", "p", ""},
 		{"port", `{"auths":{"reg.test":{"auth":"x"},"reg.test:5000":{"username":"u","password":"p"}}}`, "reg.test:5000", "u", "p", ""},
-		{"another port", `{"auths":{"reg.test:5001":{"username":"u","password":"p"}}}`, "reg.test:5000", "", "", ""},
+		{"another port", `{"auths":{"reg.test:5001":{"username":"u","password":"p"}}}`,
+			"reg.test:5000", "", "", ""},
 		{"key with scheme and version", `{"auths":{"https://reg.test/v2/":{"username":"u","password":"p"}}}`, "reg.test", "u", "p", ""},
 		{"key with the repository's path", `{"auths":{"reg.test":{"username":"x","password":"y"},"reg.test/team":{"username":"u","password":"p"}}}`, "reg.test", "u", "p", ""},
 		{"key with another path", `{"auths":{"reg.test/tea":{"username":"u","password":"p"},"reg.test/team/app/x":{"username":"u","password":"p"}}}`, "reg.test", "", "", ""},
-		{"key with wildcards", `{"auths":{"*.dkr.*.test":{"username":"u","password":"p"}}}`, "1.dkr.west.test", "u", "p", ""},
-		{"wildcard for another depth", `{"auths":{"*.test":{"username":"u","password":"p"}}}`, "a.b.test", "", "", ""},
-		{"Docker Hub", `{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"}}}`, "registry-1.docker.io", "u", "p", ""},
-		{"Docker Hub, podman's key", `{"auths":{"docker.io":{"username":"u","password":"p"}}}`, "registry-1.docker.io", "u", "p", ""},
-		{"identity token", `{"auths":{"reg.test":{"auth":"` + basic("u:") + `","identitytoken":"long"}}}`, "reg.test", "", "long", ""},
+		{"key with wildcards", `{"auths":{"*.dkr.*.test":{"username":"u","password":"p"}}}`,
+			"1.dkr.west.test", "u", "p", ""},
+		{"wildcard for another depth", `{"auths":{"*.test":{"username":"u","password":"p"}}}`,
+			"a.b.test", "", "", ""},
+		{"Docker Hub", `{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"}}}`,
+			"registry-1.docker.io", "u", "p", ""},
+		{"Docker Hub, podman's key", `{"auths":{"docker.io":{"username":"u","password":"p"}}}`,
+			"registry-1.docker.io", "u", "p", ""},
+		{"identity token",
+			`{"auths":{"reg.test":{"auth":"` + basic("u:") +
+				`","identitytoken":"long"}}}`, "reg.test", "", "long", ""},
 		{"another host", `{"auths":{"reg.test":{"auth":"x"}}}`, "other.test", "", "", ""},
 		{"no base64", `{"auths":{"reg.test":{"auth":"%%"}}}`, "reg.test", "", "", "base64"},
-		{"no colon", `{"auths":{"reg.test":{"auth":"` + basic("u") + `"}}}`, "reg.test", "", "", "user:password"},
+		{"no colon", `{"auths":{"reg.test":{"auth":"` + basic("u") + `"}}}`, "reg.test", "", "",
+			"user:password"},
 		{"no JSON", `{"auths":{"reg.test":{"auth":"c2VjcmV0`, "reg.test", "", "", "not JSON"},
 		{"other JSON", `{"auths":["c2VjcmV0"]}`, "reg.test", "", "", "not a Docker"},
 		{"empty", ``, "reg.test", "", "", ""},
-		{"store", `{"auths":{"reg.test":{}},"credsStore":"mine"}`, "reg.test", "helper", "reg.test", ""},
+		{"store", `{"auths":{"reg.test":{}},"credsStore":"mine"}`, "reg.test", "helper", "reg.test",
+			""},
 		{"store, own entry first", `{"auths":{"reg.test":{"username":"u","password":"p"}},"credsStore":"mine"}`, "reg.test", "u", "p", ""},
-		{"store, Docker Hub", `{"credsStore":"mine"}`, "registry-1.docker.io", "helper", "https://index.docker.io/v1/", ""},
+		{"store, Docker Hub", `{"credsStore":"mine"}`, "registry-1.docker.io", "helper",
+			"https://index.docker.io/v1/", ""},
 		{"helper for the host", `{"auths":{"reg.test":{"username":"u","password":"p"}},"credHelpers":{"reg.test":"mine"}}`, "reg.test", "helper", "reg.test", ""},
 		{"helper for another", `{"credHelpers":{"other.test":"mine"}}`, "reg.test", "", "", ""},
 		{"helper's token", `{"credsStore":"mine"}`, "token.test", "", "long", ""},
@@ -84,7 +99,8 @@ esac
 				if got := first(found); got != (Credential{tc.user, tc.secret}) {
 					t.Errorf("%q, want %q, %q", got, tc.user, tc.secret)
 				}
-				if (err != nil) != (tc.says != "") || (err != nil && !strings.Contains(err.Error(), tc.says)) {
+				if (err != nil) != (tc.says != "") ||
+					(err != nil && !strings.Contains(err.Error(), tc.says)) {
 					t.Errorf("error %v, want %q", err, tc.says)
 				}
 				if err != nil && strings.Contains(err.Error(), "c2VjcmV0") {
@@ -105,13 +121,15 @@ func TestChange(t *testing.T) {
 		if want == "" {
 			_ = os.Remove(path)
 		} else {
-			write(t, path, fmt.Sprintf(`{"auths":{"reg.test":{"username":"u","password":%q}}}`, want), 0o600)
+			write(t, path,
+				fmt.Sprintf(`{"auths":{"reg.test":{"username":"u","password":%q}}}`, want), 0o600)
 			at := time.Unix(int64(1e9+k), 0)
 			if err := os.Chtimes(path, at, at); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if found, err := d.Credentials(t.Context(), "reg.test", "reg.test/a"); first(found).Secret != want || err != nil {
+		if found, err := d.Credentials(t.Context(), "reg.test",
+			"reg.test/a"); first(found).Secret != want || err != nil {
 			t.Errorf("step %d: %q, %v, want %q", k, found, err, want)
 		}
 	}
@@ -124,7 +142,8 @@ func TestHelperTime(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "config.json"), `{"credsStore":"slow"}`, 0o600)
 	start := time.Now()
-	_, err := NewDocker(DockerOptions{Paths: []string{dir}, HelperTimeout: 200 * time.Millisecond}).Credentials(t.Context(), "reg.test", "reg.test/a")
+	_, err := NewDocker(DockerOptions{Paths: []string{dir},
+		HelperTimeout: 200 * time.Millisecond}).Credentials(t.Context(), "reg.test", "reg.test/a")
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
@@ -137,7 +156,8 @@ func TestHelperOutput(t *testing.T) {
 	helper(t, "loud", "yes | head -c 3000000\n")
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "config.json"), `{"credsStore":"loud"}`, 0o600)
-	_, err := NewDocker(DockerOptions{Paths: []string{dir}}).Credentials(t.Context(), "reg.test", "reg.test/a")
+	_, err := NewDocker(DockerOptions{Paths: []string{dir}}).Credentials(t.Context(), "reg.test",
+		"reg.test/a")
 	if err == nil || len(err.Error()) > 1000 {
 		t.Errorf("error of %d bytes", len(fmt.Sprint(err)))
 	}
@@ -176,7 +196,8 @@ func TestChain(t *testing.T) {
 		{"after an error", []Keychain{fixed(broken), fixed(nil, b)}, []Credential{b}, nil},
 		{"none, with an error", []Keychain{fixed(broken), fixed(nil)}, nil, broken},
 	} {
-		if got, err := Chain(tc.chain...).Credentials(t.Context(), "h", "h/a"); !slices.Equal(got, tc.want) || !errors.Is(err, tc.err) {
+		if got, err := Chain(tc.chain...).Credentials(t.Context(), "h", "h/a"); !slices.Equal(got,
+			tc.want) || !errors.Is(err, tc.err) {
 			t.Errorf("%s: %q, %v", tc.name, got, err)
 		}
 	}
@@ -184,7 +205,8 @@ func TestChain(t *testing.T) {
 
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(`{"auths":{"https://reg.test/v1/":{"auth":"dTpw"}},"credHelpers":{"x":"y"},"credsStore":""}`), "reg.test")
-	f.Add([]byte(`{"auths":{"docker.io":{"identitytoken":"x"},"*.io/a":{"username":"x"}}}`), "registry-1.docker.io")
+	f.Add([]byte(`{"auths":{"docker.io":{"identitytoken":"x"},"*.io/a":{"username":"x"}}}`),
+		"registry-1.docker.io")
 	f.Fuzz(func(t *testing.T, b []byte, host string) {
 		c, err := parseConfig(b)
 		if err != nil {

@@ -188,7 +188,9 @@ func parseConfig(b []byte) (config, error) {
 	return c, nil
 }
 
-func (c *config) lookup(ctx context.Context, host, repository string, timeout time.Duration) (out []Credential, err error) {
+func (c *config) lookup(
+	ctx context.Context, host, repository string, timeout time.Duration,
+) (out []Credential, err error) {
 	place := at(host, repository)
 	add := func(found Credential, failed error) {
 		if found != (Credential{}) {

@@ -71,7 +71,8 @@ func OpenKept(o KeptOptions) (*Kept, error) {
 	}
 	if err != nil {
 		k.list = nil
-		k.log.Warn("credentials of earlier pulls are lost; they come again with the next pulls", "err", err)
+		k.log.Warn("credentials of earlier pulls are lost; they come again with the next pulls",
+			"err", err)
 	}
 	return k, nil
 }
@@ -107,7 +108,8 @@ func (k *Kept) Keep(repository, server string, c Credential) (added bool, err er
 	case c == (Credential{}):
 		return false, nil
 	case len(repository)+len(server)+len(c.User)+len(c.Secret) > maxSecret:
-		return false, fmt.Errorf("keep credentials for %.100s: more than %d bytes", repository, maxSecret)
+		return false, fmt.Errorf("keep credentials for %.100s: more than %d bytes", repository,
+			maxSecret)
 	}
 	now := time.Now()
 	e := kept{Repository: repository, Server: server, User: c.User, Secret: c.Secret, Came: now}

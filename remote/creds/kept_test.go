@@ -31,7 +31,8 @@ func keep(t *testing.T, k *Kept, repository, server string, c Credential) {
 
 func mustFind(t *testing.T, k *Kept, host, repository string, want ...Credential) {
 	t.Helper()
-	if got, err := k.Credentials(t.Context(), host, repository); err != nil || !slices.Equal(got, want) {
+	if got, err := k.Credentials(t.Context(), host, repository); err != nil ||
+		!slices.Equal(got, want) {
 		t.Errorf("%s at %s: %q, %v, want %q", repository, host, got, err, want)
 	}
 }
@@ -58,7 +59,8 @@ func TestKept(t *testing.T) {
 		t.Errorf("the file is %q, %v", b2, err)
 	}
 	for _, name := range []string{"kept", "key"} {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != 0o600 {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil ||
+			info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
 	}
@@ -75,15 +77,18 @@ func TestKeptBounds(t *testing.T) {
 	dir := t.TempDir()
 	k := openKept(t, dir, "")
 	for i := range maxPerRepo + 2 {
-		if added, err := k.Keep("reg.test/x", "", Credential{"u", fmt.Sprint(i)}); !added || err != nil {
+		if added, err := k.Keep("reg.test/x", "", Credential{"u", fmt.Sprint(i)}); !added ||
+			err != nil {
 			t.Errorf("%v, %v", added, err)
 		}
 	}
 	if added, err := k.Keep("reg.test/x", "", Credential{"u", "3"}); added || err != nil {
 		t.Errorf("again: %v, %v", added, err)
 	}
-	mustFind(t, k, "reg.test", "reg.test/x", Credential{"u", "3"}, Credential{"u", "5"}, Credential{"u", "4"}, Credential{"u", "2"})
-	if _, err := k.Keep("reg.test/x", "", Credential{"u", strings.Repeat("x", maxSecret)}); err == nil {
+	mustFind(t, k, "reg.test", "reg.test/x", Credential{"u", "3"}, Credential{"u", "5"},
+		Credential{"u", "4"}, Credential{"u", "2"})
+	if _, err := k.Keep("reg.test/x", "",
+		Credential{"u", strings.Repeat("x", maxSecret)}); err == nil {
 		t.Error("no bound")
 	}
 	for i := range maxKept + 10 {
@@ -152,7 +157,8 @@ func TestKeys(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", given)
 	keep(t, openKept(t, dir, ""), "reg.test/x", "", c)
 	mustFind(t, openKept(t, dir, key), "reg.test", "reg.test/x", c)
-	for text, mode := range map[string]os.FileMode{"short": 0o600, strings.Repeat("open", 10): 0o644} {
+	for text, mode := range map[string]os.FileMode{"short": 0o600,
+		strings.Repeat("open", 10): 0o644} {
 		bad := filepath.Join(t.TempDir(), "key")
 		write(t, bad, text, mode)
 		if _, err := OpenKept(KeptOptions{Dir: dir, Key: bad}); err == nil {

@@ -111,7 +111,9 @@ func (k *Kubelet) Credentials(ctx context.Context, host, repository string) ([]C
 	var errs []error
 	for i := range providers {
 		p := &providers[i]
-		if !slices.ContainsFunc(p.MatchImages, func(pattern string) bool { return matches(pattern, place) }) {
+		if !slices.ContainsFunc(p.MatchImages, func(pattern string) bool {
+			return matches(pattern, place)
+		}) {
 			continue
 		}
 		auth, err := k.ask(ctx, p, place)
@@ -130,9 +132,12 @@ func (k *Kubelet) Credentials(ctx context.Context, host, repository string) ([]C
 }
 
 // ask returns what a provider says of an image, by patterns.
-func (k *Kubelet) ask(ctx context.Context, p *provider, image string) (map[string]Credential, error) {
+func (k *Kubelet) ask(
+	ctx context.Context, p *provider, image string,
+) (map[string]Credential, error) {
 	host, _, _ := strings.Cut(image, "/")
-	keys := map[string]string{"Image": p.Name + "\n" + image, "Registry": p.Name + "\n" + host, "Global": p.Name}
+	keys := map[string]string{"Image": p.Name + "\n" + image, "Registry": p.Name + "\n" + host,
+		"Global": p.Name}
 	now := time.Now()
 	k.mu.Lock()
 	for _, key := range keys {
@@ -200,7 +205,8 @@ func (k *Kubelet) run(ctx context.Context, p *provider, image string) (*provider
 		return nil, errors.New("answer is not JSON") // without what it says: secrets
 	}
 	if r.Kind != "CredentialProviderResponse" || r.APIVersion != p.APIVersion {
-		return nil, fmt.Errorf("answer is a %.50q %.50q, not a CredentialProviderResponse %s", r.Kind, r.APIVersion, p.APIVersion)
+		return nil, fmt.Errorf("answer is a %.50q %.50q, not a CredentialProviderResponse %s",
+			r.Kind, r.APIVersion, p.APIVersion)
 	}
 	return &r, nil
 }
@@ -287,18 +293,21 @@ func (k *Kubelet) parse(b []byte) ([]provider, error) {
 			return nil, fmt.Errorf("provider name %.50q", p.Name)
 		}
 		switch p.APIVersion {
-		case "credentialprovider.kubelet.k8s.io/v1", "credentialprovider.kubelet.k8s.io/v1beta1", "credentialprovider.kubelet.k8s.io/v1alpha1":
+		case "credentialprovider.kubelet.k8s.io/v1", "credentialprovider.kubelet.k8s.io/v1beta1",
+			"credentialprovider.kubelet.k8s.io/v1alpha1":
 		default:
 			return nil, fmt.Errorf("provider %s: apiVersion %.50q", p.Name, p.APIVersion)
 		}
 		if r := p.TokenAttributes.RequireServiceAccount; r != nil && *r {
-			k.o.Logger.Warn("credential provider wants a pod's service account, which only the kubelet knows; it is left out", "provider", p.Name)
+			k.o.Logger.Warn("credential provider wants a pod's service account, which only the "+
+				"kubelet knows; it is left out", "provider", p.Name)
 			continue
 		}
 		if p.DefaultCache != "" {
 			d, err := time.ParseDuration(p.DefaultCache)
 			if err != nil || d < 0 {
-				return nil, fmt.Errorf("provider %s: defaultCacheDuration %.20q", p.Name, p.DefaultCache)
+				return nil, fmt.Errorf("provider %s: defaultCacheDuration %.20q", p.Name,
+					p.DefaultCache)
 			}
 			p.cache = d
 		}

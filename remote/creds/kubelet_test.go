@@ -16,7 +16,8 @@ import (
 func plugin(t *testing.T, dir, name, answer string) (asked func() []string) {
 	t.Helper()
 	log := filepath.Join(dir, name+".log")
-	write(t, filepath.Join(dir, name), "#!/bin/sh\ncat >>"+log+"\necho \" $1 $REGION\" >>"+log+"\n"+answer, 0o755)
+	write(t, filepath.Join(dir, name),
+		"#!/bin/sh\ncat >>"+log+"\necho \" $1 $REGION\" >>"+log+"\n"+answer, 0o755)
 	return func() []string {
 		b, err := os.ReadFile(log)
 		if err != nil {
@@ -53,7 +54,8 @@ func kubelet(t *testing.T, config string) (k *Kubelet, dir string) {
 	dir = t.TempDir()
 	write(t, filepath.Join(dir, "config.yaml"), config, 0o600)
 	return NewKubelet(KubeletOptions{
-		Config: filepath.Join(dir, "config.yaml"), BinDir: dir, Timeout: 2 * time.Second, Logger: slog.New(slog.DiscardHandler),
+		Config: filepath.Join(dir, "config.yaml"), BinDir: dir, Timeout: 2 * time.Second,
+		Logger: slog.New(slog.DiscardHandler),
 	}), dir
 }
 
@@ -64,8 +66,10 @@ func TestKubelet(t *testing.T) {
 		host, repository string
 		want             []Credential
 	}{
-		{"1.dkr.ecr.eu.amazonaws.com", "1.dkr.ecr.eu.amazonaws.com/app", []Credential{{"AWS", "token"}}},
-		{"1.dkr.ecr.eu.amazonaws.com", "1.dkr.ecr.eu.amazonaws.com/other", []Credential{{"AWS", "token"}}},
+		{"1.dkr.ecr.eu.amazonaws.com", "1.dkr.ecr.eu.amazonaws.com/app",
+			[]Credential{{"AWS", "token"}}},
+		{"1.dkr.ecr.eu.amazonaws.com", "1.dkr.ecr.eu.amazonaws.com/other",
+			[]Credential{{"AWS", "token"}}},
 		{"reg.test", "reg.test/team/app", []Credential{{"a", "b"}}},
 		{"reg.test", "reg.test/teams/app", nil},
 		{"mirror.test", "reg.test/team/app", nil},
@@ -98,8 +102,10 @@ func TestKubeletCache(t *testing.T) {
 		{"Image", "null", 3}, // the configuration's
 	} {
 		k, dir := kubelet(t, strings.ReplaceAll(providers, "reg.test/team", "*.test"))
-		asked := plugin(t, dir, "cloud", says(tc.cache, tc.duration, `"*.test":{"username":"a","password":"b"}`))
-		for _, r := range []string{"reg.test/a", "reg.test/b", "reg.test/a", "reg.test/b", "other.test/a"} {
+		asked := plugin(t, dir, "cloud",
+			says(tc.cache, tc.duration, `"*.test":{"username":"a","password":"b"}`))
+		for _, r := range []string{"reg.test/a", "reg.test/b", "reg.test/a", "reg.test/b",
+			"other.test/a"} {
 			host, _, _ := strings.Cut(r, "/")
 			if got, err := k.Credentials(t.Context(), host, r); err != nil || len(got) != 1 {
 				t.Errorf("%q, %v", got, err)
@@ -121,15 +127,18 @@ func TestKubeletErrors(t *testing.T) {
 		{"another cache", providers, says("Node", "null", ""), "cacheKeyType"},
 		{"no YAML", "a: [secret", "", "not YAML"},
 		{"another file", "kind: Pod", "", "not a CredentialProviderConfig"},
-		{"path", strings.Replace(providers, "name: cloud", "name: ../cloud", 1), "", "provider name"},
-		{"version", strings.Replace(providers, "kubelet.k8s.io/v1\n    args", "kubelet.k8s.io/v9\n    args", 1), "", "apiVersion"},
+		{"path", strings.Replace(providers, "name: cloud", "name: ../cloud", 1), "",
+			"provider name"},
+		{"version", strings.Replace(providers, "kubelet.k8s.io/v1\n    args",
+			"kubelet.k8s.io/v9\n    args", 1), "", "apiVersion"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			k, dir := kubelet(t, tc.config)
 			plugin(t, dir, "cloud", tc.script)
 			start := time.Now()
 			got, err := k.Credentials(t.Context(), "reg.test", "reg.test/team")
-			if err == nil || !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "secret") || got != nil {
+			if err == nil || !strings.Contains(err.Error(), tc.says) ||
+				strings.Contains(err.Error(), "secret") || got != nil {
 				t.Errorf("%q, %v, want %q", got, err, tc.says)
 			}
 			if time.Since(start) > 10*time.Second {
@@ -137,7 +146,8 @@ func TestKubeletErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := NewKubelet(KubeletOptions{Config: "/nowhere"}).Credentials(t.Context(), "reg.test", "reg.test/a"); !errors.Is(err, os.ErrNotExist) {
+	if _, err := NewKubelet(KubeletOptions{Config: "/nowhere"}).Credentials(t.Context(), "reg.test",
+		"reg.test/a"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no configuration: %v", err)
 	}
 }
@@ -149,9 +159,11 @@ func TestKubeletChange(t *testing.T) {
 	plugin(t, dir, "other", says("Global", `"1h"`, `"reg.test":{"username":"c","password":"d"}`))
 	for k2, want := range []string{"a", "c"} {
 		if k2 == 1 {
-			write(t, filepath.Join(dir, "config.yaml"), strings.Replace(providers, "name: cloud", "name: other", 1)+"\n", 0o600)
+			write(t, filepath.Join(dir, "config.yaml"),
+				strings.Replace(providers, "name: cloud", "name: other", 1)+"\n", 0o600)
 		}
-		if got, err := k.Credentials(t.Context(), "reg.test", "reg.test/team"); first(got).User != want || err != nil {
+		if got, err := k.Credentials(t.Context(), "reg.test",
+			"reg.test/team"); first(got).User != want || err != nil {
 			t.Errorf("%q, %v, want %q", got, err, want)
 		}
 	}

@@ -66,7 +66,8 @@ func openKey(dir, path string) (*sealer, error) {
 		return nil, err
 	}
 	if len(b) < minKeyBytes {
-		return nil, fmt.Errorf("key %s has %d bytes, at least %d are needed", path, len(b), minKeyBytes)
+		return nil, fmt.Errorf("key %s has %d bytes, at least %d are needed", path, len(b),
+			minKeyBytes)
 	}
 	sum := sha256.Sum256(b)
 	block, err := aes.NewCipher(sum[:])

@@ -38,7 +38,8 @@ func Open(dir string) (*Layout, error) {
 	}
 	var v ocispec.ImageLayout
 	if err := json.Unmarshal(b, &v); err != nil || v.Version != ocispec.ImageLayoutVersion {
-		return nil, fmt.Errorf("open OCI layout %s: version %q is not %s", dir, v.Version, ocispec.ImageLayoutVersion)
+		return nil, fmt.Errorf("open OCI layout %s: version %q is not %s", dir, v.Version,
+			ocispec.ImageLayoutVersion)
 	}
 	if _, err := l.index(); err != nil {
 		return nil, err
@@ -108,18 +109,22 @@ func (i *Image) Resolve(context.Context) (ocispec.Descriptor, error) {
 	}
 	switch {
 	case i.name != "":
-		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: image %q: %w", i.layout.dir, i.name, remote.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: image %q: %w", i.layout.dir, i.name,
+			remote.ErrNotFound)
 	case len(found) == 0:
-		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: no image: %w", i.layout.dir, remote.ErrNotFound)
+		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: no image: %w", i.layout.dir,
+			remote.ErrNotFound)
 	case len(found) > 1:
-		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: %d images: name one of them", i.layout.dir, len(found))
+		return ocispec.Descriptor{}, fmt.Errorf("OCI layout %s: %d images: name one of them",
+			i.layout.dir, len(found))
 	}
 	return checked(found[0])
 }
 
 func checked(d ocispec.Descriptor) (ocispec.Descriptor, error) {
 	if err := d.Digest.Validate(); err != nil || d.Size < 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("descriptor %s, %d bytes: %w", d.Digest, d.Size, remote.ErrCorrupt)
+		return ocispec.Descriptor{}, fmt.Errorf("descriptor %s, %d bytes: %w", d.Digest, d.Size,
+			remote.ErrCorrupt)
 	}
 	return d, nil
 }
@@ -161,14 +166,17 @@ func (i *Image) fetch(d ocispec.Descriptor, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if info.Size() > limit {
-		return nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", what, info.Size(), limit, remote.ErrTooLarge)
+		return nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", what, info.Size(), limit,
+			remote.ErrTooLarge)
 	}
 	p := make([]byte, info.Size())
 	if _, err := io.ReadFull(b, p); err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	if got := d.Digest.Algorithm().FromBytes(p); got != d.Digest || (d.Size > 0 && d.Size != info.Size()) {
-		return nil, fmt.Errorf("%s: %d bytes with digest %s: %w", what, len(p), got, remote.ErrCorrupt)
+	if got := d.Digest.Algorithm().FromBytes(p); got != d.Digest ||
+		(d.Size > 0 && d.Size != info.Size()) {
+		return nil, fmt.Errorf("%s: %d bytes with digest %s: %w", what, len(p), got,
+			remote.ErrCorrupt)
 	}
 	return p, nil
 }
@@ -252,7 +260,8 @@ func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) error {
 // io.ErrUnexpectedEOF.
 func (b *Blob) Range(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || off > b.desc.Size || n > b.desc.Size-off {
-		return nil, fmt.Errorf("read blob %s of %s: bytes %d+%d are outside its %d", b.desc.Digest, b.dir, off, n, b.desc.Size)
+		return nil, fmt.Errorf("read blob %s of %s: bytes %d+%d are outside its %d", b.desc.Digest,
+			b.dir, off, n, b.desc.Size)
 	}
 	f, err := b.open()
 	if err != nil {

@@ -49,7 +49,8 @@ func create(t *testing.T) *Layout {
 
 func push(t *testing.T, i *Image, b []byte) ocispec.Descriptor {
 	t.Helper()
-	d := ocispec.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(b), Size: int64(len(b))}
+	d := ocispec.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(b),
+		Size: int64(len(b))}
 	if err := i.PushBlob(t.Context(), d, bytes.NewReader(b)); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,8 @@ func push(t *testing.T, i *Image, b []byte) ocispec.Descriptor {
 }
 
 func manifest(config ocispec.Descriptor) []byte {
-	b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config})
+	b, _ := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,
+		Config: config})
 	return b
 }
 
@@ -80,7 +82,9 @@ func TestRoundTrip(t *testing.T) {
 	blob := bytes.Repeat([]byte("0123456789"), 1000)
 	d := push(t, i, blob)
 	want := enter(t, i, manifest(d), "v1")
-	index, err := i.PushReferrer(t.Context(), want, ocispec.Manifest{ArtifactType: "type/a", Config: d, Annotations: map[string]string{"k": "v"}})
+	index, err := i.PushReferrer(t.Context(), want,
+		ocispec.Manifest{ArtifactType: "type/a", Config: d,
+			Annotations: map[string]string{"k": "v"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,10 +104,12 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("manifest: %v", err)
 	}
 	found, err := i.Referrers(t.Context(), want.Digest, "type/a")
-	if err != nil || len(found) != 1 || found[0].Digest != index.Digest || found[0].Annotations["k"] != "v" {
+	if err != nil || len(found) != 1 || found[0].Digest != index.Digest ||
+		found[0].Annotations["k"] != "v" {
 		t.Errorf("referrers: %+v, %v", found, err)
 	}
-	if found, err := i.Referrers(t.Context(), want.Digest, "type/b"); err != nil || len(found) != 0 {
+	if found, err := i.Referrers(t.Context(), want.Digest, "type/b"); err != nil ||
+		len(found) != 0 {
 		t.Errorf("referrers of another type: %+v, %v", found, err)
 	}
 	p := make([]byte, 25)
@@ -147,7 +153,8 @@ func TestRefuses(t *testing.T) {
 		if _, err := i.FetchBlob(t.Context(), d, 10); err == nil {
 			t.Errorf("%s: no error", tc.name)
 		}
-		if err := i.Blob(d).ReadAt(t.Context(), make([]byte, 5), 0); err == nil && (tc.name == "short" || tc.name == "gone") {
+		if err := i.Blob(d).ReadAt(t.Context(), make([]byte, 5), 0); err == nil &&
+			(tc.name == "short" || tc.name == "gone") {
 			t.Errorf("%s: no error of ReadAt", tc.name)
 		}
 	}

@@ -35,7 +35,8 @@ func Create(dir string) (*Layout, error) {
 	}
 	l = &Layout{dir: dir}
 	index, err := json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{},
 	})
 	if err == nil {
 		err = atomicfile.ReplaceBytes(filepath.Join(dir, ocispec.ImageIndexFile), 0o644, index)
@@ -86,13 +87,15 @@ func (i *Image) PushBlob(_ context.Context, d ocispec.Descriptor, r io.ReadSeeke
 func (i *Image) PushReferrer(
 	ctx context.Context, subject ocispec.Descriptor, m ocispec.Manifest, old ...ocispec.Descriptor,
 ) (ocispec.Descriptor, error) {
-	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size}
+	m.Subject = &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest,
+		Size: subject.Size}
 	m.MediaType, m.Versioned = ocispec.MediaTypeImageManifest, specs.Versioned{SchemaVersion: 2}
 	content, err := json.Marshal(m)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("store referrer in %s: %w", i.layout.dir, err)
 	}
-	d := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+	d := ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(content),
+		Size: int64(len(content))}
 	if err := i.PushBlob(ctx, d, bytes.NewReader(content)); err != nil {
 		return d, err
 	}

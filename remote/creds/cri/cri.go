@@ -60,8 +60,10 @@ type Images struct {
 // is kept. It connects at the first call.
 func New(socket string, k Keeper, log *slog.Logger) (*Images, error) {
 	target := url.URL{Scheme: "unix", Path: socket}
-	conn, err := grpc.NewClient(target.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
+	conn, err := grpc.NewClient(target.String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage),
+			grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
 		return nil, fmt.Errorf("image service at %s: %w", socket, err)
 	}
@@ -175,7 +177,8 @@ func parsePull(b []byte) (pullRequest, error) {
 			})
 		case 2:
 			return fields(v, func(n protowire.Number, v []byte) error {
-				for k, to := range map[protowire.Number]*string{1: &user, 2: &password, 3: &auth, 4: &r.server, 5: &identity} {
+				for k, to := range map[protowire.Number]*string{1: &user, 2: &password, 3: &auth,
+					4: &r.server, 5: &identity} {
 					if n == k {
 						*to = string(v)
 					}

@@ -90,7 +90,8 @@ func proxy(t *testing.T, handler grpc.StreamHandler) (*memory, *grpc.ClientConn)
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	conn, err := grpc.NewClient((&url.URL{Scheme: "unix", Path: serve(t, p.Handle)}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient((&url.URL{Scheme: "unix", Path: serve(t, p.Handle)}).String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,19 +122,24 @@ func TestForward(t *testing.T) {
 			}
 			return nil
 		}
-		return s.SendMsg(raw(message(7, "answer to "+method, 8, []byte(in.ProtoReflect().GetUnknown()))))
+		return s.SendMsg(raw(message(7, "answer to "+method, 8,
+			[]byte(in.ProtoReflect().GetUnknown()))))
 	})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-key", "v")
 	request := message(1, "what", 99, "of a later version")
 	var out emptypb.Empty
 	err := conn.Invoke(ctx, service+"ImageStatus", raw(request), &out)
-	if want := string(message(7, "answer to "+service+"ImageStatus", 8, request)); err != nil || string(out.ProtoReflect().GetUnknown()) != want {
+	if want := string(message(7, "answer to "+service+"ImageStatus", 8, request)); err != nil ||
+		string(out.ProtoReflect().GetUnknown()) != want {
 		t.Errorf("%q, %v, want %q", out.ProtoReflect().GetUnknown(), err, want)
 	}
-	if err := conn.Invoke(ctx, service+"RemoveImage", raw(request), &out); status.Code(err) != codes.NotFound || status.Convert(err).Message() != "no such image" {
+	if err := conn.Invoke(ctx, service+"RemoveImage", raw(request),
+		&out); status.Code(err) != codes.NotFound ||
+		status.Convert(err).Message() != "no such image" {
 		t.Errorf("error %v", err)
 	}
-	if err := conn.Invoke(ctx, "/runtime.v1.RuntimeService/RunPodSandbox", raw(request), &out); status.Code(err) != codes.Unimplemented {
+	if err := conn.Invoke(ctx, "/runtime.v1.RuntimeService/RunPodSandbox", raw(request),
+		&out); status.Code(err) != codes.Unimplemented {
 		t.Errorf("another service: %v", err)
 	}
 	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, service+"StreamImages")
@@ -162,13 +168,18 @@ func TestPulls(t *testing.T) {
 		where   string // repository and server; "": nothing is kept
 		want    creds.Credential
 	}{
-		{"user and password", message(1, image("reg.test/a/b:1"), 2, message(1, "u", 2, "p"), 3, "sandbox"), "reg.test/a/b ", creds.Credential{User: "u", Secret: "p"}},
-		{"docker.io", message(1, image("debian"), 2, message(1, "u", 2, "p")), "docker.io/library/debian ", creds.Credential{User: "u", Secret: "p"}},
+		{"user and password",
+			message(1, image("reg.test/a/b:1"), 2, message(1, "u", 2, "p"), 3,
+				"sandbox"), "reg.test/a/b ", creds.Credential{User: "u", Secret: "p"}},
+		{"docker.io", message(1, image("debian"), 2, message(1, "u", 2, "p")),
+			"docker.io/library/debian ", creds.Credential{User: "u", Secret: "p"}},
 		{"digest", message(1, image("reg.test:5000/a@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"), 2, message(5, "long")), "reg.test:5000/a ", creds.Credential{Secret: "long"}},
-		{"auth", message(1, image("reg.test/a"), 2, message(3, "dTpw", 4, "https://other.test")), "reg.test/a https://other.test", creds.Credential{User: "u", Secret: "p"}},
+		{"auth", message(1, image("reg.test/a"), 2, message(3, "dTpw", 4, "https://other.test")),
+			"reg.test/a https://other.test", creds.Credential{User: "u", Secret: "p"}},
 		{"none", message(1, image("reg.test/a")), "", creds.Credential{}},
 		{"empty", message(1, image("reg.test/a"), 2, message()), "", creds.Credential{}},
-		{"no reference", message(1, image("Not A Reference"), 2, message(1, "u", 2, "p")), "", creds.Credential{}},
+		{"no reference", message(1, image("Not A Reference"), 2, message(1, "u", 2, "p")), "",
+			creds.Credential{}},
 		{"no base64", message(1, image("reg.test/a"), 2, message(3, "%")), "", creds.Credential{}},
 	} {
 		for _, fails := range []bool{false, true} {
@@ -195,7 +206,8 @@ func TestPulls(t *testing.T) {
 				if (during == 1) != (tc.where != "") {
 					t.Errorf("%d are kept during the pull; %v", during, err)
 				}
-				if c, ok := k.kept[tc.where]; ok == fails && tc.where != "" || c != tc.want && !fails {
+				if c, ok := k.kept[tc.where]; ok == fails && tc.where != "" || c != tc.want &&
+					!fails {
 					t.Errorf("kept %q", k.kept)
 				}
 				if fails && len(k.kept) > 0 {
@@ -213,20 +225,23 @@ func TestNoContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
-	conn, err := grpc.NewClient((&url.URL{Scheme: "unix", Path: serve(t, p.Handle)}).String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient((&url.URL{Scheme: "unix", Path: serve(t, p.Handle)}).String(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if err := conn.Invoke(ctx, service+"ListImages", raw(nil), &emptypb.Empty{}); status.Code(err) != codes.Unavailable {
+	if err := conn.Invoke(ctx, service+"ListImages", raw(nil),
+		&emptypb.Empty{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("error %v", err)
 	}
 }
 
 func FuzzPull(f *testing.F) {
-	f.Add(message(1, message(1, "reg.test/a"), 2, message(1, "u", 2, "p", 3, "dTpw", 4, "s", 5, "t")))
+	f.Add(message(1, message(1, "reg.test/a"), 2,
+		message(1, "u", 2, "p", 3, "dTpw", 4, "s", 5, "t")))
 	f.Add([]byte{0x08, 0x80})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parsePull(b)
