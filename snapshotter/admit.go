@@ -228,8 +228,10 @@ func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Imag
 		}
 	}
 	if winner == nil {
-		return fmt.Errorf("no image on this node is known to have the bytes of layer %s (chain %s); remove "+
-			"the images that use it and pull again: %w", l.served.DiffID, l.target, errors.Join(errs...))
+		return fmt.Errorf("no image on this node is known to have the bytes of layer %s (chain "+
+			"%s); remove "+
+			"the images that use it and pull again: %w", l.served.DiffID, l.target,
+			errors.Join(errs...))
 	}
 	return s.replace(ctx, l, *winner)
 }
@@ -244,7 +246,8 @@ func candidatesFor(l link, images []Image) map[digest.Digest][]Layer {
 			continue
 		}
 		for _, ref := range i.Refs {
-			candidates[blob] = append(candidates[blob], Layer{Ref: ref, Manifest: i.Manifest, Digest: blob})
+			candidates[blob] = append(candidates[blob],
+				Layer{Ref: ref, Manifest: i.Manifest, Digest: blob})
 		}
 	}
 	// The word of the image that brought it is heard last: the others can bring the same blob anew.
@@ -254,7 +257,9 @@ func candidatesFor(l link, images []Image) map[digest.Digest][]Layer {
 
 // proveFirst returns the record of the first of some layers, of one blob, that is proved to be what
 // a place in a chain claims.
-func (s *Snapshotter) proveFirst(ctx context.Context, c chain, at int, same []Layer) (record, error) {
+func (s *Snapshotter) proveFirst(
+	ctx context.Context, c chain, at int, same []Layer,
+) (record, error) {
 	below := c[at+1:]
 	var errs []error
 	for _, l := range same {
@@ -266,7 +271,8 @@ func (s *Snapshotter) proveFirst(ctx context.Context, c chain, at int, same []La
 			err = s.layers.Prove(ctx, l.Digest)
 		}
 		if err == nil {
-			return record{Ref: l.Ref, Manifest: l.Manifest, Layer: l.Digest, DiffID: m.DiffID, Dir: m.Dir}, nil
+			return record{Ref: l.Ref, Manifest: l.Manifest, Layer: l.Digest, DiffID: m.DiffID,
+				Dir: m.Dir}, nil
 		}
 		errs = append(errs, fmt.Errorf("layer %s of %s: %w", l.Digest, l.Ref, err))
 	}
@@ -281,7 +287,8 @@ func (s *Snapshotter) replace(ctx context.Context, l link, r record) error {
 	r.Former = l.served.Former
 	if r.Layer != l.served.Layer {
 		r.Former = append(r.Former, l.served.Layer)
-		s.log.WarnContext(ctx, "another layer takes the place of one that is not what its image claims",
+		s.log.WarnContext(ctx,
+			"another layer takes the place of one that is not what its image claims",
 			"layer", r.Layer, "ref", r.Ref, "former", l.served.Layer, "formerRef", l.served.Ref)
 	}
 	if err := s.rerecord(ctx, l.name, r); err != nil {

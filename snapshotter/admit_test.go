@@ -21,7 +21,9 @@ type fakeImages struct {
 	asked int // calls of With
 }
 
-func (f *fakeImages) With(_ context.Context, _ string, chain digest.Digest, _ []string) ([]Image, error) {
+func (f *fakeImages) With(
+	_ context.Context, _ string, chain digest.Digest, _ []string,
+) ([]Image, error) {
 	var found []Image
 	f.asked++
 	for _, i := range f.all {
@@ -32,7 +34,9 @@ func (f *fakeImages) With(_ context.Context, _ string, chain digest.Digest, _ []
 	return found, f.err
 }
 
-func (f *fakeImages) Claiming(_ context.Context, _ string, chain digest.Digest) iter.Seq2[Image, error] {
+func (f *fakeImages) Claiming(
+	_ context.Context, _ string, chain digest.Digest,
+) iter.Seq2[Image, error] {
 	return func(yield func(Image, error) bool) {
 		if f.err != nil {
 			yield(Image{}, f.err)
@@ -46,7 +50,9 @@ func (f *fakeImages) Claiming(_ context.Context, _ string, chain digest.Digest) 
 	}
 }
 
-func (f *fakeImages) Named(_ context.Context, _, ref string, manifest digest.Digest) (Image, error) {
+func (f *fakeImages) Named(
+	_ context.Context, _, ref string, manifest digest.Digest,
+) (Image, error) {
 	for _, i := range f.all {
 		if i.Manifest == manifest {
 			i.Refs = []string{ref}
@@ -58,7 +64,8 @@ func (f *fakeImages) Named(_ context.Context, _, ref string, manifest digest.Dig
 
 // image is what containerd says of a test image.
 func (img testImage) image() Image {
-	return Image{Refs: []string{img.ref}, Manifest: img.manifest(), Layers: img.layers, Chains: img.chains}
+	return Image{Refs: []string{img.ref}, Manifest: img.manifest(), Layers: img.layers,
+		Chains: img.chains}
 }
 
 // word makes layers unproved, with references that vouch for them.
@@ -99,15 +106,21 @@ func TestAdmit(t *testing.T) {
 		fails  string
 	}{
 		{name: "one's own", first: victim, images: []testImage{victim}, shows: victim.layers[1]},
-		{name: "another repository vouches", first: victim, images: []testImage{victim, other}, vouch: []string{"other"}, shows: victim.layers[1]},
-		{name: "another repository does not", first: victim, images: []testImage{victim, other}, proofs: 2, shows: victim.layers[1]},
-		{name: "containerd does not answer", first: victim, err: errors.New("gone"), proofs: 2, shows: victim.layers[1]},
+		{name: "another repository vouches", first: victim, images: []testImage{victim, other},
+			vouch: []string{"other"}, shows: victim.layers[1]},
+		{name: "another repository does not", first: victim, images: []testImage{victim, other},
+			proofs: 2, shows: victim.layers[1]},
+		{name: "containerd does not answer", first: victim, err: errors.New("gone"), proofs: 2,
+			shows: victim.layers[1]},
 		{name: "no image has the chain", first: victim, proofs: 2, shows: victim.layers[1]},
 		{name: "forged", first: evil, images: []testImage{evil, victim}, vouch: []string{"victim"},
 			false: evil.layers[1:], proofs: 2, shows: victim.layers[1]},
-		{name: "forged and nobody has it", first: evil, images: []testImage{evil, claiming("worse", victim, "base", "worse")},
-			vouch: []string{"worse"}, false: []digest.Digest{evil.layers[1], digest.FromString("blob worse")}, fails: "no image on this node"},
-		{name: "other blob of the same tar", first: evil, images: []testImage{evil, victim}, vouch: []string{"victim"},
+		{name: "forged and nobody has it", first: evil,
+			images: []testImage{evil, claiming("worse", victim, "base", "worse")},
+			vouch:  []string{"worse"}, false: []digest.Digest{evil.layers[1],
+				digest.FromString("blob worse")}, fails: "no image on this node"},
+		{name: "other blob of the same tar", first: evil, images: []testImage{evil, victim},
+			vouch: []string{"victim"},
 			false: victim.layers[1:], proofs: 2, shows: evil.layers[1]},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -134,7 +147,8 @@ func TestAdmit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := fmt.Sprint(mounts); !strings.Contains(got, "lowerdir="+layers.path(tc.shows)) {
+			if got := fmt.Sprint(mounts); !strings.Contains(got,
+				"lowerdir="+layers.path(tc.shows)) {
 				t.Errorf("mounts %s, want layer %s at %s", got, tc.shows, layers.path(tc.shows))
 			}
 			if len(layers.proofs) < tc.proofs || tc.proofs == 0 && len(layers.proofs) > 0 {
@@ -151,7 +165,8 @@ func TestAdmit(t *testing.T) {
 			}
 			if tc.shows != tc.first.layers[1] {
 				if used, err := s.usedLayers(t.Context()); err != nil || !used[tc.first.layers[1]] {
-					t.Errorf("the former layer, which containers may show, is not kept: %v, %v", used, err)
+					t.Errorf("the former layer, which containers may show, is not kept: %v, %v",
+						used, err)
 				}
 			}
 		})
@@ -211,7 +226,8 @@ func TestAdmitUnpacking(t *testing.T) {
 	layers.word(evil, "evil")
 	layers.word(victim, "victim")
 	layers.false[evil.layers[0]] = true
-	s := open(t, t.TempDir(), layers, WithImages(&fakeImages{all: []Image{evil.image(), victim.image()}}))
+	s := open(t, t.TempDir(), layers,
+		WithImages(&fakeImages{all: []Image{evil.image(), victim.image()}}))
 	base := mustPull(t, s, evil)
 	layers.hook(func(_ context.Context, l Layer) (Mounted, error) {
 		if l.Digest == victim.layers[1] {
@@ -228,7 +244,8 @@ func TestAdmitUnpacking(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := fmt.Sprint(mounts)
-		if !strings.Contains(got, layers.path(victim.layers[0])) || strings.Contains(got, layers.path(evil.layers[0])) {
+		if !strings.Contains(got, layers.path(victim.layers[0])) ||
+			strings.Contains(got, layers.path(evil.layers[0])) {
 			t.Errorf("%s: unpacked on %s", key, got)
 		}
 	}

@@ -37,7 +37,8 @@ func TestDamagedDatabase(t *testing.T) {
 				}
 				upper := upperOf(t, mounts[0].Options)
 				dir := t.TempDir()
-				if err := unix.Mount("overlay", dir, "overlay", 0, strings.Join(mounts[0].Options, ",")); err != nil {
+				if err := unix.Mount("overlay", dir, "overlay", 0,
+					strings.Join(mounts[0].Options, ",")); err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() {
@@ -79,7 +80,8 @@ func TestDamagedDatabase(t *testing.T) {
 					t.Errorf("removed %v", gone)
 				}
 				if copied {
-					if got, err := s.Mounts(t.Context(), "container"); err != nil || !reflect.DeepEqual(got, mounts) {
+					if got, err := s.Mounts(t.Context(), "container"); err != nil ||
+						!reflect.DeepEqual(got, mounts) {
 						t.Errorf("Mounts = %v, %v; want %v", got, err, mounts)
 					}
 				}

@@ -64,8 +64,10 @@ func (f *fakeLayers) Mount(ctx context.Context, l Layer, below []Below) (Mounted
 		}
 	}
 	dir := f.path(l.Digest)
-	for name, content := range map[string]string{"all": l.Digest.String(), l.Digest.Encoded()[:8]: "own"} {
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)); err != nil {
+	for name, content := range map[string]string{"all": l.Digest.String(),
+		l.Digest.Encoded()[:8]: "own"} {
+		if err := errors.Join(os.MkdirAll(dir, 0o755),
+			os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)); err != nil {
 			return Mounted{}, err
 		}
 	}
@@ -200,7 +202,8 @@ func (img testImage) manifest() digest.Digest { return digest.FromString("manife
 // open returns an opened snapshotter below root that is closed at the end of the test.
 func open(t *testing.T, root string, layers Layers, options ...Option) *Snapshotter {
 	t.Helper()
-	s := New(root, layers, append([]Option{WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))}, options...)...)
+	s := New(root, layers,
+		append([]Option{WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))}, options...)...)
 	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +213,9 @@ func open(t *testing.T, root string, layers Layers, options ...Option) *Snapshot
 
 // pull does with a snapshotter what containerd's metadata and unpacker do when they pull an image,
 // and returns the name of the topmost snapshot, and how many layers were unpacked.
-func pull(ctx context.Context, s snapshots.Snapshotter, img testImage) (top string, unpacked int, err error) {
+func pull(
+	ctx context.Context, s snapshots.Snapshotter, img testImage,
+) (top string, unpacked int, err error) {
 	for i := range img.layers {
 		key := fmt.Sprintf("extract-%s-%d", img.ref, i)
 		name, fetched, err := pullLayer(ctx, s, key, top, img.labels(i))
@@ -226,13 +231,16 @@ func pull(ctx context.Context, s snapshots.Snapshotter, img testImage) (top stri
 }
 
 // pullLayer prepares one layer, and unpacks it if it has to.
-func pullLayer(ctx context.Context, s snapshots.Snapshotter, key, parent string, labels map[string]string) (name string, unpacked bool, err error) {
+func pullLayer(
+	ctx context.Context, s snapshots.Snapshotter, key, parent string, labels map[string]string,
+) (name string, unpacked bool, err error) {
 	target := labels[snapshots.LabelSnapshotRef]
 	mounts, err := s.Prepare(ctx, key, parent, snapshots.WithLabels(labels))
 	if err == nil {
 		for _, m := range mounts {
 			if m.ReadOnly() {
-				return "", true, fmt.Errorf("mount %v is read-only: containerd takes the layer for unpacked", m)
+				return "", true, fmt.Errorf("mount %v is read-only: containerd takes the layer "+
+					"for unpacked", m)
 			}
 		}
 		name = "unpacked " + target + " on " + parent

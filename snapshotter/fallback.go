@@ -118,5 +118,6 @@ func (s *Snapshotter) fallBack(ctx context.Context, req request, reason string) 
 			"ref", req.layer.Ref, "layer", req.layer.Digest, "reason", reason)
 		return
 	}
-	s.log.DebugContext(ctx, "layer not served, nor one under it", "ref", req.layer.Ref, "layer", req.layer.Digest, "reason", reason)
+	s.log.DebugContext(ctx, "layer not served, nor one under it", "ref", req.layer.Ref,
+		"layer", req.layer.Digest, "reason", reason)
 }

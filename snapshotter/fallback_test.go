@@ -43,7 +43,8 @@ func TestFallback(t *testing.T) {
 		strings.Contains(list[0].Reason, img.ref) || time.Since(list[0].Time) > time.Minute {
 		t.Errorf("Fallbacks = %+v", list)
 	}
-	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "no credentials") {
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 ||
+		!strings.Contains(log.String(), "no credentials") {
 		t.Errorf("%d warnings, want 1:\n%s", n, log.String())
 	}
 	if st := s.Stats(); st.Served != 2 || st.Fallbacks != 3 {
@@ -65,7 +66,8 @@ func TestFallbackThenServed(t *testing.T) {
 	s := open(t, t.TempDir(), layers)
 	img := imageOf("image", "base")
 	layers.hook(unavailable)
-	if _, err := s.Prepare(t.Context(), "first", "", snapshots.WithLabels(img.labels(0))); err != nil {
+	if _, err := s.Prepare(t.Context(), "first", "",
+		snapshots.WithLabels(img.labels(0))); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Remove(t.Context(), "first"); err != nil { // containerd could not fetch it either
@@ -102,7 +104,8 @@ func TestUnpackedParents(t *testing.T) {
 	}
 	layers.hook(nil)
 	now = now.Add(time.Hour)
-	for parent, want := range map[string]bool{"ns/4/" + base.chains[0].String(): false, "ns/5/other": true} {
+	for parent, want := range map[string]bool{"ns/4/" + base.chains[0].String(): false,
+		"ns/5/other": true} {
 		_, unpacked, err := pullLayer(t.Context(), s, "key on "+parent, parent, app.labels(1))
 		if err != nil || unpacked != want {
 			t.Errorf("on %s: unpacked %v, want %v, err %v", parent, unpacked, want, err)

@@ -23,7 +23,9 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 }
 
 // Update changes the labels of a snapshot, but for the private one.
-func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+func (s *Snapshotter) Update(
+	ctx context.Context, info snapshots.Info, fieldpaths ...string,
+) (updated snapshots.Info, err error) {
 	err = s.meta.WithTransaction(ctx, true, func(ctx context.Context) error {
 		_, old, _, err := storage.GetInfo(ctx, info.Name)
 		if err != nil {

@@ -16,7 +16,8 @@ func TestLayersInUse(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if keys := slices.Sorted(maps.Keys(got)); !slices.Equal(keys, slices.Sorted(slices.Values(want))) {
+		if keys := slices.Sorted(maps.Keys(got)); !slices.Equal(keys,
+			slices.Sorted(slices.Values(want))) {
 			t.Errorf("%s: %v in use, want %v", what, keys, want)
 		}
 	}

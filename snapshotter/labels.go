@@ -157,7 +157,8 @@ func (s *Snapshotter) requests(
 		for image, err := range s.claiming(ctx, key, target) {
 			at := slices.Index(image.Chains, target)
 			if err == nil && (at < 0 || at >= len(image.Layers)) {
-				err = fmt.Errorf("image %s does not say which layer makes the chain", image.Manifest)
+				err = fmt.Errorf("image %s does not say which layer makes the chain",
+					image.Manifest)
 			}
 			if err != nil {
 				if !yield(request{}, err) {
@@ -197,7 +198,8 @@ func checkChain(target, diffID digest.Digest, parent string) error {
 		chain = identity.ChainID([]digest.Digest{digest.Digest(parent), diffID})
 	}
 	if chain != target {
-		return fmt.Errorf("diffID %s on chain %q is chain %s, not %s as asked for", diffID, parent, chain, target)
+		return fmt.Errorf("diffID %s on chain %q is chain %s, not %s as asked for", diffID, parent,
+			chain, target)
 	}
 	return nil
 }

@@ -27,9 +27,13 @@ func TestParseRequest(t *testing.T) {
 		{"no diffID", with(snapshots.LabelSnapshotDiffID, ""), img.layers[1:], true},
 		{"bad diffID", with(snapshots.LabelSnapshotDiffID, "sha256:12"), nil, false},
 		{"no list", with(snapshotters.TargetImageLayersLabel, ""), nil, true},
-		{"list with rubbish", with(snapshotters.TargetImageLayersLabel, "x,"+img.layers[2].String()+",sha256:"), img.layers[2:], true},
+		{"list with rubbish",
+			with(snapshotters.TargetImageLayersLabel,
+				"x,"+img.layers[2].String()+",sha256:"), img.layers[2:], true},
 		{"bad layer", with(snapshotters.TargetLayerDigestLabel, "sha256:../../etc"), nil, false},
-		{"bad manifest", with(snapshotters.TargetManifestDigestLabel, "md5:"+strings.Repeat("0", 32)), nil, false},
+		{"bad manifest",
+			with(snapshotters.TargetManifestDigestLabel,
+				"md5:"+strings.Repeat("0", 32)), nil, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r, err := parseRequest(img.chains[1], tc.labels)
@@ -39,10 +43,12 @@ func TestParseRequest(t *testing.T) {
 			if err != nil {
 				return
 			}
-			if r.layer.Digest != img.layers[1] || r.layer.Manifest != img.manifest() || r.layer.Ref != img.ref || r.target != img.chains[1] {
+			if r.layer.Digest != img.layers[1] || r.layer.Manifest != img.manifest() ||
+				r.layer.Ref != img.ref || r.target != img.chains[1] {
 				t.Errorf("%+v", r)
 			}
-			if len(r.layer.Image) != len(tc.image) || len(tc.image) > 0 && r.layer.Image[0] != tc.image[0] {
+			if len(r.layer.Image) != len(tc.image) || len(tc.image) > 0 &&
+				r.layer.Image[0] != tc.image[0] {
 				t.Errorf("Image = %v, want %v", r.layer.Image, tc.image)
 			}
 		})
@@ -74,7 +80,8 @@ func FuzzParseRequest(f *testing.F) {
 }
 
 func FuzzRecord(f *testing.F) {
-	r := record{Ref: "image", Manifest: digest.FromString("m"), Layer: digest.FromString("l"), Dir: "/var/lib/mica/m/1"}
+	r := record{Ref: "image", Manifest: digest.FromString("m"), Layer: digest.FromString("l"),
+		Dir: "/var/lib/mica/m/1"}
 	value, err := r.encode()
 	if err != nil {
 		f.Fatal(err)

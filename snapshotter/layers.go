@@ -116,7 +116,8 @@ func (i Image) layer(chain digest.Digest) digest.Digest {
 type Images interface {
 	// With returns the images of a namespace whose layers make the chain, or, where there are none,
 	// those that have layers above it. The known references tell of registries' ports.
-	With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]Image, error)
+	With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]Image,
+		error)
 	// Claiming returns the images of a namespace, those that came last first, that containerd has or
 	// is pulling and whose config claims the chain for some of their layers. With an error comes
 	// an image that has no references, or none.

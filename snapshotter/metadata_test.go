@@ -62,7 +62,9 @@ func (db containerdDB) lease(t *testing.T, namespace string) (ctx context.Contex
 
 // pull prepares the layers of an image as containerd's unpacker does: it looks for the chain ID
 // after ErrAlreadyExists. It returns how many layers it had to unpack.
-func (db containerdDB) pull(ctx context.Context, pull string, img testImage) (unpacked int, err error) {
+func (db containerdDB) pull(
+	ctx context.Context, pull string, img testImage,
+) (unpacked int, err error) {
 	parent := ""
 	for i, chain := range img.chains {
 		opts := snapshots.WithLabels(img.labels(i))
@@ -130,7 +132,8 @@ func TestNamespaces(t *testing.T) {
 	release2()
 	db.collect(t)
 	if removed := layers.removals(); !slices.Equal(removed, tool.layers[2:]) {
-		t.Errorf("after the second namespace is gone, removed %v, want %v only", removed, tool.layers[2:])
+		t.Errorf("after the second namespace is gone, removed %v, want %v only", removed,
+			tool.layers[2:])
 	}
 	release1()
 	db.collect(t)
@@ -173,7 +176,8 @@ func TestNamespacesAtOnce(t *testing.T) {
 	for i := range 6 {
 		ctx, _ := db.lease(t, fmt.Sprint("namespace-", i%3))
 		pulls.Go(func() {
-			if unpacked, err := db.pull(ctx, fmt.Sprint("pull-", i), img); err != nil || unpacked != 0 {
+			if unpacked, err := db.pull(ctx, fmt.Sprint("pull-", i), img); err != nil ||
+				unpacked != 0 {
 				t.Errorf("pull %d: %d layers unpacked, err %v", i, unpacked, err)
 			}
 		})
@@ -218,7 +222,8 @@ func TestSameChainDifferentParents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := readFile(t, mountAt(t, mounts), "all"), app.layers[1].String(); got != want {
+		if got, want := readFile(t, mountAt(t, mounts),
+			"all"), app.layers[1].String(); got != want {
 			t.Errorf("namespace %d sees %s, want %s", i, got, want)
 		}
 	}

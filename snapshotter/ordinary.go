@@ -17,7 +17,9 @@ import (
 // Prepare makes an active snapshot. When the labels name a layer to be unpacked and Layers can
 // serve it, there is nothing left to unpack: the committed snapshot is there on return, and the
 // error is ErrAlreadyExists.
-func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+func (s *Snapshotter) Prepare(
+	ctx context.Context, key, parent string, opts ...snapshots.Opt,
+) ([]mount.Mount, error) {
 	info, err := collectOptions(opts)
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot %s: %w", key, err)
@@ -36,7 +38,9 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 }
 
 // View makes a read-only snapshot.
-func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+func (s *Snapshotter) View(
+	ctx context.Context, key, parent string, opts ...snapshots.Opt,
+) ([]mount.Mount, error) {
 	info, err := collectOptions(opts)
 	if err != nil {
 		return nil, fmt.Errorf("view snapshot %s: %w", key, err)
@@ -82,7 +86,8 @@ func (s *Snapshotter) create(
 		if made, err = makeDirectory(s.snapshotsDir(), kind, uid, gid); err != nil {
 			return err
 		}
-		if snapshot, err = storage.CreateSnapshot(ctx, kind, key, parent, snapshots.WithLabels(labels)); err != nil {
+		if snapshot, err = storage.CreateSnapshot(ctx, kind, key, parent,
+			snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
 		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {

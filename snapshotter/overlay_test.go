@@ -61,7 +61,8 @@ func TestSameAsOverlay(t *testing.T) {
 		t.Run(fmt.Sprint("remap ", remap), func(t *testing.T) {
 			options, theirs := []Option{WithMountOptions("volatile")}, []overlay.Opt{overlay.WithMountOptions([]string{"volatile"})}
 			if remap {
-				options, theirs = append(options, WithRemapIDs()), append(theirs, overlay.WithRemapIDs)
+				options, theirs = append(options, WithRemapIDs()), append(theirs,
+					overlay.WithRemapIDs)
 			}
 			root, theirRoot := t.TempDir(), t.TempDir()
 			s := open(t, root, &fakeLayers{}, options...)
@@ -76,7 +77,8 @@ func TestSameAsOverlay(t *testing.T) {
 				if (err == nil) != (wantErr == nil) {
 					t.Errorf("step %d: error %v, containerd's %v", i, err, wantErr)
 				}
-				if got, want := fmt.Sprintf("%q", got), strings.ReplaceAll(fmt.Sprintf("%q", want), theirRoot, root); got != want {
+				if got, want := fmt.Sprintf("%q", got), strings.ReplaceAll(fmt.Sprintf("%q", want),
+					theirRoot, root); got != want {
 					t.Errorf("step %d: mounts %s, containerd's %s", i, got, want)
 				}
 				if got, want := directories(t, root), directories(t, theirRoot); got != want {
@@ -130,7 +132,8 @@ func TestRemapIDs(t *testing.T) {
 	for n := 1; n <= 3; n++ {
 		img := numbered(fmt.Sprint("image-", n), n)
 		top := mustPull(t, s, img)
-		mounts, err := s.Prepare(t.Context(), fmt.Sprint("container-", n), top, mapping("0:100000:65536", "0:200000:65536"))
+		mounts, err := s.Prepare(t.Context(), fmt.Sprint("container-", n), top,
+			mapping("0:100000:65536", "0:200000:65536"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,14 +147,16 @@ func TestRemapIDs(t *testing.T) {
 				t.Fatal(err)
 			}
 			if st := fi.Sys().(*syscall.Stat_t); st.Uid != 100000 || st.Gid != 200000 {
-				t.Errorf("%d layers: %s belongs to %d:%d, want 100000:200000", n, name, st.Uid, st.Gid)
+				t.Errorf("%d layers: %s belongs to %d:%d, want 100000:200000", n, name, st.Uid,
+					st.Gid)
 			}
 		}
 	}
 }
 
 func TestOpenRefuses(t *testing.T) {
-	for _, root := range []string{"relative", t.TempDir() + "/a:b", t.TempDir() + "/a,b", t.TempDir() + "/a/../b"} {
+	for _, root := range []string{"relative", t.TempDir() + "/a:b", t.TempDir() + "/a,b",
+		t.TempDir() + "/a/../b"} {
 		s := New(root, &fakeLayers{})
 		if err := s.Open(t.Context()); err == nil || !strings.Contains(err.Error(), root) {
 			t.Errorf("Open(%s) = %v", root, err)

@@ -33,7 +33,8 @@ func (s *Snapshotter) fulfil(name string) {
 			}
 		}()
 		if err := s.mountPromised(s.life, name); err != nil && s.life.Err() == nil {
-			s.log.Error("layer of an image that was just pulled cannot be mounted; the next container that needs it tries again", "snapshot", name, "err", err)
+			s.log.Error("layer of an image that was just pulled cannot be mounted; the next "+
+				"container that needs it tries again", "snapshot", name, "err", err)
 		}
 	})
 }
@@ -46,6 +47,7 @@ func (s *Snapshotter) mountPromised(ctx context.Context, name string) error {
 	if _, err := s.await(ctx, c); err != nil {
 		return err
 	}
-	s.log.InfoContext(ctx, "layer mounted", "ref", c[0].served.Ref, "layer", c[0].served.Layer, "dir", c[0].dir)
+	s.log.InfoContext(ctx, "layer mounted", "ref", c[0].served.Ref, "layer", c[0].served.Layer,
+		"dir", c[0].dir)
 	return nil
 }

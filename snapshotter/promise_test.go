@@ -89,10 +89,13 @@ func TestBrokenPromise(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		layers, img := newPromising(t), imageOf("a", "base", "top")
 		s := open(t, t.TempDir(), layers)
-		layers.hook(func(context.Context, Layer) (Mounted, error) { return Mounted{}, errors.New("gone") })
+		layers.hook(func(context.Context, Layer) (Mounted, error) {
+			return Mounted{}, errors.New("gone")
+		})
 		top := mustPull(t, s, img)
 		synctest.Wait()
-		if _, err := s.Prepare(t.Context(), "first", top); err == nil || !strings.Contains(err.Error(), "gone") {
+		if _, err := s.Prepare(t.Context(), "first", top); err == nil ||
+			!strings.Contains(err.Error(), "gone") {
 			t.Fatalf("Prepare: %v", err)
 		}
 		layers.hook(nil)

@@ -93,7 +93,8 @@ func (s *Snapshotter) unmounted(dirs []string) ([]string, error) {
 func (s *Snapshotter) removeDirectories(ctx context.Context, dirs []string) {
 	for _, dir := range dirs {
 		if err := os.RemoveAll(dir); err != nil {
-			s.log.WarnContext(ctx, "directory of a removed snapshot not removed", "dir", dir, "err", err)
+			s.log.WarnContext(ctx, "directory of a removed snapshot not removed", "dir", dir,
+				"err", err)
 		}
 	}
 }
@@ -172,7 +173,8 @@ func (s *Snapshotter) removeLayer(ctx context.Context, d digest.Digest) error {
 	if err := s.layers.Remove(ctx, d); err != nil {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
-	if err := os.Remove(filepath.Join(s.servedDir(), d.String())); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(filepath.Join(s.servedDir(), d.String())); err != nil &&
+		!errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove layer %s: %w", d, err)
 	}
 	s.counters.removed.Add(1)

@@ -43,7 +43,8 @@ func TestRemoveLayer(t *testing.T) {
 	}
 	remove(topB)
 	if layers.isMounted(b.layers[1]) || !layers.isMounted(b.layers[0]) {
-		t.Errorf("shared layer mounted: %v, other: %v", layers.isMounted(b.layers[1]), layers.isMounted(b.layers[0]))
+		t.Errorf("shared layer mounted: %v, other: %v", layers.isMounted(b.layers[1]),
+			layers.isMounted(b.layers[0]))
 	}
 	marks, err := s.markedLayers()
 	if err != nil || !slices.Equal(marks, b.layers[:1]) {
@@ -68,7 +69,8 @@ func TestCleanupDirectories(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(s.snapshotsDir(), "new-interrupted", "fs"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(s.snapshotsDir(), "new-interrupted", "fs"),
+		0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(s.Remove(t.Context(), "removed"), s.Cleanup(t.Context())); err != nil {
@@ -88,7 +90,8 @@ func TestOrphans(t *testing.T) {
 	s := open(t, root, layers)
 	top := mustPull(t, s, img)
 	interrupted := digest.FromString("interrupted")
-	if err := errors.Join(s.markServed(interrupted), s.Remove(t.Context(), top), s.Close()); err != nil {
+	if err := errors.Join(s.markServed(interrupted), s.Remove(t.Context(), top),
+		s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	layers.restart()

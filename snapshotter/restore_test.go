@@ -16,7 +16,9 @@ import (
 
 // restarted is a snapshotter with images and a container of each, after a restart in which nothing
 // is mounted yet.
-func restarted(t *testing.T, images ...testImage) (*Snapshotter, *fakeLayers, map[string][]mount.Mount) {
+func restarted(
+	t *testing.T, images ...testImage,
+) (*Snapshotter, *fakeLayers, map[string][]mount.Mount) {
 	t.Helper()
 	root, layers := t.TempDir(), newFakeLayers(t)
 	s := open(t, root, layers)
@@ -72,7 +74,8 @@ func TestDisplaced(t *testing.T) {
 			t.Fatal(err)
 		}
 		calls := len(layers.mountCalls())
-		if got, err := s.Mounts(t.Context(), img.ref); err != nil || !reflect.DeepEqual(got, before[img.ref]) {
+		if got, err := s.Mounts(t.Context(), img.ref); err != nil ||
+			!reflect.DeepEqual(got, before[img.ref]) {
 			t.Errorf("Mounts = %v, %v; before %v", got, err, before[img.ref])
 		}
 		if more := layers.mountCalls()[calls:]; len(more) != 1 || more[0].Digest != d {
@@ -106,7 +109,8 @@ func TestWithoutRestore(t *testing.T) {
 	a, b := imageOf("a", "base", "a"), imageOf("b", "base", "b")
 	s, layers, before := restarted(t, a, b)
 	for range 2 {
-		if got, err := s.Mounts(t.Context(), "a"); err != nil || !reflect.DeepEqual(got, before["a"]) {
+		if got, err := s.Mounts(t.Context(), "a"); err != nil ||
+			!reflect.DeepEqual(got, before["a"]) {
 			t.Errorf("Mounts = %v, %v; before the restart %v", got, err, before["a"])
 		}
 	}
@@ -141,7 +145,8 @@ func TestMountsWait(t *testing.T) {
 	if mounts, err := s.Mounts(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a caller in a hurry got %v, %v", mounts, err)
 	}
-	if mounts, err := s.View(short, "view", servedPrefix+a.chains[0].String()); !errors.Is(err, context.DeadlineExceeded) {
+	if mounts, err := s.View(short, "view", servedPrefix+a.chains[0].String()); !errors.Is(err,
+		context.DeadlineExceeded) {
 		t.Errorf("a new view got %v, %v", mounts, err)
 	}
 	patient := make(chan error, 1)
@@ -175,7 +180,8 @@ func TestRestoreError(t *testing.T) {
 		t.Errorf("Restore = %v, want the error once", err)
 	}
 	_, err = s.Mounts(t.Context(), "a")
-	if !errors.Is(err, broken) || !strings.Contains(err.Error(), a.layers[1].String()) || !strings.Contains(err.Error(), `of a`) {
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), a.layers[1].String()) ||
+		!strings.Contains(err.Error(), `of a`) {
 		t.Errorf("Mounts = %v, want one that names layer and reference", err)
 	}
 	if _, err := s.Mounts(t.Context(), "b"); err != nil {
@@ -192,7 +198,9 @@ func TestRestoreError(t *testing.T) {
 func TestRestoreElsewhere(t *testing.T) {
 	s, layers, _ := restarted(t, imageOf("a", "a"))
 	elsewhere := t.TempDir()
-	layers.hook(func(context.Context, Layer) (Mounted, error) { return Mounted{Dir: elsewhere}, nil })
+	layers.hook(func(context.Context, Layer) (Mounted, error) {
+		return Mounted{Dir: elsewhere}, nil
+	})
 	if err := s.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -123,7 +123,9 @@ func (s *Snapshotter) refuse(req request, parents chain) string {
 
 // mountAndCommit mounts the layer, or is promised it, and commits the snapshot that refers to it. A
 // layer that no snapshot refers to in the end is given up again.
-func (s *Snapshotter) mountAndCommit(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request) error {
+func (s *Snapshotter) mountAndCommit(
+	ctx context.Context, name, key string, parents chain, info snapshots.Info, req request,
+) error {
 	layer := req.layer.Digest
 	if err := s.holds.acquire(ctx, layer); err != nil {
 		return err
@@ -158,14 +160,19 @@ func (s *Snapshotter) mountLayer(ctx context.Context, l Layer, below chain) (Mou
 
 // commitServed commits the snapshot in one transaction: it appears whole or not at all. The error
 // is ErrAlreadyExists when another call has committed it meanwhile.
-func (s *Snapshotter) commitServed(ctx context.Context, name, key string, parents chain, info snapshots.Info, req request, mounted Mounted, promised bool) error {
+func (s *Snapshotter) commitServed(
+	ctx context.Context, name, key string, parents chain, info snapshots.Info, req request,
+	mounted Mounted, promised bool,
+) error {
 	if mounted.DiffID != "" {
 		if err := checkChain(req.target, mounted.DiffID, parents.target()); err != nil {
-			return fmt.Errorf("layer %s of %s: %w", req.layer.Digest, req.layer.Ref, errors.Join(ErrUnavailable, err))
+			return fmt.Errorf("layer %s of %s: %w", req.layer.Digest, req.layer.Ref,
+				errors.Join(ErrUnavailable, err))
 		}
 		req.layer.DiffID = mounted.DiffID
 	}
-	r := record{Ref: req.layer.Ref, Manifest: req.layer.Manifest, Layer: req.layer.Digest, DiffID: req.layer.DiffID, Dir: mounted.Dir}
+	r := record{Ref: req.layer.Ref, Manifest: req.layer.Manifest, Layer: req.layer.Digest,
+		DiffID: req.layer.DiffID, Dir: mounted.Dir}
 	value, err := r.encode()
 	if err != nil {
 		return err
@@ -240,7 +247,8 @@ func (s *Snapshotter) servedDir() string { return filepath.Join(s.root, "served"
 // markServed notes that Layers knows the layer, before it does. The caller holds the layer. A mark
 // that a power cut takes away is no loss: see Layers.Remove.
 func (s *Snapshotter) markServed(d digest.Digest) error {
-	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(filepath.Join(s.servedDir(), d.String()),
+		os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil
 	}

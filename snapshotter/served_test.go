@@ -61,7 +61,8 @@ func TestServeImage(t *testing.T) {
 			Image: img.layers[i:],
 		}
 		if fmt.Sprint(c.Layer) != fmt.Sprint(want) || fmt.Sprint(c.below) != fmt.Sprint(below) {
-			t.Errorf("layer %d: Mount(%v, %v), want Mount(%v, %v)", i, c.Layer, c.below, want, below)
+			t.Errorf("layer %d: Mount(%v, %v), want Mount(%v, %v)", i, c.Layer, c.below, want,
+				below)
 		}
 	}
 	info, err := s.Stat(ctx, top)
@@ -110,7 +111,8 @@ func TestViewOfServed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if single := mounts[0].Type == "bind" && mounts[0].Source == layers.path(img.layers[0]); single != (n == 1) {
+		if single := mounts[0].Type == "bind" &&
+			mounts[0].Source == layers.path(img.layers[0]); single != (n == 1) {
 			t.Errorf("%d layers: view is %v", n, mounts)
 		}
 		dir := mountAt(t, mounts)
@@ -147,7 +149,8 @@ func TestNoTransactionHeld(t *testing.T) {
 		n++
 		key := fmt.Sprint("inner-", n)
 		_, err := s.Prepare(ctx, key, "")
-		err = errors.Join(err, s.Commit(ctx, key+"-committed", key), s.Remove(ctx, key+"-committed"), s.Cleanup(ctx))
+		err = errors.Join(err, s.Commit(ctx, key+"-committed", key),
+			s.Remove(ctx, key+"-committed"), s.Cleanup(ctx))
 		if err != nil {
 			return Mounted{}, err
 		}
@@ -194,7 +197,8 @@ func TestConcurrentPulls(t *testing.T) {
 	for i := range pullers {
 		group.Go(func() {
 			for j := range img.layers {
-				name, unpacked, err := pullLayer(t.Context(), s, fmt.Sprintf("pull-%d-%d", i, j), tops[i], img.labels(j))
+				name, unpacked, err := pullLayer(t.Context(), s, fmt.Sprintf("pull-%d-%d", i, j),
+					tops[i], img.labels(j))
 				if err != nil || unpacked {
 					t.Errorf("pull %d, layer %d: unpacked %v, err %v", i, j, unpacked, err)
 					return
@@ -260,7 +264,9 @@ func TestFailureLeavesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			layers.hook(func(context.Context, Layer) (Mounted, error) { return tc.fail(t, s, base) })
+			layers.hook(func(context.Context, Layer) (Mounted, error) {
+				return tc.fail(t, s, base)
+			})
 			mounts, err := s.Prepare(t.Context(), "key", base, snapshots.WithLabels(img.labels(1)))
 			if !tc.want(err) {
 				t.Fatalf("Prepare = %v, %v", mounts, err)
@@ -271,7 +277,8 @@ func TestFailureLeavesNothing(t *testing.T) {
 			if layers.isMounted(img.layers[1]) {
 				t.Error("the layer is still mounted")
 			}
-			infos, err := s.list(t.Context(), `labels."`+snapshots.LabelSnapshotRef+`"==`+img.chains[1].String())
+			infos, err := s.list(t.Context(),
+				`labels."`+snapshots.LabelSnapshotRef+`"==`+img.chains[1].String())
 			if err != nil || len(infos) != 0 {
 				t.Errorf("snapshots of the target: %v, %v", infos, err)
 			}
@@ -302,14 +309,16 @@ func TestUnannotated(t *testing.T) {
 	parent := ""
 	for i, chain := range img.chains {
 		labels := map[string]string{snapshots.LabelSnapshotRef: chain.String()}
-		name, unpacked, err := pullLayer(t.Context(), s, fmt.Sprintf("ns/%d/extract", i), parent, labels)
+		name, unpacked, err := pullLayer(t.Context(), s, fmt.Sprintf("ns/%d/extract", i), parent,
+			labels)
 		if err != nil || unpacked {
 			t.Fatalf("layer %d: unpacked %v, err %v", i, unpacked, err)
 		}
 		parent = name
 		calls := layers.mountCalls()
 		l := calls[len(calls)-1].Layer
-		if l.Ref != img.ref || l.Manifest != img.manifest() || l.Digest != img.layers[i] || !slices.Equal(l.Image, img.layers[i:]) {
+		if l.Ref != img.ref || l.Manifest != img.manifest() || l.Digest != img.layers[i] ||
+			!slices.Equal(l.Image, img.layers[i:]) {
 			t.Errorf("Mount(%+v)", l)
 		}
 	}
@@ -318,7 +327,8 @@ func TestUnannotated(t *testing.T) {
 	}
 	// The image that alone claims this chain has gone: containerd is left to find that out.
 	labels := map[string]string{snapshots.LabelSnapshotRef: gone.chains[0].String()}
-	if _, unpacked, err := pullLayer(t.Context(), s, "ns/9/extract", "", labels); err != nil || !unpacked {
+	if _, unpacked, err := pullLayer(t.Context(), s, "ns/9/extract", "", labels); err != nil ||
+		!unpacked {
 		t.Errorf("unpacked %v, err %v", unpacked, err)
 	}
 	if fb := s.Fallbacks(); len(fb) != 1 || fb[0].Ref != "other" {
@@ -355,8 +365,10 @@ func TestOrdinaryUnannotated(t *testing.T) {
 				if err != nil || !unpacked {
 					t.Errorf("without %q: unpacked %v, err %v", missing, unpacked, err)
 				}
-				if st := s.Stats(); st.Served != 0 || len(layers.mountCalls()) != 0 || len(s.Fallbacks()) != 0 {
-					t.Errorf("Stats %+v, mounts %v, fallbacks %v", st, layers.mountCalls(), s.Fallbacks())
+				if st := s.Stats(); st.Served != 0 || len(layers.mountCalls()) != 0 ||
+					len(s.Fallbacks()) != 0 {
+					t.Errorf("Stats %+v, mounts %v, fallbacks %v", st, layers.mountCalls(),
+						s.Fallbacks())
 				}
 			}
 		})
@@ -373,11 +385,20 @@ func TestChainIsChecked(t *testing.T) {
 		labels func(map[string]string)
 		diffID digest.Digest
 	}{
-		{"label of the lowest layer", false, func(l map[string]string) { l[snapshots.LabelSnapshotDiffID] = digest.FromString("x").String() }, ""},
-		{"label above another", true, func(l map[string]string) { l[snapshots.LabelSnapshotDiffID] = digest.FromString("x").String() }, ""},
-		{"mounted as the lowest layer", false, func(l map[string]string) { delete(l, snapshots.LabelSnapshotDiffID) }, digest.FromString("tar evil")},
-		{"mounted above another", true, func(l map[string]string) { delete(l, snapshots.LabelSnapshotDiffID) }, digest.FromString("tar evil")},
-		{"mounted against the label", true, func(map[string]string) {}, digest.FromString("tar evil")},
+		{"label of the lowest layer", false, func(l map[string]string) {
+			l[snapshots.LabelSnapshotDiffID] = digest.FromString("x").String()
+		}, ""},
+		{"label above another", true, func(l map[string]string) {
+			l[snapshots.LabelSnapshotDiffID] = digest.FromString("x").String()
+		}, ""},
+		{"mounted as the lowest layer", false, func(l map[string]string) {
+			delete(l, snapshots.LabelSnapshotDiffID)
+		}, digest.FromString("tar evil")},
+		{"mounted above another", true, func(l map[string]string) {
+			delete(l, snapshots.LabelSnapshotDiffID)
+		}, digest.FromString("tar evil")},
+		{"mounted against the label", true, func(map[string]string) {},
+			digest.FromString("tar evil")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			layers := newFakeLayers(t)
@@ -386,7 +407,8 @@ func TestChainIsChecked(t *testing.T) {
 			if tc.parent {
 				i = 1
 				var err error
-				if parent, _, err = pullLayer(t.Context(), s, "base", "", victim.labels(0)); err != nil {
+				if parent, _, err = pullLayer(t.Context(), s, "base", "",
+					victim.labels(0)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -398,10 +420,13 @@ func TestChainIsChecked(t *testing.T) {
 			layers.hook(func(_ context.Context, l Layer) (Mounted, error) {
 				return Mounted{Dir: layers.path(l.Digest), DiffID: tc.diffID}, nil
 			})
-			if _, unpacked, err := pullLayer(t.Context(), s, "key", parent, labels); err != nil || !unpacked {
-				t.Fatalf("unpacked %v, err %v; want containerd to unpack and to find out", unpacked, err)
+			if _, unpacked, err := pullLayer(t.Context(), s, "key", parent, labels); err != nil ||
+				!unpacked {
+				t.Fatalf("unpacked %v, err %v; want containerd to unpack and to find out", unpacked,
+					err)
 			}
-			if fb := s.Fallbacks(); len(fb) != 1 || fb[0].Layer != evil || !strings.Contains(fb[0].Reason, "diffID") {
+			if fb := s.Fallbacks(); len(fb) != 1 || fb[0].Layer != evil ||
+				!strings.Contains(fb[0].Reason, "diffID") {
 				t.Errorf("Fallbacks = %v", fb)
 			}
 		})
@@ -414,7 +439,8 @@ func TestPrivateLabel(t *testing.T) {
 	ctx := t.Context()
 	s := open(t, t.TempDir(), newFakeLayers(t))
 	forged := snapshots.WithLabels(map[string]string{
-		recordLabel: `{"layer":"` + digest.FromString("x").String() + `","dir":"/etc"}`, "kept": "yes"})
+		recordLabel: `{"layer":"` + digest.FromString("x").String() +
+			`","dir":"/etc"}`, "kept": "yes"})
 	if _, err := s.Prepare(ctx, "active", "", forged); err != nil {
 		t.Fatal(err)
 	}
@@ -451,12 +477,15 @@ func TestPrivateLabel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, paths := range [][]string{nil, {"labels"}, {"labels." + recordLabel}} {
-		if _, err := s.Update(ctx, snapshots.Info{Name: top, Labels: map[string]string{"new": "label"}}, paths...); err != nil {
+		if _, err := s.Update(ctx,
+			snapshots.Info{Name: top,
+				Labels: map[string]string{"new": "label"}}, paths...); err != nil {
 			t.Fatal(err)
 		}
 		after, err := s.Stat(ctx, top)
 		if err != nil || after.Labels[recordLabel] != before.Labels[recordLabel] {
-			t.Errorf("fields %v: label is %q, was %q, err %v", paths, after.Labels[recordLabel], before.Labels[recordLabel], err)
+			t.Errorf("fields %v: label is %q, was %q, err %v", paths, after.Labels[recordLabel],
+				before.Labels[recordLabel], err)
 		}
 	}
 }
@@ -468,7 +497,8 @@ func TestMappedExtraction(t *testing.T) {
 	labels := imageOf("image", "base").labels(0)
 	labels[snapshots.LabelSnapshotUIDMapping] = "0:1000:10"
 	labels[snapshots.LabelSnapshotGIDMapping] = "0:1000:10"
-	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(labels)); err != nil || len(layers.mountCalls()) != 0 {
+	if _, err := s.Prepare(t.Context(), "key", "", snapshots.WithLabels(labels)); err != nil ||
+		len(layers.mountCalls()) != 0 {
 		t.Errorf("err %v, mounts %v", err, layers.mountCalls())
 	}
 }

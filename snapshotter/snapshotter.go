@@ -130,7 +130,8 @@ func (s *Snapshotter) Open(ctx context.Context) error {
 		return fmt.Errorf("open snapshotter: %w", err)
 	}
 	if !dtype {
-		return fmt.Errorf("open snapshotter: the filesystem of %s lacks d_type, which overlayfs needs: format XFS with ftype=1, or choose another root", s.root)
+		return fmt.Errorf("open snapshotter: the filesystem of %s lacks d_type, which overlayfs "+
+			"needs: format XFS with ftype=1, or choose another root", s.root)
 	}
 	if err := s.chooseMountOptions(); err != nil {
 		return fmt.Errorf("open snapshotter: %w", err)
@@ -189,9 +190,13 @@ func (s *Snapshotter) Close() error {
 	return s.meta.Close()
 }
 
-func (s *Snapshotter) snapshotsDir() string      { return filepath.Join(s.root, "snapshots") }
-func (s *Snapshotter) upperDir(id string) string { return filepath.Join(s.snapshotsDir(), id, "fs") }
-func (s *Snapshotter) workDir(id string) string  { return filepath.Join(s.snapshotsDir(), id, "work") }
+func (s *Snapshotter) snapshotsDir() string { return filepath.Join(s.root, "snapshots") }
+func (s *Snapshotter) upperDir(id string) string {
+	return filepath.Join(s.snapshotsDir(), id, "fs")
+}
+func (s *Snapshotter) workDir(id string) string {
+	return filepath.Join(s.snapshotsDir(), id, "work")
+}
 
 // hasOption reports whether options hold key, alone or with a value.
 func hasOption(options []string, key string) bool {

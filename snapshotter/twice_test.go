@@ -48,7 +48,8 @@ func TestDirectoryTwice(t *testing.T) {
 	if mounts, err = s.View(t.Context(), "view", top); err != nil {
 		t.Fatal(err)
 	}
-	if len(mounts) != 1 || mounts[0].Type != "bind" || mounts[0].Source != layers.path(img.layers[0]) {
+	if len(mounts) != 1 || mounts[0].Type != "bind" ||
+		mounts[0].Source != layers.path(img.layers[0]) {
 		t.Errorf("view of one directory: %v", mounts)
 	}
 	mountAt(t, mounts)
@@ -77,7 +78,8 @@ func TestOneDevice(t *testing.T) {
 			options = append(options, WithMountOptions(given))
 		}
 		s := open(t, t.TempDir(), newFakeLayers(t), options...)
-		mounts, err := s.Prepare(t.Context(), "container", mustPull(t, s, imageOf("a", "base", "a")))
+		mounts, err := s.Prepare(t.Context(), "container",
+			mustPull(t, s, imageOf("a", "base", "a")))
 		if err != nil {
 			t.Fatal(err)
 		}

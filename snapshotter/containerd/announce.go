@@ -45,7 +45,8 @@ func (c *Client) Watch(ctx context.Context, fn func(snapshotter.Image)) {
 		case <-ctx.Done():
 			return
 		case <-time.After(redial):
-			c.log.Debug("containerd has ceased to tell of pulls", "addresses", c.addresses, "err", err)
+			c.log.Debug("containerd has ceased to tell of pulls", "addresses", c.addresses,
+				"err", err)
 		}
 	}
 }
@@ -161,6 +162,7 @@ func (c *Client) locate(ctx context.Context, host, repository string) (string, e
 
 // portError is why a registry is not asked.
 func portError(host string) error {
-	return fmt.Errorf("the port of registry %s is not known (a folder HOST:PORT below config_path tells)",
+	return fmt.Errorf("the port of registry %s is not known (a folder HOST:PORT below "+
+		"config_path tells)",
 		host)
 }

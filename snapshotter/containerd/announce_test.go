@@ -28,12 +28,19 @@ func TestManifestOf(t *testing.T) {
 		event *events.ContentCreate
 		want  bool
 	}{
-		"a manifest":             {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700, MediaType: ocispec.MediaTypeImageManifest}, true},
-		"of an older containerd": {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700}, true},
-		"an index":               {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 700, MediaType: ocispec.MediaTypeImageIndex}, false},
-		"a layer":                {topic, &events.ContentCreate{Digest: someDigest.String(), Size: 7 << 20}, false},
-		"another topic":          {"/content/delete", &events.ContentCreate{Digest: someDigest.String()}, false},
-		"no digest":              {topic, &events.ContentCreate{Digest: "sha256:../.."}, false},
+		"a manifest": {topic,
+			&events.ContentCreate{Digest: someDigest.String(), Size: 700,
+				MediaType: ocispec.MediaTypeImageManifest}, true},
+		"of an older containerd": {topic,
+			&events.ContentCreate{Digest: someDigest.String(), Size: 700}, true},
+		"an index": {topic,
+			&events.ContentCreate{Digest: someDigest.String(), Size: 700,
+				MediaType: ocispec.MediaTypeImageIndex}, false},
+		"a layer": {topic,
+			&events.ContentCreate{Digest: someDigest.String(), Size: 7 << 20}, false},
+		"another topic": {"/content/delete",
+			&events.ContentCreate{Digest: someDigest.String()}, false},
+		"no digest": {topic, &events.ContentCreate{Digest: "sha256:../.."}, false},
 	} {
 		b, err := proto.Marshal(c.event)
 		if err != nil {
@@ -54,7 +61,8 @@ func manifest(t testing.TB, layers int, mediaType string) []byte {
 	t.Helper()
 	m := ocispec.Manifest{Config: ocispec.DescriptorEmptyJSON}
 	for range layers {
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: mediaType, Digest: someDigest, Size: 1})
+		m.Layers = append(m.Layers,
+			ocispec.Descriptor{MediaType: mediaType, Digest: someDigest, Size: 1})
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -82,9 +90,10 @@ func TestParseManifest(t *testing.T) {
 
 func TestSource(t *testing.T) {
 	for want, labels := range map[string]map[string]string{
-		"docker.io/library/debian": {"containerd.io/gc.ref.content.0": "x", sourceLabel + "docker.io": "library/debian"},
-		"r.example/b":              {sourceLabel + "r.example": "b,c"},
-		"/":                        {sourceLabel: "a", sourceLabel + "x": ""},
+		"docker.io/library/debian": {"containerd.io/gc.ref.content.0": "x",
+			sourceLabel + "docker.io": "library/debian"},
+		"r.example/b": {sourceLabel + "r.example": "b,c"},
+		"/":           {sourceLabel: "a", sourceLabel + "x": ""},
 	} {
 		host, repository, ok := source(labels)
 		if got := host + "/" + repository; got != want || ok != (want != "/") {
@@ -102,12 +111,14 @@ func TestLocate(t *testing.T) {
 		folders          []string // below config_path
 		want             string
 	}{
-		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test:5000/a/b@sha256:1"}, nil, "r.test:5000/a/b"},
+		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test:5000/a/b@sha256:1"}, nil,
+			"r.test:5000/a/b"},
 		{"r.test", "a/b", []string{"r.test/a/b:1"}, nil, "r.test/a/b"},
 		{"::1", "a", []string{"[::1]:5000/a:1"}, nil, "[::1]:5000/a"},
 		{"r.test", "a/b", []string{"r.test/a/b:1", "r.test:5000/a/b:1"}, nil, ""},
 		{"r.test", "a/b", []string{"r.test:5000/a/b:1", "r.test/c:1"}, nil, "r.test:5000/a/b"},
-		{"r.test", "a/b", []string{"r.test/a/c:1", "r.test/a/b/c:1", "rxtest/a/b:1"}, nil, "r.test/a/b"},
+		{"r.test", "a/b", []string{"r.test/a/c:1", "r.test/a/b/c:1", "rxtest/a/b:1"}, nil,
+			"r.test/a/b"},
 		{"r.test", "a/b", []string{"r.test:5000/a/c:1", "r.test/c:1"}, nil, ""},
 		{"r.test", "a/b", []string{"x.r.test/a/b:1"}, nil, ""},
 		{"r.test", "a/b", nil, nil, ""},
@@ -130,7 +141,8 @@ func TestLocate(t *testing.T) {
 		}
 		got, err := w.client.locate(w.ctx, c.host, c.repository)
 		if got != c.want || (err == nil) != (c.want != "") {
-			t.Errorf("%s/%s among %q: %q, %v, want %q", c.host, c.repository, c.names, got, err, c.want)
+			t.Errorf("%s/%s among %q: %q, %v, want %q", c.host, c.repository, c.names, got, err,
+				c.want)
 		}
 	}
 }
@@ -177,7 +189,8 @@ func TestWatch(t *testing.T) {
 			w.stop()
 			w.start()
 		}
-		m := w.manifest(layers, []string{fmt.Sprint(n), "b"}, map[string]string{source: "library/x"})
+		m := w.manifest(layers, []string{fmt.Sprint(n), "b"},
+			map[string]string{source: "library/x"})
 		w.events.all <- m
 		if source == "elsewhere" {
 			continue
@@ -191,7 +204,8 @@ func TestWatch(t *testing.T) {
 			t.Errorf("heard of %+v, want %+v", i, want)
 		}
 	}
-	w.events.all <- w.manifest(make([]string, maxLayers+1), nil, map[string]string{"docker.io": "a"})
+	w.events.all <- w.manifest(make([]string, maxLayers+1), nil,
+		map[string]string{"docker.io": "a"})
 	cancel()
 	<-ended
 }

@@ -140,7 +140,8 @@ func (c *Client) connected(ctx context.Context) error {
 		}
 		c.conn.Connect()
 		if !c.conn.WaitForStateChange(ctx, state) {
-			return fmt.Errorf("no containerd at %s (see containerd_address in micad's configuration)",
+			return fmt.Errorf("no containerd at %s (see containerd_address in micad's "+
+				"configuration)",
 				strings.Join(c.addresses, ", "))
 		}
 	}

@@ -48,7 +48,9 @@ type lister struct {
 	images images.Store
 }
 
-func (l lister) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
+func (l lister) List(
+	ctx context.Context, _ *imagesapi.ListImagesRequest,
+) (*imagesapi.ListImagesResponse, error) {
 	all, err := l.images.List(ctx)
 	var r imagesapi.ListImagesResponse
 	for _, i := range all {
@@ -81,7 +83,8 @@ func newWorld(t *testing.T) *world {
 	}
 	w.start()
 	t.Cleanup(func() { w.stop() })
-	if w.client, err = New([]string{filepath.Join(dir, "none"), w.socket}, filepath.Join(dir, "certs.d"), slog.New(slog.DiscardHandler)); err != nil {
+	if w.client, err = New([]string{filepath.Join(dir, "none"), w.socket},
+		filepath.Join(dir, "certs.d"), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.client.Close() })
@@ -111,7 +114,8 @@ func (w *world) put(mediaType string, v any, labels map[string]string) ocispec.D
 		w.t.Fatal(err)
 	}
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if err := content.WriteBlob(w.ctx, w.db.ContentStore(), d.Digest.String(), bytes.NewReader(b), d, content.WithLabels(labels)); err != nil {
+	if err := content.WriteBlob(w.ctx, w.db.ContentStore(), d.Digest.String(), bytes.NewReader(b),
+		d, content.WithLabels(labels)); err != nil {
 		w.t.Fatal(err)
 	}
 	return d
@@ -129,7 +133,9 @@ func (w *world) manifest(blobs, diffIDs []string, sources map[string]string) oci
 	c := w.put(ocispec.MediaTypeImageConfig, config, nil)
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, Config: c}
 	for _, b := range blobs {
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString(b), Size: 1})
+		m.Layers = append(m.Layers,
+			ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip,
+				Digest: digest.FromString(b), Size: 1})
 	}
 	labels := map[string]string{configLabel: c.Digest.String()}
 	for host, repositories := range sources {
@@ -150,13 +156,18 @@ func TestWith(t *testing.T) {
 	w := newWorld(t)
 	chain := digest.FromString("x")
 	a := w.manifest([]string{"E"}, []string{"x"}, map[string]string{"localhost": "evil/a"})
-	b := w.manifest([]string{"V"}, []string{"x"}, map[string]string{"localhost": "victim/b,mirror/b", "docker.io": "library/b"})
-	longer := w.manifest([]string{"V", "W"}, []string{"x", "y"}, map[string]string{"localhost": "long/c"})
+	b := w.manifest([]string{"V"}, []string{"x"},
+		map[string]string{"localhost": "victim/b,mirror/b", "docker.io": "library/b"})
+	longer := w.manifest([]string{"V", "W"}, []string{"x", "y"},
+		map[string]string{"localhost": "long/c"})
 	odd := w.manifest([]string{"V", "W"}, []string{"x"}, map[string]string{"localhost": "evil/a"})
 	loaded := w.manifest([]string{"L"}, []string{"x"}, nil)
-	gone := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("another platform"), Size: 3}
-	list := w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{gone, b}}, nil)
-	nested := w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{list}}, nil)
+	gone := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest,
+		Digest: digest.FromString("another platform"), Size: 3}
+	list := w.put(ocispec.MediaTypeImageIndex,
+		ocispec.Index{Manifests: []ocispec.Descriptor{gone, b}}, nil)
+	nested := w.put(ocispec.MediaTypeImageIndex,
+		ocispec.Index{Manifests: []ocispec.Descriptor{list}}, nil)
 	w.name("localhost:5000/evil/a:1", a)
 	w.name("localhost:5000/victim/b:1", nested)
 	w.name("localhost:5001/mirror/b@"+b.Digest.String(), nested)
@@ -179,8 +190,9 @@ func TestWith(t *testing.T) {
 		}
 	}
 	want := map[digest.Digest][]string{
-		a.Digest:      {"localhost:5000/evil/a"},
-		b.Digest:      {"docker.io/library/b", "localhost:5000/victim/b", "localhost:5001/mirror/b"},
+		a.Digest: {"localhost:5000/evil/a"},
+		b.Digest: {"docker.io/library/b", "localhost:5000/victim/b",
+			"localhost:5001/mirror/b"},
 		odd.Digest:    {"localhost:5000/evil/a"},
 		loaded.Digest: nil,
 	}
@@ -195,12 +207,16 @@ func TestWith(t *testing.T) {
 
 	// A child that comes later is found, although its image has not changed.
 	other := w.manifest([]string{"O"}, []string{"z"}, map[string]string{"localhost": "evil/a"})
-	w.name("localhost:5000/late:1", w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{other}}, nil))
-	if found, err = w.client.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil || len(found) != 1 {
+	w.name("localhost:5000/late:1",
+		w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{other}},
+			nil))
+	if found, err = w.client.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil ||
+		len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
 	// In another namespace there are none.
-	if found, err = w.client.With(t.Context(), "elsewhere", chain, nil); err != nil || len(found) != 0 {
+	if found, err = w.client.With(t.Context(), "elsewhere", chain, nil); err != nil ||
+		len(found) != 0 {
 		t.Errorf("found %v, %v", found, err)
 	}
 }
@@ -227,8 +243,10 @@ func TestSourceUnknown(t *testing.T) {
 		t.Errorf("from %v, want both", r)
 	}
 	long := "a," + string(bytes.Repeat([]byte("r"), fullLabel))
-	info := content.Info{Digest: m.Digest, Labels: map[string]string{sourceLabel + "localhost": long}}
-	if _, err := w.db.ContentStore().Update(w.ctx, info, "labels."+sourceLabel+"localhost"); err != nil {
+	info := content.Info{Digest: m.Digest,
+		Labels: map[string]string{sourceLabel + "localhost": long}}
+	if _, err := w.db.ContentStore().Update(w.ctx, info,
+		"labels."+sourceLabel+"localhost"); err != nil {
 		t.Fatal(err)
 	}
 	if r := refs("localhost:5000/" + long[2:]); r != nil {
@@ -241,10 +259,12 @@ func TestNamed(t *testing.T) {
 	w := newWorld(t)
 	m := w.manifest([]string{"A", "B"}, []string{"a", "b"}, nil)
 	i, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1", m.Digest)
-	if err != nil || len(i.Chains) != 2 || i.Layers[1] != digest.FromString("B") || i.Refs[0] != "localhost:5000/a:1" {
+	if err != nil || len(i.Chains) != 2 || i.Layers[1] != digest.FromString("B") ||
+		i.Refs[0] != "localhost:5000/a:1" {
 		t.Errorf("%+v, %v", i, err)
 	}
-	if _, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1", digest.FromString("none")); err == nil {
+	if _, err := w.client.Named(t.Context(), "ns", "localhost:5000/a:1",
+		digest.FromString("none")); err == nil {
 		t.Error("a manifest that containerd has not")
 	}
 }
@@ -275,10 +295,12 @@ func TestClaiming(t *testing.T) {
 	}
 	w.name("named:5001/other:1", w.manifest([]string{"O"}, []string{"other"}, nil))
 	for _, sources := range []map[string]string{
-		{"docker.io": "library/a,library/b"}, {"named": "c"}, {"folder": "d"}, {"reg.example.com": "e"},
+		{"docker.io": "library/a,library/b"}, {"named": "c"}, {"folder": "d"},
+		{"reg.example.com": "e"},
 		{"10.0.0.1": "f"}, {"localhost": "g"}, nil, {"localhost": "h", "quay.io": "h"},
 	} {
-		w.manifest([]string{"B", fmt.Sprint(sources)}, []string{"base", fmt.Sprint(sources)}, sources)
+		w.manifest([]string{"B", fmt.Sprint(sources)}, []string{"base", fmt.Sprint(sources)},
+			sources)
 	}
 	refs, errs := claiming(base)
 	want := [][]string{ // the latest first
@@ -338,7 +360,8 @@ func FuzzDocument(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		if doc := parseConfig(config, layers); doc.layers != nil && len(doc.layers) != len(doc.chains) {
+		if doc := parseConfig(config, layers); doc.layers != nil &&
+			len(doc.layers) != len(doc.chains) {
 			t.Errorf("%d layers, %d chains", len(doc.layers), len(doc.chains))
 		}
 		parseIndex(manifest)

@@ -36,7 +36,8 @@ func locators(names []string, host, repository string) []string {
 	var found []string
 	for _, name := range names {
 		l, ok := parseName(name)
-		if at := l.registry + "/" + repository; ok && l.host == host && l.repository == repository &&
+		if at := l.registry + "/" + repository; ok && l.host == host &&
+			l.repository == repository &&
 			!slices.Contains(found, at) {
 			found = append(found, at)
 		}
