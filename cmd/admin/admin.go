@@ -148,9 +148,11 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]
 	resp, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("no micad at %s: start it (systemctl start micad) or name its socket with --address", c.address)
+		return nil, fmt.Errorf("no micad at %s: start it (systemctl start micad) or name its "+
+			"socket with --address", c.address)
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("micad's socket %s is for root alone: run this command as root", c.address)
+		return nil, fmt.Errorf("micad's socket %s is for root alone: run this command as root",
+			c.address)
 	case errors.Is(context.Cause(ctx), errNoAnswer):
 		return nil, fmt.Errorf("%s: %w: somebody holds %s open, and nobody answers; "+
 			"see micad's log (journalctl -u micad), and whether it starts at all",
@@ -169,7 +171,8 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) ([]
 	case resp.StatusCode == http.StatusNotFound:
 		return nil, fmt.Errorf("%s: %w", what, os.ErrNotExist)
 	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNoContent:
-		return nil, fmt.Errorf("%s: it answered %s: %s", what, resp.Status, strings.TrimSpace(string(answer[:min(len(answer), maxReason)])))
+		return nil, fmt.Errorf("%s: it answered %s: %s", what, resp.Status,
+			strings.TrimSpace(string(answer[:min(len(answer), maxReason)])))
 	}
 	return answer, nil
 }

@@ -51,8 +51,11 @@ func (c *Client) Profile(ctx context.Context, manifest digest.Digest) ([]byte, e
 
 // PutProfile gives micad an encoded profile of a manifest, to be merged with the one that it has or
 // to replace it.
-func (c *Client) PutProfile(ctx context.Context, manifest digest.Digest, encoded []byte, replace bool) error {
-	_, err := c.send(ctx, http.MethodPut, pathOf(manifest)+"?replace="+strconv.FormatBool(replace), encoded)
+func (c *Client) PutProfile(
+	ctx context.Context, manifest digest.Digest, encoded []byte, replace bool,
+) error {
+	_, err := c.send(ctx, http.MethodPut, pathOf(manifest)+"?replace="+strconv.FormatBool(replace),
+		encoded)
 	return err
 }
 

@@ -47,7 +47,8 @@ type container struct {
 func newContainer(dir, rootfs string) (*container, error) {
 	runc, err := exec.LookPath("runc")
 	if err != nil {
-		return nil, fmt.Errorf("%w: install runc 1.1 or newer (apt install runc), it runs the container", err)
+		return nil, fmt.Errorf("%w: install runc 1.1 or newer (apt install runc), it runs the "+
+			"container", err)
 	}
 	return &container{runc: runc, dir: dir, id: "mica-" + rand.Text(), rootfs: rootfs}, nil
 }
@@ -55,7 +56,9 @@ func newContainer(dir, rootfs string) (*container, error) {
 // spec returns what the container is to be: what ctr run --net-host makes of the image, without
 // limits, since these would need control groups. User IDs are not in it yet, for they stand in the
 // image's files.
-func (c *container) spec(ctx context.Context, image ocispec.ImageConfig, args []string) (*oci.Spec, error) {
+func (c *container) spec(
+	ctx context.Context, image ocispec.ImageConfig, args []string,
+) (*oci.Spec, error) {
 	if len(args) == 0 {
 		args = append(append(args, image.Entrypoint...), image.Cmd...)
 	} else {
@@ -69,10 +72,14 @@ func (c *container) spec(ctx context.Context, image ocispec.ImageConfig, args []
 		cwd = "/"
 	}
 	var s oci.Spec
-	err := oci.ApplyOpts(namespaces.WithNamespace(ctx, "mica"), nil, &containers.Container{ID: c.id}, &s,
-		oci.WithDefaultSpec(), oci.WithRootFSPath(c.rootfs), oci.WithDefaultPathEnv, oci.WithEnv(image.Env), oci.WithProcessArgs(args...),
-		oci.WithProcessCwd(cwd), oci.WithHostNamespace(specs.NetworkNamespace), oci.WithHostHostsFile, oci.WithHostResolvconf,
-		oci.WithNewPrivileges, func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	err := oci.ApplyOpts(namespaces.WithNamespace(ctx, "mica"), nil,
+		&containers.Container{ID: c.id}, &s,
+		oci.WithDefaultSpec(), oci.WithRootFSPath(c.rootfs), oci.WithDefaultPathEnv,
+		oci.WithEnv(image.Env), oci.WithProcessArgs(args...),
+		oci.WithProcessCwd(cwd), oci.WithHostNamespace(specs.NetworkNamespace),
+		oci.WithHostHostsFile, oci.WithHostResolvconf,
+		oci.WithNewPrivileges,
+		func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
 			s.Linux.CgroupsPath, s.Linux.Resources = "", nil
 			return nil
 		})
@@ -84,7 +91,9 @@ func (c *container) spec(ctx context.Context, image ocispec.ImageConfig, args []
 
 // run runs the container, until it ends or ctx does, and removes it. The error is an
 // *exec.ExitError where the container's process fails, and ctx's cause where it was ended.
-func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, stderr io.Writer) error {
+func (c *container) run(
+	ctx context.Context, s *oci.Spec, user string, stdout, stderr io.Writer,
+) error {
 	b, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -96,7 +105,8 @@ func (c *container) run(ctx context.Context, s *oci.Spec, user string, stdout, s
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, "profile", runcVerb, "--runc", c.runc, "--id", c.id, "--user", user, c.dir)
+	cmd := exec.Command(self, "profile", runcVerb, "--runc", c.runc, "--id", c.id, "--user", user,
+		c.dir)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = stdout, stderr, outputDelay
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("run container: %w", err)
@@ -148,10 +158,12 @@ func profileRuncCommand() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := setUser(cmd.Context(), filepath.Join(args[0], "config.json"), user); err != nil {
+			if err := setUser(cmd.Context(), filepath.Join(args[0], "config.json"),
+				user); err != nil {
 				return err
 			}
-			argv := append(append([]string{runc}, runcFlags(args[0])...), "run", "--bundle", args[0], id)
+			argv := append(append([]string{runc}, runcFlags(args[0])...), "run", "--bundle",
+				args[0], id)
 			return fmt.Errorf("%s: %w", runc, unix.Exec(runc, argv, os.Environ()))
 		},
 	}

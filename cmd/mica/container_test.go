@@ -37,16 +37,19 @@ func TestContainerSpec(t *testing.T) {
 		env   []string
 	}{
 		"entrypoint and command": {
-			image: ocispec.ImageConfig{Entrypoint: []string{"/e", "-x"}, Cmd: []string{"c"}, WorkingDir: "/srv"},
-			want:  []string{"/e", "-x", "c"}, cwd: "/srv", env: []string{defaultPath},
+			image: ocispec.ImageConfig{Entrypoint: []string{"/e", "-x"}, Cmd: []string{"c"},
+				WorkingDir: "/srv"},
+			want: []string{"/e", "-x", "c"}, cwd: "/srv", env: []string{defaultPath},
 		},
 		"another command": {
-			image: ocispec.ImageConfig{Entrypoint: []string{"/e"}, Cmd: []string{"c"}, Env: []string{"PATH=/x", "A=b c"}},
-			args:  []string{"d", "e"},
-			want:  []string{"/e", "d", "e"}, cwd: "/", env: []string{"PATH=/x", "A=b c"},
+			image: ocispec.ImageConfig{Entrypoint: []string{"/e"}, Cmd: []string{"c"},
+				Env: []string{"PATH=/x", "A=b c"}},
+			args: []string{"d", "e"},
+			want: []string{"/e", "d", "e"}, cwd: "/", env: []string{"PATH=/x", "A=b c"},
 		},
 		"no entrypoint": {
-			image: ocispec.ImageConfig{Cmd: []string{"c"}}, args: []string{"d"}, want: []string{"d"}, cwd: "/", env: []string{defaultPath},
+			image: ocispec.ImageConfig{Cmd: []string{"c"}}, args: []string{"d"},
+			want: []string{"d"}, cwd: "/", env: []string{defaultPath},
 		},
 		"nothing": {},
 	} {
@@ -61,13 +64,19 @@ func TestContainerSpec(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !slices.Equal(s.Process.Args, c.want) || s.Process.Cwd != c.cwd || !slices.Equal(s.Process.Env, c.env) {
-			t.Errorf("%s: %q in %s with %q; want %q in %s with %q", name, s.Process.Args, s.Process.Cwd, s.Process.Env, c.want, c.cwd, c.env)
+		if !slices.Equal(s.Process.Args, c.want) || s.Process.Cwd != c.cwd ||
+			!slices.Equal(s.Process.Env, c.env) {
+			t.Errorf("%s: %q in %s with %q; want %q in %s with %q", name, s.Process.Args,
+				s.Process.Cwd, s.Process.Env, c.want, c.cwd, c.env)
 		}
-		if s.Root.Path != "/rootfs" || s.Linux.Resources != nil || s.Linux.CgroupsPath != "" || s.Process.Terminal {
-			t.Errorf("%s: root %s, resources %v, control group %q", name, s.Root.Path, s.Linux.Resources, s.Linux.CgroupsPath)
+		if s.Root.Path != "/rootfs" || s.Linux.Resources != nil || s.Linux.CgroupsPath != "" ||
+			s.Process.Terminal {
+			t.Errorf("%s: root %s, resources %v, control group %q", name, s.Root.Path,
+				s.Linux.Resources, s.Linux.CgroupsPath)
 		}
-		if slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace }) {
+		if slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+			return n.Type == specs.NetworkNamespace
+		}) {
 			t.Errorf("%s: it has a network of its own", name)
 		}
 	}
@@ -128,7 +137,8 @@ func TestSetUser(t *testing.T) {
 			}
 			u := got.Process.User
 			if u.UID != c.uid || u.GID != c.gid || !slices.Equal(u.AdditionalGids, c.more) {
-				t.Errorf("got %d:%d %v, want %d:%d %v", u.UID, u.GID, u.AdditionalGids, c.uid, c.gid, c.more)
+				t.Errorf("got %d:%d %v, want %d:%d %v", u.UID, u.GID, u.AdditionalGids, c.uid,
+					c.gid, c.more)
 			}
 			if !slices.Equal(got.Process.Args, s.Process.Args) || got.Root.Path != root {
 				t.Error("more than the user was changed")

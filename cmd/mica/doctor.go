@@ -49,7 +49,8 @@ func doctorCommand() *cobra.Command {
 		Short: "Check containerd's configuration, the kernel and micad",
 		Long: "Check containerd's configuration, the kernel and micad.\n\n" +
 			"What Mica does not do, and what helps, is told at\n" + limitsPage + ":\n" +
-			"export, save, convert and pushes to another registry, for instance, need a lazy image's blobs\n" +
+			"export, save, convert and pushes to another registry, for instance, need a lazy " +
+			"image's blobs\n" +
 			"in containerd's content store (ctr content fetch).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,8 +63,10 @@ func doctorCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
-	cmd.Flags().StringVar(&config, "containerd-config", "/etc/containerd/config.toml", "containerd's configuration file")
-	cmd.Flags().StringVar(&scratch, "scratch", "/var/lib/micad", "folder to try mounts in, on the filesystem that micad's root is on")
+	cmd.Flags().StringVar(&config, "containerd-config", "/etc/containerd/config.toml",
+		"containerd's configuration file")
+	cmd.Flags().StringVar(&scratch, "scratch", "/var/lib/micad",
+		"folder to try mounts in, on the filesystem that micad's root is on")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -107,10 +110,12 @@ func (f *findings) remapIDs(config string, info admin.Info) {
 	switch {
 	case advertised == info.RemapIDs:
 	case advertised:
-		f.failure("remap-ids", "containerd expects micad to map the IDs of user namespaces, micad's remap_ids is false",
+		f.failure("remap-ids", "containerd expects micad to map the IDs of user namespaces, "+
+			"micad's remap_ids is false",
 			"Set remap_ids = true in /etc/micad/config.toml and restart micad.")
 	default:
-		f.warning("remap-ids", "micad maps the IDs of user namespaces, and containerd does not know: they would be mapped twice",
+		f.warning("remap-ids", "micad maps the IDs of user namespaces, and containerd does not "+
+			"know: they would be mapped twice",
 			"[proxy_plugins.mica]\n  capabilities = [\"remap-ids\"]"+restartHint)
 	}
 }
@@ -129,8 +134,9 @@ func (f *findings) exports(config, root string) {
 	if b, err := os.Stat(root); err == nil && aErr == nil && os.SameFile(a, b) {
 		return
 	}
-	f.warning("exports", fmt.Sprintf("proxy_plugins.mica.exports.root is %s, micad's root is %s: the kubelet "+
-		"watches the wrong file system for free space", told, root),
+	f.warning("exports",
+		fmt.Sprintf("proxy_plugins.mica.exports.root is %s, micad's root is %s: the kubelet "+
+			"watches the wrong file system for free space", told, root),
 		fmt.Sprintf("[proxy_plugins.mica.exports]\n  root = %q", root)+restartHint)
 }
 
@@ -149,8 +155,11 @@ func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config strin
 	f.remapIDs(config, info)
 	f.exports(config, info.Root)
 	if info.Unlabelled > 0 {
-		f.warning("annotations", fmt.Sprintf("containerd prepared %d layers without naming their image", info.Unlabelled),
-			"Its image was loaded or built on this node, or micad cannot ask containerd (containerd_address), or the port of its registry is not known: see micad's log.")
+		f.warning("annotations",
+			fmt.Sprintf("containerd prepared %d layers without naming their image",
+				info.Unlabelled),
+			"Its image was loaded or built on this node, or micad cannot ask containerd "+
+				"(containerd_address), or the port of its registry is not known: see micad's log.")
 	}
 	var fallbacks []admin.Fallback
 	if err := c.Get(ctx, admin.PathFallbacks, &fallbacks); err != nil {
@@ -158,6 +167,7 @@ func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config strin
 		return
 	}
 	for _, x := range fallbacks {
-		f.warning("lazy", fmt.Sprintf("%s was pulled by containerd, not served lazily", x.Ref), x.Reason)
+		f.warning("lazy", fmt.Sprintf("%s was pulled by containerd, not served lazily", x.Ref),
+			x.Reason)
 	}
 }

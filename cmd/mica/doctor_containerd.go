@@ -114,7 +114,8 @@ func checkContainerd(f *findings, path, address string) {
 	c, err := loadContainerd(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		f.failure("containerd", fmt.Sprintf("no configuration at %s", path),
-			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(proxyPluginFix, address)+"\n"+unpackFix+restartHint)
+			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(proxyPluginFix,
+				address)+"\n"+unpackFix+restartHint)
 		return
 	}
 	if err != nil {
@@ -136,18 +137,22 @@ func (c containerdConfig) checkPlugin(f *findings, address string) {
 		f.failure("plugin", fmt.Sprintf("proxy_plugins.mica.type is %v", got), fix)
 	}
 	if got := c.at("proxy_plugins", "mica", "address"); got != address {
-		f.failure("plugin", fmt.Sprintf("proxy_plugins.mica.address is %v, micad listens at %s", got, address), fix)
+		f.failure("plugin",
+			fmt.Sprintf("proxy_plugins.mica.address is %v, micad listens at %s", got, address), fix)
 	} else {
 		f.ok("plugin", fmt.Sprintf("proxy_plugins.mica, %s", address))
 	}
 	if c.at("proxy_plugins", "mica", "exports", "enable_remote_snapshot_annotations") != "true" {
-		f.warning("annotations", "proxy_plugins.mica.exports.enable_remote_snapshot_annotations is not \"true\": "+
-			"micad asks containerd's content store which layer of which image is pulled, at micad's containerd_address", fix)
+		f.warning("annotations",
+			"proxy_plugins.mica.exports.enable_remote_snapshot_annotations is not \"true\": "+
+				"micad asks containerd's content store which layer of which image is pulled, at "+
+				"micad's containerd_address", fix)
 	} else {
 		f.ok("annotations", "the transfer service tells micad which image a layer belongs to")
 	}
 	if c.at("proxy_plugins", "mica", "exports", "root") == nil {
-		f.warning("exports", "proxy_plugins.mica.exports.root is missing: kubelet's image garbage collection and disk accounting do not see Mica's disk", fix)
+		f.warning("exports", "proxy_plugins.mica.exports.root is missing: kubelet's image "+
+			"garbage collection and disk accounting do not see Mica's disk", fix)
 	}
 }
 
@@ -170,9 +175,11 @@ func (c containerdConfig) checkUnpack(f *findings) {
 		f.failure("unpack", fmt.Sprintf("unpack_config has mica for %s, this machine is %s", other,
 			platforms.DefaultString()), unpackFix+restartHint)
 	case !slices.Contains(names, "mica"):
-		f.failure("unpack", "the transfer service may not unpack with mica: `ctr images pull` and CRI pulls fail or are not lazy", unpackFix+restartHint)
+		f.failure("unpack", "the transfer service may not unpack with mica: `ctr images pull` "+
+			"and CRI pulls fail or are not lazy", unpackFix+restartHint)
 	case !slices.Contains(names, "overlayfs"):
-		f.warning("unpack", "unpack_config names mica but no longer overlayfs: pulls with overlayfs fail", unpackFix+restartHint)
+		f.warning("unpack", "unpack_config names mica but no longer overlayfs: pulls with "+
+			"overlayfs fail", unpackFix+restartHint)
 	default:
 		f.ok("unpack", "the transfer service unpacks with mica and overlayfs")
 	}
@@ -199,15 +206,18 @@ func (c containerdConfig) checkCRI(f *findings) {
 		name := keys[1]
 		snapshotter := c.at(append(slices.Clone(keys), "snapshotter")...)
 		if snapshotter != "mica" {
-			f.warning("cri", fmt.Sprintf("Kubernetes' default snapshotter is %v", orDefault(snapshotter)),
-				fmt.Sprintf("To start all pods lazily:\n[plugins.%q]\n  snapshotter = \"mica\"", name)+restartHint)
+			f.warning("cri",
+				fmt.Sprintf("Kubernetes' default snapshotter is %v", orDefault(snapshotter)),
+				fmt.Sprintf("To start all pods lazily:\n[plugins.%q]\n  snapshotter = \"mica\"",
+					name)+restartHint)
 			return
 		}
 		f.ok("cri", "Kubernetes' default snapshotter is mica")
 		return
 	}
 	f.warning("cri", "Kubernetes' default snapshotter is overlayfs (no setting)",
-		"To start all pods lazily:\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = \"mica\""+restartHint)
+		"To start all pods lazily:\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = "+
+			"\"mica\""+restartHint)
 }
 
 func orDefault(v any) any {

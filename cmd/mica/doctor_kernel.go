@@ -50,7 +50,8 @@ func checkKernel(ctx context.Context, f *findings, scratch string) {
 	}
 	s, err := erofs.Probe(ctx, scratch)
 	if err != nil {
-		f.failure("kernel", err.Error(), "Name a folder on a real filesystem (not overlayfs) with --scratch.")
+		f.failure("kernel", err.Error(),
+			"Name a folder on a real filesystem (not overlayfs) with --scratch.")
 		return
 	}
 	var u unix.Utsname
@@ -72,27 +73,32 @@ func (f *findings) kernel(s erofs.Support, name string) {
 		backing, err := s.Backing(mode)
 		switch {
 		case err == nil && backing == erofs.Loop:
-			f.ok("kernel", fmt.Sprintf("mode %s works, by two loop devices a layer (from %s on without, by file)",
+			f.ok("kernel", fmt.Sprintf("mode %s works, by two loop devices a layer (from %s on "+
+				"without, by file)",
 				mode, withFiles))
 		case err == nil && backing != erofs.Auto:
 			f.ok("kernel", fmt.Sprintf("mode %s works (by %s)", mode, backing))
 		case err == nil:
 			f.ok("kernel", fmt.Sprintf("mode %s works", mode))
 		case mode == erofs.ModeFuse:
-			f.failure("kernel", err.Error(), "Lazy layers need FUSE: modprobe fuse, and overlayfs on top of it.")
+			f.failure("kernel", err.Error(),
+				"Lazy layers need FUSE: modprobe fuse, and overlayfs on top of it.")
 		default:
 			f.warning("kernel", err.Error(), without(mode, r))
 		}
 	}
 	if !s.Resend {
-		f.warning("kernel", name+" does not hand out again what a micad that ended has left unanswered",
-			"When micad ends, by a restart, an upgrade or a crash, reads of lazy layers fail for good, and their "+
+		f.warning("kernel",
+			name+" does not hand out again what a micad that ended has left unanswered",
+			"When micad ends, by a restart, an upgrade or a crash, reads of lazy layers fail for "+
+				"good, and their "+
 				"containers have to be started anew; complete layers stay.\n"+withResend.String()+
 				" or later lets them wait for the next micad.")
 	}
 	if r.before(withBeneath) {
 		f.warning("kernel", name+" cannot exchange a mount under those who use it",
-			"Complete layers stay whole on disk until their image is removed: neither `mica gc --unused` nor "+
+			"Complete layers stay whole on disk until their image is removed: neither `mica gc "+
+				"--unused` nor "+
 				"the quota takes them.\n"+withBeneath.String()+" or later can.")
 	}
 }
@@ -110,6 +116,7 @@ func without(mode erofs.Mode, r release) string {
 	case r.before(withFiles):
 		return text + "Load the modules erofs and loop (CONFIG_EROFS_FS, CONFIG_BLK_DEV_LOOP)."
 	}
-	return text + "Load the module erofs (CONFIG_EROFS_FS, CONFIG_EROFS_FS_BACKED_BY_FILE), and have micad's " +
+	return text + "Load the module erofs (CONFIG_EROFS_FS, CONFIG_EROFS_FS_BACKED_BY_FILE), and " +
+		"have micad's " +
 		"root on ext4 or XFS."
 }

@@ -79,14 +79,15 @@ func checkSnapshots(ctx context.Context, f *findings, config string) {
 }
 
 func (l lostImages) detail() string {
-	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked whose snapshots micad "+
-		"does not have: its root was lost or is another one; pulls of them say \"already exists\"",
+	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked whose snapshots "+
+		"micad does not have: its root was lost or is another one; pulls of them say \"already exists\"",
 		l.namespace, len(l.refs))
 }
 
 func (l lostImages) fix() string {
 	var b strings.Builder
-	b.WriteString("Remove the containers of these images, whose files are lost, then the images, and pull " +
+	b.WriteString("Remove the containers of these images, whose files are lost, then the images, " +
+		"and pull " +
 		"them again:\n")
 	fmt.Fprintf(&b, "ctr -n %s images rm --sync %s\n", l.namespace, strings.Join(l.refs, " "))
 	if l.namespace == "k8s.io" {
@@ -103,12 +104,14 @@ func (l lostImages) fix() string {
 
 // findLost asks the containerd at address.
 func findLost(ctx context.Context, address string) ([]lostImages, error) {
-	conn, err := grpc.NewClient("unix://"+address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx,
+		&namespacesapi.ListNamespacesRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +142,8 @@ func lostOf(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
 	}
 	lost := map[digest.Digest]bool{}
 	for config, chain := range unpacked {
-		_, err := snapshots.Stat(ctx, &snapshotsapi.StatSnapshotRequest{Snapshotter: "mica", Key: chain})
+		_, err := snapshots.Stat(ctx,
+			&snapshotsapi.StatSnapshotRequest{Snapshotter: "mica", Key: chain})
 		switch status.Code(err) {
 		case codes.OK:
 		case codes.NotFound:
@@ -166,7 +170,9 @@ func lostOf(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
 }
 
 // leads says whether a blob, or one that it refers to, is one of those.
-func leads(ctx context.Context, s content.Store, d digest.Digest, to map[digest.Digest]bool, depth int) bool {
+func leads(
+	ctx context.Context, s content.Store, d digest.Digest, to map[digest.Digest]bool, depth int,
+) bool {
 	if to[d] || depth == 0 {
 		return to[d]
 	}
@@ -175,7 +181,8 @@ func leads(ctx context.Context, s content.Store, d digest.Digest, to map[digest.
 		return false // it is not here, as those of other platforms
 	}
 	for label, child := range info.Labels {
-		if strings.HasPrefix(label, contentLabel) && leads(ctx, s, digest.Digest(child), to, depth-1) {
+		if strings.HasPrefix(label, contentLabel) &&
+			leads(ctx, s, digest.Digest(child), to, depth-1) {
 			return true
 		}
 	}

@@ -37,19 +37,29 @@ func TestCheckContainerd(t *testing.T) {
 		config string
 		want   map[string]string // check → status that must be among its findings
 	}{
-		"good":           {goodConfig, map[string]string{"plugin": "ok", "annotations": "ok", "unpack": "ok", "cri": "ok"}},
-		"empty":          {"version = 3", map[string]string{"plugin": "error", "unpack": "error", "cri": "warning"}},
-		"other socket":   {replace("/run/micad/micad.sock", "/run/other.sock"), map[string]string{"plugin": "error"}},
-		"no annotations": {replace(`enable_remote_snapshot_annotations = "true"`, ""), map[string]string{"annotations": "warning"}},
-		"no root export": {replace(`root = "/var/lib/micad"`, ""), map[string]string{"exports": "warning"}},
-		"overlayfs lost": {replace(`snapshotter = "overlayfs"`, `snapshotter = "native"`), map[string]string{"unpack": "warning"}},
-		"not for mica":   {replace(`snapshotter = "mica"`, `snapshotter = "stargz"`), map[string]string{"unpack": "error"}},
+		"good": {goodConfig,
+			map[string]string{"plugin": "ok", "annotations": "ok", "unpack": "ok", "cri": "ok"}},
+		"empty": {"version = 3",
+			map[string]string{"plugin": "error", "unpack": "error", "cri": "warning"}},
+		"other socket": {replace("/run/micad/micad.sock", "/run/other.sock"),
+			map[string]string{"plugin": "error"}},
+		"no annotations": {replace(`enable_remote_snapshot_annotations = "true"`, ""),
+			map[string]string{"annotations": "warning"}},
+		"no root export": {replace(`root = "/var/lib/micad"`, ""),
+			map[string]string{"exports": "warning"}},
+		"overlayfs lost": {replace(`snapshotter = "overlayfs"`, `snapshotter = "native"`),
+			map[string]string{"unpack": "warning"}},
+		"not for mica": {replace(`snapshotter = "mica"`, `snapshotter = "stargz"`),
+			map[string]string{"unpack": "error"}},
 		"other platform": {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux/riscv64"),
 			map[string]string{"unpack": "error"}},
-		"any linux":   {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux"), map[string]string{"unpack": "ok"}},
-		"local pull":  {goodConfig + "use_local_image_pull = true\n", map[string]string{"cri": "ok"}},
-		"not TOML":    {"[[[", map[string]string{"containerd": "error"}},
-		"wrong types": {"proxy_plugins = 3\nplugins = []\nimports = [4]", map[string]string{"plugin": "error", "unpack": "error"}},
+		"any linux": {strings.ReplaceAll(goodConfig, "linux/"+runtime.GOARCH, "linux"),
+			map[string]string{"unpack": "ok"}},
+		"local pull": {goodConfig + "use_local_image_pull = true\n",
+			map[string]string{"cri": "ok"}},
+		"not TOML": {"[[[", map[string]string{"containerd": "error"}},
+		"wrong types": {"proxy_plugins = 3\nplugins = []\nimports = [4]",
+			map[string]string{"plugin": "error", "unpack": "error"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.toml")
@@ -77,7 +87,8 @@ func TestExportedRoot(t *testing.T) {
 	if err := os.Symlink(root, link); err != nil {
 		t.Fatal(err)
 	}
-	for told, want := range map[string]bool{root: true, root + "/": true, link: true, root + "/other": false} {
+	for told, want := range map[string]bool{root: true, root + "/": true, link: true,
+		root + "/other": false} {
 		path := filepath.Join(t.TempDir(), "config.toml")
 		text := "version = 3\n[proxy_plugins.mica.exports]\nroot = \"" + told + "\"\n"
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -121,7 +132,8 @@ func TestImports(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("config.toml", "imports = ['conf.d/*.toml', 'config.toml']\n[proxy_plugins.mica]\ntype = 'content'\n")
+	write("config.toml",
+		"imports = ['conf.d/*.toml', 'config.toml']\n[proxy_plugins.mica]\ntype = 'content'\n")
 	if err := os.Mkdir(filepath.Join(dir, "conf.d"), 0o700); err != nil {
 		t.Fatal(err)
 	}

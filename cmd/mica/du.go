@@ -66,10 +66,13 @@ func printUsage(w io.Writer, out *duOutput) error {
 			sum.Disk += u.Disk
 			used = used || u.InUse
 		}
-		fmt.Fprintf(t, "%s\t%d layers\t\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(image.ref, "(of no image)"), len(image.layers), yesNo(used),
-			bytesText(sum.Size), bytesText(sum.Unpacked), bytesText(sum.Present), bytesText(sum.Disk))
+		fmt.Fprintf(t, "%s\t%d layers\t\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(image.ref, "(of no image)"),
+			len(image.layers), yesNo(used),
+			bytesText(sum.Size), bytesText(sum.Unpacked), bytesText(sum.Present),
+			bytesText(sum.Disk))
 		for _, u := range image.layers {
-			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(u.Layer.String()), u.State, yesNo(u.InUse),
+			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(u.Layer.String()), u.State,
+				yesNo(u.InUse),
 				bytesText(u.Size), bytesText(u.Unpacked), bytesText(u.Present), bytesText(u.Disk))
 		}
 	}

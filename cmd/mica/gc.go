@@ -18,15 +18,18 @@ func gcCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Free the disk of layers that nothing refers to",
-		Long: "Free the disk of layers that containerd no longer refers to, and of what interrupted pulls have left. " +
-			"With --unused the content of images that no container uses goes too: micad still serves them, and fetches again what is read.",
+		Long: "Free the disk of layers that containerd no longer refers to, and of what " +
+			"interrupted pulls have left. " +
+			"With --unused the content of images that no container uses goes too: micad still " +
+			"serves them, and fetches again what is read.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return gc(cmd.Context(), cmd.OutOrStdout(), daemon(address), unused, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
-	cmd.Flags().BoolVar(&unused, "unused", false, "give up the content of images that no container uses")
+	cmd.Flags().BoolVar(&unused, "unused", false,
+		"give up the content of images that no container uses")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -138,7 +138,8 @@ func layoutName(name string) (dir, image string, ok bool) {
 func normalise(name string) (string, error) {
 	r, err := reference.ParseDockerRef(name)
 	if err != nil {
-		return "", fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG), or give the folder of an OCI layout", name, err)
+		return "", fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG), or "+
+			"give the folder of an OCI layout", name, err)
 	}
 	return r.String(), nil
 }
@@ -245,12 +246,15 @@ type inMemory struct{ *bytes.Reader }
 // Close implements content.ReaderAt.
 func (inMemory) Close() error { return nil }
 
-func readManifest(ctx context.Context, im image, d ocispec.Descriptor, platform string) (imageManifest, error) {
+func readManifest(
+	ctx context.Context, im image, d ocispec.Descriptor, platform string,
+) (imageManifest, error) {
 	b, err := im.Manifest(ctx, d)
 	if err != nil {
 		return imageManifest{}, err
 	}
-	m := imageManifest{desc: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(b))}, platform: platform}
+	m := imageManifest{desc: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest,
+		Size: int64(len(b))}, platform: platform}
 	if err := json.Unmarshal(b, &m.manifest); err != nil {
 		return imageManifest{}, fmt.Errorf("manifest %s of %s: %w", d.Digest, im.Ref(), err)
 	}

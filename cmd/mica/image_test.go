@@ -106,7 +106,8 @@ func TestChoose(t *testing.T) {
 		list, err := manifests(t.Context(), l.image(c.index), []string{"linux/amd64"})
 		switch {
 		case c.want.Digest == "":
-			if err == nil || !strings.Contains(err.Error(), "no manifest for platform linux/amd64") {
+			if err == nil ||
+				!strings.Contains(err.Error(), "no manifest for platform linux/amd64") {
 				t.Errorf("%s: %v, %v", name, list, err)
 			}
 		case err != nil || len(list) != 1 || list[0].desc.Digest != c.want.Digest:

@@ -56,24 +56,31 @@ The image itself is not changed.`,
 			return c.run(cmd.Context(), args[0])
 		},
 	}
-	cmd.Flags().BoolVar(&c.push, "push", false, "store the index beside the image, where micad finds it")
-	cmd.Flags().StringVarP(&c.output, "output", "o", "", "write the index to a file, or into a folder as an OCI layout")
-	cmd.Flags().StringSliceVar(&c.platforms, "platform", []string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
-	cmd.Flags().StringVar(&c.spanSize, "span-size", units.BytesSize(targz.DefaultSpanSize), "how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
-	cmd.Flags().StringVar(&c.from, "profile", "", "with --push: publish the profile in this file beside the index, as mica profile push does")
+	cmd.Flags().BoolVar(&c.push, "push", false,
+		"store the index beside the image, where micad finds it")
+	cmd.Flags().StringVarP(&c.output, "output", "o", "",
+		"write the index to a file, or into a folder as an OCI layout")
+	cmd.Flags().StringSliceVar(&c.platforms, "platform",
+		[]string{platforms.Format(platforms.DefaultSpec())}, "platforms of a multi-platform image")
+	cmd.Flags().StringVar(&c.spanSize, "span-size", units.BytesSize(targz.DefaultSpanSize),
+		"how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
+	cmd.Flags().StringVar(&c.from, "profile", "",
+		"with --push: publish the profile in this file beside the index, as mica profile push does")
 	c.registry.add(cmd)
 	return cmd
 }
 
 func (f *registryFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "/etc/containerd/certs.d", "registry hosts configuration, as containerd's config_path")
+	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "/etc/containerd/certs.d",
+		"registry hosts configuration, as containerd's config_path")
 	cmd.Flags().DurationVar(&f.giveUp, "give-up", 25*time.Second,
 		"how long a registry may bring nothing, about, until the command fails")
 }
 
 func (c *indexCreate) run(ctx context.Context, name string) error {
 	if !c.push && c.output == "" {
-		return errors.New("nowhere to put the index: give --push to store it beside the image, or -o FILE")
+		return errors.New("nowhere to put the index: give --push to store it beside the image, " +
+			"or -o FILE")
 	}
 	if c.from != "" {
 		if !c.push {
@@ -99,7 +106,8 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 		return err
 	}
 	if len(list) > 1 && c.output != "" && !c.toFolder() {
-		return fmt.Errorf("-o %s: a file holds the index of one platform; name one with --platform, or give a folder", c.output)
+		return fmt.Errorf("-o %s: a file holds the index of one platform; name one with "+
+			"--platform, or give a folder", c.output)
 	}
 	for _, m := range list {
 		if err := c.one(ctx, im, m); err != nil {
@@ -107,7 +115,8 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 		}
 	}
 	if c.profile != nil {
-		return fmt.Errorf("--profile %s: it is of manifest %s, for which no index was made: it is not published", c.from, c.profile.Manifest)
+		return fmt.Errorf("--profile %s: it is of manifest %s, for which no index was made: it "+
+			"is not published", c.from, c.profile.Manifest)
 	}
 	return nil
 }
@@ -169,7 +178,9 @@ type built struct {
 }
 
 // build scans the image's layers, as many at once as there are cores for.
-func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir string) (*built, error) {
+func (c *indexCreate) build(
+	ctx context.Context, im image, m imageManifest, dir string,
+) (*built, error) {
 	scanned := make([]*scannedLayer, len(m.manifest.Layers))
 	defer func() {
 		for _, s := range scanned {
@@ -179,7 +190,8 @@ func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir 
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0)/2, 1))
 	for i, l := range m.manifest.Layers {
-		bar := c.bars.add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.manifest.Layers), short(l.Digest.String())), l.Size)
+		bar := c.bars.add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.manifest.Layers),
+			short(l.Digest.String())), l.Size)
 		g.Go(func() (err error) {
 			defer bar.done()
 			scanned[i], err = c.scan(ctx, im, l, dir, bar)
@@ -210,7 +222,8 @@ func (c *indexCreate) build(ctx context.Context, im image, m imageManifest, dir 
 		}
 	}
 	if len(in) == 0 {
-		return nil, fmt.Errorf("no layer of %s can be indexed: %s", im.Ref(), strings.Join(b.skipped, "; "))
+		return nil, fmt.Errorf("no layer of %s can be indexed: %s", im.Ref(),
+			strings.Join(b.skipped, "; "))
 	}
 	b.layers = len(in)
 	return b, b.write(dir, in)
@@ -231,10 +244,13 @@ func (s *scannedLayer) close() {
 }
 
 func (s *scannedLayer) input() index.BundleInput {
-	return index.BundleInput{Index: s.index, Size: s.size, Windows: io.NewSectionReader(s.windows, 0, 1<<62)}
+	return index.BundleInput{Index: s.index, Size: s.size,
+		Windows: io.NewSectionReader(s.windows, 0, 1<<62)}
 }
 
-func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar) (*scannedLayer, error) {
+func (c *indexCreate) scan(
+	ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar,
+) (*scannedLayer, error) {
 	if strings.HasSuffix(l.MediaType, "+encrypted") {
 		return &scannedLayer{skipped: fmt.Sprintf("layer %s: it is encrypted", l.Digest)}, nil
 	}
@@ -250,7 +266,8 @@ func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, 
 	if s.windows, err = os.CreateTemp(dir, "windows-"); err != nil {
 		return nil, errors.Join(err, s.index.Close())
 	}
-	draft, err := targz.Scan(ctx, bar.reader(body), targz.Options{Windows: s.windows, SpanSize: c.span})
+	draft, err := targz.Scan(ctx, bar.reader(body),
+		targz.Options{Windows: s.windows, SpanSize: c.span})
 	if (errors.Is(err, targz.ErrNotIndexable) || errors.Is(err,
 		tartree.ErrLowest)) && ctx.Err() == nil {
 		s.close()
@@ -258,7 +275,8 @@ func (c *indexCreate) scan(ctx context.Context, im image, l ocispec.Descriptor, 
 	}
 	var bad *targz.Malformed
 	if errors.As(err, &bad) && bad.Layer != l.Digest {
-		err = fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something else: %w",
+		err = fmt.Errorf("its bytes have digest %s: the registry or a proxy sent something "+
+			"else: %w",
 			bad.Layer, err)
 	}
 	if err == nil && draft.Layer != l.Digest {
@@ -283,7 +301,8 @@ func (b *built) write(dir string, in []index.BundleInput) (err error) {
 		return err
 	}
 	trees, windows := digest.Canonical.Digester(), digest.Canonical.Digester()
-	if err := index.WriteBundle(io.MultiWriter(b.trees, trees.Hash()), io.MultiWriter(b.windows, windows.Hash()), in); err != nil {
+	if err := index.WriteBundle(io.MultiWriter(b.trees, trees.Hash()),
+		io.MultiWriter(b.windows, windows.Hash()), in); err != nil {
 		return err
 	}
 	b.treesSum, b.windowsSum = trees.Digest(), windows.Digest()
@@ -367,7 +386,9 @@ func (b *built) report(w io.Writer, ref string, m imageManifest) error {
 		platform = " (" + m.platform + ")"
 	}
 	size := b.treesLen + b.windowsLen
-	_, err := fmt.Fprintf(w, "%s%s: index of %d layers, %s (%.2f%% of %s), of which %s before a container starts\n",
-		ref, platform, b.layers, bytesText(size), 100*float64(size)/float64(max(total, 1)), bytesText(total), bytesText(b.treesLen))
+	_, err := fmt.Fprintf(w,
+		"%s%s: index of %d layers, %s (%.2f%% of %s), of which %s before a container starts\n",
+		ref, platform, b.layers, bytesText(size), 100*float64(size)/float64(max(total,
+			1)), bytesText(total), bytesText(b.treesLen))
 	return err
 }

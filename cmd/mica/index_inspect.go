@@ -38,7 +38,8 @@ func indexInspectCommand() *cobra.Command {
 		},
 	}
 	registry.add(cmd)
-	cmd.Flags().StringVar(&platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+	cmd.Flags().StringVar(&platform, "platform", platforms.Format(platforms.DefaultSpec()),
+		"platform of a multi-platform image")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -64,7 +65,9 @@ type inspectedLayer struct {
 	Windows    int64         `json:"windows_size"` // of the windows in the windows blob
 }
 
-func inspect(ctx context.Context, registry *registryFlags, name, platform string) (*inspection, error) {
+func inspect(
+	ctx context.Context, registry *registryFlags, name, platform string,
+) (*inspection, error) {
 	st, err := os.Stat(name)
 	if err == nil && st.Mode().IsRegular() {
 		return inspectFile(name, st.Size())
@@ -82,7 +85,8 @@ func inspect(ctx context.Context, registry *registryFlags, name, platform string
 		return nil, err
 	}
 	if refs = artifact.Of(artifact.Type, refs); len(refs) == 0 {
-		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`", im.Ref(), name)
+		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`",
+			im.Ref(), name)
 	}
 	return inspectReferrer(ctx, im, refs[0])
 }
@@ -92,7 +96,8 @@ func inspectReferrer(ctx context.Context, im image, d ocispec.Descriptor) (*insp
 	if err != nil {
 		return nil, err
 	}
-	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size, Windows: x.Windows.Size}
+	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size,
+		Windows: x.Windows.Size}
 	return r, r.add(b)
 }
 
@@ -168,12 +173,14 @@ func (r *inspection) print(w io.Writer, asJSON bool) error {
 	if r.Digest != "" {
 		fmt.Fprintf(w, "digest %s\n", r.Digest)
 	}
-	fmt.Fprintf(w, "before a container starts: %s; with the data: %s\n\n", bytesText(r.Trees), bytesText(r.Windows))
+	fmt.Fprintf(w, "before a container starts: %s; with the data: %s\n\n", bytesText(r.Trees),
+		bytesText(r.Windows))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "LAYER\tCOMPRESSED\tTAR\tFILES\tSPANS\tTREE\tPACKED\tWINDOWS\tINDEX/LAYER\t")
 	for _, l := range r.Layers {
 		share := 100 * float64(l.Packed+l.Windows) / float64(max(l.LayerSize, 1))
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", short(l.Layer.String()), bytesText(l.LayerSize), bytesText(l.DeviceSize),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", short(l.Layer.String()),
+			bytesText(l.LayerSize), bytesText(l.DeviceSize),
 			l.Files, l.Spans, bytesText(l.Tree), bytesText(l.Packed), bytesText(l.Windows), share)
 	}
 	return t.Flush()

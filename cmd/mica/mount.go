@@ -49,9 +49,12 @@ until it is interrupted or DIR is unmounted.`,
 		},
 	}
 	m.registry.add(cmd)
-	cmd.Flags().StringVar(&m.mode, "mode", string(fs.Auto), "auto, erofs, fuse or local (downloads first)")
-	cmd.Flags().StringVar(&m.root, "root", "", "folder to keep layers in for the next time (default: a temporary one)")
-	cmd.Flags().StringVar(&m.platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+	cmd.Flags().StringVar(&m.mode, "mode", string(fs.Auto),
+		"auto, erofs, fuse or local (downloads first)")
+	cmd.Flags().StringVar(&m.root, "root", "",
+		"folder to keep layers in for the next time (default: a temporary one)")
+	cmd.Flags().StringVar(&m.platform, "platform", platforms.Format(platforms.DefaultSpec()),
+		"platform of a multi-platform image")
 	return cmd
 }
 
@@ -125,7 +128,9 @@ func (m *imageMount) folder() (string, error) {
 }
 
 // layers returns what the table has to be asked for, lowest layer first.
-func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref string) ([]fs.Layer, error) {
+func (m *imageMount) layers(
+	ctx context.Context, client *remote.Client, ref string,
+) ([]fs.Layer, error) {
 	im, err := client.Image(ref)
 	if err != nil {
 		return nil, err
@@ -145,7 +150,8 @@ func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref stri
 	}
 	blobs := manifest.manifest.Layers
 	if len(config.RootFS.DiffIDs) != len(blobs) {
-		return nil, fmt.Errorf("%s is damaged: its manifest names %d layers, its configuration %d", ref, len(blobs), len(config.RootFS.DiffIDs))
+		return nil, fmt.Errorf("%s is damaged: its manifest names %d layers, its configuration %d",
+			ref, len(blobs), len(config.RootFS.DiffIDs))
 	}
 	var digests []digest.Digest
 	for _, l := range blobs {
@@ -153,14 +159,17 @@ func (m *imageMount) layers(ctx context.Context, client *remote.Client, ref stri
 	}
 	layers := make([]fs.Layer, len(blobs))
 	for i := range blobs {
-		layers[i] = fs.Layer{Ref: ref, Manifest: manifest.desc.Digest, Digest: digests[i], DiffID: config.RootFS.DiffIDs[i], Image: digests[i:]}
+		layers[i] = fs.Layer{Ref: ref, Manifest: manifest.desc.Digest, Digest: digests[i],
+			DiffID: config.RootFS.DiffIDs[i], Image: digests[i:]}
 	}
 	return layers, nil
 }
 
 // mountLayers mounts layers, given lowest first, and returns them topmost first. unmount is to be
 // called in any case.
-func mountLayers(ctx context.Context, table *fs.Table, layers []fs.Layer) (below []fs.Below, unmount func() error, err error) {
+func mountLayers(
+	ctx context.Context, table *fs.Table, layers []fs.Layer,
+) (below []fs.Below, unmount func() error, err error) {
 	unmount = func() error {
 		var errs []error
 		for _, b := range below {
@@ -175,14 +184,17 @@ func mountLayers(ctx context.Context, table *fs.Table, layers []fs.Layer) (below
 		}
 		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
 		if mounted.DiffID != l.DiffID {
-			return below, unmount, fmt.Errorf("layer %s: its index describes a tar of digest %s, the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
+			return below, unmount, fmt.Errorf("layer %s: its index describes a tar of digest %s, "+
+				"the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
 		}
 	}
 	return below, unmount, nil
 }
 
 // serve mounts the layers and an overlay of them, and waits for the end.
-func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Layer, root, dir string) (err error) {
+func (m *imageMount) serve(
+	ctx context.Context, table *fs.Table, layers []fs.Layer, root, dir string,
+) (err error) {
 	empty := filepath.Join(root, "empty")
 	if err := os.MkdirAll(empty, 0o755); err != nil {
 		return err
@@ -196,7 +208,8 @@ func (m *imageMount) serve(ctx context.Context, table *fs.Table, layers []fs.Lay
 		return err
 	}
 	defer func() {
-		if e := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); e != nil && !errors.Is(e, unix.EINVAL) {
+		if e := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); e != nil &&
+			!errors.Is(e, unix.EINVAL) {
 			err = errors.Join(err, fmt.Errorf("unmount %s: %w", dir, e))
 		}
 	}()

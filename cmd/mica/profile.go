@@ -23,7 +23,8 @@ at every first start of an image on a node, and fetches what it names before
 the next container asks for it, on this node or, where the profile is
 published beside the image, on any other.`,
 	}
-	cmd.AddCommand(profileListCommand(), profileShowCommand(), profileExportCommand(), profileImportCommand(),
+	cmd.AddCommand(profileListCommand(), profileShowCommand(), profileExportCommand(),
+		profileImportCommand(),
 		profileRemoveCommand(), profilePushCommand(), profileRecordCommand(), profileRuncCommand())
 	return cmd
 }
@@ -47,13 +48,15 @@ type profileFlags struct {
 
 func (f *profileFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.address, "address", admin.DefaultAddress, "micad's socket")
-	cmd.Flags().StringVar(&f.root, "root", "", "read micad's folder instead of asking it (/var/lib/micad, as a rule)")
+	cmd.Flags().StringVar(&f.root, "root", "",
+		"read micad's folder instead of asking it (/var/lib/micad, as a rule)")
 }
 
 // addImage adds the flags of verbs that take an image's name.
 func (f *profileFlags) addImage(cmd *cobra.Command) {
 	f.registry.add(cmd)
-	cmd.Flags().StringVar(&f.platform, "platform", platforms.Format(platforms.DefaultSpec()), "platform of a multi-platform image")
+	cmd.Flags().StringVar(&f.platform, "platform", platforms.Format(platforms.DefaultSpec()),
+		"platform of a multi-platform image")
 }
 
 func (f *profileFlags) store() profileStore {
@@ -93,7 +96,8 @@ func (f *profileFlags) load(ctx context.Context, name string) (*profile.Profile,
 	}
 	p, err := f.store().load(ctx, m)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("this node has no profile of %s: start a container of it with micad, or run mica profile record", name)
+		return nil, fmt.Errorf("this node has no profile of %s: start a container of it with "+
+			"micad, or run mica profile record", name)
 	}
 	return p, err
 }

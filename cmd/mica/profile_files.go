@@ -43,7 +43,8 @@ func profileListCommand() *cobra.Command {
 					fmt.Fprintf(t, "%s\t-\t-\t-\t-\t%s ago: %s\n", p.Manifest, saved, p.Error)
 					continue
 				}
-				fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s ago\n", p.Manifest, p.Runs, p.Layers, p.Ranges, bytesText(p.Bytes), saved)
+				fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s ago\n", p.Manifest, p.Runs, p.Layers,
+					p.Ranges, bytesText(p.Bytes), saved)
 			}
 			return t.Flush()
 		},
@@ -92,11 +93,13 @@ manifest, or in a file that mica profile export or record wrote.`,
 }
 
 func showProfile(w io.Writer, p *profile.Profile) error {
-	fmt.Fprintf(w, "manifest %s: %d ranges of %d layers, %s, from %d runs\n\n", p.Manifest, len(p.Ranges), p.Layers(), bytesText(p.Bytes()), p.Runs)
+	fmt.Fprintf(w, "manifest %s: %d ranges of %d layers, %s, from %d runs\n\n", p.Manifest,
+		len(p.Ranges), p.Layers(), bytesText(p.Bytes()), p.Runs)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "AT\tRUNS\tOFFSET\tSIZE\t  LAYER\t")
 	for _, r := range p.Ranges {
-		fmt.Fprintf(t, "%.3fs\t%d\t%d\t%d\t  %s\t\n", r.At.Seconds(), r.Runs, r.Off, r.Size, short(r.Layer.String()))
+		fmt.Fprintf(t, "%.3fs\t%d\t%d\t%d\t  %s\t\n", r.At.Seconds(), r.Runs, r.Off, r.Size,
+			short(r.Layer.String()))
 	}
 	return t.Flush()
 }

@@ -45,14 +45,18 @@ image, where every micad finds it. It is merged with the one published before.`,
 	}
 	f.add(cmd)
 	f.addImage(cmd)
-	cmd.Flags().BoolVar(&merge, "merge", true, "merge with the profile that is published; false: replace it")
+	cmd.Flags().BoolVar(&merge, "merge", true,
+		"merge with the profile that is published; false: replace it")
 	return cmd
 }
 
 // pushProfile publishes a profile beside an image.
-func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p *profile.Profile, merge bool) error {
+func pushProfile(
+	ctx context.Context, w io.Writer, im image, m imageManifest, p *profile.Profile, merge bool,
+) error {
 	if p.Manifest != m.desc.Digest {
-		return fmt.Errorf("the profile is of manifest %s, and %s has %s: record this image, or choose with --platform", p.Manifest, im.Ref(), m.desc.Digest)
+		return fmt.Errorf("the profile is of manifest %s, and %s has %s: record this image, or "+
+			"choose with --platform", p.Manifest, im.Ref(), m.desc.Digest)
 	}
 	if len(p.Ranges) == 0 {
 		return fmt.Errorf("the profile of %s is empty: it is not published", im.Ref())
@@ -84,7 +88,8 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 			return err
 		}
 	}
-	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON, bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
+	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON,
+		bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
 		return err
 	}
 	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc), others...); err != nil {
@@ -94,14 +99,18 @@ func pushProfile(ctx context.Context, w io.Writer, im image, m imageManifest, p 
 	if a.Copy.Size > 0 {
 		copied = fmt.Sprintf(", and a copy of what a start reads %s", bytesText(a.Copy.Size))
 	}
-	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n", im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
+	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n",
+		im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
 		bytesText(int64(len(a.Content))), copied)
 	return err
 }
 
 // addCopy adds to a profile a copy of what it names, if the image has an index among its referrers,
 // whose spans these are.
-func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile, a *published.Artifact) error {
+func addCopy(
+	ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile,
+	a *published.Artifact,
+) error {
 	list = artifact.Of(artifact.Type, list)
 	if len(list) == 0 {
 		return nil
@@ -112,7 +121,8 @@ func addCopy(ctx context.Context, im image, list []ocispec.Descriptor, p *profil
 		spans, err = published.Spans(p, b)
 	}
 	if err != nil {
-		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(), err)
+		return fmt.Errorf("index of %s: %w; make it anew with `mica index create --push`", im.Ref(),
+			err)
 	}
 	read := func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error {
 		return readAt(ctx, im, d, p, off)
@@ -136,7 +146,9 @@ func readAt(ctx context.Context, im image, d ocispec.Descriptor, p []byte, off i
 }
 
 // fetchProfile returns the profile that an entry of the list of referrers stands for.
-func fetchProfile(ctx context.Context, im image, m imageManifest, d ocispec.Descriptor) (*profile.Profile, error) {
+func fetchProfile(
+	ctx context.Context, im image, m imageManifest, d ocispec.Descriptor,
+) (*profile.Profile, error) {
 	what := fmt.Sprintf("published profile %s of %s", d.Digest, im.Ref())
 	content, err := published.Fetch(ctx, im, d)
 	if err != nil {

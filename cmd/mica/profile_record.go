@@ -64,10 +64,13 @@ this machine, and no limits. The image needs an index (mica index create --push)
 	}
 	f.addImage(cmd)
 	cmd.Flags().BoolVar(&r.push, "push", false, "publish the profile beside the image")
-	cmd.Flags().BoolVar(&r.merge, "merge", true, "with --push: merge with the profile that is published; false: replace it")
-	cmd.Flags().StringVarP(&r.output, "output", "o", "", "write the profile to a file, as JSON if its name ends so")
+	cmd.Flags().BoolVar(&r.merge, "merge", true,
+		"with --push: merge with the profile that is published; false: replace it")
+	cmd.Flags().StringVarP(&r.output, "output", "o", "",
+		"write the profile to a file, as JSON if its name ends so")
 	cmd.Flags().DurationVar(&r.timeout, "timeout", time.Minute, "how long the container may run")
-	cmd.Flags().DurationVar(&r.calm, "calm", 5*time.Second, "how long nothing new is read, after the first output, until the container is ended")
+	cmd.Flags().DurationVar(&r.calm, "calm", 5*time.Second,
+		"how long nothing new is read, after the first output, until the container is ended")
 	return cmd
 }
 
@@ -117,12 +120,15 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 // report tells what was recorded. total is the image's bytes, uncompressed.
 func (r *profileRecord) report(im image, p *profile.Profile, total int64) error {
 	_, err := fmt.Fprintf(r.stdout, "%s: recorded %d ranges of %d layers, %s (%.1f%% of %s)\n",
-		im.Ref(), len(p.Ranges), p.Layers(), bytesText(p.Bytes()), 100*float64(p.Bytes())/float64(max(total, 1)), bytesText(total))
+		im.Ref(), len(p.Ranges), p.Layers(), bytesText(p.Bytes()),
+		100*float64(p.Bytes())/float64(max(total, 1)), bytesText(total))
 	return err
 }
 
 // record runs the container, and returns its profile and the image's bytes, uncompressed.
-func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *remote.Image, m imageManifest, args []string) (p *profile.Profile, total int64, err error) {
+func (r *profileRecord) record(
+	ctx context.Context, client *remote.Client, im *remote.Image, m imageManifest, args []string,
+) (p *profile.Profile, total int64, err error) {
 	config, err := imageConfig(ctx, im, m)
 	if err != nil {
 		return nil, 0, err
@@ -136,8 +142,9 @@ func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *r
 	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads
 	// that could be recorded.
 	table, err := fs.Open(ctx, fs.Options{
-		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read, Fetch: fetch.Options{Fill: fetch.None},
-		Log: slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read,
+		Fetch: fetch.Options{Fill: fetch.None},
+		Log:   slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
 		return nil, 0, err
@@ -159,7 +166,8 @@ func (r *profileRecord) record(ctx context.Context, client *remote.Client, im *r
 		return nil, 0, err
 	}
 	if p = recorder.Profile(); len(p.Ranges) == 0 {
-		return nil, 0, fmt.Errorf("nothing was recorded: layers without an index are downloaded whole; make one with mica index create --push %s", im.Ref())
+		return nil, 0, fmt.Errorf("nothing was recorded: layers without an index are downloaded "+
+			"whole; make one with mica index create --push %s", im.Ref())
 	}
 	return p, total, nil
 }
@@ -177,7 +185,10 @@ func imageConfig(ctx context.Context, im image, m imageManifest) (ocispec.ImageC
 }
 
 // start runs the container over the layers until it or its time ends. What it writes goes to dir.
-func (r *profileRecord) start(ctx context.Context, below []fs.Below, dir string, config ocispec.ImageConfig, args []string, recorder *profile.Recorder) (err error) {
+func (r *profileRecord) start(
+	ctx context.Context, below []fs.Below, dir string, config ocispec.ImageConfig, args []string,
+	recorder *profile.Recorder,
+) (err error) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	for _, name := range []string{"empty", "upper", "work", "rootfs", "container"} {
 		if err := os.Mkdir(at(name), 0o755); err != nil {
@@ -222,7 +233,9 @@ func (r *profileRecord) start(ctx context.Context, below []fs.Below, dir string,
 }
 
 // watch ends the container when its reads have calmed down, or its time is up.
-func (r *profileRecord) watch(ctx context.Context, end context.CancelCauseFunc, first *firstWrite, recorder *profile.Recorder) {
+func (r *profileRecord) watch(
+	ctx context.Context, end context.CancelCauseFunc, first *firstWrite, recorder *profile.Recorder,
+) {
 	tick := time.NewTicker(calmPoll)
 	defer tick.Stop()
 	timeout := time.NewTimer(r.timeout)
@@ -235,7 +248,8 @@ func (r *profileRecord) watch(ctx context.Context, end context.CancelCauseFunc, 
 			end(errTimeout)
 			return
 		case now := <-tick.C:
-			if at := first.at.Load(); at != nil && now.Sub(*at) >= r.calm && recorder.Quiet(r.calm) {
+			if at := first.at.Load(); at != nil && now.Sub(*at) >= r.calm &&
+				recorder.Quiet(r.calm) {
 				end(errCalm)
 				return
 			}

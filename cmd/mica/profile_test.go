@@ -49,7 +49,8 @@ func testProfile(manifest digest.Digest, blocks ...int64) *profile.Profile {
 	p := &profile.Profile{Manifest: manifest, Runs: 1}
 	for i, b := range blocks {
 		p.Ranges = append(p.Ranges, profile.Range{
-			Layer: digest.FromString("layer"), Off: b * profile.BlockSize, Size: profile.BlockSize, At: time.Duration(i) * time.Second, Runs: 1,
+			Layer: digest.FromString("layer"), Off: b * profile.BlockSize, Size: profile.BlockSize,
+			At: time.Duration(i) * time.Second, Runs: 1,
 		})
 	}
 	return p
@@ -74,21 +75,25 @@ func TestProfileFiles(t *testing.T) {
 	}
 	mica(t, "profile", "import", "--root", root, filepath.Join(dir, "a.json"))
 	var list []admin.Profile
-	if err := json.Unmarshal([]byte(mica(t, "profile", "ls", "--json", "--root", root)), &list); err != nil {
+	if err := json.Unmarshal([]byte(mica(t, "profile", "ls", "--json", "--root", root)),
+		&list); err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || list[0].Manifest != m || list[0].Runs != 2 || list[0].Ranges != 2 || list[0].Bytes != 2*profile.BlockSize || list[0].Layers != 1 {
+	if len(list) != 1 || list[0].Manifest != m || list[0].Runs != 2 || list[0].Ranges != 2 ||
+		list[0].Bytes != 2*profile.BlockSize || list[0].Layers != 1 {
 		t.Errorf("ls: %+v", list)
 	}
 	if out := mica(t, "profile", "ls", "--root", root); !strings.Contains(out, m.String()) {
 		t.Errorf("ls prints %q", out)
 	}
-	if out := mica(t, "profile", "show", "--root", root, m.String()); !strings.Contains(out, "2 ranges of 1 layers, 131.1 kB, from 2 runs") {
+	if out := mica(t, "profile", "show", "--root", root, m.String()); !strings.Contains(out,
+		"2 ranges of 1 layers, 131.1 kB, from 2 runs") {
 		t.Errorf("show prints %q", out)
 	}
 	mica(t, "profile", "rm", "--root", root, m.String())
 	for _, verb := range []string{"rm", "show", "export"} {
-		if _, err := tryMica(t, "profile", verb, "--root", root, m.String()); err == nil || !strings.Contains(err.Error(), "no profile") {
+		if _, err := tryMica(t, "profile", verb, "--root", root, m.String()); err == nil ||
+			!strings.Contains(err.Error(), "no profile") {
 			t.Errorf("%s of what is not there: %v", verb, err)
 		}
 	}
@@ -98,7 +103,8 @@ func TestProfileFiles(t *testing.T) {
 func layoutImage(t *testing.T, dir string) ocispec.Descriptor {
 	t.Helper()
 	store := func(mediaType string, b []byte) ocispec.Descriptor {
-		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b),
+			Size: int64(len(b))}
 		name := filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded())
 		if err := os.WriteFile(name, b, 0o644); err != nil {
 			t.Fatal(err)
@@ -117,17 +123,20 @@ func layoutImage(t *testing.T, dir string) ocispec.Descriptor {
 	}
 	var content bytes.Buffer
 	w := tar.NewWriter(&content)
-	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: 5}), second(w.Write([]byte("hello"))), w.Close()); err != nil {
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: 5}),
+		second(w.Write([]byte("hello"))), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	config := put(ocispec.MediaTypeImageConfig, ocispec.Image{})
 	layer := store(ocispec.MediaTypeImageLayer, content.Bytes())
 	m := put(ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{layer},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		Config: config, Layers: []ocispec.Descriptor{layer},
 	})
 	files := map[string]any{
 		ocispec.ImageLayoutFile: ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion},
-		ocispec.ImageIndexFile:  ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{m}},
+		ocispec.ImageIndexFile: ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+			Manifests: []ocispec.Descriptor{m}},
 	}
 	for name, v := range files {
 		b, err := json.Marshal(v)
@@ -250,7 +259,8 @@ func TestIndexCreateProfile(t *testing.T) {
 		t.Fatalf("nothing is published: %v", list)
 	}
 	c, ok, err := published.CopyOf(d)
-	if err != nil || !ok || len(c.Frames) != 1 || c.Frames[0].Layer != p.Ranges[0].Layer || c.Frames[0].Span != 0 {
+	if err != nil || !ok || len(c.Frames) != 1 || c.Frames[0].Layer != p.Ranges[0].Layer ||
+		c.Frames[0].Span != 0 {
 		t.Fatalf("the copy is %+v, %v", c, err)
 	}
 	layer, err := l.Image("").FetchBlob(t.Context(), manifest.Layers[0], 1<<20)
@@ -261,7 +271,8 @@ func TestIndexCreateProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := index.Span{Size: int64(len(layer)), BlobSize: int64(len(got)), Codec: index.Zstd, Digest: sha256.Sum256(layer)}
+	s := index.Span{Size: int64(len(layer)), BlobSize: int64(len(got)), Codec: index.Zstd,
+		Digest: sha256.Sum256(layer)}
 	if err := s.Decode(make([]byte, len(layer)), got, nil); err != nil {
 		t.Errorf("the copy is not of the layer: %v", err)
 	}

@@ -63,9 +63,11 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 	for _, l := range out.Layers {
 		lastError := l.LastError
 		if lastError != "" {
-			lastError = fmt.Sprintf("%s (%s ago)", lastError, time.Since(l.LastErrorTime).Round(time.Second))
+			lastError = fmt.Sprintf("%s (%s ago)", lastError,
+				time.Since(l.LastErrorTime).Round(time.Second))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(l.Layer.String()), l.Mode, bytesText(l.Present), bytesText(l.Total),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(l.Layer.String()), l.Mode,
+			bytesText(l.Present), bytesText(l.Total),
 			l.Requests, l.Ref, lastError)
 	}
 	if err := t.Flush(); err != nil {
@@ -80,10 +82,12 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 	}
 	fmt.Fprintf(w, "\n%s\n", cacheText(&out.Cache))
 	if len(out.Fallbacks) > 0 {
-		fmt.Fprintln(w, "\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
+		fmt.Fprintln(w,
+			"\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
 	}
 	for _, f := range out.Fallbacks {
-		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, short(f.Layer), time.Since(f.Time).Round(time.Second), f.Reason)
+		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, short(f.Layer),
+			time.Since(f.Time).Round(time.Second), f.Reason)
 	}
 	return nil
 }

@@ -23,8 +23,10 @@ func verifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [REF|LAYER]",
 		Short: "Read all that is on disk and compare it with its digests",
-		Long: "Read all that is on disk, of all layers, of an image's or of one, and compare it with its digests. What is wrong is thrown " +
-			"away and fetched again. The command fails where something is wrong that could not be put right.",
+		Long: "Read all that is on disk, of all layers, of an image's or of one, and compare it " +
+			"with its digests. What is wrong is thrown " +
+			"away and fetched again. The command fails where something is wrong that could not " +
+			"be put right.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			which := ""
@@ -70,7 +72,8 @@ func verify(ctx context.Context, w io.Writer, c *admin.Client, which string, asJ
 		}
 	}
 	if left > 0 {
-		return fmt.Errorf("%d of %d layers are wrong on disk and could not be put right", left, len(layers))
+		return fmt.Errorf("%d of %d layers are wrong on disk and could not be put right", left,
+			len(layers))
 	}
 	return nil
 }
@@ -80,7 +83,8 @@ func verify(ctx context.Context, w io.Writer, c *admin.Client, which string, asJ
 func matching(all []cache.Usage, which string) (layers []digest.Digest) {
 	for _, u := range all {
 		d := u.Layer.String()
-		if which == "" || slices.Contains(u.Refs, which) || len(which) >= 4 && (strings.HasPrefix(d, which) || strings.HasPrefix(u.Layer.Encoded(), which)) {
+		if which == "" || slices.Contains(u.Refs, which) || len(which) >= 4 &&
+			(strings.HasPrefix(d, which) || strings.HasPrefix(u.Layer.Encoded(), which)) {
 			layers = append(layers, u.Layer)
 		}
 	}

@@ -25,7 +25,9 @@ func (d *daemon) inUse(ctx context.Context) (map[digest.Digest]bool, error) {
 
 // handleCache adds the part of package admin's API that is about what lies on disk.
 func (d *daemon) handleCache(mux *http.ServeMux) {
-	mux.HandleFunc("GET "+admin.PathCache, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Cache().Status()) })
+	mux.HandleFunc("GET "+admin.PathCache, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.table.Cache().Status())
+	})
 	mux.HandleFunc("GET "+admin.PathUsage, func(w http.ResponseWriter, r *http.Request) {
 		all, err := d.table.Cache().Usage(r.Context())
 		d.answerOr(w, all, err)
@@ -56,7 +58,8 @@ func (d *daemon) answerOr(w http.ResponseWriter, v any, err error) {
 // content of layers that no container uses.
 func (d *daemon) collect(ctx context.Context, unused bool) (admin.Collected, error) {
 	if d.restoring.Load() {
-		return admin.Collected{}, errors.New("layers of an earlier run are still being mounted: it is not known yet what is used. Try again later")
+		return admin.Collected{}, errors.New("layers of an earlier run are still being mounted: " +
+			"it is not known yet what is used. Try again later")
 	}
 	before, err := d.table.Cache().Usage(ctx)
 	if err != nil {
@@ -81,7 +84,9 @@ func freed(before, after []cache.Usage) admin.Collected {
 		if n := len(b.Refs); n > 0 {
 			f.Ref = b.Refs[n-1]
 		}
-		if k := slices.IndexFunc(after, func(a cache.Usage) bool { return a.Layer == b.Layer }); k >= 0 {
+		if k := slices.IndexFunc(after, func(a cache.Usage) bool {
+			return a.Layer == b.Layer
+		}); k >= 0 {
 			f.Bytes, f.Removed = b.Disk-after[k].Disk, false
 		}
 		if f.Bytes > 0 || f.Removed {

@@ -51,7 +51,8 @@ func TestCacheOptions(t *testing.T) {
 				t.Fatal(err)
 			}
 			o, err := c.cacheOptions()
-			if err != nil || o.Size != want.size || o.Percent != want.percent || o.Scrub != want.scrub {
+			if err != nil || o.Size != want.size || o.Percent != want.percent ||
+				o.Scrub != want.scrub {
 				t.Errorf("%+v, %v", o, err)
 			}
 		})
@@ -60,10 +61,12 @@ func TestCacheOptions(t *testing.T) {
 
 func TestFreed(t *testing.T) {
 	a, b, c := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
-	before := []cache.Usage{{Layer: a, Disk: 100, Refs: []string{"x", "y"}}, {Layer: b, Disk: 50}, {Layer: c, Disk: 7}}
+	before := []cache.Usage{{Layer: a, Disk: 100, Refs: []string{"x", "y"}}, {Layer: b, Disk: 50},
+		{Layer: c, Disk: 7}}
 	got := freed(before, []cache.Usage{{Layer: b, Disk: 20}, {Layer: c, Disk: 9}})
 	want := []admin.Freed{{Layer: a, Ref: "y", Bytes: 100, Removed: true}, {Layer: b, Bytes: 30}}
-	if got.Bytes != 130 || len(got.Freed) != 2 || got.Freed[0] != want[0] || got.Freed[1] != want[1] {
+	if got.Bytes != 130 || len(got.Freed) != 2 || got.Freed[0] != want[0] ||
+		got.Freed[1] != want[1] {
 		t.Errorf("%+v", got)
 	}
 }

@@ -160,7 +160,8 @@ func (c *config) cacheOptions() (o cache.Options, err error) {
 	if percent, ok := strings.CutSuffix(text, "%"); ok {
 		o.Percent, err = strconv.Atoi(strings.TrimSpace(percent))
 		if err != nil || o.Percent < 1 || o.Percent > 100 {
-			return o, fmt.Errorf(`cache.size = %q: write a part of the filesystem such as "30%%", or a number of bytes such as "20GiB"`, text)
+			return o, fmt.Errorf(`cache.size = %q: write a part of the filesystem such as "30%%", `+
+				`or a number of bytes such as "20GiB"`, text)
 		}
 		return o, nil
 	}
@@ -168,7 +169,8 @@ func (c *config) cacheOptions() (o cache.Options, err error) {
 		return o, nil
 	}
 	if o.Size, err = bytesize(text); err != nil || o.Size < minCache {
-		return o, fmt.Errorf(`cache.size = %q: write a number of bytes such as "20GiB", 64MiB at least, or a part of the filesystem such as "30%%"`, text)
+		return o, fmt.Errorf(`cache.size = %q: write a number of bytes such as "20GiB", 64MiB at least, `+
+			`or a part of the filesystem such as "30%%"`, text)
 	}
 	return o, nil
 }
@@ -212,12 +214,14 @@ func (c *config) check(path string) error {
 	switch c.Mode {
 	case "auto", "erofs", "fuse", "local":
 	default:
-		return fmt.Errorf(`configuration %s: mode = %q: use "auto", "erofs", "fuse" or "local"`, path, c.Mode)
+		return fmt.Errorf(`configuration %s: mode = %q: use "auto", "erofs", "fuse" or "local"`,
+			path, c.Mode)
 	}
 	switch c.Index.Trust {
 	case "repository", "local":
 	default:
-		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path, c.Index.Trust)
+		return fmt.Errorf(`configuration %s: index.trust = %q: use "repository" or "local"`, path,
+			c.Index.Trust)
 	}
 	if _, err := c.fetchOptions(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
@@ -229,13 +233,15 @@ func (c *config) check(path string) error {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
-		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive durations", path)
+		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive "+
+			"durations", path)
 	}
 	if err := c.checkCredentials(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}
 	if c.Remote.Downloads < 1 {
-		return fmt.Errorf("configuration %s: remote.max_concurrent_downloads must be at least 1", path)
+		return fmt.Errorf("configuration %s: remote.max_concurrent_downloads must be at least 1",
+			path)
 	}
 	return nil
 }

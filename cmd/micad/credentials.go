@@ -35,7 +35,8 @@ func openCredentials(c config, log *slog.Logger) *credentials {
 	if o.ImageService != "" {
 		var keeper cri.Keeper
 		var err error
-		k.kept, err = creds.OpenKept(creds.KeptOptions{Dir: filepath.Join(c.Root, "credentials"), Key: o.Key, Logger: log})
+		k.kept, err = creds.OpenKept(creds.KeptOptions{Dir: filepath.Join(c.Root, "credentials"),
+			Key: o.Key, Logger: log})
 		if err != nil {
 			log.Error("credentials of the kubelet's pulls are not kept", "err", err)
 		} else {
@@ -47,9 +48,12 @@ func openCredentials(c config, log *slog.Logger) *credentials {
 		}
 	}
 	if o.ProviderConfig != "" {
-		chain = append(chain, creds.NewKubelet(creds.KubeletOptions{Config: o.ProviderConfig, BinDir: o.ProviderBinDir, Logger: log}))
+		chain = append(chain,
+			creds.NewKubelet(creds.KubeletOptions{Config: o.ProviderConfig,
+				BinDir: o.ProviderBinDir, Logger: log}))
 	}
-	k.Keychain = creds.Chain(append(chain, creds.NewDocker(creds.DockerOptions{Paths: c.Remote.DockerConfigs}))...)
+	k.Keychain = creds.Chain(append(chain,
+		creds.NewDocker(creds.DockerOptions{Paths: c.Remote.DockerConfigs}))...)
 	return k
 }
 
@@ -85,7 +89,9 @@ func (k *credentials) retain(ctx context.Context, layers func() ([]fs.Status, bo
 				used[ref.Name()] = true
 			}
 		}
-		if err := k.kept.Retain(func(repository string) bool { return used[repository] }); err != nil {
+		if err := k.kept.Retain(func(repository string) bool {
+			return used[repository]
+		}); err != nil {
 			k.log.Warn("credentials that nothing needs any more are still kept", "err", err)
 		}
 	}
@@ -102,7 +108,8 @@ func (k *credentials) close() error {
 func (c *config) checkCredentials() error {
 	o := c.Credentials
 	if (o.ProviderConfig == "") != (o.ProviderBinDir == "") {
-		return errors.New("credentials.kubelet_provider_config and kubelet_provider_bin_dir go together: they are the kubelet's" +
+		return errors.New("credentials.kubelet_provider_config and kubelet_provider_bin_dir go " +
+			"together: they are the kubelet's" +
 			" --image-credential-provider-config and --image-credential-provider-bin-dir")
 	}
 	return nil

@@ -162,9 +162,11 @@ func TestKeepOfNothing(t *testing.T) {
 		{[]string{"--config", filepath.Join(t.TempDir(), "none")}, "none", false},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		out, err := exec.CommandContext(ctx, os.Args[0], append([]string{"keep"}, c.args...)...).CombinedOutput()
+		out, err := exec.CommandContext(ctx, os.Args[0],
+			append([]string{"keep"}, c.args...)...).CombinedOutput()
 		cancel()
-		if ctx.Err() == context.DeadlineExceeded || !strings.Contains(string(out), c.says) || (err == nil) != c.good {
+		if ctx.Err() == context.DeadlineExceeded || !strings.Contains(string(out), c.says) ||
+			(err == nil) != c.good {
 			t.Errorf("%v: %v\n%s", c.args, err, out)
 		}
 	}

@@ -29,7 +29,8 @@ func listen(path string) (net.Listener, error) {
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("another micad answers at %s: stop it, or give this one another --address and --root", path)
+		return nil, fmt.Errorf("another micad answers at %s: stop it, or give this one another "+
+			"--address and --root", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove the old socket: %w", err)
@@ -49,7 +50,9 @@ const listenerName = "listener"
 
 // takeListener returns the socket that a former micad has left with the keeper, or a new one: then
 // the keeper gets it. So containerd can connect at all times, and waits while no micad is there.
-func takeListener(ctx context.Context, k *keeper.Keeper, held *keeper.Held, path string) (net.Listener, error) {
+func takeListener(
+	ctx context.Context, k *keeper.Keeper, held *keeper.Held, path string,
+) (net.Listener, error) {
 	if held != nil {
 		l, err := heldListener(held, path)
 		if err == nil {
@@ -124,7 +127,9 @@ func peer(c syscall.Conn) (pid int32, err error) {
 		return 0, err
 	}
 	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	cerr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
 	if err = errors.Join(cerr, err); err != nil {
 		return 0, fmt.Errorf("SO_PEERCRED: %w", err)
 	}

@@ -86,8 +86,10 @@ func parse(args []string) (o options, err error) {
 	flags := flag.NewFlagSet("micad", flag.ContinueOnError)
 	flags.StringVar(&o.path, "config", defaultConfig, "configuration file")
 	flags.StringVar(&o.root, "root", "", "folder for all state (over the configuration's root)")
-	flags.StringVar(&o.address, "address", "", "socket to listen at (over the configuration's address)")
-	flags.StringVar(&o.logLevel, "log-level", "", "debug, info, warn or error (over the configuration's log_level)")
+	flags.StringVar(&o.address, "address", "",
+		"socket to listen at (over the configuration's address)")
+	flags.StringVar(&o.logLevel, "log-level", "",
+		"debug, info, warn or error (over the configuration's log_level)")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	flags.Usage = func() {
 		fmt.Fprint(flags.Output(), usage)
@@ -101,8 +103,9 @@ func parse(args []string) (o options, err error) {
 	case err != nil:
 		return o, configError{err}
 	case flags.NArg() > 0:
-		return o, configError{fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)",
-			flags.Arg(0))}
+		return o,
+			configError{fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)",
+				flags.Arg(0))}
 	case *showVersion:
 		fmt.Println("micad", version)
 		o.done = true

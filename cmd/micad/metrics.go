@@ -68,7 +68,8 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(name string, v int64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, float64(v), labels...)
+		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, float64(v),
+			labels...)
 	}
 	counter := func(name string, v int64) {
 		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.CounterValue, float64(v))

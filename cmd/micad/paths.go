@@ -63,7 +63,8 @@ func (c *config) cleanRoot() error {
 // cleanAddress checks where micad listens. What lies there is replaced, so it has to be a socket.
 func (c *config) cleanAddress() error {
 	if c.Address == "" {
-		return errors.New(`address = "": write the path of the socket to listen at, as containerd has it`)
+		return errors.New(`address = "": ` +
+			`write the path of the socket to listen at, as containerd has it`)
 	}
 	if err := cleanSocket("address", &c.Address); err != nil {
 		return err
@@ -78,7 +79,8 @@ func isOr(key, path string, kind func(os.FileMode) bool, name string) error {
 	switch {
 	case err == nil && !kind(st.Mode()):
 		return fmt.Errorf("%s = %q: it is no %s", key, path, name)
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENAMETOOLONG):
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err,
+		unix.ENAMETOOLONG):
 		return fmt.Errorf("%s = %q: %w", key, path, err)
 	}
 	return nil

@@ -47,7 +47,8 @@ func TestProfiles(t *testing.T) {
 	dir := profile.NewDir(t.TempDir())
 	c, ctx := serveProfiles(t, dir), t.Context()
 	m := digest.FromString("manifest")
-	p := &profile.Profile{Manifest: m, Runs: 1, Ranges: []profile.Range{{Layer: digest.FromString("l"), Size: 7, Runs: 1}}}
+	p := &profile.Profile{Manifest: m, Runs: 1,
+		Ranges: []profile.Range{{Layer: digest.FromString("l"), Size: 7, Runs: 1}}}
 	encoded, err := p.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +82,8 @@ func TestProfiles(t *testing.T) {
 			t.Errorf("after PUT %d: %+v, %v; want %d runs", i, got, err, want)
 		}
 	}
-	if l := list(); len(l) != 1 || l[0].Manifest != m || l[0].Bytes != 7 || l[0].Runs != 1 || l[0].Saved.IsZero() || l[0].Error != "" {
+	if l := list(); len(l) != 1 || l[0].Manifest != m || l[0].Bytes != 7 || l[0].Runs != 1 ||
+		l[0].Saved.IsZero() || l[0].Error != "" {
 		t.Errorf("list: %+v", l)
 	}
 	for name, c2 := range map[string]struct {
@@ -94,7 +96,8 @@ func TestProfiles(t *testing.T) {
 		"too large":        {m, make([]byte, admin.MaxProfile+1), "too large"},
 		"no digest at all": {"x", encoded, "the profile is of manifest"},
 	} {
-		if err := c.PutProfile(ctx, c2.m, c2.b, false); err == nil || !strings.Contains(err.Error(), c2.says) {
+		if err := c.PutProfile(ctx, c2.m, c2.b, false); err == nil ||
+			!strings.Contains(err.Error(), c2.says) {
 			t.Errorf("PUT, %s: %v", name, err)
 		}
 	}

@@ -87,10 +87,12 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, d.close()) }()
 
 	split := newSplitter(listener)
-	server := grpc.NewServer(append(d.credentials.serverOptions(), grpc.UnaryInterceptor(d.survive))...)
+	server := grpc.NewServer(append(d.credentials.serverOptions(),
+		grpc.UnaryInterceptor(d.survive))...)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
-	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root, "adopted", len(mounts), "start", time.Since(d.started))
+	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root,
+		"adopted", len(mounts), "start", time.Since(d.started))
 	if err := k.Ready(fmt.Sprintf("serves at %s", c.Address)); err != nil {
 		log.Warn("the service manager is not told that micad is ready", "err", err)
 	}
@@ -100,10 +102,12 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g.Go(func() error { return ignoreClosed(server.Serve(split.grpc)) })
 	g.Go(func() error { return ignoreClosed(web.Serve(split.http)) })
 	if c.MetricsAddress != "" {
-		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(), ReadHeaderTimeout: firstByteTimeout}
+		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(),
+			ReadHeaderTimeout: firstByteTimeout}
 		g.Go(func() error {
 			if err := ignoreClosed(metrics.ListenAndServe()); err != nil {
-				log.Error("metrics are not served over TCP", "address", c.MetricsAddress, "err", err)
+				log.Error("metrics are not served over TCP", "address", c.MetricsAddress,
+					"err", err)
 			}
 			return nil // containers are served all the same
 		})
@@ -114,7 +118,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error { d.hear(ctx); return nil })
 	g.Go(func() error {
-		d.credentials.retain(ctx, func() ([]fs.Status, bool) { return d.layers(), !d.restoring.Load() })
+		d.credentials.retain(ctx, func() ([]fs.Status, bool) {
+			return d.layers(), !d.restoring.Load()
+		})
 		return nil
 	})
 	g.Go(func() error {
@@ -152,12 +158,16 @@ func sortHeld(held []keeper.Held) (socket *keeper.Held, mounts []keeper.Held) {
 }
 
 // survive makes a panic the error of the call that met it.
-func (d *daemon) survive(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
+func (d *daemon) survive(
+	ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler,
+) (answer any, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			d.panics.Add(1)
-			d.log.ErrorContext(ctx, "panic in a call", "call", info.FullMethod, "panic", v, "stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)", info.FullMethod, v)
+			d.log.ErrorContext(ctx, "panic in a call", "call", info.FullMethod, "panic", v,
+				"stack", string(debug.Stack()))
+			err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)",
+				info.FullMethod, v)
 		}
 	}()
 	return next(ctx, req)
@@ -216,7 +226,8 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
 		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
-		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Limits: limits, Log: d.log,
+		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Limits: limits,
+		Log:      d.log,
 		Scanning: scanning,
 		Profiles: d.profiles, Fetch: ahead, Cache: disk, Keeper: d.keeper, Held: held,
 	})
@@ -249,7 +260,8 @@ func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 		if err == nil || !serving {
 			return err
 		}
-		d.log.Error("containers go on reading, and none can start: the snapshotter does not open; it is tried again", "in", wait, "err", err)
+		d.log.Error("containers go on reading, and none can start: the snapshotter does not "+
+			"open; it is tried again", "in", wait, "err", err)
 		select {
 		case <-ctx.Done():
 			return err
@@ -275,13 +287,15 @@ func (d *daemon) restore(ctx context.Context) {
 		start := time.Now()
 		err := d.snapshotter.Restore(ctx)
 		if err == nil {
-			d.log.Info("layers of an earlier run are mounted", "layers", d.snapshotter.Stats().Restored, "took", time.Since(start))
+			d.log.Info("layers of an earlier run are mounted",
+				"layers", d.snapshotter.Stats().Restored, "took", time.Since(start))
 			break
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		d.log.Error("some layers of an earlier run are not mounted; they are tried again", "in", wait, "err", err)
+		d.log.Error("some layers of an earlier run are not mounted; they are tried again",
+			"in", wait, "err", err)
 		select {
 		case <-ctx.Done():
 			return
@@ -311,10 +325,18 @@ func (d *daemon) hear(ctx context.Context) {
 // handler answers package admin's API.
 func (d *daemon) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+admin.PathInfo, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.info()) })
-	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.layers()) })
-	mux.HandleFunc("GET "+admin.PathReplays, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.table.Replays()) })
-	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) { d.answer(w, d.fallbacks()) })
+	mux.HandleFunc("GET "+admin.PathInfo, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.info())
+	})
+	mux.HandleFunc("GET "+admin.PathLayers, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.layers())
+	})
+	mux.HandleFunc("GET "+admin.PathReplays, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.table.Replays())
+	})
+	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.fallbacks())
+	})
 	d.handleCache(mux)
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
 	profiles := newProfilesHandler(d.profiles, d.log)
@@ -338,7 +360,8 @@ func (d *daemon) answer(w http.ResponseWriter, v any) {
 
 func (d *daemon) info() admin.Info {
 	i := admin.Info{
-		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started, Mode: d.config.Mode, RemapIDs: d.config.RemapIDs,
+		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started,
+		Mode: d.config.Mode, RemapIDs: d.config.RemapIDs,
 		Unlabelled: int64(d.snapshotter.Stats().Unannotated), Restoring: d.restoring.Load(),
 	}
 	lazy, complete, err := d.table.Modes()
@@ -353,7 +376,8 @@ func (d *daemon) info() admin.Info {
 func (d *daemon) fallbacks() []admin.Fallback {
 	list := []admin.Fallback{}
 	for _, f := range d.snapshotter.Fallbacks() {
-		list = append(list, admin.Fallback{Ref: f.Ref, Layer: f.Layer.String(), Reason: f.Reason, Time: f.Time})
+		list = append(list,
+			admin.Fallback{Ref: f.Ref, Layer: f.Layer.String(), Reason: f.Reason, Time: f.Time})
 	}
 	return list
 }
