@@ -32,10 +32,12 @@ func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 		m, err := readHeld(h)
 		if err != nil {
 			if !errors.Is(err, errUnused) {
-				t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more", "name", h.Name, "err", err)
+				t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more",
+					"name", h.Name, "err", err)
 			}
 			if err := closeHeld(h); err != nil {
-				t.log.WarnContext(ctx, "close what the keeper has handed out", "name", h.Name, "err", err)
+				t.log.WarnContext(ctx, "close what the keeper has handed out", "name", h.Name,
+					"err", err)
 			}
 			t.dropHeld(ctx, h.Name)
 			continue
@@ -48,7 +50,8 @@ func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 	for d := range layers {
 		group.Go(func() error {
 			if _, err := t.stored(Layer{Digest: d}); err != nil {
-				t.log.ErrorContext(ctx, "a layer in use cannot be opened: its readers wait for it", "layer", d, "err", err)
+				t.log.ErrorContext(ctx, "a layer in use cannot be opened: its readers wait for it",
+					"layer", d, "err", err)
 			}
 			return nil
 		})
@@ -169,7 +172,8 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 	for _, m := range left {
 		errs = append(errs, m.take(), m.close())
 		if !all {
-			t.log.WarnContext(ctx, "a mount of a layer that is not known any more ends", "layer", m.state.Layer)
+			t.log.WarnContext(ctx, "a mount of a layer that is not known any more ends",
+				"layer", m.state.Layer)
 			t.dropHeld(ctx, m.held.Name)
 			errs = append(errs, fuse.Detach(m.state.Mount.Dir))
 		}
@@ -192,14 +196,16 @@ func (v *openLayer) adoptHeld(ctx context.Context) {
 			continue
 		}
 		if err != nil {
-			v.t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more", "layer", v.digest, "dir", m.state.Mount.Dir, "err", err)
+			v.t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more",
+				"layer", v.digest, "dir", m.state.Mount.Dir, "err", err)
 			v.t.dropHeld(ctx, m.held.Name)
 		} else {
 			v.t.watch(s)
 			v.place(ctx, s, &m.state)
 		}
 		if err := m.close(); err != nil {
-			v.t.log.WarnContext(ctx, "close what the keeper has handed out", "name", m.held.Name, "err", err)
+			v.t.log.WarnContext(ctx, "close what the keeper has handed out", "name", m.held.Name,
+				"err", err)
 		}
 	}
 }
@@ -223,7 +229,8 @@ func (v *openLayer) adopt(ctx context.Context, m *heldMount) (*served, error) {
 	case scarce(err):
 		return nil, errors.Join(err, f.Close())
 	case err != nil:
-		v.t.log.ErrorContext(ctx, "a layer is not what its readers have seen so far: they get errors", "layer", v.digest, "err", err)
+		v.t.log.ErrorContext(ctx, "a layer is not what its readers have seen so far: they get "+
+			"errors", "layer", v.digest, "err", err)
 		s.Mount, err = fuse.AdoptLost(ctx, f, st.Mount, o)
 	case st.Mount.Kind == fuse.KindTree:
 		s.Mount, err = fuse.AdoptTree(ctx, f, st.Mount, x, v.bytes(), o)
@@ -287,7 +294,8 @@ func (v *openLayer) place(ctx context.Context, s *served, st *heldState) {
 	defer v.mu.Unlock()
 	switch {
 	case there && st.Mount.Kind == fuse.KindTree && v.points[dir] == nil:
-		v.points[dir] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE, tree: s}
+		v.points[dir] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE,
+			tree: s}
 	case there && st.Mount.Kind == fuse.KindDevice && v.device == nil:
 		v.device = s
 	default:

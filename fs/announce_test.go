@@ -59,7 +59,8 @@ func pullOf(t *Table) *pull.Pull {
 func TestAnnounce(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
-	table := w.openWith(Options{Root: testDir(t), Profiles: profile.NewDir(testDir(t)), Fetch: fetch.Options{Fill: fetch.None}})
+	table := w.openWith(Options{Root: testDir(t), Profiles: profile.NewDir(testDir(t)),
+		Fetch: fetch.Options{Fill: fetch.None}})
 	asked := w.counted("/referrers/")
 	w.announce(table)
 	eventually(t, "the layers' indexes are here", func() bool { return w.has(table) })
@@ -118,13 +119,16 @@ func TestAnnouncedBesideOthers(t *testing.T) {
 	w.index(nil)
 	table := w.open(testDir(t), Auto)
 	w.mountAll(table)
-	eventually(t, "the pull has ended its jobs", func() bool { return len(table.pulls.Bringing()) == 0 })
+	eventually(t, "the pull has ended its jobs", func() bool {
+		return len(table.pulls.Bringing()) == 0
+	})
 	pullOf(table).End(t.Context())
 	table.mu.Lock()
 	clear(table.claims.wanted) // as after a restart, and when the metadata are lost
 	table.mu.Unlock()
 	other := digest.FromString("another manifest")
-	if err := table.Announce(w.ref, other, append(slices.Clone(w.layers), digest.FromString("another layer"))); err != nil {
+	if err := table.Announce(w.ref, other,
+		append(slices.Clone(w.layers), digest.FromString("another layer"))); err != nil {
 		t.Fatal(err)
 	}
 	p := pullOf(table)
@@ -163,7 +167,8 @@ func TestManyAnnounced(t *testing.T) {
 	table := w.open(testDir(t), Auto)
 	repository := proof.RepositoryOf(w.ref)
 	for i := range 3 * maxAnnounced {
-		if err := table.Announce(repository+strings.Repeat("x", i), w.manifest, w.layers); err != nil {
+		if err := table.Announce(repository+strings.Repeat("x", i), w.manifest,
+			w.layers); err != nil {
 			t.Fatal(err)
 		}
 	}

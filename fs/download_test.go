@@ -34,10 +34,12 @@ func TestWrongDownload(t *testing.T) {
 		at     int64
 		serves bool
 	}{
-		"once":            {func(n int64, _ *http.Request) bool { return n == 1 }, 500, true},
-		"head once":       {func(n int64, _ *http.Request) bool { return n == 1 }, 0, true},
-		"a cache, always": {func(_ int64, r *http.Request) bool { return r.Header.Get("Cache-Control") == "" }, 500, true},
-		"always":          {func(int64, *http.Request) bool { return true }, 500, false},
+		"once":      {func(n int64, _ *http.Request) bool { return n == 1 }, 500, true},
+		"head once": {func(n int64, _ *http.Request) bool { return n == 1 }, 0, true},
+		"a cache, always": {func(_ int64, r *http.Request) bool {
+			return r.Header.Get("Cache-Control") == ""
+		}, 500, true},
+		"always": {func(int64, *http.Request) bool { return true }, 500, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
@@ -58,7 +60,8 @@ func TestWrongDownload(t *testing.T) {
 				t.Fatalf("after %d requests: %v", n.Load(), err)
 			}
 			if !tc.serves {
-				if n.Load() != maxDownloads || !strings.Contains(err.Error(), "sent something else") {
+				if n.Load() != maxDownloads ||
+					!strings.Contains(err.Error(), "sent something else") {
 					t.Errorf("%d requests: %v", n.Load(), err)
 				}
 				return

@@ -39,7 +39,8 @@ func (w *world) publish(p *profile.Profile, change func(c *copied)) {
 	read := func(ctx context.Context, d ocispec.Descriptor, p []byte, off int64) error {
 		return im.Blob(d).ReadAt(ctx, p, off)
 	}
-	if c.frames, err = published.Compress(w.t.Context(), read, w.indexed.Windows, c.spans); err != nil {
+	if c.frames, err = published.Compress(w.t.Context(), read, w.indexed.Windows,
+		c.spans); err != nil {
 		w.t.Fatal(err)
 	}
 	change(&c)
@@ -54,7 +55,8 @@ func (w *world) publish(p *profile.Profile, change func(c *copied)) {
 			w.t.Fatal(err)
 		}
 	}
-	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest, Size: 1}
+	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest,
+		Size: 1}
 	if _, err := im.PushReferrer(w.t.Context(), subject, a.Manifest(subject)); err != nil {
 		w.t.Fatal(err)
 	}
@@ -82,10 +84,15 @@ func TestEarly(t *testing.T) {
 		"behind another image's": {noLayers: true, change: func(c *copied) {
 			var other published.LayerSpan
 			other.Layer = digest.FromString("another image's layer")
-			c.spans, c.frames = append([]published.LayerSpan{other}, c.spans...), append([][]byte{make([]byte, 1000)}, c.frames...)
+			c.spans, c.frames = append([]published.LayerSpan{other},
+				c.spans...), append([][]byte{make([]byte, 1000)}, c.frames...)
 		}},
-		"part of it":       {change: func(c *copied) { c.spans, c.frames = c.spans[:2], c.frames[:2] }},
-		"of another index": {unusable: true, change: func(c *copied) { c.trees = digest.FromString("other trees") }},
+		"part of it": {change: func(c *copied) {
+			c.spans, c.frames = c.spans[:2], c.frames[:2]
+		}},
+		"of another index": {unusable: true, change: func(c *copied) {
+			c.trees = digest.FromString("other trees")
+		}},
 		"of other spans": {change: func(c *copied) {
 			for i := range c.spans {
 				c.spans[i].Number++
@@ -114,7 +121,8 @@ func TestEarly(t *testing.T) {
 			}
 			w.gate.Store(&far)
 			w.fetched.Store(0)
-			table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.Profile}})
+			table := w.openWith(Options{Root: testDir(t), Mode: EROFS,
+				Fetch: fetch.Options{Fill: fetch.Profile}})
 			dirs := w.mountAll(table)
 			start := time.Now()
 			eventually(t, "the profile was replayed", func() bool {

@@ -131,7 +131,8 @@ func (t *Table) Replays() []ReplayStatus {
 		s := r.replay.Stats()
 		list = append(list, ReplayStatus{
 			Ref: r.ref, Manifest: r.manifest, Began: r.began,
-			Ranges: s.Ranges, Brought: s.Brought, Read: s.Read, Missed: s.Missed, Finished: s.Finished,
+			Ranges: s.Ranges, Brought: s.Brought, Read: s.Read, Missed: s.Missed,
+			Finished: s.Finished,
 		})
 	}
 	return list

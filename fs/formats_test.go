@@ -175,7 +175,9 @@ func TestWholeLayerStays(t *testing.T) {
 			requests := w.requests()
 			o := Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: tc.fill}}
 			o.Cache.Size = tc.quota
-			o.Cache.InUse = func(context.Context) (map[digest.Digest]bool, error) { return nil, nil }
+			o.Cache.InUse = func(context.Context) (map[digest.Digest]bool, error) {
+				return nil, nil
+			}
 			table := w.openWith(o)
 			d := w.layers[0]
 			// fetched says that the layer is whole, and how often it was fetched by then.
@@ -264,7 +266,9 @@ func TestWholeLayerLost(t *testing.T) {
 	if n := requests(0); n != 2 {
 		t.Errorf("%d requests, want 2", n)
 	}
-	eventually(t, "the layer is local again", func() bool { return table.Status()[0].Mode == Local })
+	eventually(t, "the layer is local again", func() bool {
+		return table.Status()[0].Mode == Local
+	})
 }
 
 // TestMalformedLayer: one download, and the reason.
@@ -310,7 +314,8 @@ func TestMalformedLayer(t *testing.T) {
 func TestNothingInVain(t *testing.T) {
 	base, _ := manyFiles(t, 34, 2, 1000)
 	upper, _ := manyFiles(t, 35, 40, 256<<10)
-	malformed := append(layerOf(t, entry{"a", 0o644, noise(36, 300_000)}), "twenty-one bytes more"...)
+	malformed := append(layerOf(t, entry{"a", 0o644, noise(36, 300_000)}),
+		"twenty-one bytes more"...)
 	for name, bad := range map[string][]byte{
 		"malformed": malformed,
 		"xz":        append([]byte("\xfd7zXZ\x00"), malformed...),
@@ -339,7 +344,8 @@ func TestNothingInVain(t *testing.T) {
 			if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := table.Mount(t.Context(), w.layer(1), nil); !errors.Is(err, ErrUnavailable) {
+			if _, err := table.Mount(t.Context(), w.layer(1), nil); !errors.Is(err,
+				ErrUnavailable) {
 				t.Fatalf("error %v", err)
 			}
 			close(sent)

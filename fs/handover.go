@@ -87,7 +87,8 @@ func (t *Table) keep(ctx context.Context, m *fuse.Mount, st heldState) *served {
 	s := &served{Mount: m, device: saved.Device}
 	if t.keeps() {
 		st.Version, st.Mount = heldVersion, saved
-		name := string(saved.Kind) + "-" + mountKey(st.Layer) + "-" + strings.ToLower(rand.Text()[:10])
+		name := string(saved.Kind) + "-" + mountKey(st.Layer) + "-" +
+			strings.ToLower(rand.Text()[:10])
 		err := error(nil)
 		if !ok {
 			err = errors.New("it takes Linux 6.9")
@@ -95,7 +96,8 @@ func (t *Table) keep(ctx context.Context, m *fuse.Mount, st heldState) *served {
 			err = t.store1(ctx, name, m, &st)
 		}
 		if err != nil {
-			t.log.WarnContext(ctx, "containers of this layer will not survive the end of micad", "layer", st.Layer, "dir", m.Dir(), "err", err)
+			t.log.WarnContext(ctx, "containers of this layer will not survive the end of micad",
+				"layer", st.Layer, "dir", m.Dir(), "err", err)
 		} else {
 			s.name = name
 		}
@@ -176,7 +178,8 @@ func (st *heldState) file() (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "mica-mount")
 	_, err = f.Write(b)
 	if err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS,
+			unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write down a mount: %w", err), f.Close())

@@ -49,7 +49,9 @@ func (k *memoryKeeper) duplicate(f *os.File) *os.File {
 		return nil
 	}
 	fd := -1
-	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil || err != nil {
+	if cerr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); cerr != nil || err != nil {
 		k.t.Error(cerr, err)
 	}
 	return os.NewFile(uintptr(fd), f.Name())
@@ -97,7 +99,8 @@ func (k *memoryKeeper) held() []keeper.Held {
 // kept opens a table that has a keeper.
 func (w *world) kept(root string, mode Mode, k *memoryKeeper) *Table {
 	w.t.Helper()
-	return w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.None}, Keeper: k, Held: k.held()})
+	return w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.None},
+		Keeper: k, Held: k.held()})
 }
 
 // close ends a table as a process does that is told to stop.
@@ -160,7 +163,9 @@ func TestHandOver(t *testing.T) {
 			before := ids(t, dirs...)
 			w.broken.Store(true)
 			r := startReader(t, dirs[0])
-			eventually(t, "a read waits", func() bool { return first.Status()[0].Waiting+first.Status()[1].Waiting > 0 })
+			eventually(t, "a read waits", func() bool {
+				return first.Status()[0].Waiting+first.Status()[1].Waiting > 0
+			})
 			w.close(first)
 
 			second := w.kept(root, mode, k)
@@ -222,7 +227,9 @@ func TestWrongMountIsReplaced(t *testing.T) {
 		do   func() error
 	}{
 		{"unmounted", func() error { return unmount(dirs[0]) }},
-		{"another layer", func() error { return unix.Mount(dirs[1], dirs[0], "", unix.MS_BIND, "") }},
+		{"another layer", func() error {
+			return unix.Mount(dirs[1], dirs[0], "", unix.MS_BIND, "")
+		}},
 		{"nobody serves it", func() error {
 			m, err := fuse.MountDevice(t.Context(), dirs[0], zeros(4096), fuse.Options{})
 			if err != nil {
@@ -272,7 +279,8 @@ func TestHandOverOfDamagedLayer(t *testing.T) {
 			dirs := w.mountAll(first)
 			stuck, read := openFile(t, filepath.Join(dirs[0], "etc/big"))
 			w.close(first)
-			if err := os.Truncate(filepath.Join(root, "layers/sha256", w.layers[0].Encoded(), name), 100); err != nil {
+			if err := os.Truncate(filepath.Join(root, "layers/sha256", w.layers[0].Encoded(), name),
+				100); err != nil {
 				t.Fatal(err)
 			}
 			w.broken.Store(true)
@@ -307,11 +315,13 @@ func TestLostLayer(t *testing.T) {
 	early, readEarly := openFile(t, filepath.Join(dirs[0], "etc/big"))
 	late, readLate := openFile(t, filepath.Join(dirs[0], "etc/big"))
 	w.close(first)
-	if err := os.Truncate(filepath.Join(root, "layers/sha256", w.layers[0].Encoded(), "index"), 100); err != nil {
+	if err := os.Truncate(filepath.Join(root, "layers/sha256", w.layers[0].Encoded(), "index"),
+		100); err != nil {
 		t.Fatal(err)
 	}
 	second := w.openWith(Options{
-		Root: root, Mode: FUSE, Fetch: fetch.Options{Fill: fetch.None}, Keeper: k, Held: k.held(), ReadDeadline: 300 * time.Millisecond,
+		Root: root, Mode: FUSE, Fetch: fetch.Options{Fill: fetch.None}, Keeper: k, Held: k.held(),
+		ReadDeadline: 300 * time.Millisecond,
 	})
 	readEarly()
 	if err := early.cmd.Wait(); !strings.Contains(early.out.String(), "Input/output error") {
@@ -327,7 +337,8 @@ func TestLostLayer(t *testing.T) {
 // openFile lets a shell open a file, and digest it when told to.
 func openFile(t *testing.T, path string) (r *reader, read func()) {
 	t.Helper()
-	r = &reader{cmd: exec.CommandContext(t.Context(), "sh", "-c", `exec 3< "$0"; echo; read go; sha256sum <&3 | cut -d' ' -f1 | tr -d '\n' >&2`, path)}
+	r = &reader{cmd: exec.CommandContext(t.Context(), "sh", "-c",
+		`exec 3< "$0"; echo; read go; sha256sum <&3 | cut -d' ' -f1 | tr -d '\n' >&2`, path)}
 	r.cmd.Stderr = &r.out
 	opened, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -358,7 +369,8 @@ func TestLeftoverMounts(t *testing.T) {
 	first := w.kept(root, EROFS, k)
 	dirs := w.mountAll(first)
 	w.close(first)
-	if err := os.RemoveAll(filepath.Join(root, "layers/sha256", w.layers[1].Encoded())); err != nil {
+	if err := os.RemoveAll(filepath.Join(root, "layers/sha256",
+		w.layers[1].Encoded())); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.Store(t.Context(), "rubbish", tempFile(t)); err != nil {

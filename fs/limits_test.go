@@ -19,19 +19,23 @@ func TestLimits(t *testing.T) {
 		ok      bool
 		says    string
 	}{
-		"layer with an index":         {true, pull.Limits{LayerSize: 1 << 20}, false, "Limits.LayerSize"},
-		"layer without one":           {false, pull.Limits{LayerSize: 1 << 20}, false, "Options.DeviceSize"},
+		"layer with an index": {true, pull.Limits{LayerSize: 1 << 20}, false,
+			"Limits.LayerSize"},
+		"layer without one": {false, pull.Limits{LayerSize: 1 << 20}, false,
+			"Options.DeviceSize"},
 		"files":                       {false, pull.Limits{Entries: 2}, false, "Limits.Entries"},
 		"index, which is then unused": {true, pull.Limits{IndexSize: 1000}, true, ""},
 		"none, with an index":         {true, pull.Limits{}, true, ""},
-		"as many as it has":           {false, pull.Limits{Entries: 4, LayerSize: 4 << 20}, true, ""},
+		"as many as it has": {false, pull.Limits{Entries: 4, LayerSize: 4 << 20}, true,
+			""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
 			if c.indexed {
 				w.index(nil)
 			}
-			table := w.openWith(Options{Root: testDir(t), Mode: Auto, Limits: c.limits, Fetch: fetch.Options{Fill: fetch.None}})
+			table := w.openWith(Options{Root: testDir(t), Mode: Auto, Limits: c.limits,
+				Fetch: fetch.Options{Fill: fetch.None}})
 			_, err := table.Mount(t.Context(), w.layer(0), nil)
 			if c.ok {
 				if err != nil {
@@ -39,7 +43,8 @@ func TestLimits(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "section [limits] of micad's configuration") {
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), c.says) ||
+				!strings.Contains(err.Error(), "section [limits] of micad's configuration") {
 				t.Errorf("error %v, want one with %s", err, c.says)
 			}
 		})

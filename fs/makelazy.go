@@ -58,7 +58,8 @@ func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 func (v *openLayer) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
 	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
 	if err == nil && !done {
-		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole until "+
+		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole "+
+			"until "+
 			"containerd removes them", "layer", v.digest)
 	}
 	return err

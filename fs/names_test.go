@@ -68,7 +68,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("%v is at %s after a restart, was at %s", s, got, paths[s])
 		}
 	}
-	if got, err := n.claim(former, spot{layer: a, variant: "other"}); err != nil || got != spots[4] {
+	if got, err := n.claim(former, spot{layer: a, variant: "other"}); err != nil ||
+		got != spots[4] {
 		t.Errorf("claim of a mount point that another image has: %v, %v", got, err)
 	}
 	for _, path := range []string{former, filepath.Join(root, "elsewhere")} {

@@ -133,7 +133,8 @@ func (v *openLayer) start() {
 	now := v.stage()
 	if now == stageLazy {
 		if err := s.Hold(); err != nil {
-			t.log.Warn("layer's files do not open: what comes of it is not kept until they do", "layer", v.digest, "err", err)
+			t.log.Warn("layer's files do not open: what comes of it is not kept until they do",
+				"layer", v.digest, "err", err)
 		}
 		t.fetch.Add(v.digest, v.data)
 		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)

@@ -28,7 +28,8 @@ func stalled(t *testing.T) (v *openLayer, release func()) {
 		}
 	}
 	w.gate.Store(&gate)
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}})
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS,
+		Fetch: fetch.Options{Fill: fetch.All}})
 	release = sync.OnceFunc(func() { close(come) })
 	t.Cleanup(release) // before the table is closed
 	w.mountAll(table)
@@ -51,7 +52,9 @@ func TestLostBeforeCheck(t *testing.T) {
 			t.Fatalf("%d bytes are lost: %v", n, err)
 		}
 	}()
-	eventually(t, "the layer is whole and checked", func() bool { return v.store.Record().State == store.Verified })
+	eventually(t, "the layer is whole and checked", func() bool {
+		return v.store.Record().State == store.Verified
+	})
 }
 
 // TestFolderGoneBeforeFill: a layer comes whole, though somebody took its folder away before
@@ -131,7 +134,8 @@ func TestReplayEndsWithPull(t *testing.T) {
 		}
 	}
 	w.gate.Store(&gate)
-	p, err := table.pulls.Begin(requestOf(Layer{Ref: w.ref, Manifest: w.manifest, Digest: d, Image: w.layers}, nil))
+	p, err := table.pulls.Begin(requestOf(Layer{Ref: w.ref, Manifest: w.manifest, Digest: d,
+		Image: w.layers}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,8 @@ func (v *openLayer) placeLocked(
 		if _, err := os.Stat(other); err == nil {
 			v.t.log.WarnContext(ctx,
 				"a directory of this layer shows what it does in another image, because an "+
-					"earlier version of Mica has mounted it for both: remove the image and pull it again",
+					"earlier version of Mica has mounted it for both: remove the image and pull "+
+					"it again",
 				"layer", v.digest, "dir", at)
 			index = other
 		}
@@ -158,7 +159,8 @@ func (v *openLayer) show(ctx context.Context, p *point) error {
 			return nil
 		}
 		if err := p.mountLocal(v, k); err != nil {
-			v.t.log.WarnContext(ctx, "complete layer stays served by micad", "layer", v.digest, "dir", p.dir, "err", err)
+			v.t.log.WarnContext(ctx, "complete layer stays served by micad", "layer", v.digest,
+				"dir", p.dir, "err", err)
 		}
 		return nil
 	}
@@ -204,7 +206,9 @@ func (p *point) mountLocal(v *openLayer, k kernel) error {
 			return err
 		}
 	}
-	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir, erofs.Options{Backing: k.localBy, ReadAhead: localReadAhead, Standalone: true}); err != nil {
+	if _, err := erofs.Mount(p.index, v.store.DevicePath(), p.dir,
+		erofs.Options{Backing: k.localBy, ReadAhead: localReadAhead,
+			Standalone: true}); err != nil {
 		return err
 	}
 	p.mode = Local
@@ -226,7 +230,8 @@ func (p *point) mountLazy(ctx context.Context, v *openLayer, k kernel) error {
 			return err
 		}
 	}
-	if _, err := v.t.mounter.Mount(p.index, v.device.DevicePath(), p.dir, erofs.Options{Backing: k.lazyBy}); err != nil {
+	if _, err := v.t.mounter.Mount(p.index, v.device.DevicePath(), p.dir,
+		erofs.Options{Backing: k.lazyBy}); err != nil {
 		return fmt.Errorf("mount EROFS over FUSE: %w", err)
 	}
 	p.mode = EROFS
@@ -245,7 +250,8 @@ func (p *point) mountTree(ctx context.Context, v *openLayer) error {
 		return err
 	}
 	// The mount keeps the file for as long as it lives.
-	st := heldState{Layer: v.digest, DiffID: v.index.Header().DiffID, Variant: strings.TrimPrefix(p.index, v.store.IndexPath())}
+	st := heldState{Layer: v.digest, DiffID: v.index.Header().DiffID,
+		Variant: strings.TrimPrefix(p.index, v.store.IndexPath())}
 	x, err := openVariant(f)
 	if err == nil {
 		st.Index, err = headSum(f)

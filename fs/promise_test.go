@@ -84,9 +84,10 @@ func TestNoPromise(t *testing.T) {
 		o Options
 		l Layer
 	}{
-		"an index that tells nothing":    {untold, Options{}, untold.layer(0)},
-		"another diffID":                 {w, Options{}, other},
-		"over the limit":                 {w, Options{Limits: pull.Limits{LayerSize: 1000}}, w.layer(0)},
+		"an index that tells nothing": {untold, Options{}, untold.layer(0)},
+		"another diffID":              {w, Options{}, other},
+		"over the limit": {w, Options{Limits: pull.Limits{LayerSize: 1000}},
+			w.layer(0)},
 		"indexes of registries unwanted": {w, Options{LocalIndexes: true}, w.layer(0)},
 		"local mode":                     {w, Options{Mode: Local}, w.layer(0)},
 	} {

@@ -16,9 +16,11 @@ import (
 // tells before the layer is whole; then the layer's own tree takes the forged one's place.
 func TestForgedTree(t *testing.T) {
 	for name, forge := range map[string]func(etc map[string]*index.Node){
-		"another file's bytes": func(etc map[string]*index.Node) { etc["other"].Extents[0].Device = etc["big"].Extents[0].Device },
-		"setuid":               func(etc map[string]*index.Node) { etc["big"].Mode |= 0o4000 },
-		"one file too many":    func(etc map[string]*index.Node) { etc["more"] = etc["big"] },
+		"another file's bytes": func(etc map[string]*index.Node) {
+			etc["other"].Extents[0].Device = etc["big"].Extents[0].Device
+		},
+		"setuid":            func(etc map[string]*index.Node) { etc["big"].Mode |= 0o4000 },
+		"one file too many": func(etc map[string]*index.Node) { etc["more"] = etc["big"] },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
@@ -99,7 +101,8 @@ func TestForgedWindow(t *testing.T) {
 			return
 		}
 		var windows bytes.Buffer
-		if _, err := targz.Scan(t.Context(), bytes.NewReader(w.blobs[0]), targz.Options{Windows: &windows, SpanSize: 64 << 10}); err != nil {
+		if _, err := targz.Scan(t.Context(), bytes.NewReader(w.blobs[0]),
+			targz.Options{Windows: &windows, SpanSize: 64 << 10}); err != nil {
 			t.Fatal(err)
 		}
 		var with []*index.Span

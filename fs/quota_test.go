@@ -95,7 +95,8 @@ func TestQuota(t *testing.T) {
 			w := newWorld(t, blob)
 			w.index(nil)
 			root := testDir(t)
-			table := w.openWith(Options{Root: root, Mode: mode, Fetch: fetch.Options{Fill: fetch.All}, Cache: cache.Options{Size: quota}})
+			table := w.openWith(Options{Root: root, Mode: mode,
+				Fetch: fetch.Options{Fill: fetch.All}, Cache: cache.Options{Size: quota}})
 			dir := w.mountAll(table)[0]
 			var most atomic.Int64
 			ctx, stop := context.WithCancel(t.Context())
@@ -142,9 +143,12 @@ func TestEvictionOrder(t *testing.T) {
 	w := newWorld(t, blobs...)
 	w.index(nil)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
-		Size: 9 << 20, InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
-	}})
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS,
+		Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
+			Size: 9 << 20, InUse: func(context.Context) (map[digest.Digest]bool, error) {
+				return inUse, nil
+			},
+		}})
 	inUse[w.layers[0]] = true
 	dirs := w.mountAll(table)
 	present := func(layer int) int64 {
@@ -167,7 +171,8 @@ func TestEvictionOrder(t *testing.T) {
 	// Reads do not wait for what they brought to be stored.
 	eventually(t, "what was read last is there", func() bool { return present(2) == all })
 	if present(0) != all || present(1) > files*size/2 {
-		t.Errorf("there are %d bytes of a used layer, %d of an unused one, %d of what was read last", present(0), present(1), present(2))
+		t.Errorf("there are %d bytes of a used layer, %d of an unused one, %d of what was read "+
+			"last", present(0), present(1), present(2))
 	}
 }
 
@@ -245,7 +250,8 @@ func TestCompleteLayerGoes(t *testing.T) {
 	w := newWorld(t, blob) // no index: it is brought whole
 	root := testDir(t)
 	inUse := func(context.Context) (map[digest.Digest]bool, error) { return nil, nil }
-	table := w.openWith(Options{Root: root, Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{InUse: inUse}})
+	table := w.openWith(Options{Root: root, Mode: Auto, Fetch: fetch.Options{Fill: fetch.None},
+		Cache: cache.Options{InUse: inUse}})
 	dir := w.mountAll(table)[0]
 	if s := table.Status()[0]; s.Mode != Local {
 		t.Fatalf("the layer is served in mode %s", s.Mode)
@@ -257,7 +263,8 @@ func TestCompleteLayerGoes(t *testing.T) {
 	watching.Go(func() {
 		for ctx.Err() == nil {
 			// Through the path, while mounts change. Names only: the bytes come later.
-			out, err := exec.CommandContext(t.Context(), "stat", "-c", "%s", filepath.Join(dir, "f5-009")).CombinedOutput()
+			out, err := exec.CommandContext(t.Context(), "stat", "-c", "%s",
+				filepath.Join(dir, "f5-009")).CombinedOutput()
 			if err != nil || strings.TrimSpace(string(out)) != fmt.Sprint(size) {
 				t.Errorf("the mount point shows %q, %v", out, err)
 			}
@@ -282,7 +289,9 @@ func TestCompleteLayerGoes(t *testing.T) {
 	if got := used.read(t); got != want {
 		t.Errorf("who used the layer reads %s, want %s", got, want)
 	}
-	eventually(t, "the layer is complete again", func() bool { return table.Status()[0].Mode == Local })
+	eventually(t, "the layer is complete again", func() bool {
+		return table.Status()[0].Mode == Local
+	})
 	mustList(t, dir, lines)
 	if got := used.read(t); got != want {
 		t.Errorf("who used the layer reads %s, want %s", got, want)
@@ -294,9 +303,10 @@ func TestGiveUpInUse(t *testing.T) {
 	blob, _ := manyFiles(t, 6, 8, 64<<10)
 	w := newWorld(t, blob)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
-		InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
-	}})
+	table := w.openWith(Options{Root: testDir(t), Mode: Auto,
+		Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
+			InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
+		}})
 	inUse[w.layers[0]] = true
 	w.mountAll(table)
 	if err := table.Cache().GiveUp(t.Context()); err != nil {
@@ -309,7 +319,9 @@ func TestGiveUpInUse(t *testing.T) {
 	if err != nil || len(all) != 1 {
 		t.Fatalf("usage: %+v, %v", all, err)
 	}
-	if u := all[0]; !u.InUse || u.Layer != w.layers[0] || u.Size != int64(len(blob)) || u.Present != u.Unpacked || u.Disk < u.Unpacked || u.State != "verified" || len(u.Refs) != 1 || u.Refs[0] != w.ref {
+	if u := all[0]; !u.InUse || u.Layer != w.layers[0] || u.Size != int64(len(blob)) ||
+		u.Present != u.Unpacked || u.Disk < u.Unpacked || u.State != "verified" ||
+		len(u.Refs) != 1 || u.Refs[0] != w.ref {
 		t.Errorf("usage: %+v", u)
 	}
 }
@@ -320,9 +332,11 @@ func smallDisk(t *testing.T, size string) string {
 	base := testDir(t)
 	root, image := filepath.Join(base, "small"), filepath.Join(base, "disk")
 	for _, c := range []string{
-		"truncate -s " + size + " " + image, "mkfs.ext4 -q -O ^has_journal -m 0 " + image, "mkdir " + root, "mount -o loop " + image + " " + root,
+		"truncate -s " + size + " " + image, "mkfs.ext4 -q -O ^has_journal -m 0 " +
+			image, "mkdir " + root, "mount -o loop " + image + " " + root,
 	} {
-		if out, err := exec.CommandContext(t.Context(), "sh", "-c", c).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "sh", "-c",
+			c).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", c, err, out)
 		}
 	}
@@ -346,9 +360,10 @@ func TestDiskFull(t *testing.T) {
 	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	table := w.openWith(Options{Root: root, Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All}, Cache: cache.Options{
-		FaultPause: 4 * time.Second,
-	}})
+	table := w.openWith(Options{Root: root, Mode: EROFS, Fetch: fetch.Options{Fill: fetch.All},
+		Cache: cache.Options{
+			FaultPause: 4 * time.Second,
+		}})
 	dir := w.mountAll(table)[0]
 	mustList(t, dir, lines)
 	c := table.Cache().Status()
@@ -358,13 +373,18 @@ func TestDiskFull(t *testing.T) {
 	if table.cache.Pause() <= 0 {
 		t.Error("the background goes on")
 	}
-	if out, err := exec.CommandContext(t.Context(), "df", "--output=avail", "-B1", root).Output(); err != nil || len(strings.Fields(string(out))) != 2 || len(strings.Fields(string(out))[1]) > 6 {
+	if out, err := exec.CommandContext(t.Context(), "df", "--output=avail", "-B1",
+		root).Output(); err != nil || len(strings.Fields(string(out))) != 2 ||
+		len(strings.Fields(string(out))[1]) > 6 {
 		t.Errorf("the disk was not full: %s, %v", out, err)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the layer is whole", func() bool { s := table.Status()[0]; return s.Present == s.Total })
+	eventually(t, "the layer is whole", func() bool {
+		s := table.Status()[0]
+		return s.Present == s.Total
+	})
 	if c := table.Cache().Status(); c.Fault != "" {
 		t.Errorf("status: %+v", c)
 	}
@@ -385,9 +405,10 @@ func TestDiskFullMakesRoom(t *testing.T) {
 	w := newWorld(t, old, fresh)
 	w.index(nil)
 	inUse := map[digest.Digest]bool{}
-	table := w.openWith(Options{Root: smallDisk(t, "20M"), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
-		InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
-	}})
+	table := w.openWith(Options{Root: smallDisk(t, "20M"), Mode: EROFS,
+		Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{
+			InUse: func(context.Context) (map[digest.Digest]bool, error) { return inUse, nil },
+		}})
 	inUse[w.layers[1]] = true
 	dirs := w.mountAll(table)
 	mustList(t, dirs[0], oldLines)
@@ -420,7 +441,9 @@ func TestDiskFullMakesRoom(t *testing.T) {
 	end := sync.OnceFunc(func() { close(enough); greedy.Wait() })
 	defer end()
 	mustList(t, dirs[1], freshLines)
-	eventually(t, "what nobody uses has gone", func() bool { return table.Cache().Status().Evicted >= files*size })
+	eventually(t, "what nobody uses has gone", func() bool {
+		return table.Cache().Status().Evicted >= files*size
+	})
 	end()
 	present := func(layer int) (n int64) {
 		for _, s := range table.Status() {
@@ -515,7 +538,8 @@ func TestVerify(t *testing.T) {
 			if c.index {
 				o.Size = 2_600_000 // too little for a layer that cannot go in parts
 			}
-			table := w.openWith(Options{Root: root, Mode: c.mode, Fetch: fetch.Options{Fill: fetch.None}, Cache: o})
+			table := w.openWith(Options{Root: root, Mode: c.mode,
+				Fetch: fetch.Options{Fill: fetch.None}, Cache: o})
 			dir := w.mountAll(table)[0]
 			mustList(t, dir, lines)
 			d := w.layers[0]
@@ -603,11 +627,18 @@ func TestScrub(t *testing.T) {
 	blob, lines := manyFiles(t, 10, files, size)
 	w := newWorld(t, blob)
 	w.index(nil)
-	table := w.openWith(Options{Root: testDir(t), Mode: EROFS, Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{Size: 680_000, Scrub: time.Second}})
+	table := w.openWith(Options{Root: testDir(t), Mode: EROFS,
+		Fetch: fetch.Options{Fill: fetch.None}, Cache: cache.Options{Size: 680_000,
+			Scrub: time.Second}})
 	mustList(t, w.mountAll(table)[0], lines)
 	awaitProof(t, table) // it would find the harm as well
 	harm(t, table, w.layers[0], 5000)
 	eventually(t, "a scrub finds it", func() bool { return table.Cache().Status().Corrupt == 1 })
-	eventually(t, "the scrub ends", func() bool { return !table.Cache().Status().LastScrub.IsZero() })
-	eventually(t, "it is not there any more", func() bool { s := table.Status()[0]; return s.Present < s.Total })
+	eventually(t, "the scrub ends", func() bool {
+		return !table.Cache().Status().LastScrub.IsZero()
+	})
+	eventually(t, "it is not there any more", func() bool {
+		s := table.Status()[0]
+		return s.Present < s.Total
+	})
 }

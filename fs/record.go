@@ -65,7 +65,9 @@ func (r *recordings) addLocked(one *recording) bool {
 
 // removeLocked takes a recording away. The caller holds Table.mu.
 func (r *recordings) removeLocked(one *recording) {
-	list := slices.DeleteFunc(slices.Clone(*r.list.Load()), func(x *recording) bool { return x == one })
+	list := slices.DeleteFunc(slices.Clone(*r.list.Load()), func(x *recording) bool {
+		return x == one
+	})
 	if len(list) == 0 {
 		r.list.Store(nil)
 		return
@@ -102,7 +104,8 @@ func (t *Table) record(l pull.Request) {
 			t.log.Warn("profile of an image's start is not kept", "ref", l.Ref, "err", err)
 			return
 		}
-		t.log.Info("start recorded", "ref", l.Ref, "manifest", l.Manifest, "ranges", len(p.Ranges), "bytes", p.Bytes())
+		t.log.Info("start recorded", "ref", l.Ref, "manifest", l.Manifest, "ranges", len(p.Ranges),
+			"bytes", p.Bytes())
 	})
 }
 

@@ -178,8 +178,9 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 		budget: budget,
 		memory: fuse.NewMemory(0),
 		slots:  map[digest.Digest]*slot{},
-		claims: claims{wanted: map[digest.Digest]bool{}, removing: map[digest.Digest]chan struct{}{}},
-		held:   map[digest.Digest][]*heldMount{},
+		claims: claims{wanted: map[digest.Digest]bool{},
+			removing: map[digest.Digest]chan struct{}{}},
+		held: map[digest.Digest][]*heldMount{},
 	}
 	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if t.cache, err = cache.New(t.ctx, cacheHost{t}, s, o.Root, o.Cache, o.Log); err != nil {
@@ -202,7 +203,8 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	})
 	t.running.Go(func() {
 		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
-			t.log.Error("store stopped writing its presence maps: layers will be fetched again after a restart", "err", err)
+			t.log.Error("store stopped writing its presence maps: layers will be fetched again "+
+				"after a restart", "err", err)
 		}
 	})
 	return t, nil

@@ -117,7 +117,8 @@ type entry struct {
 func compressible(seed, n int) []byte {
 	var b bytes.Buffer
 	for i := 0; b.Len() < n; i++ {
-		fmt.Fprintf(&b, "line %d of file %d, %x\n", i, seed, sha256.Sum256(fmt.Append(nil, seed, i)))
+		fmt.Fprintf(&b, "line %d of file %d, %x\n", i, seed,
+			sha256.Sum256(fmt.Append(nil, seed, i)))
 	}
 	return b.Bytes()[:n]
 }
@@ -129,7 +130,8 @@ func layerOf(t *testing.T, files ...entry) []byte {
 	z := gzip.NewWriter(&b)
 	w := tar.NewWriter(z)
 	for _, f := range files {
-		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)), Typeflag: tar.TypeReg, ModTime: time.Unix(1700000000, 0)}
+		h := &tar.Header{Name: f.name, Mode: f.mode, Size: int64(len(f.data)),
+			Typeflag: tar.TypeReg, ModTime: time.Unix(1700000000, 0)}
 		if strings.HasSuffix(f.name, "/") {
 			h.Typeflag = tar.TypeDir
 		}
@@ -171,7 +173,8 @@ type world struct {
 func newWorld(t *testing.T, blobs ...[]byte) *world {
 	t.Helper()
 	w := &world{t: t, blobs: blobs}
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(true))
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)),
+		registry.WithReferrersSupport(true))
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if gate := w.gate.Load(); gate != nil {
 			(*gate)(r.URL.Path)
@@ -214,7 +217,8 @@ func (w *world) push(im v1.Image) {
 		l := rawLayer(blob)
 		d, _ := l.Digest()
 		diff, _ := l.DiffID()
-		w.layers, w.diffIDs = append(w.layers, digest.Digest(d.String())), append(w.diffIDs, digest.Digest(diff.String()))
+		w.layers, w.diffIDs = append(w.layers, digest.Digest(d.String())), append(w.diffIDs,
+			digest.Digest(diff.String()))
 		var err error
 		if im, err = mutate.AppendLayers(im, l); err != nil {
 			w.t.Fatal(err)
@@ -252,7 +256,8 @@ func (w *world) index(forge func(*index.Draft)) {
 	var in []index.BundleInput
 	for _, blob := range w.blobs {
 		var windows, file bytes.Buffer
-		d, err := targz.Scan(w.t.Context(), bytes.NewReader(blob), targz.Options{Windows: &windows, SpanSize: 64 << 10})
+		d, err := targz.Scan(w.t.Context(), bytes.NewReader(blob),
+			targz.Options{Windows: &windows, SpanSize: 64 << 10})
 		if errors.Is(err, targz.ErrNotIndexable) {
 			continue
 		}
@@ -276,7 +281,9 @@ func (w *world) index(forge func(*index.Draft)) {
 				w.told = append(w.told, l)
 			}
 		}
-		in = append(in, index.BundleInput{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()), Windows: &windows})
+		in = append(in,
+			index.BundleInput{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()),
+				Windows: &windows})
 	}
 	var trees, windows bytes.Buffer
 	if err := index.WriteBundle(&trees, &windows, in); err != nil {
@@ -286,23 +293,28 @@ func (w *world) index(forge func(*index.Draft)) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()), digest.FromBytes(windows.Bytes()), int64(windows.Len()))
+	x := artifact.New(digest.FromBytes(trees.Bytes()), int64(trees.Len()),
+		digest.FromBytes(windows.Bytes()), int64(windows.Len()))
 	x.Layers = w.told
 	w.trees, w.indexed = trees.Bytes(), x
-	for d, b := range map[*ocispec.Descriptor][]byte{&x.Trees: trees.Bytes(), &x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}")} {
+	for d, b := range map[*ocispec.Descriptor][]byte{&x.Trees: trees.Bytes(),
+		&x.Windows: windows.Bytes(), &ocispec.DescriptorEmptyJSON: []byte("{}")} {
 		if err := im.PushBlob(w.t.Context(), *d, bytes.NewReader(b)); err != nil {
 			w.t.Fatal(err)
 		}
 	}
-	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest, Size: 1}
-	if _, err := im.PushReferrer(w.t.Context(), subject, x.Manifest(subject, time.Now())); err != nil {
+	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: w.manifest,
+		Size: 1}
+	if _, err := im.PushReferrer(w.t.Context(), subject,
+		x.Manifest(subject, time.Now())); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
 // layer is what Mount is asked for.
 func (w *world) layer(i int) Layer {
-	return Layer{Ref: w.ref, Manifest: w.manifest, Digest: w.layers[i], DiffID: w.diffIDs[i], Image: w.layers[i:]}
+	return Layer{Ref: w.ref, Manifest: w.manifest, Digest: w.layers[i], DiffID: w.diffIDs[i],
+		Image: w.layers[i:]}
 }
 
 // probed is what the kernel can do, probed once for all tables: it takes longer than most tests.
@@ -375,7 +387,8 @@ var (
 
 func twoLayers(t *testing.T) [][]byte {
 	return [][]byte{
-		layerOf(t, entry{"etc/", 0o755, nil}, entry{"tmp/", 0o1777, nil}, entry{"etc/big", 0o644, bigFile}, entry{"etc/other", 0o600, compressible(2, 600<<10)}),
+		layerOf(t, entry{"etc/", 0o755, nil}, entry{"tmp/", 0o1777, nil},
+			entry{"etc/big", 0o644, bigFile}, entry{"etc/other", 0o600, compressible(2, 600<<10)}),
 		layerOf(t, entry{"tmp/sub/small", 0o644, smallFile}),
 	}
 }
@@ -392,20 +405,23 @@ func TestModes(t *testing.T) {
 					t.Errorf("%d bytes of layers were fetched before anything was read", n)
 				}
 			}
-			for want, dir := range map[string]string{"etc/big -rw-r--r-- " + sum(bigFile): dirs[0], "tmp/sub/small -rw-r--r-- " + sum(smallFile): dirs[1]} {
+			for want, dir := range map[string]string{"etc/big -rw-r--r-- " + sum(bigFile): dirs[0],
+				"tmp/sub/small -rw-r--r-- " + sum(smallFile): dirs[1]} {
 				if got := readTree(t, dir); !strings.Contains(got, want) {
 					t.Errorf("%s: no %q in\n%s", dir, want, got)
 				}
 			}
 			if got := readTree(t, dirs[1]); !strings.Contains(got, "tmp dtrwxrwxrwx") {
-				t.Errorf("the directory that the upper tar does not mention lost its sticky bit:\n%s", got)
+				t.Errorf("the directory that the upper tar does not mention lost its sticky "+
+					"bit:\n%s", got)
 			}
 			for _, s := range table.Status() {
 				if mode != Auto && s.Mode != mode {
 					t.Errorf("layer %s is served in mode %s, want %s", s.Layer, s.Mode, mode)
 				}
 				if s.Present != s.Total {
-					t.Errorf("layer %s: %d of %d bytes present after reading all", s.Layer, s.Present, s.Total)
+					t.Errorf("layer %s: %d of %d bytes present after reading all", s.Layer,
+						s.Present, s.Total)
 				}
 			}
 		})
@@ -433,7 +449,8 @@ func TestFillAndReplay(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
 	profiles := profile.NewDir(testDir(t))
-	filled := w.openWith(Options{Root: testDir(t), Mode: Auto, Profiles: profiles, RecordTime: time.Second})
+	filled := w.openWith(Options{Root: testDir(t), Mode: Auto, Profiles: profiles,
+		RecordTime: time.Second})
 	dirs := w.mountAll(filled)
 	eventually(t, "layers are whole and local", func() bool {
 		all := filled.Status()
@@ -443,7 +460,8 @@ func TestFillAndReplay(t *testing.T) {
 		t.Errorf("wrong content after the fill:\n%s", got)
 	}
 
-	first := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles, RecordTime: time.Second, Fetch: fetch.Options{Fill: fetch.None}})
+	first := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles,
+		RecordTime: time.Second, Fetch: fetch.Options{Fill: fetch.None}})
 	readTree(t, w.mountAll(first)[0])
 	eventually(t, "the start was recorded", func() bool {
 		p, err := profiles.Load(w.manifest)
@@ -451,7 +469,8 @@ func TestFillAndReplay(t *testing.T) {
 	})
 
 	w.fetched.Store(0)
-	second := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles, Fetch: fetch.Options{Fill: fetch.Profile}})
+	second := w.openWith(Options{Root: testDir(t), Mode: EROFS, Profiles: profiles,
+		Fetch: fetch.Options{Fill: fetch.Profile}})
 	dirs = w.mountAll(second)
 	eventually(t, "the profile was replayed before anything was read", func() bool {
 		all := second.Replays()
@@ -463,7 +482,8 @@ func TestFillAndReplay(t *testing.T) {
 		t.Errorf("%d bytes were fetched for reads that the profile has", after-before)
 	}
 	if r := second.Replays()[0]; r.Read != r.Brought || r.Missed != 0 {
-		t.Errorf("replay brought %d bytes, %d of them were read, %d reads missed", r.Brought, r.Read, r.Missed)
+		t.Errorf("replay brought %d bytes, %d of them were read, %d reads missed", r.Brought,
+			r.Read, r.Missed)
 	}
 
 	for _, d := range slices.Backward(w.layers) {
@@ -513,11 +533,13 @@ func TestForgedIndex(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)
 			w.index(forge)
-			table := w.openWith(Options{Root: testDir(t), Mode: Auto, Fetch: fetch.Options{Fill: fetch.None}, ReadDeadline: time.Second})
+			table := w.openWith(Options{Root: testDir(t), Mode: Auto,
+				Fetch: fetch.Options{Fill: fetch.None}, ReadDeadline: time.Second})
 			m, err := table.Mount(t.Context(), w.layer(0), nil)
 			if name == "diffID" {
 				if !errors.Is(err, ErrUnavailable) {
-					t.Errorf("mounted a tar of digest %s, the image wants %s: %v", m.DiffID, w.diffIDs[0], err)
+					t.Errorf("mounted a tar of digest %s, the image wants %s: %v", m.DiffID,
+						w.diffIDs[0], err)
 				}
 				return
 			}
@@ -601,7 +623,9 @@ func TestSweep(t *testing.T) {
 	if _, err := table.Mount(t.Context(), w.layer(0), nil); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the second layer is brought in advance", func() bool { return len(table.Status()) == 2 })
+	eventually(t, "the second layer is brought in advance", func() bool {
+		return len(table.Status()) == 2
+	})
 	eventually(t, "the second layer is swept", func() bool { // the job may still be at the mount
 		if err := table.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
@@ -631,8 +655,10 @@ func TestUnavailable(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := table.Mount(ctx, w.layer(1), nil); errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled call: %v, want context.Canceled alone: containerd must not pull instead", err)
+	if _, err := table.Mount(ctx, w.layer(1), nil); errors.Is(err, ErrUnavailable) ||
+		!errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled call: %v, want context.Canceled alone: containerd must not pull "+
+			"instead", err)
 	}
 }
 

@@ -142,7 +142,8 @@ func (t *Table) vouchBelow(l Layer, below []Below) {
 		t.goes(func(ctx context.Context) {
 			_, err := v.proof.Vouched(ctx, image)
 			if err != nil && ctx.Err() == nil {
-				t.log.DebugContext(ctx, "layer below is not vouched for", "err", err, "ref", l.Ref, "layer", b.Digest)
+				t.log.DebugContext(ctx, "layer below is not vouched for", "err", err, "ref", l.Ref,
+					"layer", b.Digest)
 			}
 		})
 	}
@@ -152,7 +153,8 @@ func (t *Table) vouchBelow(l Layer, below []Below) {
 // of v.
 func (t *Table) downloadInstead(ctx context.Context, v *openLayer, l Layer, below []Below) error {
 	t.log.WarnContext(ctx,
-		"a layer with an index that another repository has brought cannot be proved: it is downloaded anew",
+		"a layer with an index that another repository has brought cannot be proved: it is "+
+			"downloaded anew",
 		"ref", l.Ref, "layer", v.digest)
 	return t.pulls.Instead(ctx, requestOf(l, below), func() error {
 		// Its mounts go: what their readers have read was not the image's.

@@ -36,7 +36,8 @@ func TestOtherRepositorysIndex(t *testing.T) {
 				t.Fatalf("the index is not forged: nothing is tested\n%s", got)
 			}
 			dirs := good.mountAll(table)
-			if got := readTree(t, dirs[0]); strings.Contains(got, "etc/big u") || !strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
+			if got := readTree(t, dirs[0]); strings.Contains(got, "etc/big u") ||
+				!strings.Contains(got, "etc/big -rw-r--r-- "+sum(bigFile)) {
 				t.Errorf("an image of another repository shows the forged tree:\n%s", got)
 			}
 			l, err := table.store.Layer(good.layers[0])
@@ -85,7 +86,8 @@ func TestTrustLocal(t *testing.T) {
 	if err := table.Close(); err != nil {
 		t.Fatal(err)
 	}
-	table = w.openWith(Options{Root: root, Mode: Auto, LocalIndexes: true, Fetch: fetch.Options{Fill: fetch.None}})
+	table = w.openWith(Options{Root: root, Mode: Auto, LocalIndexes: true,
+		Fetch: fetch.Options{Fill: fetch.None}})
 	if got := readTree(t, w.mountAll(table)[0]); strings.Contains(got, "etc/big u") {
 		t.Errorf("the forged tree is shown:\n%s", got)
 	}
@@ -94,7 +96,8 @@ func TestTrustLocal(t *testing.T) {
 // TestUnprovable: an index whose digests are not the layer's gives way to what another repository's
 // image has.
 func TestUnprovable(t *testing.T) {
-	for name, indexed := range map[string]bool{"which has an index": true, "which has none": false} {
+	for name, indexed := range map[string]bool{"which has an index": true,
+		"which has none": false} {
 		t.Run(name, func(t *testing.T) {
 			evil, good := newWorld(t, twoLayers(t)...), newWorld(t, twoLayers(t)...)
 			evil.index(func(d *index.Draft) { d.Spans[len(d.Spans)-1].Digest[0] ^= 1 })

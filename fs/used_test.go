@@ -36,7 +36,8 @@ func TestRemovedIsNotCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if c := table.Cache().Status(); c.Used != empty || c.Full {
-			t.Errorf("round %d: %d bytes are counted, %d are on disk", round, c.Used, usedBy(t, root+"/layers"))
+			t.Errorf("round %d: %d bytes are counted, %d are on disk", round, c.Used,
+				usedBy(t, root+"/layers"))
 		}
 	}
 }

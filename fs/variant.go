@@ -87,7 +87,8 @@ func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
 	}
 	for nid, a := range attrs {
 		// All that is made in a directory with a default ACL gets an ACL from it.
-		if _, ok := a.Xattrs["system.posix_acl_default"]; (ok || large && len(a.Xattrs) > 0) && !inUse {
+		if _, ok := a.Xattrs["system.posix_acl_default"]; (ok || large && len(a.Xattrs) > 0) &&
+			!inUse {
 			return nil, errUnpack
 		}
 		if large {
@@ -298,7 +299,8 @@ func lstat(t *index.Tree, path string) (index.Inode, error) {
 		if nid, err = t.Lookup(dir.Nid, name); err != nil {
 			break
 		}
-		if ino, err = t.Inode(nid); err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK || rest == "" {
+		if ino, err = t.Inode(nid); err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK ||
+			rest == "" {
 			way = append(way, ino)
 			continue
 		}

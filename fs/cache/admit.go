@@ -38,7 +38,9 @@ func (c *Cache) Guard(l *store.Layer, whole bool) Guarded { return Guarded{l, c,
 
 // WriteSpan is store.Layer's, and waits for room.
 func (g Guarded) WriteSpan(i int, off int64, data []byte) error {
-	return g.cache.write(len(data), g.whole, func() error { return g.Layer.WriteSpan(i, off, data) })
+	return g.cache.write(len(data), g.whole, func() error {
+		return g.Layer.WriteSpan(i, off, data)
+	})
 }
 
 // Writer counts what is written to w, a layer on its way, and waits for room for it. A layer that

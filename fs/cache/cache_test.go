@@ -149,7 +149,8 @@ func TestWarmth(t *testing.T) {
 		t.Errorf("not the coldest first: %v", ordered)
 	}
 	minute := now.Add(-2 * time.Hour).Truncate(time.Minute)
-	if a, b := warmthOf(false, minute, now), warmthOf(false, minute.Add(59*time.Second), now); a != b {
+	if a, b := warmthOf(false, minute, now), warmthOf(false, minute.Add(59*time.Second),
+		now); a != b {
 		t.Errorf("of one minute long ago: %v and %v", a, b)
 	}
 }
@@ -170,7 +171,8 @@ func TestFree(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
-			used, lazy, whole := n.add(4, store.Lazy), n.add(4, store.Lazy), n.add(4, store.Verified)
+			used, lazy, whole := n.add(4, store.Lazy), n.add(4, store.Lazy), n.add(4,
+				store.Verified)
 			n.fixed = c.fixed
 			cache := n.cache(Options{InUse: using(used)})
 			if c.need < 4*spanSize {

@@ -81,7 +81,8 @@ func tryChild(t testing.TB, verb string, args ...string) ([]byte, error) {
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 1 {
-		return nil, fmt.Errorf("%s: %w", strings.TrimSpace(msg.String()), unix.Errno(exit.ExitCode()))
+		return nil, fmt.Errorf("%s: %w", strings.TrimSpace(msg.String()),
+			unix.Errno(exit.ExitCode()))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, msg.String())
@@ -225,15 +226,18 @@ func inspect(path string) (entry, error) {
 		return entry{}, fmt.Errorf("lstat %s: %w", path, err)
 	}
 	e := entry{
-		Ino: st.Ino, Mode: st.Mode, Nlink: st.Nlink, UID: st.Uid, GID: st.Gid, Rdev: st.Rdev, Size: st.Size,
-		Blocks: st.Blocks, Blksize: st.Blksize, Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec, Xattrs: map[string]string{},
+		Ino: st.Ino, Mode: st.Mode, Nlink: st.Nlink, UID: st.Uid, GID: st.Gid, Rdev: st.Rdev,
+		Size:   st.Size,
+		Blocks: st.Blocks, Blksize: st.Blksize, Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec,
+		Xattrs: map[string]string{},
 	}
 	names := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, names)
 	if err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return e, fmt.Errorf("llistxattr %s: %w", path, err)
 	}
-	for _, name := range strings.Split(strings.TrimSuffix(string(names[:max(n, 0)]), "\x00"), "\x00") {
+	for _, name := range strings.Split(strings.TrimSuffix(string(names[:max(n, 0)]), "\x00"),
+		"\x00") {
 		if name == "" {
 			continue
 		}

@@ -76,7 +76,9 @@ const maxIdle = 2
 // newConn takes over file, a /dev/fuse that is mounted and whose INIT request has not been read
 // yet, and answers that request. What the kernel and the connection have agreed upon is returned
 // for those who take it over later.
-func newConn(life context.Context, file *os.File, fs filesystem, o connOptions) (*conn, agreement, error) {
+func newConn(
+	life context.Context, file *os.File, fs filesystem, o connOptions,
+) (*conn, agreement, error) {
 	c, err := openConn(life, file, fs, o)
 	if err != nil {
 		return nil, agreement{}, err
@@ -92,7 +94,9 @@ func newConn(life context.Context, file *os.File, fs filesystem, o connOptions) 
 // adoptConn takes over file, a /dev/fuse that another process has served before by agreement a.
 // Requests that it had read and not answered come once more. The kernel hears of the change in no
 // other way.
-func adoptConn(life context.Context, file *os.File, fs filesystem, a agreement, o connOptions) (*conn, error) {
+func adoptConn(
+	life context.Context, file *os.File, fs filesystem, a agreement, o connOptions,
+) (*conn, error) {
 	c, err := openConn(life, file, fs, o)
 	if err != nil {
 		return nil, err
@@ -124,7 +128,8 @@ func openConn(life context.Context, file *os.File, fs filesystem, o connOptions)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("use /dev/fuse: %w", err), file.Close())
 	}
-	c := &conn{file: file, raw: raw, fs: fs, mem: o.mem, log: o.log, tell: o.panicked, reads: make(map[uint64]*call)}
+	c := &conn{file: file, raw: raw, fs: fs, mem: o.mem, log: o.log, tell: o.panicked,
+		reads: make(map[uint64]*call)}
 	c.life, c.end = context.WithCancel(life)
 	opts := *o.proto
 	opts.PanicHandler = c.panicked
@@ -156,10 +161,12 @@ func (c *conn) adopt(a agreement) error {
 		return fmt.Errorf("saved %w", err)
 	}
 	if !bytes.Equal(reply, a.reply) {
-		c.log.Warn("a FUSE connection was begun otherwise than this version would", "told", fmt.Sprintf("%x", a.reply), "would", fmt.Sprintf("%x", reply))
+		c.log.Warn("a FUSE connection was begun otherwise than this version would",
+			"told", fmt.Sprintf("%x", a.reply), "would", fmt.Sprintf("%x", reply))
 	}
 	// Before the first read: what is read before it would come twice.
-	return c.send(asBytes(&gofuse.OutHeader{Length: uint32(outHeaderSize), Status: notifyResend}), nil)
+	return c.send(asBytes(&gofuse.OutHeader{Length: uint32(outHeaderSize), Status: notifyResend}),
+		nil)
 }
 
 // answerInit has go-fuse answer an INIT request.
@@ -347,7 +354,8 @@ func (c *conn) fail(unique uint64, s gofuse.Status) error {
 
 // reply answers a request with a status, or with data if that is OK.
 func (c *conn) reply(unique uint64, s gofuse.Status, data []byte) error {
-	h := gofuse.OutHeader{Unique: unique, Status: -int32(s), Length: uint32(outHeaderSize + len(data))}
+	h := gofuse.OutHeader{Unique: unique, Status: -int32(s),
+		Length: uint32(outHeaderSize + len(data))}
 	return c.send(asBytes(&h), data)
 }
 

@@ -65,7 +65,9 @@ func (d *deviceFS) attr(node uint64, a *gofuse.Attr) gofuse.Status {
 	return gofuse.OK
 }
 
-func (d *deviceFS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
+func (d *deviceFS) Lookup(
+	_ <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut,
+) gofuse.Status {
 	out.EntryValid, out.AttrValid = forever, forever
 	if h.NodeId != rootNode || name != DeviceName {
 		return gofuse.OK // node 0: there is no such name, and never will be
@@ -74,7 +76,9 @@ func (d *deviceFS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, ou
 	return d.attr(deviceNode, &out.Attr)
 }
 
-func (d *deviceFS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+func (d *deviceFS) GetAttr(
+	_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut,
+) gofuse.Status {
 	out.AttrValid = forever
 	return d.attr(in.NodeId, &out.Attr)
 }
@@ -88,7 +92,9 @@ func (d *deviceFS) Open(_ <-chan struct{}, _ *gofuse.OpenIn, out *gofuse.OpenOut
 	return gofuse.OK
 }
 
-func (d *deviceFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList) gofuse.Status {
+func (d *deviceFS) ReadDir(
+	_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList,
+) gofuse.Status {
 	if in.NodeId != rootNode {
 		return gofuse.ENOTDIR
 	}
@@ -105,7 +111,9 @@ func (d *deviceFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEn
 	return gofuse.OK
 }
 
-func (d *deviceFS) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
+func (d *deviceFS) StatFs(
+	_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut,
+) gofuse.Status {
 	statfs(out, d.dev.size())
 	return gofuse.OK
 }

@@ -78,11 +78,13 @@ func TestDeviceContent(t *testing.T) {
 			m := mountDevice(t, &memDevice{data: data}, fuse.Options{})
 			want := append(bytes.Clone(data), make([]byte, (512-size%512)%512)...)
 			for _, flag := range []string{"", "direct"} {
-				if got := inChild(t, "read", m.DevicePath(), "0", "-1", flag); !bytes.Equal(got, want) {
+				if got := inChild(t, "read", m.DevicePath(), "0", "-1", flag); !bytes.Equal(got,
+					want) {
 					t.Errorf("%q: got %d bytes, want %d, or they differ", flag, len(got), len(want))
 				}
 			}
-			if got := inChild(t, "read", m.DevicePath(), strconv.Itoa(len(want)), "4096"); len(got) != 0 {
+			if got := inChild(t, "read", m.DevicePath(), strconv.Itoa(len(want)),
+				"4096"); len(got) != 0 {
 				t.Errorf("%d bytes beyond the end", len(got))
 			}
 			if got := inChild(t, "names", m.Dir(), "4096"); string(got) != ".\n..\ndevice\n" {
@@ -99,7 +101,8 @@ func TestDeviceMissingName(t *testing.T) {
 	m := mountDevice(t, &memDevice{data: make([]byte, 512)}, fuse.Options{})
 	const tries = 20
 	for range tries {
-		if _, err := tryChild(t, "read", filepath.Join(m.Dir(), "other"), "0", "1"); !errors.Is(err, unix.ENOENT) {
+		if _, err := tryChild(t, "read", filepath.Join(m.Dir(), "other"), "0", "1"); !errors.Is(err,
+			unix.ENOENT) {
 			t.Fatalf("got %v, want ENOENT", err)
 		}
 	}
@@ -125,7 +128,8 @@ func TestDeviceConcurrentReads(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 6 {
 		wg.Go(func() {
-			if _, err := tryChild(t, "random", m.DevicePath(), ref, strconv.Itoa(i), "300", "300000"); err != nil {
+			if _, err := tryChild(t, "random", m.DevicePath(), ref, strconv.Itoa(i), "300",
+				"300000"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -162,7 +166,8 @@ func TestWaitingReadsHoldNoMemory(t *testing.T) {
 	}}
 	m := mountDevice(t, dev, fuse.Options{Memory: fuse.NewMemory(1 << 20)})
 	for i := range 20 {
-		cmd := childCmd(t, "read", m.DevicePath(), strconv.Itoa((i+1)<<21), strconv.Itoa(1<<20), "direct")
+		cmd := childCmd(t, "read", m.DevicePath(), strconv.Itoa((i+1)<<21), strconv.Itoa(1<<20),
+			"direct")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +177,8 @@ func TestWaitingReadsHoldNoMemory(t *testing.T) {
 		})
 	}
 	waitFor(t, "20 reads under way", func() bool { return m.Stats().Requests["read"] >= 20 })
-	if got := inChild(t, "read", m.DevicePath(), "0", "4096", "direct"); !bytes.Equal(got, data[:4096]) {
+	if got := inChild(t, "read", m.DevicePath(), "0", "4096", "direct"); !bytes.Equal(got,
+		data[:4096]) {
 		t.Error("wrong bytes")
 	}
 	if err := m.Close(); err != nil { // ASYNC_DIO: they cannot be interrupted
@@ -223,7 +229,8 @@ func TestPanicBecomesEIO(t *testing.T) {
 		}
 		return nil
 	}}, fuse.Options{Memory: fuse.NewMemory(1 << 20), Panicked: func(any) { panics.Add(1) }})
-	if _, err := tryChild(t, "read", m.DevicePath(), "0", "4096", "direct"); !errors.Is(err, unix.EIO) {
+	if _, err := tryChild(t, "read", m.DevicePath(), "0", "4096", "direct"); !errors.Is(err,
+		unix.EIO) {
 		t.Fatalf("got %v, want EIO", err)
 	}
 	if panics.Load() == 0 {
@@ -305,7 +312,8 @@ func TestUnmountBusy(t *testing.T) {
 func TestCloseFailsReadersAndDetachCleans(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	dir := t.TempDir()
-	m, err := fuse.MountDevice(t.Context(), dir, &memDevice{data: make([]byte, 4096)}, fuse.Options{})
+	m, err := fuse.MountDevice(t.Context(), dir, &memDevice{data: make([]byte, 4096)},
+		fuse.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +328,8 @@ func TestCloseFailsReadersAndDetachCleans(t *testing.T) {
 		t.Errorf("a dead mount answers %v, want ENOTCONN", err)
 	}
 	// A second one on top, alive.
-	again, err := fuse.MountDevice(t.Context(), dir, &memDevice{data: make([]byte, 4096)}, fuse.Options{})
+	again, err := fuse.MountDevice(t.Context(), dir, &memDevice{data: make([]byte, 4096)},
+		fuse.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +353,8 @@ func TestCloseFailsReadersAndDetachCleans(t *testing.T) {
 
 func TestMountFailureLeavesNothing(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
-	if _, err := fuse.MountDevice(t.Context(), filepath.Join(t.TempDir(), "missing"), &memDevice{}, fuse.Options{}); !errors.Is(err, unix.ENOENT) {
+	if _, err := fuse.MountDevice(t.Context(), filepath.Join(t.TempDir(), "missing"), &memDevice{},
+		fuse.Options{}); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("got %v, want ENOENT", err)
 	}
 	goleak.VerifyNone(t, ignore)

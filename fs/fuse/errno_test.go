@@ -71,7 +71,8 @@ func TestUnknownNodes(t *testing.T) {
 		t.Errorf("content of the root: %v, want EISDIR", err)
 	}
 	var out gofuse.AttrOut
-	if s := d.GetAttr(nil, &gofuse.GetAttrIn{InHeader: gofuse.InHeader{NodeId: 99}}, &out); s != gofuse.Status(unix.ESTALE) {
+	if s := d.GetAttr(nil, &gofuse.GetAttrIn{InHeader: gofuse.InHeader{NodeId: 99}},
+		&out); s != gofuse.Status(unix.ESTALE) {
 		t.Errorf("attributes: %v, want ESTALE", s)
 	}
 }

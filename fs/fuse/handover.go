@@ -71,7 +71,9 @@ func Duplicate(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	fd := -1
-	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil {
+	if cerr := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); cerr != nil {
 		return nil, cerr
 	}
 	if err != nil {
@@ -99,13 +101,17 @@ func Alive(f *os.File) bool {
 // AdoptDevice serves a mount that another process has made by MountDevice and no longer serves. dev
 // is the same layer's. file is closed with the mount, or after an error. Of o, what the kernel was
 // told long ago does not count.
-func AdoptDevice(ctx context.Context, file *os.File, s Saved, dev Device, o Options) (*Mount, error) {
+func AdoptDevice(
+	ctx context.Context, file *os.File, s Saved, dev Device, o Options,
+) (*Mount, error) {
 	return adopt(ctx, file, s, KindDevice, newDeviceFS(dev), o)
 }
 
 // AdoptTree serves a mount that another process has made by MountTree and no longer serves, of an
 // equal index. The rest is as with AdoptDevice.
-func AdoptTree(ctx context.Context, file *os.File, s Saved, layer *index.Layer, dev Device, o Options) (*Mount, error) {
+func AdoptTree(
+	ctx context.Context, file *os.File, s Saved, layer *index.Layer, dev Device, o Options,
+) (*Mount, error) {
 	t, err := newTreeFS(layer, dev)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("adopt %s: %w", s.Dir, err), file.Close())
@@ -119,14 +125,18 @@ func AdoptLost(ctx context.Context, file *os.File, s Saved, o Options) (*Mount, 
 	return adopt(ctx, file, s, s.Kind, lostFS{gofuse.NewDefaultRawFileSystem()}, o)
 }
 
-func adopt(ctx context.Context, file *os.File, s Saved, k Kind, fs filesystem, o Options) (*Mount, error) {
+func adopt(
+	ctx context.Context, file *os.File, s Saved, k Kind, fs filesystem, o Options,
+) (*Mount, error) {
 	if s.Kind != k {
-		return nil, errors.Join(fmt.Errorf("adopt %s: it is a %q, not a %q", s.Dir, s.Kind, k), file.Close())
+		return nil, errors.Join(fmt.Errorf("adopt %s: it is a %q, not a %q", s.Dir, s.Kind, k),
+			file.Close())
 	}
 	o.defaults()
 	m := &Mount{dir: s.Dir, id: s.ID, done: make(chan struct{}), saved: s}
 	var err error
-	m.conn, err = adoptConn(context.WithoutCancel(ctx), file, fs, agreement{init: s.Init, reply: s.Reply}, o.conn(&s))
+	m.conn, err = adoptConn(context.WithoutCancel(ctx), file, fs,
+		agreement{init: s.Init, reply: s.Reply}, o.conn(&s))
 	if err != nil {
 		return nil, fmt.Errorf("adopt %s: %w", s.Dir, err)
 	}

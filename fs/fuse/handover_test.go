@@ -179,7 +179,8 @@ func (s *server) start() {
 	var pair [2]int
 	if s.held == nil {
 		var err error
-		if pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
+		if pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC,
+			0); err != nil {
 			s.t.Fatal(err)
 		}
 		files = []*os.File{os.NewFile(uintptr(pair[1]), "socket")}
@@ -211,7 +212,8 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := errors.Join(json.Unmarshal(b[:n], &s.saved), unix.Close(pair[0]), files[0].Close()); err != nil {
+	if err := errors.Join(json.Unmarshal(b[:n], &s.saved), unix.Close(pair[0]),
+		files[0].Close()); err != nil {
 		s.t.Fatal(err)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
@@ -250,7 +252,8 @@ func TestKilledServer(t *testing.T) {
 	for _, kind := range []fuse.Kind{fuse.KindDevice, fuse.KindTree} {
 		t.Run(string(kind), func(t *testing.T) {
 			dir := t.TempDir()
-			s := &server{t: t, args: []string{string(kind), dir, l.Index, l.Device, strconv.Itoa(len(l.Data))}}
+			s := &server{t: t,
+				args: []string{string(kind), dir, l.Index, l.Device, strconv.Itoa(len(l.Data))}}
 			s.start()
 			t.Cleanup(func() {
 				if err := fuse.Detach(s.args[1]); err != nil {
@@ -259,7 +262,8 @@ func TestKilledServer(t *testing.T) {
 			})
 			if kind == fuse.KindDevice {
 				dir = t.TempDir()
-				if _, err := erofs.Mount(l.Index, filepath.Join(s.args[1], fuse.DeviceName), dir, erofs.Options{}); err != nil {
+				if _, err := erofs.Mount(l.Index, filepath.Join(s.args[1], fuse.DeviceName), dir,
+					erofs.Options{}); err != nil {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() {
@@ -272,7 +276,8 @@ func TestKilledServer(t *testing.T) {
 			var outs []*bytes.Buffer
 			var stops []func() error
 			for i := range readers {
-				cmd, out := childCmd(t, "hammer", filepath.Join(dir, "big"), ref, strconv.Itoa(i)), &bytes.Buffer{}
+				cmd, out := childCmd(t, "hammer", filepath.Join(dir, "big"), ref,
+					strconv.Itoa(i)), &bytes.Buffer{}
 				cmd.Stdout, cmd.Stderr = out, out
 				in, err := cmd.StdinPipe()
 				if err != nil {
@@ -281,7 +286,8 @@ func TestKilledServer(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				hammers, outs, stops = append(hammers, cmd), append(outs, out), append(stops, in.Close)
+				hammers, outs, stops = append(hammers, cmd), append(outs, out), append(stops,
+					in.Close)
 			}
 			for range kills {
 				time.Sleep(time.Duration(50+rand.IntN(100)) * time.Millisecond)
@@ -334,7 +340,8 @@ func TestLeaveAndAdopt(t *testing.T) {
 	}
 	saved, ok := m.Saved()
 	at, there, err := mountinfo.Top(m.Dir())
-	if !ok || err != nil || !there || at.Device != saved.Device || at.ID != saved.ID || saved.Dir != m.Dir() {
+	if !ok || err != nil || !there || at.Device != saved.Device || at.ID != saved.ID ||
+		saved.Dir != m.Dir() {
 		t.Fatalf("saved %+v (%v), mounted %+v (%v)", saved, ok, at, err)
 	}
 	held, err := m.Descriptor()
@@ -356,7 +363,8 @@ func TestLeaveAndAdopt(t *testing.T) {
 	}
 
 	again := duplicate(t, held)
-	if m, err = fuse.AdoptDevice(t.Context(), again, saved, &memDevice{data: data}, fuse.Options{}); err != nil {
+	if m, err = fuse.AdoptDevice(t.Context(), again, saved, &memDevice{data: data},
+		fuse.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); err != nil || !bytes.Equal(out.Bytes(), data[:4096]) {
@@ -370,7 +378,8 @@ func TestLeaveAndAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := tryChild(t, "read", m.DevicePath(), "8192", "4096", "direct"); !errors.Is(err, unix.EIO) {
+		if _, err := tryChild(t, "read", m.DevicePath(), "8192", "4096", "direct"); !errors.Is(err,
+			unix.EIO) {
 			t.Errorf("a lost layer: %v, want EIO", err)
 		}
 	}
@@ -378,7 +387,8 @@ func TestLeaveAndAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if m, err = fuse.AdoptDevice(t.Context(), duplicate(t, held), saved, &memDevice{data: data}, fuse.Options{}); err != nil {
+	if m, err = fuse.AdoptDevice(t.Context(), duplicate(t, held), saved, &memDevice{data: data},
+		fuse.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := inChild(t, "read", m.DevicePath(), "0", "-1"); !bytes.Equal(got, data) {
@@ -428,7 +438,8 @@ func TestAdoptRefuses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := fuse.AdoptDevice(t.Context(), d, s, &memDevice{data: data}, fuse.Options{}); err == nil {
+			if _, err := fuse.AdoptDevice(t.Context(), d, s, &memDevice{data: data},
+				fuse.Options{}); err == nil {
 				t.Error("adopted")
 			}
 			if err := d.Close(); !errors.Is(err, os.ErrClosed) {

@@ -20,7 +20,8 @@ func userNamespace(t *testing.T, base int) *os.File {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "/bin/sleep", "600")
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: 65536}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids,
+		GidMappings: ids}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +48,8 @@ func TestIDMappedMount(t *testing.T) {
 			const base = 100_000
 			ns := userNamespace(t, base)
 			dir := mountTop(t, top, l, &memDevice{data: l.Data}, erofs.Options{})
-			fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+			fd, err := unix.OpenTree(unix.AT_FDCWD, dir,
+				unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -57,7 +59,8 @@ func TestIDMappedMount(t *testing.T) {
 				t.Fatalf("mount_setattr: %v", err)
 			}
 			mapped := t.TempDir()
-			if err := unix.MoveMount(fd, "", unix.AT_FDCWD, mapped, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			if err := unix.MoveMount(fd, "", unix.AT_FDCWD, mapped,
+				unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 				t.Fatal(err)
 			}
 			defer func() { _ = unix.Unmount(mapped, unix.MNT_DETACH) }()

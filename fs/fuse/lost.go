@@ -33,7 +33,9 @@ func (lostFS) ListXAttr(<-chan struct{}, *gofuse.InHeader, []byte) (uint32, gofu
 	return 0, gofuse.EIO
 }
 
-func (lostFS) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status { return gofuse.EIO }
+func (lostFS) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
+	return gofuse.EIO
+}
 
 func (lostFS) OpenDir(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
 	return gofuse.EIO

@@ -33,7 +33,8 @@ func TestIdleMountsAreSmall(t *testing.T) {
 	before, goroutines := inUse(), runtime.NumGoroutine()
 	var dirs []string
 	for range mounts {
-		m, err := fuse.MountTree(t.Context(), t.TempDir(), l.Open(t), &memDevice{data: l.Data}, fuse.Options{Memory: memory})
+		m, err := fuse.MountTree(t.Context(), t.TempDir(), l.Open(t), &memDevice{data: l.Data},
+			fuse.Options{Memory: memory})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +85,8 @@ func TestReadsAreBoundedByBytes(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
-			got, err := tryChild(t, "read", m.DevicePath(), strconv.Itoa(i*4<<20), strconv.Itoa(4<<20), "direct")
+			got, err := tryChild(t, "read", m.DevicePath(), strconv.Itoa(i*4<<20),
+				strconv.Itoa(4<<20), "direct")
 			if err != nil {
 				t.Error(err)
 			} else if !bytes.Equal(got, data[i*4<<20:][:4<<20]) {
@@ -108,7 +110,8 @@ func TestMemoryIsShared(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for i := range 4 {
-		m, err := fuse.MountDevice(t.Context(), t.TempDir(), &memDevice{data: data}, fuse.Options{Memory: memory})
+		m, err := fuse.MountDevice(t.Context(), t.TempDir(), &memDevice{data: data},
+			fuse.Options{Memory: memory})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +122,8 @@ func TestMemoryIsShared(t *testing.T) {
 			m.Wait()
 		})
 		wg.Go(func() {
-			if _, err := tryChild(t, "random", m.DevicePath(), ref, strconv.Itoa(i), "100", "1000000"); err != nil {
+			if _, err := tryChild(t, "random", m.DevicePath(), ref, strconv.Itoa(i), "100",
+				"1000000"); err != nil {
 				t.Error(err)
 			}
 		})

@@ -94,23 +94,26 @@ func (o *Options) defaults() {
 	}
 	if o.Panicked == nil {
 		log := o.Log
-		o.Panicked = func(v any) { log.Error("panic in a FUSE request", "panic", v, "stack", string(debug.Stack())) }
+		o.Panicked = func(v any) {
+			log.Error("panic in a FUSE request", "panic", v, "stack", string(debug.Stack()))
+		}
 	}
 }
 
 // conn returns the options of the connection of a mount.
 func (o *Options) conn(s *Saved) connOptions {
-	return connOptions{mem: o.Memory, log: o.Log.With("dir", s.Dir), panicked: o.Panicked, proto: &gofuse.MountOptions{
-		MaxWrite: maxRead, MaxBackground: s.MaxBackground,
-		// No more of the kernel's congestion control than the bound itself.
-		CongestionThreshold: s.MaxBackground,
-		// Contents never change under a node ID.
-		ExplicitDataCacheControl: true, EnableSymlinkCaching: true,
-		IDMappedMount:        true,
-		Options:              []string{"default_permissions"},
-		DisabledCapabilities: s.Without,
-		ExtraCapabilities:    s.With,
-	}}
+	return connOptions{mem: o.Memory, log: o.Log.With("dir", s.Dir), panicked: o.Panicked,
+		proto: &gofuse.MountOptions{
+			MaxWrite: maxRead, MaxBackground: s.MaxBackground,
+			// No more of the kernel's congestion control than the bound itself.
+			CongestionThreshold: s.MaxBackground,
+			// Contents never change under a node ID.
+			ExplicitDataCacheControl: true, EnableSymlinkCaching: true,
+			IDMappedMount:        true,
+			Options:              []string{"default_permissions"},
+			DisabledCapabilities: s.Without,
+			ExtraCapabilities:    s.With,
+		}}
 }
 
 // mount mounts fs at dir and serves it. The mount outlives ctx, which is only
@@ -139,7 +142,8 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 	var told agreement
 	m.conn, told, err = newConn(context.WithoutCancel(ctx), file, fs, o.conn(&m.saved))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH))
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", dir, err),
+			unix.Unmount(dir, unix.MNT_DETACH))
 	}
 	m.conn.serve(func() { close(m.done) })
 	// The mount's numbers, without asking the mount itself.
@@ -148,12 +152,14 @@ func mount(ctx context.Context, dir string, fs filesystem, k kind, o Options) (*
 		err = fmt.Errorf("somebody else has unmounted it: %w", os.ErrNotExist)
 	}
 	if err != nil {
-		err = errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH), m.conn.close())
+		err = errors.Join(fmt.Errorf("mount %s: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH),
+			m.conn.close())
 		m.Wait()
 		return nil, err
 	}
 	m.id = at.ID
-	m.saved.ID, m.saved.Device, m.saved.Init, m.saved.Reply = at.ID, at.Device, told.init, told.reply
+	m.saved.ID, m.saved.Device = at.ID, at.Device
+	m.saved.Init, m.saved.Reply = told.init, told.reply
 	if err := readAhead(at.Device, o.ReadAhead); err != nil {
 		// Slower, and nothing else: a container's /sys may be read-only.
 		o.Log.Warn("set the mount's readahead", "dir", dir, "err", err)
@@ -170,7 +176,8 @@ func open(dir string, flags uintptr) (fd int, err error) {
 		return -1, fmt.Errorf("open /dev/fuse: %w", err)
 	}
 	data := strings.Join([]string{
-		"fd=" + strconv.Itoa(fd), "rootmode=40000", "user_id=" + strconv.Itoa(os.Geteuid()), "group_id=" + strconv.Itoa(os.Getegid()),
+		"fd=" + strconv.Itoa(fd), "rootmode=40000", "user_id=" +
+			strconv.Itoa(os.Geteuid()), "group_id=" + strconv.Itoa(os.Getegid()),
 		"default_permissions", "allow_other", "max_read=" + strconv.Itoa(maxRead),
 	}, ",")
 	if err := unix.Mount(Source, dir, Type, flags|unix.MS_RDONLY, data); err != nil {
@@ -181,7 +188,8 @@ func open(dir string, flags uintptr) (fd int, err error) {
 
 // readAhead sets what the kernel reads ahead on a mount, in bytes.
 func readAhead(device string, n int) error {
-	return os.WriteFile(filepath.Join("/sys/class/bdi", device, "read_ahead_kb"), []byte(strconv.Itoa(n>>10)), 0)
+	return os.WriteFile(filepath.Join("/sys/class/bdi", device, "read_ahead_kb"),
+		[]byte(strconv.Itoa(n>>10)), 0)
 }
 
 // Dir is the mount point.
@@ -235,7 +243,8 @@ func (m *Mount) uppermost() (bool, error) {
 	}
 	for i, at := range mounts {
 		if at.ID == m.id && i < len(mounts)-1 {
-			return false, fmt.Errorf("unmount %s: %w: %s of type %s", m.dir, ErrCovered, mounts[i+1].Source, mounts[i+1].Type)
+			return false, fmt.Errorf("unmount %s: %w: %s of type %s", m.dir, ErrCovered,
+				mounts[i+1].Source, mounts[i+1].Type)
 		}
 		if at.ID == m.id {
 			return true, nil

@@ -142,7 +142,8 @@ func (c *conn) fetch(r *call) (buf *buffer, err error) {
 		err = f.readAt(r.ctx, buf.bytes(), r.off)
 	}
 	if err != nil {
-		return buf, fmt.Errorf("read node %d, %d bytes at %d: %w", r.node, n, r.off, interrupted(r.ctx, err))
+		return buf, fmt.Errorf("read node %d, %d bytes at %d: %w", r.node, n, r.off,
+			interrupted(r.ctx, err))
 	}
 	return buf, nil
 }

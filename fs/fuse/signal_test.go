@@ -114,7 +114,8 @@ func TestSignals(t *testing.T) {
 						}
 						return ctx.Err()
 					}
-					dir := mountTop(t, tt.top, l, &memDevice{data: l.Data, before: slow}, erofs.Options{})
+					dir := mountTop(t, tt.top, l, &memDevice{data: l.Data, before: slow},
+						erofs.Options{})
 					got, err := tryChild(t, "signals", filepath.Join(dir, "big"), how, us)
 					if err != nil || !bytes.Equal(got, want) {
 						t.Errorf("every %s µs: %d bytes, %v", us, len(got), err)

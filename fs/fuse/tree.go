@@ -19,7 +19,9 @@ import (
 // overlay on top, is to find its setuid programs and device nodes at work, as in
 // an unpacked image. (Overlayfs looks at its own mount's flags only, not
 // at those of its layers.)
-func MountTree(ctx context.Context, dir string, layer *index.Layer, dev Device, o Options) (*Mount, error) {
+func MountTree(
+	ctx context.Context, dir string, layer *index.Layer, dev Device, o Options,
+) (*Mount, error) {
 	t, err := newTreeFS(layer, dev)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
@@ -59,7 +61,8 @@ func newTreeFS(layer *index.Layer, dev Device) (*treeFS, error) {
 func setAttr(ino *index.Inode, a *gofuse.Attr) {
 	sec, nsec := uint64(ino.Mtime.Unix()), uint32(ino.Mtime.Nanosecond())
 	*a = gofuse.Attr{
-		Ino: ino.Nid, Mode: ino.Mode, Nlink: ino.Nlink, Owner: gofuse.Owner{Uid: ino.UID, Gid: ino.GID},
+		Ino: ino.Nid, Mode: ino.Mode, Nlink: ino.Nlink, Owner: gofuse.Owner{Uid: ino.UID,
+			Gid: ino.GID},
 		Size: uint64(ino.Size), Blocks: uint64(ino.Blocks()), Blksize: blockSize,
 		// The kernel decodes 32 bits: what Mkdev gives for majors below 4096.
 		Rdev:  uint32(ino.Rdev),
@@ -73,7 +76,9 @@ func setEntry(ino *index.Inode, out *gofuse.EntryOut) {
 	out.EntryValid, out.AttrValid = forever, forever
 }
 
-func (t *treeFS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
+func (t *treeFS) Lookup(
+	_ <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut,
+) gofuse.Status {
 	nid, err := t.tree.Lookup(h.NodeId, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		// OK with node 0: there is no such name, and never will be.
@@ -91,7 +96,9 @@ func (t *treeFS) Lookup(_ <-chan struct{}, h *gofuse.InHeader, name string, out 
 	return gofuse.OK
 }
 
-func (t *treeFS) GetAttr(_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut) gofuse.Status {
+func (t *treeFS) GetAttr(
+	_ <-chan struct{}, in *gofuse.GetAttrIn, out *gofuse.AttrOut,
+) gofuse.Status {
 	ino, err := t.tree.Inode(in.NodeId)
 	if err != nil {
 		return errno(err)
@@ -106,7 +113,9 @@ func (t *treeFS) Readlink(_ <-chan struct{}, h *gofuse.InHeader) ([]byte, gofuse
 	return []byte(target), errno(err)
 }
 
-func (t *treeFS) StatFs(_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut) gofuse.Status {
+func (t *treeFS) StatFs(
+	_ <-chan struct{}, _ *gofuse.InHeader, out *gofuse.StatfsOut,
+) gofuse.Status {
 	statfs(out, t.length)
 	return gofuse.OK
 }

@@ -10,12 +10,18 @@ func dirEntry(e index.Dirent) gofuse.DirEntry {
 	return gofuse.DirEntry{Name: e.Name, Ino: e.Nid, Mode: e.Type.Mode(), Off: e.Next}
 }
 
-func (t *treeFS) ReadDir(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList) gofuse.Status {
-	err := t.tree.ReadDir(in.NodeId, in.Offset, func(e index.Dirent) bool { return l.AddDirEntry(dirEntry(e)) })
+func (t *treeFS) ReadDir(
+	_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList,
+) gofuse.Status {
+	err := t.tree.ReadDir(in.NodeId, in.Offset, func(e index.Dirent) bool {
+		return l.AddDirEntry(dirEntry(e))
+	})
 	return errno(err)
 }
 
-func (t *treeFS) ReadDirPlus(_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList) gofuse.Status {
+func (t *treeFS) ReadDirPlus(
+	_ <-chan struct{}, in *gofuse.ReadIn, l *gofuse.DirEntryList,
+) gofuse.Status {
 	var bad error
 	err := t.tree.ReadDir(in.NodeId, in.Offset, func(e index.Dirent) bool {
 		var ino index.Inode

@@ -80,7 +80,8 @@ func expected(l *layertest.Layer) map[string]entry {
 			}
 		}
 		e := entry{
-			Path: jsonString(path), Mode: n.Mode, UID: n.UID, GID: n.GID, Rdev: n.Rdev, Sec: n.Mtime.Unix(), Nsec: int64(n.Mtime.Nanosecond()),
+			Path: jsonString(path), Mode: n.Mode, UID: n.UID, GID: n.GID, Rdev: n.Rdev,
+			Sec: n.Mtime.Unix(), Nsec: int64(n.Mtime.Nanosecond()),
 			Target: n.Target, Xattrs: map[string]string{},
 		}
 		for k, v := range n.Xattrs {
@@ -156,7 +157,8 @@ func TestTreeShowsEverything(t *testing.T) {
 	}
 	for _, paths := range inodes {
 		slices.Sort(paths)
-		if len(paths) > 1 && !slices.Equal(paths, []string{"dir/hard", "dir/sub/again", "other/third"}) {
+		if len(paths) > 1 &&
+			!slices.Equal(paths, []string{"dir/hard", "dir/sub/again", "other/third"}) {
 			t.Errorf("one inode: %q", paths)
 		}
 	}
@@ -206,7 +208,8 @@ func TestTreeReaddirCookies(t *testing.T) {
 		got := strings.Fields(string(inChild(t, "names", filepath.Join(m.Dir(), "many"), chunk)))
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
-			t.Errorf("buffers of %s bytes: %d names, want %d, or others", chunk, len(got), len(want))
+			t.Errorf("buffers of %s bytes: %d names, want %d, or others", chunk, len(got),
+				len(want))
 		}
 	}
 }
@@ -228,7 +231,8 @@ func TestTreeXattrs(t *testing.T) {
 	b.File("plain", 0o644, []byte("x"))
 	m = mountTree(t, b.Make(t), nil)
 	for range 3 {
-		if _, err := tryChild(t, "xattr", filepath.Join(m.Dir(), "plain"), "user.none"); !errors.Is(err, unix.EOPNOTSUPP) {
+		if _, err := tryChild(t, "xattr", filepath.Join(m.Dir(), "plain"),
+			"user.none"); !errors.Is(err, unix.EOPNOTSUPP) {
 			t.Errorf("got %v, want EOPNOTSUPP", err)
 		}
 	}
@@ -283,7 +287,8 @@ func TestTreeErrorClears(t *testing.T) {
 			dir := mountTop(t, top, l, dev, erofs.Options{})
 			broken.Store(true)
 			for range 3 {
-				if _, err := tryChild(t, "read", filepath.Join(dir, "big"), "0", "-1"); !errors.Is(err, unix.EIO) {
+				if _, err := tryChild(t, "read", filepath.Join(dir, "big"), "0",
+					"-1"); !errors.Is(err, unix.EIO) {
 					t.Fatalf("got %v, want EIO", err)
 				}
 			}
@@ -298,7 +303,9 @@ func TestTreeErrorClears(t *testing.T) {
 
 // mountTop mounts a layer either as a tree, or with EROFS over a device mount,
 // and returns the directory.
-func mountTop(t *testing.T, top string, l *layertest.Layer, dev fuse.Device, o erofs.Options) string {
+func mountTop(
+	t *testing.T, top string, l *layertest.Layer, dev fuse.Device, o erofs.Options,
+) string {
 	t.Helper()
 	if top == "fuse" {
 		return mountTree(t, l, dev).Dir()
@@ -320,7 +327,8 @@ func TestConcurrentRandomReads(t *testing.T) {
 	l := layertest.Nasty().Make(t)
 	ref := filepath.Join(t.TempDir(), "ref")
 	content := l.Draft.Root.Children["big"].Extents[0]
-	if err := os.WriteFile(ref, l.Data[content.Device:content.Device+content.Size], 0o600); err != nil {
+	if err := os.WriteFile(ref, l.Data[content.Device:content.Device+content.Size],
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -344,7 +352,8 @@ func TestConcurrentRandomReads(t *testing.T) {
 			var wg sync.WaitGroup
 			for i := range 6 {
 				wg.Go(func() {
-					if _, err := tryChild(t, "random", filepath.Join(dir, "big"), ref, strconv.Itoa(i), "200", "200000"); err != nil {
+					if _, err := tryChild(t, "random", filepath.Join(dir, "big"), ref,
+						strconv.Itoa(i), "200", "200000"); err != nil {
 						t.Error(err)
 					}
 				})
@@ -418,7 +427,8 @@ func TestInterrupt(t *testing.T) {
 
 func TestTreeRefusesOtherDevice(t *testing.T) {
 	l := layertest.Nasty().Make(t)
-	if m, err := fuse.MountTree(t.Context(), t.TempDir(), l.Open(t), &memDevice{data: l.Data[:512]}, fuse.Options{}); err == nil {
+	if m, err := fuse.MountTree(t.Context(), t.TempDir(), l.Open(t), &memDevice{data: l.Data[:512]},
+		fuse.Options{}); err == nil {
 		t.Errorf("mounted with a device of another size: %v", m.Unmount())
 	}
 }

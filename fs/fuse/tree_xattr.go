@@ -41,7 +41,9 @@ func (t *treeFS) scanXattrs() bool {
 	return false
 }
 
-func (t *treeFS) GetXAttr(_ <-chan struct{}, h *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
+func (t *treeFS) GetXAttr(
+	_ <-chan struct{}, h *gofuse.InHeader, name string, dest []byte,
+) (uint32, gofuse.Status) {
 	if !t.anyXattrs() {
 		return 0, gofuse.ENOSYS
 	}
@@ -52,7 +54,9 @@ func (t *treeFS) GetXAttr(_ <-chan struct{}, h *gofuse.InHeader, name string, de
 	return fit(dest, value)
 }
 
-func (t *treeFS) ListXAttr(_ <-chan struct{}, h *gofuse.InHeader, dest []byte) (uint32, gofuse.Status) {
+func (t *treeFS) ListXAttr(
+	_ <-chan struct{}, h *gofuse.InHeader, dest []byte,
+) (uint32, gofuse.Status) {
 	// Not ENOSYS where no file has any: the kernel would make it EOPNOTSUPP, and an empty list is
 	// what an unpacked layer gives.
 	names, err := t.tree.ListXattrs(h.NodeId)

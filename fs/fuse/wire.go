@@ -30,9 +30,12 @@ const notifyResend = -int32(gofuse.NOTIFY_RESEND)
 
 // opNames are the requests that Stats counts by name.
 var opNames = [opCount]string{
-	1: "lookup", opForget: "forget", 3: "getattr", 5: "readlink", 14: "open", opRead: "read", 17: "statfs",
-	18: "release", opGetXattr: "getxattr", opListXattr: "listxattr", 25: "flush", opInit: "init", 27: "opendir",
-	opReadDir: "readdir", 34: "access", opInterrupt: "interrupt", 38: "destroy", opBatchForget: "forget", opReadDirPlus: "readdirplus",
+	1: "lookup", opForget: "forget", 3: "getattr", 5: "readlink", 14: "open", opRead: "read",
+	17: "statfs",
+	18: "release", opGetXattr: "getxattr", opListXattr: "listxattr", 25: "flush", opInit: "init",
+	27:        "opendir",
+	opReadDir: "readdir", 34: "access", opInterrupt: "interrupt", 38: "destroy",
+	opBatchForget: "forget", opReadDirPlus: "readdirplus",
 	46: "lseek", 52: "statx",
 }
 

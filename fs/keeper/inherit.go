@@ -25,7 +25,8 @@ type environment struct {
 
 // variables are those that this package reads, and takes out of the environment so that no child
 // takes them for its own. LISTEN_PIDFDID goes with LISTEN_PID (systemd 258).
-var variables = []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+var variables = []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS",
+	"LISTEN_FDNAMES"}
 
 // CleanEnviron is environ without the variables of the protocol.
 func CleanEnviron(environ []string) []string {
@@ -54,7 +55,9 @@ func Inherit() (*Keeper, []Held, error) {
 	}
 	err = errors.Join(err, errOpen)
 	if len(dropped) > 0 {
-		err = errors.Join(err, fmt.Errorf("inherited descriptors that belong to nothing are dropped: %s", strings.Join(dropped, " ")))
+		err = errors.Join(err,
+			fmt.Errorf("inherited descriptors that belong to nothing are dropped: %s",
+				strings.Join(dropped, " ")))
 	}
 	if env.addr == nil {
 		return nil, held, err
@@ -80,7 +83,9 @@ func Inherit() (*Keeper, []Held, error) {
 func parseEnvironment(get func(string) string, pid int) (environment, error) {
 	var env environment
 	var errs []error
-	fail := func(name, why string) { errs = append(errs, fmt.Errorf("$%s=%q: %s", name, get(name), why)) }
+	fail := func(name, why string) {
+		errs = append(errs, fmt.Errorf("$%s=%q: %s", name, get(name), why))
+	}
 	switch s := get("NOTIFY_SOCKET"); {
 	case s == "":
 	case len(s) < 2 || s[0] != '/' && s[0] != '@' || len(s) > 107 || strings.IndexByte(s, 0) >= 0:
@@ -119,7 +124,8 @@ func openFDs(names []string) ([]*os.File, error) {
 	var files []*os.File
 	for i, name := range names {
 		fd := firstFD + i
-		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD, syscall.FD_CLOEXEC); errno != 0 {
+		if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_SETFD,
+			syscall.FD_CLOEXEC); errno != 0 {
 			return files, fmt.Errorf("inherited descriptor %d (%s): %w", fd, name, errno)
 		}
 		files = append(files, os.NewFile(uintptr(fd), name))

@@ -31,29 +31,47 @@ func TestParseEnvironment(t *testing.T) {
 		err   string // part of the error
 	}{
 		{name: "no keeper"},
-		{name: "systemd", env: []string{"NOTIFY_SOCKET=/run/systemd/notify", "FDSTORE=512"}, addr: "/run/systemd/notify", max: 512},
+		{name: "systemd", env: []string{"NOTIFY_SOCKET=/run/systemd/notify", "FDSTORE=512"},
+			addr: "/run/systemd/notify", max: 512},
 		{name: "a socket without a file", env: []string{"NOTIFY_SOCKET=@x"}, addr: "@x"},
 		{name: "a store without a socket", env: []string{"FDSTORE=512"}},
-		{name: "descriptors", env: []string{"NOTIFY_SOCKET=@x", "LISTEN_PID=42", "LISTEN_FDS=2", "LISTEN_FDNAMES=a:b"}, addr: "@x", names: []string{"a", "b"}},
-		{name: "descriptors without names", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2"}, names: []string{"", ""}},
-		{name: "an empty name", env: []string{"LISTEN_PID=42", "LISTEN_FDS=3", "LISTEN_FDNAMES=a::b"}, names: []string{"a", "", "b"}},
-		{name: "another process's", env: []string{"LISTEN_PID=43", "LISTEN_FDS=2", "LISTEN_FDNAMES=a:b"}},
+		{name: "descriptors",
+			env: []string{"NOTIFY_SOCKET=@x", "LISTEN_PID=42", "LISTEN_FDS=2",
+				"LISTEN_FDNAMES=a:b"}, addr: "@x", names: []string{"a", "b"}},
+		{name: "descriptors without names", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2"},
+			names: []string{"", ""}},
+		{name: "an empty name",
+			env: []string{"LISTEN_PID=42", "LISTEN_FDS=3",
+				"LISTEN_FDNAMES=a::b"}, names: []string{"a", "", "b"}},
+		{name: "another process's",
+			env: []string{"LISTEN_PID=43", "LISTEN_FDS=2", "LISTEN_FDNAMES=a:b"}},
 		{name: "no process's", env: []string{"LISTEN_FDS=2", "LISTEN_FDNAMES=a:b"}},
-		{name: "too few names", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2", "LISTEN_FDNAMES=a"}, names: []string{"", ""}, err: "LISTEN_FDNAMES"},
-		{name: "too many names", env: []string{"LISTEN_PID=42", "LISTEN_FDS=1", "LISTEN_FDNAMES=a:b"}, names: []string{""}, err: "LISTEN_FDNAMES"},
-		{name: "names of nothing", env: []string{"LISTEN_PID=42", "LISTEN_FDS=0", "LISTEN_FDNAMES=a"}, names: []string{}, err: "LISTEN_FDNAMES"},
-		{name: "a negative number", env: []string{"LISTEN_PID=42", "LISTEN_FDS=-1"}, err: "LISTEN_FDS"},
-		{name: "a number beyond reason", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2000000000"}, err: "LISTEN_FDS"},
+		{name: "too few names", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2", "LISTEN_FDNAMES=a"},
+			names: []string{"", ""}, err: "LISTEN_FDNAMES"},
+		{name: "too many names",
+			env: []string{"LISTEN_PID=42", "LISTEN_FDS=1",
+				"LISTEN_FDNAMES=a:b"}, names: []string{""}, err: "LISTEN_FDNAMES"},
+		{name: "names of nothing",
+			env: []string{"LISTEN_PID=42", "LISTEN_FDS=0",
+				"LISTEN_FDNAMES=a"}, names: []string{}, err: "LISTEN_FDNAMES"},
+		{name: "a negative number", env: []string{"LISTEN_PID=42", "LISTEN_FDS=-1"},
+			err: "LISTEN_FDS"},
+		{name: "a number beyond reason", env: []string{"LISTEN_PID=42", "LISTEN_FDS=2000000000"},
+			err: "LISTEN_FDS"},
 		{name: "no number", env: []string{"LISTEN_PID=42"}, err: "LISTEN_FDS"},
 		{name: "a relative socket", env: []string{"NOTIFY_SOCKET=x"}, err: "NOTIFY_SOCKET"},
 		{name: "vsock", env: []string{"NOTIFY_SOCKET=vsock:2:1"}, err: "NOTIFY_SOCKET"},
-		{name: "a long socket", env: []string{"NOTIFY_SOCKET=/" + strings.Repeat("x", 107)}, err: "NOTIFY_SOCKET"},
-		{name: "a store of no size", env: []string{"NOTIFY_SOCKET=@x", "FDSTORE=many"}, addr: "@x", err: "FDSTORE"},
-		{name: "a store beyond reason", env: []string{"NOTIFY_SOCKET=@x", "FDSTORE=2000000000"}, addr: "@x", max: maxFDs},
+		{name: "a long socket", env: []string{"NOTIFY_SOCKET=/" + strings.Repeat("x", 107)},
+			err: "NOTIFY_SOCKET"},
+		{name: "a store of no size", env: []string{"NOTIFY_SOCKET=@x", "FDSTORE=many"}, addr: "@x",
+			err: "FDSTORE"},
+		{name: "a store beyond reason", env: []string{"NOTIFY_SOCKET=@x", "FDSTORE=2000000000"},
+			addr: "@x", max: maxFDs},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := parseEnvironment(env(tt.env...), pid)
-			if tt.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.err) {
+			if tt.err == "" != (err == nil) || err != nil &&
+				!strings.Contains(err.Error(), tt.err) {
 				t.Fatalf("error %v, want one with %q", err, tt.err)
 			}
 			addr := ""
@@ -61,7 +79,8 @@ func TestParseEnvironment(t *testing.T) {
 				addr = got.addr.Name
 			}
 			if addr != tt.addr || got.max != tt.max || !reflect.DeepEqual(got.names, tt.names) {
-				t.Fatalf("got %q, %d, %q; want %q, %d, %q", addr, got.max, got.names, tt.addr, tt.max, tt.names)
+				t.Fatalf("got %q, %d, %q; want %q, %d, %q", addr, got.max, got.names, tt.addr,
+					tt.max, tt.names)
 			}
 		})
 	}
@@ -79,7 +98,8 @@ func TestGroup(t *testing.T) {
 		{name: "not whole", in: "a.1.2 b.0.1", held: "b[b.0.1]", left: "a.1.2"},
 		{name: "one twice", in: "a.0.2 a.0.2 a.1.2", held: "a[a.0.2 a.1.2]", left: "a.0.2"},
 		{name: "two sizes", in: "a.0.1 a.0.2 a.1.2", held: "a[a.0.1]", left: "a.0.2 a.1.2"},
-		{name: "another's", in: "stored micad.socket a.0.1 a.1.1 a.00.1 A.0.1 .0.1 a.0.100 a.0.1.1", held: "a[a.0.1]",
+		{name: "another's", in: "stored micad.socket a.0.1 a.1.1 a.00.1 A.0.1 .0.1 a.0.100 a.0.1.1",
+			held: "a[a.0.1]",
 			left: "stored micad.socket a.1.1 a.00.1 A.0.1 .0.1 a.0.100 a.0.1.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -115,7 +135,8 @@ func FuzzEnvironment(f *testing.F) {
 	f.Add("/run/systemd/notify", "512", "42", "2", "a.0.2:a.1.2")
 	f.Add("@x", "", "42", "65536", "")
 	f.Fuzz(func(t *testing.T, socket, store, pid, fds, fdnames string) {
-		got, err := parseEnvironment(env("NOTIFY_SOCKET="+socket, "FDSTORE="+store, "LISTEN_PID="+pid, "LISTEN_FDS="+fds, "LISTEN_FDNAMES="+fdnames), 42)
+		got, err := parseEnvironment(env("NOTIFY_SOCKET="+socket, "FDSTORE="+store,
+			"LISTEN_PID="+pid, "LISTEN_FDS="+fds, "LISTEN_FDNAMES="+fdnames), 42)
 		if len(got.names) > maxFDs || got.max < 0 || got.max > maxFDs {
 			t.Fatalf("%d descriptors, room for %d", len(got.names), got.max)
 		}

@@ -150,7 +150,8 @@ func (k *Keeper) reserve(name string, n int) error {
 		return fmt.Errorf("%w (%d of %d are in use)", ErrFull, k.files, k.max)
 	}
 	if k.length+wireLength(name, n) > MaxNames {
-		return fmt.Errorf("%w (the names of %d files have %d of %d bytes)", ErrFull, k.files, k.length, MaxNames)
+		return fmt.Errorf("%w (the names of %d files have %d of %d bytes)", ErrFull, k.files,
+			k.length, MaxNames)
 	}
 	k.takeLocked(name, n)
 	return nil

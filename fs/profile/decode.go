@@ -40,7 +40,8 @@ func Decode(b []byte, lim Limits) (*Profile, error) {
 	if !h.HasFCS || h.FrameContentSize > uint64(most) {
 		return nil, invalid("frame of %d bytes, at most %d wanted", h.FrameContentSize, most)
 	}
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(max(most, 1<<20))))
+	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderMaxMemory(uint64(max(most, 1<<20))))
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +162,8 @@ func (d *decoder) profile(lim Limits) *Profile {
 		if delta > maxOffset>>shift || delta < -(maxOffset>>shift) {
 			d.fail(errors.New("an offset is out of range"))
 		}
-		if r.Off = ends[id] + delta<<shift; r.Off < 0 || r.Off > maxOffset || r.Size > maxOffset-r.Off {
+		if r.Off = ends[id] + delta<<shift; r.Off < 0 || r.Off > maxOffset ||
+			r.Size > maxOffset-r.Off {
 			d.fail(errors.New("an offset is out of range"))
 			return nil
 		}

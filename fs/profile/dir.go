@@ -86,7 +86,8 @@ func (d *Dir) List() ([]Entry, error) {
 		out = append(out, Entry{m, st.ModTime()})
 	}
 	slices.SortFunc(out, func(a, b Entry) int {
-		return cmp.Or(b.Saved.Compare(a.Saved), strings.Compare(string(a.Manifest), string(b.Manifest)))
+		return cmp.Or(b.Saved.Compare(a.Saved),
+			strings.Compare(string(a.Manifest), string(b.Manifest)))
 	})
 	return out, nil
 }
@@ -113,7 +114,8 @@ func (d *Dir) Load(manifest digest.Digest) (*Profile, error) {
 		return nil, fmt.Errorf("load profile %s: %w", name, err)
 	}
 	if p.Manifest != manifest {
-		return nil, fmt.Errorf("load profile %s: %w", name, invalid("it is of manifest %s", p.Manifest))
+		return nil, fmt.Errorf("load profile %s: %w", name,
+			invalid("it is of manifest %s", p.Manifest))
 	}
 	return p, nil
 }

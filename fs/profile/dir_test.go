@@ -84,7 +84,8 @@ func TestDirDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for kind, content := range map[string][]byte{
-		"empty": nil, "cut": whole[:len(whole)/2], "another's": foreign, "huge": make([]byte, 5<<20),
+		"empty": nil, "cut": whole[:len(whole)/2], "another's": foreign, "huge": make([]byte,
+			5<<20),
 	} {
 		if err := os.WriteFile(name, content, 0o600); err != nil {
 			t.Fatal(err)

@@ -55,7 +55,8 @@ func (p *Profile) Encode() ([]byte, error) {
 	}
 	// A single segment always names its size. The best level is a percent better, and takes tens of
 	// megabytes for its tables.
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1),
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault),
+		zstd.WithEncoderConcurrency(1),
 		zstd.WithSingleSegment(true))
 	if err != nil {
 		return nil, err

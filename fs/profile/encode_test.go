@@ -38,7 +38,8 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, b := range map[string][]byte{"testdata/golden.profile": encoded, "testdata/golden.json": append(exported, '\n')} {
+	for name, b := range map[string][]byte{"testdata/golden.profile": encoded,
+		"testdata/golden.json": append(exported, '\n')} {
 		if *update {
 			if err := os.WriteFile(name, b, 0o644); err != nil {
 				t.Fatal(err)
@@ -115,7 +116,9 @@ func TestEncodeLargest(t *testing.T) {
 	var off int64
 	for range MaxRanges {
 		off += (2 + rng.Int64N(20)) * BlockSize
-		p.Ranges = append(p.Ranges, Range{layerA, off, BlockSize, time.Duration(rng.IntN(60000)) * ms, 1 + rng.IntN(MaxRuns)})
+		p.Ranges = append(p.Ranges,
+			Range{layerA, off, BlockSize, time.Duration(rng.IntN(60000)) * ms,
+				1 + rng.IntN(MaxRuns)})
 	}
 	b, err := p.Encode()
 	if err != nil {
@@ -130,7 +133,8 @@ func TestEncodeLargest(t *testing.T) {
 }
 
 func TestEncodeRefuses(t *testing.T) {
-	if _, err := run(at(0, layerA, 0, 2), at(0, layerA, 1, 1)).Encode(); !errors.Is(err, ErrInvalid) {
+	if _, err := run(at(0, layerA, 0, 2), at(0, layerA, 1, 1)).Encode(); !errors.Is(err,
+		ErrInvalid) {
 		t.Errorf("overlapping ranges: %v", err)
 	}
 }
@@ -201,18 +205,22 @@ func TestDecodeRefuses(t *testing.T) {
 
 func TestImportRefuses(t *testing.T) {
 	for name, in := range map[string]string{
-		"no JSON":      `{`,
-		"version":      `{"version":2,"manifest":"` + manifest.String() + `","runs":1,"ranges":[]}`,
-		"no manifest":  `{"version":1,"runs":1,"ranges":[]}`,
-		"late":         `{"version":1,"manifest":"` + manifest.String() + `","runs":1,"ranges":[{"layer":"` + layerA.String() + `","offset":0,"size":1,"at_ms":9223372036854775807,"runs":1}]}`,
-		"no size":      `{"version":1,"manifest":"` + manifest.String() + `","runs":1,"ranges":[{"layer":"` + layerA.String() + `","runs":1}]}`,
+		"no JSON":     `{`,
+		"version":     `{"version":2,"manifest":"` + manifest.String() + `","runs":1,"ranges":[]}`,
+		"no manifest": `{"version":1,"runs":1,"ranges":[]}`,
+		"late": `{"version":1,"manifest":"` + manifest.String() +
+			`","runs":1,"ranges":[{"layer":"` + layerA.String() +
+			`","offset":0,"size":1,"at_ms":9223372036854775807,"runs":1}]}`,
+		"no size": `{"version":1,"manifest":"` + manifest.String() +
+			`","runs":1,"ranges":[{"layer":"` + layerA.String() + `","runs":1}]}`,
 		"other things": `{"version":1,"manifest":5}`,
 	} {
 		if p, err := Import([]byte(in), Limits{}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v, %v", name, p, err)
 		}
 	}
-	if _, err := Import([]byte(`{"version":1,`+string(make([]byte, 200))), Limits{Encoded: 10}); !errors.Is(err, ErrInvalid) {
+	if _, err := Import([]byte(`{"version":1,`+string(make([]byte, 200))),
+		Limits{Encoded: 10}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("too long: %v", err)
 	}
 }

@@ -29,7 +29,8 @@ type jsonRange struct {
 
 // MarshalJSON implements json.Marshaler. The form is stable: fields are added, never renamed.
 func (p *Profile) MarshalJSON() ([]byte, error) {
-	out := jsonProfile{Version: jsonVersion, Manifest: p.Manifest, Runs: p.Runs, Ranges: make([]jsonRange, len(p.Ranges))}
+	out := jsonProfile{Version: jsonVersion, Manifest: p.Manifest, Runs: p.Runs,
+		Ranges: make([]jsonRange, len(p.Ranges))}
 	for i, r := range p.Ranges {
 		out.Ranges[i] = jsonRange{r.Layer, r.Off, r.Size, int64(r.At / tick), r.Runs}
 	}

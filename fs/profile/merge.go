@@ -71,7 +71,9 @@ func segment(layer digest.Digest, off, end int64, open []Range, runs int) Range 
 
 // median returns the lower weighted median of the ranges' times; weight is the sum of their runs.
 func median(ranges []Range, weight int) time.Duration {
-	byTime := slices.SortedFunc(slices.Values(ranges), func(a, b Range) int { return cmp.Compare(a.At, b.At) })
+	byTime := slices.SortedFunc(slices.Values(ranges), func(a, b Range) int {
+		return cmp.Compare(a.At, b.At)
+	})
 	for _, r := range byTime {
 		if weight -= 2 * r.Runs; weight <= 0 {
 			return r.At
@@ -85,7 +87,8 @@ func median(ranges []Range, weight int) time.Duration {
 func (p *Profile) join(s Range) {
 	if n := len(p.Ranges); n > 0 {
 		last := &p.Ranges[n-1]
-		if last.Layer == s.Layer && last.End() == s.Off && last.Runs == s.Runs && (last.At-s.At).Abs() <= together {
+		if last.Layer == s.Layer && last.End() == s.Off && last.Runs == s.Runs &&
+			(last.At-s.At).Abs() <= together {
 			last.Size += s.Size
 			last.At = min(last.At, s.At)
 			return

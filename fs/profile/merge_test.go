@@ -32,7 +32,8 @@ func TestMerge(t *testing.T) {
 			runs(2, at(0, layerA, 0, 1), times(2, at(0, layerA, 1, 1)), at(0, layerA, 2, 2)),
 		},
 		"median of three": {
-			[]*Profile{run(at(900*ms, layerA, 0, 1)), run(at(100*ms, layerA, 0, 1)), run(at(200*ms, layerA, 0, 1))},
+			[]*Profile{run(at(900*ms, layerA, 0, 1)), run(at(100*ms, layerA, 0, 1)),
+				run(at(200*ms, layerA, 0, 1))},
 			runs(3, times(3, at(200*ms, layerA, 0, 1))),
 		},
 		"median by weight": {
@@ -48,8 +49,10 @@ func TestMerge(t *testing.T) {
 			runs(2, at(0, layerA, 0, 1), at(time.Second, layerA, 1, 1)),
 		},
 		"rare ones sink": {
-			[]*Profile{runs(7, times(7, at(time.Second, layerA, 5, 1)), times(2, at(2*time.Second, layerA, 9, 1))), run(at(0, layerB, 0, 1))},
-			runs(8, times(7, at(time.Second, layerA, 5, 1)), at(0, layerB, 0, 1), times(2, at(2*time.Second, layerA, 9, 1))),
+			[]*Profile{runs(7, times(7, at(time.Second, layerA, 5, 1)),
+				times(2, at(2*time.Second, layerA, 9, 1))), run(at(0, layerB, 0, 1))},
+			runs(8, times(7, at(time.Second, layerA, 5, 1)), at(0, layerB, 0, 1),
+				times(2, at(2*time.Second, layerA, 9, 1))),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,7 +74,8 @@ func randomRun(rng *rand.Rand) *Profile {
 	r := NewRecorder(manifest, func() time.Time { return now })
 	for range rng.IntN(30) {
 		now = now.Add(time.Duration(rng.IntN(100)) * ms)
-		r.Read([]digest.Digest{layerA, layerB}[rng.IntN(2)], rng.Int64N(40)*BlockSize, (1+rng.Int64N(8))*BlockSize)
+		r.Read([]digest.Digest{layerA, layerB}[rng.IntN(2)], rng.Int64N(40)*BlockSize,
+			(1+rng.Int64N(8))*BlockSize)
 	}
 	return r.Profile()
 }

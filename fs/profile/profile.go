@@ -86,7 +86,8 @@ func (p *Profile) sort() {
 		return 0
 	}
 	slices.SortFunc(p.Ranges, func(a, b Range) int {
-		return cmp.Or(cmp.Compare(rare(a), rare(b)), cmp.Compare(a.At, b.At), strings.Compare(string(a.Layer), string(b.Layer)),
+		return cmp.Or(cmp.Compare(rare(a), rare(b)), cmp.Compare(a.At, b.At),
+			strings.Compare(string(a.Layer), string(b.Layer)),
 			cmp.Compare(a.Off, b.Off))
 	})
 }
@@ -148,7 +149,8 @@ func (p *Profile) Check(lim Limits) error {
 			return invalid("range %d: %d bytes at %d", i, r.Size, r.Off)
 		}
 		if r.At < 0 || r.At > maxAt || r.Runs < 1 || r.Runs > p.Runs {
-			return invalid("range %d: first read after %s by %d of %d runs", i, r.At, r.Runs, p.Runs)
+			return invalid("range %d: first read after %s by %d of %d runs", i, r.At, r.Runs,
+				p.Runs)
 		}
 	}
 	byPlace := slices.SortedFunc(slices.Values(p.Ranges), func(a, b Range) int {

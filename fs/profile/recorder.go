@@ -188,7 +188,8 @@ func (r *Recorder) Profile() *Profile {
 	})
 	p := &Profile{Manifest: r.manifest, Runs: 1}
 	for _, a := range order {
-		p.join(Range{Layer: digests[a.layer], Off: int64(a.block) << blockShift, Size: BlockSize, At: a.at.Truncate(tick), Runs: 1})
+		p.join(Range{Layer: digests[a.layer], Off: int64(a.block) << blockShift, Size: BlockSize,
+			At: a.at.Truncate(tick), Runs: 1})
 	}
 	p.sort()
 	return p

@@ -43,7 +43,8 @@ func (p *Pull) bring(d digest.Digest, atHand func()) error {
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
 				return err
 			}
-			p.all.o.Log.Error("index from the registry is not usable: the layer is downloaded whole",
+			p.all.o.Log.Error("index from the registry is not usable: the layer is downloaded "+
+				"whole",
 				"ref", p.name(), "layer", d, "err", err)
 		}
 	}
@@ -123,7 +124,9 @@ func (p *Pull) download(d digest.Digest) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	desc := layers[slices.IndexFunc(layers, func(l ocispec.Descriptor) bool { return l.Digest == d })]
+	desc := layers[slices.IndexFunc(layers, func(l ocispec.Descriptor) bool {
+		return l.Digest == d
+	})]
 	for try, window := 1, int64(0); ; try++ {
 		err := p.downloadOnce(ctx, desc, window)
 		switch {
@@ -151,7 +154,8 @@ func (p *Pull) downloadOnce(ctx context.Context, desc ocispec.Descriptor, window
 	defer p.abort(in)
 	memory := p.all.scans.begin(ctx)
 	defer memory.End()
-	x, err := p.scan(ctx, in, desc, targz.Options{Limits: p.all.o.Limits.Tree(memory), Window: window})
+	x, err := p.scan(ctx, in, desc,
+		targz.Options{Limits: p.all.o.Limits.Tree(memory), Window: window})
 	if err != nil {
 		return fmt.Errorf("download layer %s of %s: %w", desc.Digest, p.name(), err)
 	}

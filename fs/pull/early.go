@@ -99,7 +99,8 @@ func (p *Pull) earlyCopy(
 		return !slices.Contains(missing, f.Layer)
 	})
 	context.AfterFunc(p.ctx, p.all.o.Prefetch.AddCopy(source.FoundCopy{
-		Image: p.image, Repository: proof.RepositoryOf(p.name()), Windows: x.Windows.Digest, Copy: &c,
+		Image: p.image, Repository: proof.RepositoryOf(p.name()), Windows: x.Windows.Digest,
+		Copy: &c,
 	}))
 	var ranges []index.Range
 	for _, f := range c.Frames {

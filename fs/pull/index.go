@@ -47,8 +47,9 @@ func (b *bundle) find(d digest.Digest) (index.BundleLayer, bool) {
 func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
 	end := b.windows.Size
 	if r := l.Windows; r.Off > end || r.Size > end-r.Off {
-		return store.Windows{}, fmt.Errorf("%w: windows of layer %s at [%d, +%d) of a blob of %d bytes",
-			index.ErrCorrupt, l.Layer, r.Off, r.Size, end)
+		return store.Windows{},
+			fmt.Errorf("%w: windows of layer %s at [%d, +%d) of a blob of %d bytes",
+				index.ErrCorrupt, l.Layer, r.Off, r.Size, end)
 	}
 	return store.Windows{Blob: b.windows.Digest, BlobSize: end, Off: l.Windows.Off}, nil
 }
@@ -179,7 +180,8 @@ func (p *Pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
 // openBundle fetches the trees of the index that a referrer describes, for a pull that began at
 // start.
 func (p *Pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
-	wait := p.image.Patience(p.ctx, remote.AboutBlob, max(lookupTime-time.Since(start), lookupLeast))
+	wait := p.image.Patience(p.ctx, remote.AboutBlob,
+		max(lookupTime-time.Since(start), lookupLeast))
 	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
 	x, err := artifact.Find(ctx, p.image, d)
 	cancel()
@@ -248,7 +250,8 @@ func (p *Pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w
 			if _, err := io.ReadFull(w.reader(body), b); err != nil {
 				return err
 			}
-			p.all.o.Budget.Host(source.RegistryOf(p.name())).Answered(time.Since(start) / time.Duration(first.rounds))
+			host := p.all.o.Budget.Host(source.RegistryOf(p.name()))
+			host.Answered(time.Since(start) / time.Duration(first.rounds))
 			_, err = f.WriteAt(b, off)
 			return err
 		})

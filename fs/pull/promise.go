@@ -108,7 +108,8 @@ func (p *Pull) list(
 	}
 	layers, err := artifact.Layers(indexes[0])
 	if err != nil {
-		p.all.o.Log.Warn("what the registry tells of an index is not usable", "ref", p.name(), "err", err)
+		p.all.o.Log.Warn("what the registry tells of an index is not usable", "ref", p.name(),
+			"err", err)
 	}
 	listed := map[digest.Digest]artifact.Layer{}
 	for _, l := range layers {

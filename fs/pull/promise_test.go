@@ -40,7 +40,8 @@ func TestBringer(t *testing.T) {
 func TestNearRegistry(t *testing.T) {
 	x := artifact.Index{
 		Layers: []artifact.Layer{{
-			Digest: digest.FromString("layer"), DiffID: digest.FromString("tar"), Size: 512, Inodes: 1,
+			Digest: digest.FromString("layer"), DiffID: digest.FromString("tar"), Size: 512,
+			Inodes: 1,
 		}},
 	}
 	indexes := []ocispec.Descriptor{{

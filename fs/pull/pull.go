@@ -157,7 +157,8 @@ func (p *Pull) End(ctx context.Context) {
 		<-j.done
 	}
 	if err := a.host.Sweep(ctx, p.leftOver()); err != nil {
-		a.o.Log.Warn("layers of a pull that was given up are left over", "ref", p.name(), "err", err)
+		a.o.Log.Warn("layers of a pull that was given up are left over", "ref", p.name(),
+			"err", err)
 	}
 }
 

@@ -38,7 +38,8 @@ func quickest(requests, size int64, roundTrip time.Duration) rangePlan {
 	best := p
 	for p.most < firstMost {
 		p = rangePlan{min(p.most+firstWindow<<p.rounds, firstMost), p.rounds + 1}
-		if best.requests(size) > requests || p.takes(size, roundTrip) < best.takes(size, roundTrip) {
+		if best.requests(size) > requests ||
+			p.takes(size, roundTrip) < best.takes(size, roundTrip) {
 			best = p
 		}
 	}

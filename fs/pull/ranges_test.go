@@ -24,7 +24,8 @@ func TestQuickest(t *testing.T) {
 	} {
 		got := quickest(c.requests, c.size, c.roundTrip)
 		if got != c.want {
-			t.Errorf("quickest(%d, %d, %v) = %+v, want %+v", c.requests, c.size, c.roundTrip, got, c.want)
+			t.Errorf("quickest(%d, %d, %v) = %+v, want %+v", c.requests, c.size, c.roundTrip, got,
+				c.want)
 		}
 		if even := got.even(c.size); even != c.even {
 			t.Errorf("%d in ranges of %d, want %d", c.size, even, c.even)

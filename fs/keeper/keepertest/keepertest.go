@@ -93,7 +93,8 @@ func (l *life) live(ctx context.Context) error {
 	if !k.Keeps() {
 		return errors.New("nothing keeps")
 	}
-	for _, v := range []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+	for _, v := range []string{"NOTIFY_SOCKET", "FDSTORE", "LISTEN_PID", "LISTEN_FDS",
+		"LISTEN_FDNAMES"} {
 		if os.Getenv(v) != "" {
 			return fmt.Errorf("$%s is left", v)
 		}
@@ -131,8 +132,10 @@ func (l *life) check(ctx context.Context, held []keeper.Held) error {
 			if err := same(f, n, i); err != nil {
 				return fmt.Errorf("file %d of %s: %w", i, h.Name, err)
 			}
-			if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-				return fmt.Errorf("file %d of %s is inherited by children: %d, %w", i, h.Name, flags, err)
+			if flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFD, 0); err != nil ||
+				flags&unix.FD_CLOEXEC == 0 {
+				return fmt.Errorf("file %d of %s is inherited by children: %d, %w", i, h.Name,
+					flags, err)
 			}
 			f.Close()
 		}
@@ -199,7 +202,8 @@ func (l *life) raw(name string) error {
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		inner = unix.Sendmsg(int(fd), []byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name), unix.UnixRights(int(f.Fd())), nil, 0)
+		inner = unix.Sendmsg(int(fd), []byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name),
+			unix.UnixRights(int(f.Fd())), nil, 0)
 	})
 	return errors.Join(err, inner)
 }

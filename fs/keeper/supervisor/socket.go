@@ -70,7 +70,9 @@ func (s *socket) prepare(name string) error {
 		return err
 	}
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}); err != nil {
 		return err
 	}
 	if inner != nil {
@@ -192,7 +194,9 @@ func (s *socket) ignoreLocked(why error) {
 }
 
 // recvmsg receives without waiting.
-func recvmsg(fd int, p, oob []byte, flags int) (n, oobn, recvflags int, from unix.Sockaddr, err error) {
+func recvmsg(
+	fd int, p, oob []byte, flags int,
+) (n, oobn, recvflags int, from unix.Sockaddr, err error) {
 	for {
 		n, oobn, recvflags, from, err = unix.Recvmsg(fd, p, oob, flags|unix.MSG_DONTWAIT)
 		if err != unix.EINTR {

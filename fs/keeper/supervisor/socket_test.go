@@ -86,26 +86,44 @@ func TestNotifications(t *testing.T) {
 		in   []message
 		held string
 	}{
-		{"in the order stored", []message{{store + "b", "1"}, {store + "a", "2"}, {store + "b", "3"}}, "b:a:b"},
+		{"in the order stored",
+			[]message{{store + "b", "1"}, {store + "a", "2"}, {store + "b", "3"}}, "b:a:b"},
 		{"several at once", []message{{store + "a", "123"}}, "a:a:a"},
-		{"other lines", []message{{"X=1\nFDPOLL=0\n" + store + "a\nWATCHDOG=1\nnonsense\n", "1"}}, "a"},
+		{"other lines", []message{{"X=1\nFDPOLL=0\n" + store + "a\nWATCHDOG=1\nnonsense\n", "1"}},
+			"a"},
 		{"without a name", []message{{"FDSTORE=1", "1"}}, "stored"},
-		{"with a name that is none", []message{{store + "a:b", "1"}, {store + "\x01", "2"}, {store + strings.Repeat("x", 256), "3"}}, "stored:stored:stored"},
-		{"the longest name", []message{{store + strings.Repeat("x", 255), "1"}}, strings.Repeat("x", 255)},
-		{"one file twice", []message{{store + "a", "1"}, {store + "a", "1"}, {store + "b", "11"}}, "a"},
+		{"with a name that is none",
+			[]message{{store + "a:b", "1"}, {store + "\x01", "2"},
+				{store + strings.Repeat("x", 256), "3"}}, "stored:stored:stored"},
+		{"the longest name", []message{{store + strings.Repeat("x", 255), "1"}},
+			strings.Repeat("x", 255)},
+		{"one file twice", []message{{store + "a", "1"}, {store + "a", "1"}, {store + "b", "11"}},
+			"a"},
 		{"without descriptors", []message{{store + "a", ""}}, ""},
-		{"removed", []message{{store + "a", "1"}, {store + "b", "2"}, {store + "a", "3"}, {"FDSTOREREMOVE=1\nFDNAME=a", ""}}, "b"},
-		{"removed and stored again", []message{{store + "a", "1"}, {"FDSTOREREMOVE=1\nFDNAME=a", ""}, {store + "a", "1"}}, "a"},
-		{"removed while another is stored", []message{{store + "a", "1"}, {"FDSTOREREMOVE=1\n" + store + "a", "2"}}, ""},
-		{"removed under no name", []message{{store + "a", "1"}, {"FDSTOREREMOVE=1", ""}, {"FDSTOREREMOVE=1\nFDNAME=b", ""}}, "a"},
+		{"removed", []message{{store + "a", "1"}, {store + "b", "2"}, {store + "a", "3"},
+			{"FDSTOREREMOVE=1\nFDNAME=a", ""}}, "b"},
+		{"removed and stored again",
+			[]message{{store + "a", "1"}, {"FDSTOREREMOVE=1\nFDNAME=a", ""},
+				{store + "a", "1"}}, "a"},
+		{"removed while another is stored",
+			[]message{{store + "a", "1"}, {"FDSTOREREMOVE=1\n" + store + "a", "2"}}, ""},
+		{"removed under no name",
+			[]message{{store + "a", "1"}, {"FDSTOREREMOVE=1", ""},
+				{"FDSTOREREMOVE=1\nFDNAME=b", ""}}, "a"},
 		{"descriptors with no word of them", []message{{"READY=1", "12"}, {"", "3"}}, ""},
-		{"not 1", []message{{"FDSTORE=0\nFDNAME=a", "1"}, {"FDSTORE=11\nFDNAME=a", "2"}, {"fdstore=1\nFDNAME=a", "3"}}, ""},
-		{"garbage", []message{{"\xff\xfe=\x80\n=\n==\n\n", "1"}, {strings.Repeat("=", 4096), "2"}, {"\n", ""}}, ""},
+		{"not 1", []message{{"FDSTORE=0\nFDNAME=a", "1"}, {"FDSTORE=11\nFDNAME=a", "2"},
+			{"fdstore=1\nFDNAME=a", "3"}}, ""},
+		{"garbage", []message{{"\xff\xfe=\x80\n=\n==\n\n", "1"}, {strings.Repeat("=", 4096), "2"},
+			{"\n", ""}}, ""},
 		{"a zero byte", []message{{store + "a\x00b", "1"}, {store + "c\x00", "2"}}, "c"},
-		{"the largest message", []message{{"X=" + strings.Repeat("x", 4096-len("X=\n"+store+"a")) + "\n" + store + "a", "1"}}, "a"},
+		{"the largest message",
+			[]message{{"X=" + strings.Repeat("x", 4096-len("X=\n"+store+"a")) + "\n" + store + "a",
+				"1"}}, "a"},
 		{"too large a message", []message{{store + "a\nX=" + strings.Repeat("x", 4096), "1"}}, ""},
 		{"a barrier that stores", []message{{"BARRIER=1\n" + store + "a", "1"}}, ""},
-		{"more than there is room for", []message{{store + "a", "1234"}, {store + "b", "567"}, {store + "c", "8"}}, "a:a:a:a:b"},
+		{"more than there is room for",
+			[]message{{store + "a", "1234"}, {store + "b", "567"},
+				{store + "c", "8"}}, "a:a:a:a:b"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := served(t, 5, io.Discard)
@@ -249,8 +267,10 @@ func TestSocketHasNoName(t *testing.T) {
 	} else if _, err := os.Lstat(name); !os.IsNotExist(err) {
 		t.Fatalf("%s: %v", name, err)
 	}
-	nobody := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", s.addr)
-	if out, err := nobody.CombinedOutput(); err == nil || !strings.Contains(string(out), "ermission denied") {
+	nobody := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls",
+		s.addr)
+	if out, err := nobody.CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "ermission denied") {
 		t.Fatalf("somebody else: %v, %s", err, out)
 	}
 }
@@ -269,7 +289,8 @@ func FuzzNotification(f *testing.F) {
 	f.Cleanup(s.close)
 	f.Fuzz(func(t *testing.T, msg []byte, files uint8) {
 		n, err := parseNotification(msg)
-		if err == nil && (n.store || n.remove) && (!validName(n.name) || strings.ContainsAny(n.name, ":\n\x00")) {
+		if err == nil && (n.store || n.remove) &&
+			(!validName(n.name) || strings.ContainsAny(n.name, ":\n\x00")) {
 			t.Fatalf("name %q", n.name)
 		}
 		if n.store && n.remove || n.barrier && (n.store || n.remove || n.ready) {
@@ -292,7 +313,8 @@ func FuzzNotification(f *testing.F) {
 		if open := openFiles(t) - before; open != held {
 			t.Fatalf("%d files are open, %d held", open, held)
 		}
-		if n.store && err == nil && len(msg) <= maxMessage && held != min(len(fds), 8) || !n.store && held != 0 {
+		if n.store && err == nil && len(msg) <= maxMessage && held != min(len(fds), 8) ||
+			!n.store && held != 0 {
 			t.Fatalf("%d of %d descriptors are held", held, len(fds))
 		}
 	})

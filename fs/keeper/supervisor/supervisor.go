@@ -112,7 +112,8 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 			return fmt.Errorf("%w: it ended with %s", ErrWrong, describe(c.status))
 		}
 		delay := b.next(time.Since(began), told)
-		o.Log.Warn("micad has ended and is started again", "pid", c.pid, "state", describe(c.status), "descriptors", sock.held(), "delay", delay)
+		o.Log.Warn("micad has ended and is started again", "pid", c.pid,
+			"state", describe(c.status), "descriptors", sock.held(), "delay", delay)
 		if !pause(ctx, delay, restart) {
 			return nil
 		}
@@ -161,9 +162,11 @@ func start(s *socket, o Options) (*child, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fds, names := s.store.list()
-	env := append(keeper.CleanEnviron(o.Env), "NOTIFY_SOCKET="+s.addr, "FDSTORE="+strconv.Itoa(s.store.max))
+	env := append(keeper.CleanEnviron(o.Env), "NOTIFY_SOCKET="+s.addr,
+		"FDSTORE="+strconv.Itoa(s.store.max))
 	if len(fds) > 0 {
-		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(fds)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+		env = append(env, "LISTEN_FDS="+strconv.Itoa(len(fds)),
+			"LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
 	// Not os.StartProcess: it works on os.Files, which would take part in our polling or lose
 	// O_NONBLOCK.

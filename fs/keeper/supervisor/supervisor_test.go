@@ -31,7 +31,9 @@ func TestMain(m *testing.M) {
 	defer stop()
 	switch os.Args[1] {
 	case "exec":
-		fmt.Fprintln(os.Stderr, ExecListening([]string{"/nonexistent/micad", "/proc/self/exe"}, append([]string{os.Args[0]}, os.Args[2:]...)))
+		fmt.Fprintln(os.Stderr,
+			ExecListening([]string{"/nonexistent/micad", "/proc/self/exe"},
+				append([]string{os.Args[0]}, os.Args[2:]...)))
 		os.Exit(1)
 	case "live":
 		lives, _ := strconv.Atoi(os.Args[3])
@@ -89,7 +91,8 @@ func run(t *testing.T, o Options, args ...string) *running {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, restart: make(chan os.Signal, 1), stop: cancel, ended: make(chan error, 1)}
 	o.Path, o.Args = "/proc/self/exe", append([]string{os.Args[0], "exec"}, args...)
-	o.Env = append(os.Environ(), "LISTEN_FDS=7", "LISTEN_PID=1", "FDSTORE=9", "NOTIFY_SOCKET=/nowhere")
+	o.Env = append(os.Environ(), "LISTEN_FDS=7", "LISTEN_PID=1", "FDSTORE=9",
+		"NOTIFY_SOCKET=/nowhere")
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -154,7 +157,8 @@ func TestKilledAHundredTimes(t *testing.T) {
 	before := openFiles(t)
 	r := run(t, Options{backoff: backoff{eager: true}}, "live", dir, strconv.Itoa(lives))
 	for i, line := range lines(t, filepath.Join(dir, keepertest.Report), lives, 3*time.Minute) {
-		if n, rest, _ := strings.Cut(line, " "); n != strconv.Itoa(i) || !strings.HasSuffix(rest, " ok") {
+		if n, rest, _ := strings.Cut(line, " "); n != strconv.Itoa(i) ||
+			!strings.HasSuffix(rest, " ok") {
 			t.Fatalf("life %d: %s", i, line)
 		}
 	}
@@ -173,7 +177,8 @@ func TestStartsAgainAtOnce(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		if _, at := fields(t, lines(t, file, i+2, 5*time.Second)[i+1]); at.Sub(killed) > 2*time.Second {
+		if _, at := fields(t,
+			lines(t, file, i+2, 5*time.Second)[i+1]); at.Sub(killed) > 2*time.Second {
 			t.Fatalf("start %d comes after %v", i+1, at.Sub(killed))
 		}
 	}
@@ -257,7 +262,8 @@ func TestKillsWhoDoesNotEnd(t *testing.T) {
 }
 
 func TestNothingToStart(t *testing.T) {
-	err := Run(context.Background(), Options{Path: "/nonexistent", Args: []string{"x"}, Log: slog.Default()}, nil)
+	err := Run(context.Background(),
+		Options{Path: "/nonexistent", Args: []string{"x"}, Log: slog.Default()}, nil)
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent") {
 		t.Fatal(err)
 	}

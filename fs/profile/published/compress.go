@@ -19,8 +19,11 @@ const readAtOnce = 4 << 20
 
 // Compress returns the zstd frames of spans, whose bytes it verifies. windows is the index's blob
 // of windows.
-func Compress(ctx context.Context, read Reader, windows ocispec.Descriptor, spans []LayerSpan) ([][]byte, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false))
+func Compress(
+	ctx context.Context, read Reader, windows ocispec.Descriptor, spans []LayerSpan,
+) ([][]byte, error) {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+		zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +36,8 @@ func Compress(ctx context.Context, read Reader, windows ocispec.Descriptor, span
 		run, frames := spans[i:i+n], all[i:i+n]
 		g.Go(func() error {
 			if err := compressRun(ctx, read, z, windows, run, frames); err != nil {
-				return fmt.Errorf("spans %d to %d of layer %s: %w", run[0].Number, run[0].Number+len(run)-1, run[0].Layer, err)
+				return fmt.Errorf("spans %d to %d of layer %s: %w", run[0].Number,
+					run[0].Number+len(run)-1, run[0].Layer, err)
 			}
 			return nil
 		})
@@ -47,7 +51,8 @@ func neighbours(spans []LayerSpan) int {
 	first := &spans[0]
 	for n := 1; n < len(spans); n++ {
 		s := &spans[n]
-		if s.Layer != first.Layer || s.Number != first.Number+n || s.Span.Blob+s.Span.BlobSize-first.Span.Blob > readAtOnce {
+		if s.Layer != first.Layer || s.Number != first.Number+n ||
+			s.Span.Blob+s.Span.BlobSize-first.Span.Blob > readAtOnce {
 			return n
 		}
 	}
@@ -55,10 +60,14 @@ func neighbours(spans []LayerSpan) int {
 }
 
 // compressRun fills frames from neighbours.
-func compressRun(ctx context.Context, read Reader, z *zstd.Encoder, windows ocispec.Descriptor, run []LayerSpan, frames [][]byte) error {
+func compressRun(
+	ctx context.Context, read Reader, z *zstd.Encoder, windows ocispec.Descriptor, run []LayerSpan,
+	frames [][]byte,
+) error {
 	first, last := &run[0], &run[len(run)-1]
 	blob := make([]byte, last.Span.Blob+last.Span.BlobSize-first.Span.Blob)
-	if err := read(ctx, ocispec.Descriptor{Digest: first.Layer, Size: first.LayerSize}, blob, first.Span.Blob); err != nil {
+	if err := read(ctx, ocispec.Descriptor{Digest: first.Layer, Size: first.LayerSize}, blob,
+		first.Span.Blob); err != nil {
 		return err
 	}
 	from, to := windowRange(run)

@@ -83,7 +83,8 @@ func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 				return nil, err
 			}
 		}
-		for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) && l.spans[i].Device < r.Off+r.Size; i++ {
+		for i := l.spans.Find(r.Off); i >= 0 && i < len(l.spans) &&
+			l.spans[i].Device < r.Off+r.Size; i++ {
 			if !l.taken[i] {
 				if room -= l.spans[i].BlobSize; room < 0 {
 					return all, nil
@@ -109,7 +110,8 @@ func (a *Artifact) AddCopy(trees digest.Digest, spans []LayerSpan, frames [][]by
 	c := Copy{Trees: trees}
 	var list frameList
 	for i, s := range spans {
-		f := Frame{s.Layer, s.Number, index.Range{Off: int64(len(a.Copied)), Size: int64(len(frames[i]))}}
+		f := Frame{s.Layer, s.Number,
+			index.Range{Off: int64(len(a.Copied)), Size: int64(len(frames[i]))}}
 		if f.Off+f.Size > MaxCopy || !list.add(f) {
 			break
 		}
@@ -119,7 +121,8 @@ func (a *Artifact) AddCopy(trees digest.Digest, spans []LayerSpan, frames [][]by
 	if len(c.Frames) == 0 {
 		return nil
 	}
-	a.Copy = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(a.Copied), Size: int64(len(a.Copied))}
+	a.Copy = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: digest.FromBytes(a.Copied),
+		Size: int64(len(a.Copied))}
 	c.Blob = a.Copy
 	b, err := json.Marshal(c.text())
 	a.copied = string(b)
@@ -132,7 +135,8 @@ func (c *Copy) text() copyText {
 	for _, f := range c.Frames {
 		list.add(f)
 	}
-	return copyText{Copy: c.Blob.Digest, Trees: c.Trees, Layers: list.layers, Frames: base64.StdEncoding.EncodeToString(list.bytes())}
+	return copyText{Copy: c.Blob.Digest, Trees: c.Trees, Layers: list.layers,
+		Frames: base64.StdEncoding.EncodeToString(list.bytes())}
 }
 
 // frameList is a list of frames as the annotation has it: runs of spans that follow each other in a
@@ -222,7 +226,8 @@ func parseCopy(text string) (Copy, error) {
 		return Copy{}, fmt.Errorf("frames: %w", err)
 	}
 	last := c.Frames[len(c.Frames)-1]
-	c.Blob = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: t.Copy, Size: last.Off + last.Size}
+	c.Blob = ocispec.Descriptor{MediaType: MediaTypeCopy, Digest: t.Copy,
+		Size: last.Off + last.Size}
 	return c, nil
 }
 
@@ -231,7 +236,8 @@ func parseFrames(b []byte, layers []digest.Digest) (frames []Frame, err error) {
 	next := func(what string, least, most int64) int64 {
 		v, n := binary.Uvarint(b)
 		if err == nil && (n <= 0 || v < uint64(least) || v > uint64(most)) {
-			err = fmt.Errorf("%s %d behind %d frames, %d to %d wanted", what, v, len(frames), least, most)
+			err = fmt.Errorf("%s %d behind %d frames, %d to %d wanted", what, v, len(frames), least,
+				most)
 		}
 		b = b[max(n, 0):]
 		return int64(v)
@@ -256,7 +262,8 @@ func parseFrames(b []byte, layers []digest.Digest) (frames []Frame, err error) {
 				return nil, fmt.Errorf("span %d of layer %s is named twice", span, layers[layer])
 			}
 			seen[at] = true
-			frames = append(frames, Frame{layers[layer], int(span), index.Range{Off: off, Size: size}})
+			frames = append(frames,
+				Frame{layers[layer], int(span), index.Range{Off: off, Size: size}})
 			off += size
 			span++
 		}

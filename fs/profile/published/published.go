@@ -54,10 +54,12 @@ func New(p *profile.Profile, created time.Time) (Artifact, error) {
 		return Artifact{}, err
 	}
 	if len(b) > MaxBlob {
-		return Artifact{}, fmt.Errorf("profile of %d bytes, at most %d are published", len(b), MaxBlob)
+		return Artifact{}, fmt.Errorf("profile of %d bytes, at most %d are published", len(b),
+			MaxBlob)
 	}
 	return Artifact{
-		Blob:    ocispec.Descriptor{MediaType: profile.MediaType, Digest: digest.FromBytes(b), Size: int64(len(b))},
+		Blob: ocispec.Descriptor{MediaType: profile.MediaType, Digest: digest.FromBytes(b),
+			Size: int64(len(b))},
 		Content: b,
 		created: created,
 	}, nil
@@ -95,7 +97,8 @@ func FromReferrer(d ocispec.Descriptor) (content []byte, ok bool, err error) {
 		return nil, false, nil
 	}
 	if n := base64.StdEncoding.EncodedLen(MaxInline); len(text) > n {
-		return nil, true, fmt.Errorf("annotation %s of %s: %d characters, at most %d wanted", annotationContent, d.Digest, len(text), n)
+		return nil, true, fmt.Errorf("annotation %s of %s: %d characters, at most %d wanted",
+			annotationContent, d.Digest, len(text), n)
 	}
 	if content, err = base64.StdEncoding.DecodeString(text); err != nil {
 		return nil, true, fmt.Errorf("annotation %s of %s: %w", annotationContent, d.Digest, err)

@@ -14,8 +14,9 @@ import (
 )
 
 var (
-	subject = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 5}
-	made    = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	subject = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest,
+		Digest: digest.FromString("image"), Size: 5}
+	made = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 )
 
 // profileOf returns a profile of n ranges that do not compress well.
@@ -26,7 +27,8 @@ func profileOf(n int) *profile.Profile {
 	for range n {
 		off += rng.Int64N(1<<30) + 1
 		size := rng.Int64N(1<<20) + 1
-		p.Ranges = append(p.Ranges, profile.Range{Layer: digest.FromString("layer"), Off: off, Size: size, Runs: 1})
+		p.Ranges = append(p.Ranges,
+			profile.Range{Layer: digest.FromString("layer"), Off: off, Size: size, Runs: 1})
 		off += size
 	}
 	return p
@@ -55,12 +57,14 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			blob, err := artifact.Blob(b, profile.MediaType, MaxBlob)
-			if err != nil || blob.Digest != digest.FromBytes(a.Content) || blob.Size != int64(len(a.Content)) {
+			if err != nil || blob.Digest != digest.FromBytes(a.Content) ||
+				blob.Size != int64(len(a.Content)) {
 				t.Errorf("Blob: %v, %v", blob, err)
 			}
 			content, ok, err := FromReferrer(ocispec.Descriptor{Annotations: m.Annotations})
 			if err != nil || ok != c.inline {
-				t.Fatalf("FromReferrer: ok %v, %v; want %v for %d bytes", ok, err, c.inline, len(a.Content))
+				t.Fatalf("FromReferrer: ok %v, %v; want %v for %d bytes", ok, err, c.inline,
+					len(a.Content))
 			}
 			if !ok {
 				content = a.Content
