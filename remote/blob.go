@@ -15,43 +15,43 @@ import (
 // Blob is one blob of an image, or of several images that have it. Its size is the descriptor's: a
 // host that has another is wrong.
 type Blob struct {
-	desc     ocispec.Descriptor
-	places   []place       // at least one; the first is asked first
-	patience time.Duration // see Patient
-	aside    bool          // see Aside
+	desc      ocispec.Descriptor
+	locations []location    // at least one; the first is asked first
+	patience  time.Duration // see WithPatience
+	aside     bool          // see Aside
 }
 
-// place is a repository that has, or may have, a blob.
-type place struct {
+// location is a repository that has, or may have, a blob.
+type location struct {
 	image *Image
 	state *blobState
 }
 
 // Blob returns the blob that d describes. No I/O.
 func (i *Image) Blob(d ocispec.Descriptor) *Blob {
-	return &Blob{desc: d, places: []place{{i, i.repo.blob(d.Digest)}}}
+	return &Blob{desc: d, locations: []location{{i, i.repo.blob(d.Digest)}}}
 }
 
-// Or returns the same blob, which is read from other's image as well: by reads that b's own fails,
+// AlsoFrom returns the same blob, which is read from other's image as well: by reads that b's own fails,
 // in the middle too. Images of a repository that b has already add nothing.
-func (b *Blob) Or(other *Blob) *Blob {
+func (b *Blob) AlsoFrom(other *Blob) *Blob {
 	out := *b
-	out.places = slices.Clone(b.places)
-	for _, p := range other.places {
-		if !slices.ContainsFunc(out.places, func(q place) bool {
+	out.locations = slices.Clone(b.locations)
+	for _, p := range other.locations {
+		if !slices.ContainsFunc(out.locations, func(q location) bool {
 			return q.image.repo == p.image.repo
 		}) {
-			out.places = append(out.places, p)
+			out.locations = append(out.locations, p)
 		}
 	}
 	return &out
 }
 
-// Patient returns the same blob, of which reads go on where every host refuses it (404, 401, 403):
+// WithPatience returns the same blob, of which reads go on where every host refuses it (404, 401, 403):
 // it is for readers who would rather wait until credentials are renewed or a registry is whole
 // again. When it has been refused for d, without a read in between that succeeded, a read whose
 // attempts are all refused fails.
-func (b *Blob) Patient(d time.Duration) *Blob {
+func (b *Blob) WithPatience(d time.Duration) *Blob {
 	out := *b
 	out.patience = d
 	return &out
@@ -65,13 +65,13 @@ func (b *Blob) Aside() *Blob {
 	return &out
 }
 
-// Suspect says that the n bytes from off on, as last read, were wrong. For some time whoever sent
-// them last is asked after all others, past its caches and not where it redirected to. Of requests
-// that raced the later one is blamed, and the other when its bytes are read again.
+// Suspect reports that the n bytes from off on, as last read, were wrong. For some time the host that
+// sent them is asked last, past its caches, and its known redirect is not used. If two hosts have
+// answered overlapping reads, the later one is blamed.
 func (b *Blob) Suspect(off, n int64) {
 	var last serving
 	var at *blobState
-	for _, p := range b.places {
+	for _, p := range b.locations {
 		if v := p.state.latest(off, n); v.seq > last.seq {
 			last, at = v, p.state
 		}
@@ -79,12 +79,12 @@ func (b *Blob) Suspect(off, n int64) {
 	if at != nil {
 		at.suspect(last.host, time.Now())
 	}
-	b.places[0].image.client.spools.suspect(b.desc.Digest)
+	b.locations[0].image.client.spools.suspect(b.desc.Digest)
 }
 
 // Forget says that nobody is going to read the blob soon: what is kept of it, because hosts ignore
 // ranges, goes.
-func (b *Blob) Forget() { b.places[0].image.client.spools.forget(b.desc.Digest) }
+func (b *Blob) Forget() { b.locations[0].image.client.spools.forget(b.desc.Digest) }
 
 // Size returns the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.desc.Size }
@@ -141,7 +141,7 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 }
 
 func (b *Blob) what() string {
-	return fmt.Sprintf("read %s of %s", b.desc.Digest, b.places[0].image.ref)
+	return fmt.Sprintf("read %s of %s", b.desc.Digest, b.locations[0].image.ref)
 }
 
 // way chooses how a range is read.
@@ -149,13 +149,13 @@ func (b *Blob) way(off, n int64) way {
 	if n == b.desc.Size {
 		return whole
 	}
-	spool := b.places[0].image.client.spools.get(b.desc.Digest)
+	spool := b.locations[0].image.client.spools.get(b.desc.Digest)
 	switch {
 	case spool == nil:
 		return ranged
 	case spool.near(off + n):
 		return spooled
-	case slices.ContainsFunc(b.places, func(p place) bool { return p.state.honours(nil) }):
+	case slices.ContainsFunc(b.locations, func(p location) bool { return p.state.honours(nil) }):
 		return ranged
 	case spool.probe(time.Now()):
 		return probing
@@ -165,32 +165,32 @@ func (b *Blob) way(off, n int64) way {
 
 // stream returns a stream that has not begun.
 func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
-	image := b.places[0].image
+	image := b.locations[0].image
 	s := &stream{ctx: ctx, blob: b, off: off, left: n, way: w}
 	s.rot = newRotation(image.client, &image.stats, b.what(), nil)
 	s.rot.aside, s.rot.small = b.aside, b.aside
-	s.rot.penalty = func(e *entrant, now time.Time) int {
-		return e.place.state.penalty(e.host, now)
+	s.rot.penalty = func(e *candidate, now time.Time) int {
+		return e.location.state.penalty(e.host, now)
 	}
-	s.rot.reload = func(ctx context.Context) ([]entrant, bool) {
+	s.rot.reload = func(ctx context.Context) ([]candidate, bool) {
 		hosts, err := b.hosts(ctx, w)
 		return hosts, err == nil
 	}
 	if b.patience > 0 {
 		s.rot.giveUp = 0
-		s.rot.resigns = func(now time.Time) bool {
-			return b.places[0].state.refusedFor(2*b.patience, now) >= b.patience
+		s.rot.endsWithoutHosts = func(now time.Time) bool {
+			return b.locations[0].state.refusedFor(2*b.patience, now) >= b.patience
 		}
 	}
 	return s
 }
 
 // hosts returns who may have the blob, those of the first place first.
-func (b *Blob) hosts(ctx context.Context, w way) ([]entrant, error) {
-	var out []entrant
+func (b *Blob) hosts(ctx context.Context, w way) ([]candidate, error) {
+	var out []candidate
 	now := time.Now()
 	var errs []error
-	for _, p := range b.places {
+	for _, p := range b.locations {
 		set, err := p.image.client.hostsOf(ctx, p.image.repo.registry)
 		if err != nil {
 			errs = append(errs, err)
@@ -198,12 +198,12 @@ func (b *Blob) hosts(ctx context.Context, w way) ([]entrant, error) {
 		}
 		for _, h := range set.with(docker.HostCapabilityPull) {
 			whole := w == ranged && p.state.ignores(h, now)
-			out = append(out, entrant{host: h, place: p, whole: whole})
+			out = append(out, candidate{host: h, location: p, whole: whole})
 		}
 	}
 	if len(out) == 0 {
 		return nil, errors.Join(append(errs,
-			fmt.Errorf("no host of %s may be pulled from", b.places[0].image.repo.registry))...)
+			fmt.Errorf("no host of %s may be pulled from", b.locations[0].image.repo.registry))...)
 	}
 	return out, nil
 }

@@ -49,7 +49,7 @@ type Config struct {
 	// long as they are read, and half an hour more. Empty: the system's folder for temporary files.
 	SpoolDir string
 	// GiveUp is how long an operation may bring nothing, no byte of a blob either: then no further
-	// attempt is made. 0: as long as its context lasts. It does not hold for a Patient blob.
+	// attempt is made. 0: as long as its context lasts. It does not hold for a blob WithPatience.
 	GiveUp time.Duration
 	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a
 	// second, and when one has failed. Calls run in parallel. nil: nobody is told.

@@ -15,7 +15,7 @@
 // context ends; the error then names the last cause. A pause is cut short when a host answers
 // somebody else, and after it the hosts are those that are configured by then. What cannot pass
 // (404 or a refused token at every host) is returned at once as ErrNotFound or ErrUnauthorized,
-// except by a Blob that is Patient: it is read for containers that run, for whom a registry that is
+// except by a Blob WithPatience: it is read for containers that run, for whom a registry that is
 // being repaired, or credentials that are being renewed, are worth a wait. No error is kept.
 //
 // What refers to an image (Image.Referrers) is worth some seconds and no more: a host that takes

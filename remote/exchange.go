@@ -56,7 +56,7 @@ func (x *exchanger) send(ctx context.Context, h *host, c *call) (*reply, error) 
 			if err == nil {
 				err = x.refusal(r, true)
 			}
-			c.target.drop(u)
+			c.target.forgetURL(u)
 			if !staleTarget(err) {
 				return nil, err
 			}
@@ -65,7 +65,7 @@ func (x *exchanger) send(ctx context.Context, h *host, c *call) (*reply, error) 
 			}
 			if u != nil { // somebody else has asked meanwhile
 				if r, err = x.once(ctx, h, c, u, ""); err != nil {
-					c.target.drop(u)
+					c.target.forgetURL(u)
 					return nil, err
 				}
 				return x.checked(r, c, u)
@@ -89,7 +89,7 @@ func (x *exchanger) checked(r *reply, c *call, u *url.URL) (*reply, error) {
 		return r, nil
 	}
 	if c.target != nil {
-		c.target.drop(u)
+		c.target.forgetURL(u)
 	}
 	return nil, x.refusal(r, true)
 }
@@ -140,8 +140,8 @@ func (x *exchanger) authorized(ctx context.Context, h *host, c *call) (*reply, e
 			s.refused(nil, nil)
 			return nil, no
 		}
-		if g != nil && g.despite != nil {
-			no = fmt.Errorf("%w; before that: %w", no, g.despite)
+		if g != nil && g.whyAnonymous != nil {
+			no = fmt.Errorf("%w; before that: %w", no, g.whyAnonymous)
 		}
 		if try > 0 && g != nil {
 			tried = append(tried, g.by)

@@ -91,7 +91,7 @@ func (s *session) grantBy(
 		g, err := s.token(ctx, c, by, n)
 		if err == nil {
 			if by == (creds.Credential{}) {
-				g.despite = first
+				g.whyAnonymous = first
 			}
 			return g, nil
 		}

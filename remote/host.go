@@ -35,7 +35,7 @@ type host struct {
 	noRanges    time.Time // has ignored a Range; comes after the others until then
 	noReferrers time.Time // has no referrers API; not asked for it until then
 	referrers   bool      // has the referrers API
-	blobs       placing   // where it keeps its blobs
+	blobs       delivery  // where it keeps its blobs
 	sessions    map[string]*session
 	waiting     map[chan<- struct{}]struct{} // told when it answers
 }
@@ -138,22 +138,22 @@ func (h *host) knownReferrers() bool {
 	return h.referrers
 }
 
-// placing is where a host keeps its blobs, as far as it has shown.
-type placing uint8
+// delivery is where a host keeps its blobs, as far as it has shown.
+type delivery uint8
 
 const (
-	unknown placing = iota
-	direct          // it serves them by itself
-	away            // it redirects
+	unknown   delivery = iota
+	direct             // it serves them by itself
+	redirects          // it redirects
 )
 
-func (h *host) placing() placing {
+func (h *host) delivery() delivery {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.blobs
 }
 
-func (h *host) setPlacing(p placing) {
+func (h *host) setDelivery(p delivery) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.blobs = p

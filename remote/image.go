@@ -20,8 +20,8 @@ const (
 	// MaxManifest is the largest manifest, image index or list of referrers that is read, in bytes.
 	MaxManifest = 8 << 20
 
-	maxKept = 1 << 20 // bytes of manifests that an image keeps
-	maxBlob = 4096    // blobs of a repository of which something is remembered
+	maxKept  = 1 << 20 // bytes of manifests that an image keeps
+	maxBlobs = 4096    // blobs of a repository of which something is remembered
 )
 
 // Docker's names for manifests, besides those of OCI.
@@ -65,7 +65,7 @@ func (r *repository) blob(d digest.Digest) *blobState {
 	defer r.mu.Unlock()
 	s, ok := r.blobs[d]
 	if !ok {
-		if len(r.blobs) >= maxBlob {
+		if len(r.blobs) >= maxBlobs {
 			clear(r.blobs) // costs a redirect each
 		}
 		s = &blobState{}

@@ -75,7 +75,7 @@ func TestOutage(t *testing.T) {
 				defer func() { stop() }()
 				c := net.client(Config{})
 				defer c.Close()
-				b := mustImage(t, c, "reg.test/a/b:1").Blob(d).Patient(5 * time.Minute)
+				b := mustImage(t, c, "reg.test/a/b:1").Blob(d).WithPatience(5 * time.Minute)
 				fail := func(f fault) {
 					if tc.fault == nil {
 						stop()
@@ -140,7 +140,7 @@ func TestPatienceEnds(t *testing.T) {
 		c := net.client(Config{})
 		defer c.Close()
 		i := mustImage(t, c, "reg.test/a/b:1")
-		b := i.Blob(d).Patient(time.Minute)
+		b := i.Blob(d).WithPatience(time.Minute)
 		read := func(b *Blob, want error, least, most time.Duration) {
 			t.Helper()
 			start := time.Now()
@@ -292,8 +292,8 @@ func TestPlaces(t *testing.T) {
 				c := net.client(Config{})
 				defer c.Close()
 				b := mustImage(t, c,
-					"one.test/a/b:1").Blob(d).Or(mustImage(t, c,
-					"one.test/a/b:2").Blob(d)).Or(mustImage(t, c, "two.test/c:1").Blob(d))
+					"one.test/a/b:1").Blob(d).AlsoFrom(mustImage(t, c,
+					"one.test/a/b:2").Blob(d)).AlsoFrom(mustImage(t, c, "two.test/c:1").Blob(d))
 				p := make([]byte, 150_000)
 				start := time.Now()
 				if err := b.ReadAt(t.Context(), p, 1000); err != nil ||
@@ -519,7 +519,7 @@ func TestCredentials(t *testing.T) {
 					have = []creds.Credential{good}
 				})
 				start := time.Now()
-				if err := b.Patient(5*time.Minute).ReadAt(t.Context(), make([]byte, 10),
+				if err := b.WithPatience(5*time.Minute).ReadAt(t.Context(), make([]byte, 10),
 					0); err != nil {
 					t.Error(err)
 				}

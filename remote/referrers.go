@@ -61,9 +61,9 @@ func (q *listing) answer(
 ) ([]ocispec.Descriptor, error) {
 	api, tags := !h.lacksReferrers(time.Now()), h.caps.Has(canName)
 	// One after the other they take two round trips where there is no API: both go together.
-	var tag *early
+	var tag *tagQuestion
 	if tags && (!api || !h.knownReferrers()) {
-		tag = q.askEarly(ctx, h, troubled)
+		tag = q.askTag(ctx, h, troubled)
 		defer tag.close()
 	}
 	var list []ocispec.Descriptor
@@ -81,13 +81,13 @@ func (q *listing) answer(
 		})
 		if errors.Is(failed, errNoReferrersAPI) {
 			failed = nil
-		} else if failed == nil && (sure || len(q.told(list)) > 0) {
+		} else if failed == nil && (sure || len(q.annotated(list)) > 0) {
 			return q.complete(ctx, h, list), nil
 		}
 	}
 	if tags {
 		if tag == nil {
-			tag = q.askEarly(ctx, h, troubled)
+			tag = q.askTag(ctx, h, troubled)
 			defer tag.close()
 		}
 		<-tag.done
@@ -100,17 +100,17 @@ func (q *listing) answer(
 	return q.complete(ctx, h, list), failed
 }
 
-// early is the index at the fallback tag, asked for before it is known to be needed.
-type early struct {
+// tagQuestion is the index at the fallback tag, asked for before it is known to be needed.
+type tagQuestion struct {
 	stop  context.CancelFunc
 	done  chan struct{}
 	index ocispec.Index
 	err   error
 }
 
-// askEarly asks for the index at the fallback tag. Pair it with close.
-func (q *listing) askEarly(ctx context.Context, h *host, troubled func()) *early {
-	e := &early{done: make(chan struct{})}
+// askTag asks for the index at the fallback tag. Pair it with close.
+func (q *listing) askTag(ctx context.Context, h *host, troubled func()) *tagQuestion {
+	e := &tagQuestion{done: make(chan struct{})}
 	ctx, e.stop = context.WithCancel(ctx)
 	go func() {
 		defer close(e.done)
@@ -120,16 +120,16 @@ func (q *listing) askEarly(ctx context.Context, h *host, troubled func()) *early
 }
 
 // tells says whether the index has come and has what is wanted.
-func (e *early) tells(q *listing) bool {
+func (e *tagQuestion) tells(q *listing) bool {
 	select {
 	case <-e.done:
-		return e.err == nil && len(q.told(e.index.Manifests)) > 0
+		return e.err == nil && len(q.annotated(e.index.Manifests)) > 0
 	default:
 		return false
 	}
 }
 
-func (e *early) close() {
+func (e *tagQuestion) close() {
 	e.stop()
 	<-e.done
 }
@@ -157,8 +157,8 @@ func isUntyped(d ocispec.Descriptor) bool {
 		(d.ArtifactType == "" || d.ArtifactType == ocispec.MediaTypeEmptyJSON)
 }
 
-// told returns the entries of the wanted types that have their annotations.
-func (q *listing) told(list []ocispec.Descriptor) []ocispec.Descriptor {
+// annotated returns the entries of the wanted types that have their annotations.
+func (q *listing) annotated(list []ocispec.Descriptor) []ocispec.Descriptor {
 	return slices.DeleteFunc(ofTypes(list, q.types), func(d ocispec.Descriptor) bool {
 		return d.Annotations == nil
 	})

@@ -15,7 +15,7 @@ type rotation struct {
 	client *Client
 	stats  *counters
 	what   string // for errors: "read sha256:… of docker.io/library/x"
-	hosts  []entrant
+	hosts  []candidate
 	fails  int // attempts in a row that brought nothing
 	tries  int // attempts at all
 	prev   *host
@@ -32,15 +32,15 @@ type rotation struct {
 	aside bool
 
 	// Each may be nil.
-	penalty func(e *entrant, now time.Time) int         // what speaks against a host besides how it does in general
-	reload  func(ctx context.Context) ([]entrant, bool) // the hosts as they are configured now; asked after each pause
-	resigns func(now time.Time) bool                    // whether it is over when no host is left; nil: it is
+	penalty          func(e *candidate, now time.Time) int         // what speaks against a host besides how it does in general
+	reload           func(ctx context.Context) ([]candidate, bool) // the hosts as they are configured now; asked after each pause
+	endsWithoutHosts func(now time.Time) bool                      // whether it is over when no host is left; nil: it is
 }
 
-// entrant is a host in a rotation.
-type entrant struct {
+// candidate is a host in a rotation.
+type candidate struct {
 	*host
-	place      place // of a blob; zero for other things
+	location   location // of a blob; zero for other things
 	tried, out bool
 	whole      bool      // answers ranges with the whole blob, and is not asked for any
 	wrong      int       // answers that were not what was asked for
@@ -61,7 +61,7 @@ const maxWrong = 3
 
 func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotation {
 	r := &rotation{
-		client: c, stats: stats, what: what, hosts: make([]entrant, len(hosts)),
+		client: c, stats: stats, what: what, hosts: make([]candidate, len(hosts)),
 		since: time.Now(), giveUp: c.cfg.GiveUp,
 	}
 	for i, h := range hosts {
@@ -72,7 +72,7 @@ func newRotation(c *Client, stats *counters, what string, hosts []*host) *rotati
 
 // pick returns the host to ask next, after a pause where one is due. It is valid until the next
 // pick.
-func (r *rotation) pick(ctx context.Context) (*entrant, error) {
+func (r *rotation) pick(ctx context.Context) (*candidate, error) {
 	for {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("%w (%s)", ended(ctx, r.last), r.what)
@@ -93,7 +93,7 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 			r.prev = best.host
 			return best, nil
 		}
-		if left == 0 && (r.resigns == nil || r.resigns(time.Now())) {
+		if left == 0 && (r.endsWithoutHosts == nil || r.endsWithoutHosts(time.Now())) {
 			return nil, fmt.Errorf("%w (%s)", r.final, r.what)
 		}
 		pause := max(jitter(wait), r.backoff())
@@ -112,7 +112,7 @@ func (r *rotation) pick(ctx context.Context) (*entrant, error) {
 
 // whole says whether a host has the blob that is not asked because it ignores ranges.
 func (r *rotation) whole() bool {
-	return slices.ContainsFunc(r.hosts, func(e entrant) bool { return e.whole && !e.out })
+	return slices.ContainsFunc(r.hosts, func(e candidate) bool { return e.whole && !e.out })
 }
 
 // over says whether no attempt may begin any more after a pause of d.
@@ -127,7 +127,7 @@ func (r *rotation) gaveUp() error {
 
 // best returns the best host that this round has not tried yet, nil if there is none; how many are
 // left at all, and how long to wait for one of these at least.
-func (r *rotation) best(now time.Time) (best *entrant, left int, wait time.Duration) {
+func (r *rotation) best(now time.Time) (best *candidate, left int, wait time.Duration) {
 	limit := r.client.cfg.MaxRetryAfter
 	wait = limit
 	least := 0
@@ -159,7 +159,7 @@ func (r *rotation) again(ctx context.Context, back bool) {
 		if hosts, ok := r.reload(ctx); ok {
 			for i := range hosts {
 				for _, old := range r.hosts {
-					if hosts[i].host == old.host && hosts[i].place == old.place {
+					if hosts[i].host == old.host && hosts[i].location == old.location {
 						hosts[i] = old
 					}
 				}
@@ -198,7 +198,7 @@ func jitter(d time.Duration) time.Duration {
 }
 
 // failed notes that the attempt at e failed.
-func (r *rotation) failed(ctx context.Context, e *entrant, err error) {
+func (r *rotation) failed(ctx context.Context, e *candidate, err error) {
 	if ctx.Err() != nil {
 		return // the caller's will, not the host's fault
 	}

@@ -45,13 +45,13 @@ type session struct {
 	down      error     // why the token server gave no answer
 	downUntil time.Time // and until when it is not asked
 
-	// A refusal, of a token (denied) or of a request with a new one (denied is nil). See stands.
+	// A refusal, of a token (denied) or of a request with a new one (denied is nil). See refusalStands.
 	denied   error
 	deniedBy []creds.Credential // that were refused
 	deniedAt time.Time
 	denials  int // with less than a minute between them
 	until    time.Time
-	looked   time.Time // when other credentials were last looked for
+	lookedAt time.Time // when other credentials were last looked for
 }
 
 // flight is one request for which others wait. err is set before done is closed.
@@ -62,10 +62,10 @@ type flight struct {
 
 // grant is what a session sends along. Immutable.
 type grant struct {
-	header  string
-	expires time.Time        // zero: unknown, the host will say
-	by      creds.Credential // zero: anonymous
-	despite error            // why it is anonymous though there are credentials; else nil
+	header       string
+	expires      time.Time        // zero: unknown, the host will say
+	by           creds.Credential // zero: anonymous
+	whyAnonymous error            // why it is anonymous though there are credentials; else nil
 }
 
 // The actions of a token's scope (https://distribution.github.io/distribution/spec/auth/scope/).
@@ -116,7 +116,7 @@ func (s *session) begin(
 		case s.denied != nil && time.Now().Before(s.until):
 			err := s.denied
 			s.mu.Unlock()
-			if s.stands(ctx) {
+			if s.refusalStands(ctx) {
 				return nil, false, err
 			}
 			continue
@@ -187,7 +187,7 @@ type refusal struct {
 // renew gets another grant after a refusal. leading says that the caller holds the session since
 // begin. It returns nil when there is another grant, by its own work or somebody else's.
 func (s *session) renew(ctx context.Context, r refusal, leading bool, n *counters) (err error) {
-	if len(*r.tried) == 0 && s.stands(ctx) {
+	if len(*r.tried) == 0 && s.refusalStands(ctx) {
 		return errRecent
 	}
 	if !leading {
@@ -236,25 +236,25 @@ func (s *session) denyLocked(err error, by []creds.Credential) {
 	if now.Sub(s.deniedAt) > time.Minute {
 		s.denials = 0
 	}
-	s.denied, s.deniedBy, s.deniedAt, s.looked = err, slices.Clone(by), now, now
+	s.denied, s.deniedBy, s.deniedAt, s.lookedAt = err, slices.Clone(by), now, now
 	s.until = now.Add(min(deniedFor<<min(s.denials, 10), deniedAtMost))
 	s.denials++
 }
 
-// stands tells whether the latest refusal still does: not after its time, nor when there are other
+// refusalStands tells whether the latest refusal still does: not after its time, nor when there are other
 // credentials than then.
-func (s *session) stands(ctx context.Context) bool {
+func (s *session) refusalStands(ctx context.Context) bool {
 	s.mu.Lock()
 	now := time.Now()
 	if !now.Before(s.until) {
 		s.mu.Unlock()
 		return false
 	}
-	if s.creds == nil || now.Sub(s.looked) < lookEvery {
+	if s.creds == nil || now.Sub(s.lookedAt) < lookEvery {
 		s.mu.Unlock()
 		return true
 	}
-	s.looked = now
+	s.lookedAt = now
 	s.mu.Unlock()
 	found, err := s.creds(ctx, s.host.name, s.repository)
 	s.mu.Lock()

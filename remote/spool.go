@@ -141,7 +141,7 @@ func (a *spools) join(of *stream, file *os.File) (*spoolReader, error) {
 	}
 	a.all[s.digest] = s
 	a.client.log.Warn("the registry ignores ranges: the blob is downloaded whole",
-		"ref", b.places[0].image.ref, "blob", s.digest, "bytes", s.size)
+		"ref", b.locations[0].image.ref, "blob", s.digest, "bytes", s.size)
 	return s.read(of), nil
 }
 

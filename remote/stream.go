@@ -22,7 +22,7 @@ type stream struct {
 	way  way
 
 	spooled *spoolReader // from where the rest is read; nil: from a host
-	from    *entrant     // who sends cur
+	from    *candidate   // who sends cur
 	cur     *reply       // nil: none open
 	upTo    int64        // offset where cur's bytes end
 	got     int64        // bytes that cur has brought
@@ -31,7 +31,7 @@ type stream struct {
 	// whole is the answer of a host that ignores ranges, kept while others are asked: the spool may
 	// begin with it.
 	whole  *reply
-	sender *entrant
+	sender *candidate
 }
 
 // way is how a stream's bytes are come by.
@@ -137,7 +137,7 @@ func (s *stream) broke(err error) {
 	} else if s.got >= minProgress {
 		s.rot.fails = 0
 	}
-	s.from.place.state.target.drop(s.cur.via)
+	s.from.location.state.target.forgetURL(s.cur.via)
 	s.cur.abandon()
 	s.cur = nil
 	s.rot.failed(s.ctx, s.from,
@@ -184,9 +184,9 @@ func (s *stream) connect() error {
 		if err == nil {
 			s.dropWhole()
 			s.from, s.cur, s.got = e, r, 0
-			e.place.state.serves(serving{e.host, s.off, s.upTo, e.place.image.client.served.Add(1)})
-			if e.place != s.blob.places[0] {
-				s.blob.places[0].state.granted()
+			e.location.state.serves(serving{e.host, s.off, s.upTo, e.location.image.client.served.Add(1)})
+			if e.location != s.blob.locations[0] {
+				s.blob.locations[0].state.granted()
 			}
 			return nil
 		}
@@ -195,7 +195,7 @@ func (s *stream) connect() error {
 			continue
 		}
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnauthorized) {
-			e.place.state.setAbsent(e.host, time.Now())
+			e.location.state.setAbsent(e.host, time.Now())
 		}
 		s.rot.failed(s.ctx, e, err)
 	}
@@ -203,7 +203,7 @@ func (s *stream) connect() error {
 
 // keepWhole keeps the first answer with the whole blob. Nothing of its body is read until it is
 // used.
-func (s *stream) keepWhole(e *entrant, r *reply) {
+func (s *stream) keepWhole(e *candidate, r *reply) {
 	if s.whole != nil {
 		r.abandon()
 		return
@@ -230,14 +230,14 @@ func (s *stream) adopt(from *stream) {
 	s.from, s.cur, s.upTo = &e, from.whole, s.left
 	s.cur.watch.moveTo(s.ctx)
 	from.whole = nil
-	seq := e.place.image.client.served.Add(1)
-	e.place.state.serves(serving{e.host, s.off, s.upTo, seq})
+	seq := e.location.image.client.served.Add(1)
+	e.location.state.serves(serving{e.host, s.off, s.upTo, seq})
 }
 
 // spool has the rest come from the blob's spool; where there cannot be one, as of a whole blob.
 func (s *stream) spool() error {
 	defer s.dropWhole()
-	r, err := s.blob.places[0].image.client.spools.open(s)
+	r, err := s.blob.locations[0].image.client.spools.open(s)
 	if errors.Is(err, errNoRoom) {
 		s.way, s.rot.hosts = whole, nil
 		return s.connect()
@@ -250,9 +250,9 @@ func (s *stream) spool() error {
 }
 
 // ask sends the request and leaves the answer's body at the wanted byte.
-func (s *stream) ask(e *entrant) (*reply, error) {
+func (s *stream) ask(e *candidate) (*reply, error) {
 	b, h := s.blob, e.host
-	image, state := e.place.image, e.place.state
+	image, state := e.location.image, e.location.state
 	x := exchanger{client: image.client, repo: image.repo.name, stats: &image.stats}
 	c := call{
 		method: http.MethodGet, rest: "blobs/" + b.desc.Digest.String(),
@@ -302,7 +302,7 @@ func (s *stream) ask(e *entrant) (*reply, error) {
 		}
 	}
 	if err != nil {
-		state.target.drop(r.via)
+		state.target.forgetURL(r.via)
 		r.abandon()
 		return nil, fmt.Errorf("%s %s%s: %w", c.method, r.via.Host, r.via.Path, err)
 	}

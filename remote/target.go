@@ -15,24 +15,23 @@ const (
 )
 
 // target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes.
-// While one request asks the host, the others for the same blob wait for its answer where the host
-// is known to redirect. What is not known is not waited for: a pull's first requests go out
-// together.
+// If the host is known to redirect, parallel requests for a blob wait for one answer. If it is not
+// known yet, they do not wait, because a pull's first requests are to leave at once.
 type target struct {
-	mu      sync.Mutex
-	host    *host
-	url     *url.URL // nil: unknown
-	expires time.Time
-	told    bool          // found was called since the last question
-	asking  chan struct{} // closed when the answer is there
-	free    time.Time     // a question was not answered: until then nobody waits for another's
+	mu        sync.Mutex
+	host      *host
+	url       *url.URL // nil: unknown
+	expires   time.Time
+	gotAnswer bool          // found was called since the last question
+	asking    chan struct{} // closed when the answer is there
+	free      time.Time     // a question was not answered: until then nobody waits for another's
 }
 
 // begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when
 // it has its answer.
 func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), err error) {
 	for {
-		waits := h.placing() == away
+		waits := h.delivery() == redirects
 		t.mu.Lock()
 		if t.url != nil && t.host == h && (t.expires.IsZero() || time.Now().Before(t.expires)) {
 			u := t.url
@@ -64,10 +63,10 @@ func (t *target) answered(ch chan struct{}) {
 	defer t.mu.Unlock()
 	close(ch)
 	t.asking = nil
-	if !t.told {
+	if !t.gotAnswer {
 		t.free = time.Now().Add(freeFor)
 	}
-	t.told = false
+	t.gotAnswer = false
 }
 
 // found notes where the blob was found. expires is zero where the target does not say: then it is
@@ -75,13 +74,13 @@ func (t *target) answered(ch chan struct{}) {
 func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
 	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
 	if elsewhere {
-		h.setPlacing(away)
+		h.setDelivery(redirects)
 	} else {
-		h.setPlacing(direct)
+		h.setDelivery(direct)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.told = true
+	t.gotAnswer = true
 	t.host, t.url, t.expires = nil, nil, time.Time{}
 	if elsewhere {
 		if !expires.IsZero() {
@@ -91,8 +90,8 @@ func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
 	}
 }
 
-// drop forgets a target that does not work.
-func (t *target) drop(u *url.URL) {
+// forgetURL forgets a target that does not work.
+func (t *target) forgetURL(u *url.URL) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.url == u {

@@ -64,8 +64,8 @@ func (s *Snapshotter) admit(
 	return nil, fmt.Errorf("layers under %s change all the time", parent)
 }
 
-// told is what containerd has said of a snapshot.
-type told struct {
+// snapshotImages is what containerd has said of a snapshot.
+type snapshotImages struct {
 	parent string  // the number of its parent
 	images []Image // that it can be for
 }
@@ -82,8 +82,8 @@ func (s *Snapshotter) doubtful(
 	if !c.doubted() {
 		return -1, nil, nil
 	}
-	if t, ok := s.told.Load(key); ok && t.(told).parent == c[0].id {
-		at, err := s.unvouched(ctx, c, t.(told).images)
+	if t, ok := s.imagesBySnapshot.Load(key); ok && t.(snapshotImages).parent == c[0].id {
+		at, err := s.unvouched(ctx, c, t.(snapshotImages).images)
 		if at < 0 || err != nil {
 			return at, nil, err
 		}
@@ -96,7 +96,7 @@ func (s *Snapshotter) doubtful(
 			"layers are proved before they are shown: containerd does not tell whose they are",
 			"err", err, "key", key)
 	}
-	s.told.Store(key, told{c[0].id, images})
+	s.imagesBySnapshot.Store(key, snapshotImages{c[0].id, images})
 	at, err = s.unvouched(ctx, c, images)
 	return at, images, err
 }
@@ -194,10 +194,10 @@ func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Imag
 		"ref", l.served.Ref, "layer", l.served.Layer, "chain", l.target)
 	candidates := candidatesFor(l, images)
 	for blob := range candidates {
-		if err := s.holds.acquire(ctx, blob); err != nil {
+		if err := s.uses.acquire(ctx, blob); err != nil {
 			return err
 		}
-		defer s.holds.release(blob)
+		defer s.uses.release(blob)
 		if err := s.markServed(blob); err != nil {
 			return err
 		}

@@ -37,10 +37,10 @@ const copyDelay = time.Second
 // container before it was removed and pulled again.
 type database struct {
 	*storage.MetaStore
-	root    string
-	log     *slog.Logger
-	changed chan struct{} // a token: the copy is old
-	amnesia bool          // snapshots may have been lost: now or, all of them, at an earlier start
+	root             string
+	log              *slog.Logger
+	changed          chan struct{} // a token: the copy is old
+	mayHaveForgotten bool          // snapshots may have been lost: now or, all of them, at an earlier start
 }
 
 // openDatabase opens the database below root; one that is damaged is set aside, and its copy takes
@@ -58,14 +58,14 @@ func openDatabase(ctx context.Context, root string, log *slog.Logger) (*database
 		}
 	}
 	if _, err := os.Stat(d.path(lostName)); err == nil {
-		d.amnesia = true
+		d.mayHaveForgotten = true
 		log.Error("snapshots of an earlier time are lost: what their containers may use stays on "+
 			"disk; remove the file when they have ended", "file", d.path(lostName))
 	}
 	if d.MetaStore, err = storage.NewMetaStore(d.path(databaseName)); err != nil {
 		return nil, err
 	}
-	if d.amnesia {
+	if d.mayHaveForgotten {
 		if err := d.skipNumbers(ctx); err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
@@ -133,7 +133,7 @@ func readable(ctx context.Context, path string) (err error) {
 
 // recover puts the copy, or nothing, in the place of a database that is damaged for the reason why.
 func (d *database) recover(ctx context.Context, why error) error {
-	d.amnesia = true
+	d.mayHaveForgotten = true
 	_, lost := os.Stat(d.path(copyName))
 	if lost == nil {
 		lost = readable(ctx, d.path(copyName))

@@ -64,7 +64,7 @@ func TestDamagedDatabase(t *testing.T) {
 
 				layers.restart()
 				s = open(t, root, layers)
-				if !s.Amnesia() {
+				if !s.MayHaveForgotten() {
 					t.Error("the damage was not noticed")
 				}
 				if err := s.Restore(t.Context()); err != nil {

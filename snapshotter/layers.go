@@ -60,10 +60,10 @@ type Layers interface {
 	// devices, belong elsewhere.
 	Mount(ctx context.Context, l Layer, below []Below) (Mounted, error)
 
-	// Promise returns what Mount is going to return for the same layer, DiffID included, when that
-	// is certain before the layer can be mounted; ok is false where it is not. The layers below
-	// need not be mounted. It may wait for the network, as Mount does, but for less of it. The
-	// directory is not there yet: nobody is given it before Mount has returned.
+	// Promise predicts what Mount will return for the same layer, DiffID included, before the layer
+	// can be mounted; ok is false if that is not certain. The layers below need not be mounted.
+	// Promise may wait for the network, less long than Mount. The directory does not exist until
+	// Mount has returned.
 	Promise(ctx context.Context, l Layer, below []Below) (m Mounted, ok bool)
 
 	// Displaced returns those of the directories that Mount returned which do not show their layer

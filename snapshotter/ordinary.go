@@ -56,10 +56,10 @@ func (s *Snapshotter) View(
 func (s *Snapshotter) create(
 	ctx context.Context, kind snapshots.Kind, key, parent string, labels map[string]string,
 ) (_ []mount.Mount, err error) {
-	s.told.Delete(key) // it was of another snapshot
+	s.imagesBySnapshot.Delete(key) // it was of another snapshot
 	defer func() {
 		if err != nil {
-			s.told.Delete(key)
+			s.imagesBySnapshot.Delete(key)
 		}
 	}()
 	parents, err := s.admit(ctx, key, parent, labels)
@@ -179,6 +179,6 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return fmt.Errorf("commit snapshot %s: %w", key, err)
 	}
-	s.told.Delete(key)
+	s.imagesBySnapshot.Delete(key)
 	return nil
 }

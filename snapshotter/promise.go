@@ -23,9 +23,9 @@ func (s *Snapshotter) promiseOrMount(
 	return m, false, err
 }
 
-// fulfil mounts, in the background, the layer of a snapshot that was committed on a promise. Until
+// mountInBackground mounts, in the background, the layer of a snapshot that was committed on a promise. Until
 // then whoever needs the snapshot mounts it, or waits for that, as after a restart.
-func (s *Snapshotter) fulfil(name string) {
+func (s *Snapshotter) mountInBackground(name string) {
 	s.background.Go(func() {
 		defer func() {
 			if v := recover(); v != nil { // it fails this attempt, and nothing else

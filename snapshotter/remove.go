@@ -27,7 +27,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	s.restored.forget(id)
-	s.told.Delete(key)
+	s.imagesBySnapshot.Delete(key)
 	return nil
 }
 
@@ -102,7 +102,7 @@ func (s *Snapshotter) removeDirectories(ctx context.Context, dirs []string) {
 // collectLayers gives up those of the layers that no snapshot refers to and nobody is mounting. Nil
 // means all layers that Layers may know.
 func (s *Snapshotter) collectLayers(ctx context.Context, layers []digest.Digest) error {
-	if layers == nil && s.Amnesia() {
+	if layers == nil && s.MayHaveForgotten() {
 		return nil
 	}
 	if layers == nil {
@@ -118,11 +118,11 @@ func (s *Snapshotter) collectLayers(ctx context.Context, layers []digest.Digest)
 	var claimed []digest.Digest
 	defer func() {
 		for _, d := range claimed {
-			s.holds.unclaim(d)
+			s.uses.endRemoval(d)
 		}
 	}()
 	for _, d := range layers {
-		if !used[d] && s.holds.claim(d) {
+		if !used[d] && s.uses.beginRemoval(d) {
 			claimed = append(claimed, d)
 		}
 	}

@@ -158,17 +158,17 @@ func TestHeldLayerStays(t *testing.T) {
 
 func TestHolds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var h holds
+		var h layerUses
 		d := digest.FromString("layer")
 		if err := errors.Join(h.acquire(t.Context(), d), h.acquire(t.Context(), d)); err != nil {
 			t.Fatal(err)
 		}
 		h.release(d)
-		if h.claim(d) {
+		if h.beginRemoval(d) {
 			t.Fatal("claimed in spite of a user")
 		}
 		h.release(d)
-		if !h.claim(d) || h.claim(d) {
+		if !h.beginRemoval(d) || h.beginRemoval(d) {
 			t.Fatal("not claimed by one")
 		}
 		canceled, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -184,7 +184,7 @@ func TestHolds(t *testing.T) {
 		if acquired {
 			t.Error("acquired while the layer is being removed")
 		}
-		h.unclaim(d)
+		h.endRemoval(d)
 		synctest.Wait()
 		if !acquired {
 			t.Error("not acquired afterwards")

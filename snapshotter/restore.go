@@ -127,10 +127,10 @@ func (s *Snapshotter) awaitOnce(ctx context.Context, c chain) (mounted bool, err
 
 // remount mounts the layer of a committed snapshot at the directory that it had before.
 func (s *Snapshotter) remount(ctx context.Context, l link, below chain) error {
-	if err := s.holds.acquire(ctx, l.served.Layer); err != nil {
+	if err := s.uses.acquire(ctx, l.served.Layer); err != nil {
 		return err
 	}
-	defer s.holds.release(l.served.Layer)
+	defer s.uses.release(l.served.Layer)
 	layer := l.served.layer()
 	if s.examine(below); !below.changed() {
 		layer.Dir = l.served.Dir

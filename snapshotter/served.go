@@ -75,7 +75,7 @@ func (s *Snapshotter) serveRequest(
 	err = s.mountAndCommit(ctx, name, key, parents, info, req)
 	if errors.Is(err, ErrDisproved) && len(parents) > 0 {
 		// One under it may be to blame, and give way to another.
-		defer s.told.Delete(key)
+		defer s.imagesBySnapshot.Delete(key)
 		if parents, err = s.admit(ctx, key, parent, info.Labels); err != nil {
 			return "", err
 		}
@@ -127,24 +127,24 @@ func (s *Snapshotter) mountAndCommit(
 	ctx context.Context, name, key string, parents chain, info snapshots.Info, req request,
 ) error {
 	layer := req.layer.Digest
-	if err := s.holds.acquire(ctx, layer); err != nil {
+	if err := s.uses.acquire(ctx, layer); err != nil {
 		return err
 	}
 	mounted, promised, err := s.promiseOrMount(ctx, req.layer, parents)
 	if err != nil {
 		// What Layers has fetched so far helps the next attempt, and goes with the next Cleanup if
 		// there is none.
-		s.holds.release(layer)
+		s.uses.release(layer)
 		return &mountError{req.layer.Ref, err}
 	}
 	err = s.commitServed(ctx, name, key, parents, info, req, mounted, promised)
-	s.holds.release(layer)
+	s.uses.release(layer)
 	if err != nil {
 		// The caller may have gone away, which must not stop this.
 		return errors.Join(err, s.collectLayers(context.WithoutCancel(ctx), []digest.Digest{layer}))
 	}
 	if promised {
-		s.fulfil(name)
+		s.mountInBackground(name)
 	}
 	return existsError(req.target)
 }

@@ -32,7 +32,7 @@
 //
 // All methods may be called in parallel. No transaction of metadata.db is held while Layers works
 // or while a restarted layer is waited for. What keeps a layer from being removed while it is
-// mounted for another snapshot is a hold (see holds), not a lock.
+// mounted for another snapshot is counted (see layerUses), not locked.
 package snapshotter
 
 import (
@@ -69,12 +69,12 @@ type Snapshotter struct {
 	mountOptions  []string // of overlay mounts; complete after Open
 	servedOptions []string // of those with a served layer, as well
 
-	meta      *database
-	holds     holds
-	restored  restored
-	told      sync.Map // by the snapshot's key; see doubtful
-	fallbacks fallbacks
-	counters  counters
+	meta             *database
+	uses             layerUses
+	restored         restored
+	imagesBySnapshot sync.Map // by the snapshot's key; see doubtful
+	fallbacks        fallbacks
+	counters         counters
 
 	life       context.Context // of what runs in the background; ended by Close
 	end        context.CancelFunc
@@ -174,9 +174,9 @@ func (s *Snapshotter) chooseMountOptions() error {
 	return nil
 }
 
-// Amnesia says that snapshots may have been lost with a damaged database: what no snapshot refers
+// MayHaveForgotten says that snapshots may have been lost with a damaged database: what no snapshot refers
 // to may be in use all the same, and must not be removed.
-func (s *Snapshotter) Amnesia() bool { return s.meta.amnesia }
+func (s *Snapshotter) MayHaveForgotten() bool { return s.meta.mayHaveForgotten }
 
 // Close closes the metadata. Mounted layers stay.
 func (s *Snapshotter) Close() error {

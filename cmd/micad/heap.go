@@ -9,9 +9,8 @@ import (
 )
 
 const (
-	// heapFloor is the heap's size below which it may grow by heapMost percent over what is in use
-	// until garbage is collected, bytes: a pull then is not slowed by collections that have little
-	// to find. Above it grows by heapLeast.
+	// heapFloor is a size of the heap, in bytes. Below heapFloor the heap may grow by heapMost percent
+	// between two collections, because those of a pull would free little; above, by heapLeast.
 	heapFloor           = 16 << 20
 	heapLeast, heapMost = 50, 400
 	// memoryLimit is what the Go runtime keeps to if it can, bytes, beside what scans hold: buffers

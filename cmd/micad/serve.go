@@ -302,7 +302,7 @@ func (d *daemon) restore(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
-	if d.snapshotter.Amnesia() {
+	if d.snapshotter.MayHaveForgotten() {
 		return // what seems unused may be in use
 	}
 	if err := d.table.Sweep(ctx); err != nil && ctx.Err() == nil {

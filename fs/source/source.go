@@ -71,13 +71,13 @@ func (o *Origins) Blob(d ocispec.Descriptor) (*remote.Blob, error) {
 		case blob == nil:
 			blob = image.Blob(d)
 		default:
-			blob = blob.Or(image.Blob(d))
+			blob = blob.AlsoFrom(image.Blob(d))
 		}
 	}
 	if blob == nil {
 		return nil, errors.Join(append(errs, errors.New("no image is known that has this layer"))...)
 	}
-	return blob.Patient(cmp.Or(o.patience, layer.DefaultDeadline)), nil
+	return blob.WithPatience(cmp.Or(o.patience, layer.DefaultDeadline)), nil
 }
 
 // Latest returns the image that brought the layer last.

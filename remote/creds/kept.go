@@ -147,16 +147,16 @@ func (k *Kept) Keep(repository, server string, c Credential) (added bool, err er
 
 // Drop forgets a credential that Keep was given.
 func (k *Kept) Drop(repository, server string, c Credential) error {
-	return k.drop(func(e kept) bool { return e.is(repository, server, c) })
+	return k.remove(func(e kept) bool { return e.is(repository, server, c) })
 }
 
 // Retain forgets those for repositories that nothing uses any more, but not what came just now.
 func (k *Kept) Retain(used func(repository string) bool) error {
 	now := time.Now()
-	return k.drop(func(e kept) bool { return now.Sub(e.Came) > keptAtUse && !used(e.Repository) })
+	return k.remove(func(e kept) bool { return now.Sub(e.Came) > keptAtUse && !used(e.Repository) })
 }
 
-func (k *Kept) drop(which func(kept) bool) error {
+func (k *Kept) remove(which func(kept) bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	n := len(k.list)
