@@ -39,7 +39,7 @@ func (t *Table) adoptAll(ctx context.Context, all []keeper.Held) {
 				t.log.WarnContext(ctx, "close what the keeper has handed out", "name", h.Name,
 					"err", err)
 			}
-			t.dropHeld(ctx, h.Name)
+			t.forgetKept(ctx, h.Name)
 			continue
 		}
 		layers[m.state.Layer] = true
@@ -157,8 +157,8 @@ func (t *Table) giveBack(m *heldMount) {
 	t.held[m.state.Layer] = append(t.held[m.state.Layer], m)
 }
 
-// dropLeft gives up the held mounts of layers that nobody has asked for, or of all.
-func (t *Table) dropLeft(ctx context.Context, all bool) error {
+// giveUpHeld gives up the held mounts of layers that nobody has asked for, or of all.
+func (t *Table) giveUpHeld(ctx context.Context, all bool) error {
 	t.mu.Lock()
 	var left []*heldMount
 	for d, list := range t.held {
@@ -174,7 +174,7 @@ func (t *Table) dropLeft(ctx context.Context, all bool) error {
 		if !all {
 			t.log.WarnContext(ctx, "a mount of a layer that is not known any more ends",
 				"layer", m.state.Layer)
-			t.dropHeld(ctx, m.held.Name)
+			t.forgetKept(ctx, m.held.Name)
 			errs = append(errs, fuse.Detach(m.state.Mount.Dir))
 		}
 	}
@@ -198,10 +198,10 @@ func (v *openLayer) adoptHeld(ctx context.Context) {
 		if err != nil {
 			v.t.log.ErrorContext(ctx, "a mount of a former micad cannot be served any more",
 				"layer", v.digest, "dir", m.state.Mount.Dir, "err", err)
-			v.t.dropHeld(ctx, m.held.Name)
+			v.t.forgetKept(ctx, m.held.Name)
 		} else {
 			v.t.watch(s)
-			v.place(ctx, s, &m.state)
+			v.reattach(ctx, s, &m.state)
 		}
 		if err := m.close(); err != nil {
 			v.t.log.WarnContext(ctx, "close what the keeper has handed out", "name", m.held.Name,
@@ -275,9 +275,9 @@ func (v *openLayer) sameAs(st *heldState) (*index.Layer, error) {
 	return x, nil
 }
 
-// place makes an adopted mount the layer's own where it lies at the layer's place. One that lies
+// reattach makes an adopted mount the layer's own where it lies at the layer's reattach. One that lies
 // elsewhere, out of the file tree mostly, is served for those who use it still.
-func (v *openLayer) place(ctx context.Context, s *served, st *heldState) {
+func (v *openLayer) reattach(ctx context.Context, s *served, st *heldState) {
 	dir := v.deviceDir()
 	if st.Mount.Kind == fuse.KindTree {
 		dir = filepath.Join(v.t.o.Root, mountsName, filepath.Base(st.Mount.Dir))
@@ -294,7 +294,7 @@ func (v *openLayer) place(ctx context.Context, s *served, st *heldState) {
 	defer v.mu.Unlock()
 	switch {
 	case there && st.Mount.Kind == fuse.KindTree && v.points[dir] == nil:
-		v.points[dir] = &point{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE,
+		v.points[dir] = &mountPoint{dir: dir, index: v.store.IndexPath() + st.Variant, mode: FUSE,
 			tree: s}
 	case there && st.Mount.Kind == fuse.KindDevice && v.device == nil:
 		v.device = s

@@ -137,13 +137,13 @@ func (t *Table) watch(s *served) {
 		case <-s.Done():
 		}
 		if ctx.Err() == nil {
-			t.dropHeld(ctx, s.name)
+			t.forgetKept(ctx, s.name)
 		}
 	})
 }
 
-// dropHeld gives up what the keeper has under name.
-func (t *Table) dropHeld(ctx context.Context, name string) {
+// forgetKept gives up what the keeper has under name.
+func (t *Table) forgetKept(ctx context.Context, name string) {
 	if name == "" || !t.keeps() {
 		return
 	}
@@ -161,7 +161,7 @@ func (t *Table) end(ctx context.Context, s *served) error {
 		err = nil // it goes with the directory, see clearMounts, or stays there dead
 	}
 	err = errors.Join(err, s.Close())
-	t.dropHeld(ctx, s.name)
+	t.forgetKept(ctx, s.name)
 	return err
 }
 

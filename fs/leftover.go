@@ -16,7 +16,7 @@ import (
 // sweepMounts takes away what former processes have mounted and left with the keeper, and that
 // belongs to no layer of the table. Like Sweep it comes when all layers in use have been asked for.
 func (t *Table) sweepMounts(ctx context.Context) error {
-	errs := []error{t.dropLeft(ctx, false)}
+	errs := []error{t.giveUpHeld(ctx, false)}
 	t.mountsMu.Lock() // nobody mounts meanwhile
 	defer t.mountsMu.Unlock()
 	known := t.known()
@@ -56,7 +56,7 @@ func (t *Table) known() map[digest.Digest]bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known := map[digest.Digest]bool{}
-	for d := range t.slots {
+	for d := range t.entries {
 		known[d] = true
 	}
 	for d := range t.pulls.Bringing() {

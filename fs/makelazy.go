@@ -55,8 +55,8 @@ func (v *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 
 // makeLazyPoint puts a lazy mount in the place of a complete one, which stays where the kernel
 // cannot do that.
-func (v *openLayer) makeLazyPoint(ctx context.Context, p *point, k kernel) error {
-	done, err := v.exchange(p, func(q *point) error { return q.mountLazy(ctx, v, k) })
+func (v *openLayer) makeLazyPoint(ctx context.Context, p *mountPoint, k kernel) error {
+	done, err := v.exchange(p, func(q *mountPoint) error { return q.mountLazy(ctx, v, k) })
 	if err == nil && !done {
 		v.t.log.Warn("the kernel cannot replace a mount by another: complete layers stay whole "+
 			"until "+
@@ -67,13 +67,13 @@ func (v *openLayer) makeLazyPoint(ctx context.Context, p *point, k kernel) error
 
 // exchange puts what mount makes, at a point that it is given, in the place of the uppermost mount
 // of p, which those who use it keep. False: the kernel cannot do that, and all is as it was.
-func (v *openLayer) exchange(p *point, mount func(*point) error) (done bool, err error) {
+func (v *openLayer) exchange(p *mountPoint, mount func(*mountPoint) error) (done bool, err error) {
 	dir := filepath.Join(v.t.o.Root, devicesName, v.key+".new")
 	if err := v.t.clean(dir); err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, erofs.Unmount(dir), os.Remove(dir)) }()
-	q := &point{dir: dir, index: p.index}
+	q := &mountPoint{dir: dir, index: p.index}
 	if err := mount(q); err != nil {
 		return false, err
 	}

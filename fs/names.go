@@ -140,11 +140,11 @@ func (n *names) linkLocked(name string, s spot) error {
 	return nil
 }
 
-// claim has a spot keep the mount point that a snapshot has of it: of a former version, which
+// assign has a spot keep the mount point that a snapshot has of it: of a former version, which
 // had names of its own, or because a disk has lost the link. It returns the spot that the mount
 // point shows in truth, where snapshots of former versions share it: the first one that was
-// claimed.
-func (n *names) claim(path string, s spot) (spot, error) {
+// assigned.
+func (n *names) assign(path string, s spot) (spot, error) {
 	name := filepath.Base(path)
 	if filepath.Dir(path) != n.mounts {
 		return spot{}, fmt.Errorf("mount point %s is not below %s", path, n.mounts)

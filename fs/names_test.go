@@ -56,7 +56,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("%d names for %d spots: %v", got, len(spots), paths)
 	}
 	former := filepath.Join(root, mountsName, a.Encoded()[:24]+"-01234567")
-	if got, err := n.claim(former, spots[4]); err != nil || got != spots[4] {
+	if got, err := n.assign(former, spots[4]); err != nil || got != spots[4] {
 		t.Errorf("claim of a former version's mount point: %v, %v", got, err)
 	}
 	if err := os.Symlink("nonsense", filepath.Join(root, namesName, "odd")); err != nil {
@@ -68,12 +68,12 @@ func TestNames(t *testing.T) {
 			t.Errorf("%v is at %s after a restart, was at %s", s, got, paths[s])
 		}
 	}
-	if got, err := n.claim(former, spot{layer: a, variant: "other"}); err != nil ||
+	if got, err := n.assign(former, spot{layer: a, variant: "other"}); err != nil ||
 		got != spots[4] {
 		t.Errorf("claim of a mount point that another image has: %v, %v", got, err)
 	}
 	for _, path := range []string{former, filepath.Join(root, "elsewhere")} {
-		if got, err := n.claim(path, spot{layer: b}); err == nil {
+		if got, err := n.assign(path, spot{layer: b}); err == nil {
 			t.Errorf("claim of %s by another layer: %v", path, got)
 		}
 	}

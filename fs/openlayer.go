@@ -39,11 +39,11 @@ type openLayer struct {
 	came    chan struct{}      // a token: the last span has come
 	stop    context.CancelFunc // of tend
 
-	mu       sync.Mutex        // held over mount(2), never over the network
-	closed   atomic.Bool       // set with mu held
-	device   *served           // erofs mode: the FUSE mount of the device
-	points   map[string]*point // by directory
-	detached []*served         // which lie nowhere any more, but are in use
+	mu       sync.Mutex             // held over mount(2), never over the network
+	closed   atomic.Bool            // set with mu held
+	device   *served                // erofs mode: the FUSE mount of the device
+	points   map[string]*mountPoint // by directory
+	detached []*served              // which lie nowhere any more, but are in use
 }
 
 // openStored opens a layer that the store has; the error wraps os.ErrNotExist otherwise. A damaged
@@ -99,7 +99,7 @@ func (t *Table) openFolder(d digest.Digest) (*openLayer, error) {
 	}
 	v := &openLayer{
 		t: t, digest: d, key: mountKey(d), store: s, file: f, opened: time.Now(),
-		came: make(chan struct{}, 1), points: map[string]*point{},
+		came: make(chan struct{}, 1), points: map[string]*mountPoint{},
 	}
 	if err := v.openIndex(); err != nil {
 		return nil, errors.Join(damaged(err), f.Close(), s.Close())

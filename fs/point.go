@@ -18,8 +18,8 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// point is a mount point of a layer. There is one for each spot.
-type point struct {
+// mountPoint is a mount mountPoint of a layer. There is one for each spot.
+type mountPoint struct {
 	dir   string
 	index string  // path of the index file that is mounted
 	mode  Mode    // how dir shows the layer; "": not known
@@ -68,7 +68,7 @@ func (v *openLayer) mountSpot(ctx context.Context, s spot, c *changes, at string
 	if err := v.writeVariant(c); err != nil {
 		return "", err
 	}
-	dir, index, err := v.placeLocked(ctx, s, at)
+	dir, index, err := v.mountPointLocked(ctx, s, at)
 	if err != nil {
 		return "", err
 	}
@@ -77,7 +77,7 @@ func (v *openLayer) mountSpot(ctx context.Context, s spot, c *changes, at string
 		if p != nil && p.tree != nil {
 			v.detached = append(v.detached, p.tree)
 		}
-		p = &point{dir: dir, index: index}
+		p = &mountPoint{dir: dir, index: index}
 	}
 	if p.mode, err = v.look(p); err != nil {
 		return "", err
@@ -90,9 +90,9 @@ func (v *openLayer) mountSpot(ctx context.Context, s spot, c *changes, at string
 	return p.dir, err
 }
 
-// placeLocked returns the mount point of a spot, which is at unless that is "", and the index
+// mountPointLocked returns the mount point of a spot, which is at unless that is "", and the index
 // file that is mounted there.
-func (v *openLayer) placeLocked(
+func (v *openLayer) mountPointLocked(
 	ctx context.Context, s spot, at string,
 ) (dir, index string, err error) {
 	index = v.shownAt(s)
@@ -100,7 +100,7 @@ func (v *openLayer) placeLocked(
 		dir, err = v.t.names.path(s)
 		return dir, index, err
 	}
-	owner, err := v.t.names.claim(at, s)
+	owner, err := v.t.names.assign(at, s)
 	if err != nil {
 		return "", "", err
 	}
@@ -145,7 +145,7 @@ func (t *Table) Displaced(dirs []string) []string {
 }
 
 // show mounts what is missing at a point whose mode is what lies there.
-func (v *openLayer) show(ctx context.Context, p *point) error {
+func (v *openLayer) show(ctx context.Context, p *mountPoint) error {
 	alone := v.stage() == stageLocal
 	if p.mode != "" && (p.mode == Local || !alone) {
 		return nil
@@ -199,9 +199,9 @@ const localReadAhead = 2 << 20
 // mountLocal mounts EROFS over the store's own file. It takes the place of a lazy EROFS, so that
 // what that has of the kernel, two loop devices perhaps, is free when the last who uses it has
 // gone. Over a FUSE mount, and where the kernel cannot exchange mounts, it goes over what is there.
-func (p *point) mountLocal(v *openLayer, k kernel) error {
+func (p *mountPoint) mountLocal(v *openLayer, k kernel) error {
 	if p.mode == EROFS && !v.t.fixed.Load() {
-		done, err := v.exchange(p, func(q *point) error { return q.mountLocal(v, k) })
+		done, err := v.exchange(p, func(q *mountPoint) error { return q.mountLocal(v, k) })
 		if done || err != nil {
 			return err
 		}
@@ -218,7 +218,7 @@ func (p *point) mountLocal(v *openLayer, k kernel) error {
 }
 
 // mountLazy mounts a layer whose bytes come through the daemon.
-func (p *point) mountLazy(ctx context.Context, v *openLayer, k kernel) error {
+func (p *mountPoint) mountLazy(ctx context.Context, v *openLayer, k kernel) error {
 	if k.lazy == FUSE {
 		return p.mountTree(ctx, v)
 	}
@@ -244,7 +244,7 @@ func (t *Table) fuse() fuse.Options {
 }
 
 // mountTree mounts the tree by FUSE.
-func (p *point) mountTree(ctx context.Context, v *openLayer) error {
+func (p *mountPoint) mountTree(ctx context.Context, v *openLayer) error {
 	f, err := os.Open(p.index)
 	if err != nil {
 		return err
@@ -308,7 +308,7 @@ func openVariant(f *os.File) (*index.Layer, error) {
 // look says how a point's directory shows the layer now, "" if it does not: nothing is there, or
 // not what it should be, or nobody serves it. It asks the mount table and EROFS, which answers from
 // the index file; never FUSE, which would ask us.
-func (v *openLayer) look(p *point) (Mode, error) {
+func (v *openLayer) look(p *mountPoint) (Mode, error) {
 	top, ok, err := mountinfo.Top(p.dir)
 	if err != nil || !ok {
 		return "", err
@@ -338,7 +338,7 @@ func (v *openLayer) look(p *point) (Mode, error) {
 }
 
 // rootIs says whether the root of the EROFS at a point is the root of its index.
-func (v *openLayer) rootIs(p *point) (bool, error) {
+func (v *openLayer) rootIs(p *mountPoint) (bool, error) {
 	f, err := os.Open(p.index)
 	if err != nil {
 		return false, err
@@ -362,7 +362,7 @@ func (v *openLayer) rootIs(p *point) (bool, error) {
 }
 
 // close takes a lazy mount away. Who still uses it gets errors: the daemon ends.
-func (p *point) close(t *Table) error {
+func (p *mountPoint) close(t *Table) error {
 	var errs []error
 	if p.mode == EROFS {
 		errs = append(errs, erofs.Unmount(p.dir))

@@ -31,8 +31,8 @@ type Status struct {
 // Status returns the layers of the table, ordered by image and layer.
 func (t *Table) Status() []Status {
 	t.mu.Lock()
-	slots := make([]*slot, 0, len(t.slots))
-	for _, s := range t.slots {
+	slots := make([]*tableEntry, 0, len(t.entries))
+	for _, s := range t.entries {
 		if s.ready.Load() {
 			slots = append(slots, s)
 		}

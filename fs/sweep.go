@@ -8,14 +8,14 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// claims says who may have a layer: whoever has asked for it by Mount, until Remove; and the
+// demand says who may have a layer: whoever has asked for it by Mount, until Remove; and the
 // removal that is under way. Guarded by Table.mu.
-type claims struct {
+type demand struct {
 	wanted   map[digest.Digest]bool
 	removing map[digest.Digest]chan struct{} // closed when the removal has ended
 }
 
-// want claims a layer for a caller of Mount. It waits for a sweep that is removing it.
+// want notes that a layer is wanted by a caller of Mount. It waits for a sweep that is removing it.
 func (t *Table) want(ctx context.Context, d digest.Digest) error {
 	for {
 		t.mu.Lock()
@@ -91,8 +91,8 @@ func (t *Table) discard(ctx context.Context, d digest.Digest) error {
 // not run together with Mount of the same layer.
 func (t *Table) Unmount(d digest.Digest) error {
 	t.mu.Lock()
-	s := t.slots[d]
-	delete(t.slots, d)
+	s := t.entries[d]
+	delete(t.entries, d)
 	t.mu.Unlock()
 	var err error
 	if s != nil {

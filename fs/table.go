@@ -79,11 +79,11 @@ type Table struct {
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 
-	mu     sync.Mutex
-	closed bool
-	slots  map[digest.Digest]*slot
-	claims claims
-	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
+	mu      sync.Mutex
+	closed  bool
+	entries map[digest.Digest]*tableEntry
+	claims  demand
+	held    map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
 
 	damage    sync.Mutex // held by who removes a layer that is damaged, or gives way to another
 	rewriting sync.Mutex // held by whoever writes an index as the layers below change it
@@ -175,10 +175,10 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	o.Fetch.Budget = budget
 	t := &Table{
 		o: o, log: o.Log, store: s, names: n,
-		budget: budget,
-		memory: fuse.NewMemory(0),
-		slots:  map[digest.Digest]*slot{},
-		claims: claims{wanted: map[digest.Digest]bool{},
+		budget:  budget,
+		memory:  fuse.NewMemory(0),
+		entries: map[digest.Digest]*tableEntry{},
+		claims: demand{wanted: map[digest.Digest]bool{},
 			removing: map[digest.Digest]chan struct{}{}},
 		held: map[digest.Digest][]*heldMount{},
 	}
@@ -233,8 +233,8 @@ func (t *Table) Close() error {
 		return nil
 	}
 	t.closed = true
-	slots := make([]*slot, 0, len(t.slots))
-	for _, s := range t.slots {
+	slots := make([]*tableEntry, 0, len(t.entries))
+	for _, s := range t.entries {
 		slots = append(slots, s)
 	}
 	t.mu.Unlock()
@@ -253,7 +253,7 @@ func (t *Table) Close() error {
 	}
 	t.running.Wait()
 	t.mounter.Close()
-	errs = append(errs, t.dropLeft(context.WithoutCancel(t.ctx), true))
+	errs = append(errs, t.giveUpHeld(context.WithoutCancel(t.ctx), true))
 	return errors.Join(append(errs, t.store.Close())...)
 }
 

@@ -327,7 +327,7 @@ func (c *conn) handle(req []byte) {
 		size = min(n, maxRead) + 1024
 	}
 	out := c.mem.reply(size)
-	defer c.mem.dropReply(out)
+	defer c.mem.releaseReply(out)
 	n, status := c.proto.HandleRequest([][]byte{req}, [][]byte{*out})
 	if !status.Ok() {
 		// Only a request that go-fuse cannot make sense of. Its caller waits.

@@ -47,9 +47,9 @@ func NewMemory(limit int64) *Memory {
 	return &Memory{bytes: semaphore.NewWeighted(max(limit, maxRead))}
 }
 
-// take returns a buffer of n bytes, 0 < n ≤ maxRead, aligned to pages; it waits
-// until so much is free. The caller gives it back with give.
-func (m *Memory) take(ctx context.Context, n int) (*buffer, error) {
+// acquire returns a buffer of n bytes, 0 < n ≤ maxRead, aligned to pages; it waits
+// until so much is free. The caller gives it back with release.
+func (m *Memory) acquire(ctx context.Context, n int) (*buffer, error) {
 	if n <= 0 || n > maxRead {
 		return nil, fmt.Errorf("read buffer of %d bytes", n)
 	}
@@ -67,7 +67,7 @@ func (m *Memory) take(ctx context.Context, n int) (*buffer, error) {
 	return b, nil
 }
 
-func (m *Memory) give(b *buffer) {
+func (m *Memory) release(b *buffer) {
 	m.pools[b.class-minClass].Put(b)
 	m.bytes.Release(1 << b.class)
 }
@@ -96,7 +96,7 @@ func (m *Memory) reply(size int) *[]byte {
 	return &b
 }
 
-func (m *Memory) dropReply(b *[]byte) {
+func (m *Memory) releaseReply(b *[]byte) {
 	if len(*b) == replySize {
 		m.replies.Put(b)
 	}

@@ -87,7 +87,7 @@ func (c *conn) read(r *call) {
 	c.stats.request(opRead)
 	buf, err := c.fetch(r)
 	if buf != nil {
-		defer c.mem.give(buf)
+		defer c.mem.release(buf)
 	}
 	c.mu.Lock()
 	delete(c.reads, r.unique)
@@ -136,7 +136,7 @@ func (c *conn) fetch(r *call) (buf *buffer, err error) {
 	}
 	err = f.fill(r.ctx, r.off, n)
 	if err == nil {
-		buf, err = c.mem.take(r.ctx, int(n))
+		buf, err = c.mem.acquire(r.ctx, int(n))
 	}
 	if err == nil {
 		err = f.readAt(r.ctx, buf.bytes(), r.off)

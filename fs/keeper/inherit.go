@@ -64,7 +64,7 @@ func Inherit() (*Keeper, []Held, error) {
 	}
 	k := &Keeper{addr: env.addr, max: env.max, stored: make(map[string]int)}
 	for _, h := range held {
-		k.takeLocked(h.Name, len(h.Files))
+		k.addLocked(h.Name, len(h.Files))
 	}
 	for _, name := range dropped {
 		if base, _, n, ok := parseWireName(name); ok && k.stored[base] == n {

@@ -153,11 +153,11 @@ func (k *Keeper) reserve(name string, n int) error {
 		return fmt.Errorf("%w (the names of %d files have %d of %d bytes)", ErrFull, k.files,
 			k.length, MaxNames)
 	}
-	k.takeLocked(name, n)
+	k.addLocked(name, n)
 	return nil
 }
 
-func (k *Keeper) takeLocked(name string, n int) {
+func (k *Keeper) addLocked(name string, n int) {
 	if k.stored == nil {
 		k.stored = make(map[string]int)
 	}

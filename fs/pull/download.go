@@ -260,7 +260,7 @@ func (p *Pull) commit(in *store.Incoming, rec store.Record) error {
 		return err
 	}
 	p.all.mu.Lock()
-	p.came = append(p.came, rec.Layer)
+	p.brought = append(p.brought, rec.Layer)
 	p.all.mu.Unlock()
 	return l.Close()
 }

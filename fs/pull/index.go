@@ -77,7 +77,7 @@ func (p *Pull) find() (b *bundle, err error) {
 			p.waited = time.Since(start)
 		}
 	}()
-	tell := sync.OnceFunc(func() { close(p.told) })
+	tell := sync.OnceFunc(func() { close(p.listedKnown) })
 	defer tell()
 	p.before = int64(p.image.Stats().Requests)
 	p.image.Connect(p.ctx, connections)

@@ -67,7 +67,7 @@ func (a *Pulls) job(p *Pull, d digest.Digest) *job {
 	end := func(err error) {
 		j.err = err
 		if err != nil {
-			a.drop(p) // before anybody is told, who may try again at once
+			a.forget(p) // before anybody is told, who may try again at once
 		}
 		a.mu.Lock()
 		if a.jobs[d] == j {

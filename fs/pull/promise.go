@@ -22,9 +22,9 @@ const brokenFor = time.Hour
 
 // promises is the layers that were promised before they were here. The zero value is ready.
 type promises struct {
-	mu     sync.Mutex
-	open   map[digest.Digest]chan struct{} // closed when the layer has come, or its coming has failed
-	broken map[digest.Digest]time.Time     // when the coming of one has failed
+	mu       sync.Mutex
+	open     map[digest.Digest]chan struct{} // closed when the layer has come, or its coming has failed
+	failedAt map[digest.Digest]time.Time     // when the coming of one has failed
 }
 
 // Promise returns what the registry tells of a layer, as soon as it is known that the image has an
@@ -35,7 +35,7 @@ func (a *Pulls) Promise(ctx context.Context, r Request) (l artifact.Layer, ok bo
 	if here, err := a.o.Store.Layer(r.Layer); err == nil {
 		here.Close()
 		if p := a.bringer(r); p != nil { // it may have yet to be mounted, or one below it
-			<-p.told // before the index, which has come
+			<-p.listedKnown // before the index, which has come
 			return p.promise(r)
 		}
 		return artifact.Layer{}, false
@@ -47,7 +47,7 @@ func (a *Pulls) Promise(ctx context.Context, r Request) (l artifact.Layer, ok bo
 	defer p.Leave()
 	j := a.jobsOf(p, r)
 	select {
-	case <-p.told:
+	case <-p.listedKnown:
 	case <-j.done:
 		return artifact.Layer{}, false
 	case <-ctx.Done():
@@ -78,7 +78,7 @@ func (a *Pulls) bringer(r Request) *Pull {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := a.under[keyOf(r.Ref, r.Manifest)]
-	if p == nil || !slices.Contains(p.came, r.Layer) {
+	if p == nil || !slices.Contains(p.brought, r.Layer) {
 		return nil
 	}
 	for _, j := range p.jobs {
@@ -122,7 +122,7 @@ func (s *promises) add(d digest.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open, s.broken = map[digest.Digest]chan struct{}{}, map[digest.Digest]time.Time{}
+		s.open, s.failedAt = map[digest.Digest]chan struct{}{}, map[digest.Digest]time.Time{}
 	}
 	if s.open[d] == nil {
 		s.open[d] = make(chan struct{})
@@ -132,7 +132,7 @@ func (s *promises) add(d digest.Digest) {
 func (s *promises) failed(d digest.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, ok := s.broken[d]
+	at, ok := s.failedAt[d]
 	return ok && time.Since(at) < brokenFor
 }
 
@@ -141,16 +141,16 @@ func (s *promises) settle(d digest.Digest, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
-		delete(s.broken, d) // it has come after all, or is gone
+		delete(s.failedAt, d) // it has come after all, or is gone
 	}
 	if c := s.open[d]; c != nil {
 		close(c)
 		delete(s.open, d)
 		if err != nil {
-			maps.DeleteFunc(s.broken, func(_ digest.Digest, at time.Time) bool {
+			maps.DeleteFunc(s.failedAt, func(_ digest.Digest, at time.Time) bool {
 				return time.Since(at) >= brokenFor
 			})
-			s.broken[d] = time.Now()
+			s.failedAt[d] = time.Now()
 		}
 	}
 }

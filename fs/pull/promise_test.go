@@ -26,7 +26,7 @@ func TestBringer(t *testing.T) {
 	if a.bringer(r) != nil {
 		t.Error("the pull has not brought the layer")
 	}
-	p.came = append(p.came, r.Layer)
+	p.brought = append(p.brought, r.Layer)
 	if a.bringer(r) != p {
 		t.Error("the pull has brought the layer, and is busy")
 	}

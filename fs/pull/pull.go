@@ -26,8 +26,8 @@ type Pull struct {
 
 	asked chan struct{} // closed when containerd has asked for a layer
 
-	bundle func() (*bundle, error) // the image's index, nil if it has none
-	told   chan struct{}           // closed when listed is set, or never will be
+	bundle      func() (*bundle, error) // the image's index, nil if it has none
+	listedKnown chan struct{}           // closed when listed is set, or never will be
 	// listed is what the registry tells of layers before the index is here.
 	listed    map[digest.Digest]artifact.Layer
 	manifest  func() ([]ocispec.Descriptor, error) // its layers, the lowest first
@@ -44,7 +44,7 @@ type Pull struct {
 	waiters int
 	idle    *time.Timer
 	jobs    []*job          // those that it has started
-	came    []digest.Digest // layers that it has put into the store
+	brought []digest.Digest // layers that it has put into the store
 	// Of the manifest, once it is here; and the downloads of layers under way.
 	descs     []ocispec.Descriptor
 	downloads map[digest.Digest]context.CancelCauseFunc
@@ -167,7 +167,7 @@ func (p *Pull) End(ctx context.Context) {
 func (p *Pull) leftOver() []digest.Digest {
 	p.all.mu.Lock()
 	defer p.all.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(p.came), func(d digest.Digest) bool {
+	return slices.DeleteFunc(slices.Clone(p.brought), func(d digest.Digest) bool {
 		for _, other := range p.all.under {
 			if other.startedLocked(d) {
 				return true

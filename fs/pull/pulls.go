@@ -140,7 +140,7 @@ func (a *Pulls) Lookup(r Request) (index.BundleLayer, bool, error) {
 	defer p.Leave()
 	b, err := p.bundle()
 	if err != nil {
-		a.drop(p)
+		a.forget(p)
 		return index.BundleLayer{}, false, err
 	}
 	theirs, ok := b.find(r.Layer)
@@ -197,7 +197,7 @@ func (a *Pulls) join(ref string, manifest digest.Digest) (*Pull, error) {
 	if p == nil {
 		p = &Pull{
 			all: a, key: k, ref: ref, image: image,
-			told: make(chan struct{}), asked: make(chan struct{}),
+			listedKnown: make(chan struct{}), asked: make(chan struct{}),
 			downloads: map[digest.Digest]context.CancelCauseFunc{},
 			instead:   map[digest.Digest]func() error{},
 		}
@@ -230,7 +230,7 @@ func (a *Pulls) Lost(d digest.Digest) {
 	var over []*Pull
 	a.mu.Lock()
 	for k, p := range a.under {
-		p.came = slices.DeleteFunc(p.came, func(c digest.Digest) bool { return c == d })
+		p.brought = slices.DeleteFunc(p.brought, func(c digest.Digest) bool { return c == d })
 		if p.idle != nil && p.askedLocked() && p.startedLocked(d) {
 			p.idle.Stop()
 			delete(a.under, k)
@@ -243,8 +243,8 @@ func (a *Pulls) Lost(d digest.Digest) {
 	}
 }
 
-// drop makes later calls begin anew where a pull has failed.
-func (a *Pulls) drop(p *Pull) {
+// forget makes later calls begin anew where a pull has failed.
+func (a *Pulls) forget(p *Pull) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.under[p.key] == p {

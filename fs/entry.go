@@ -10,20 +10,20 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// slot is the place of one layer in the table: opened by the first who needs it.
-type slot struct {
+// tableEntry is the place of one layer in the table: opened by the first who needs it.
+type tableEntry struct {
 	open  func() (*openLayer, error)
 	ready atomic.Bool // open has returned
 }
 
-func (s *slot) close() error {
+func (s *tableEntry) close() error {
 	if v, err := s.open(); err == nil {
 		return v.close()
 	}
 	return nil // it never was there
 }
 
-func (s *slot) leave() error {
+func (s *tableEntry) leave() error {
 	if v, err := s.open(); err == nil {
 		return v.leave()
 	}
@@ -50,9 +50,9 @@ func (t *Table) stored(l Layer) (*openLayer, error) {
 		t.mu.Unlock()
 		return nil, errors.New("micad is stopping")
 	}
-	s := t.slots[l.Digest]
+	s := t.entries[l.Digest]
 	if s == nil {
-		s = &slot{}
+		s = &tableEntry{}
 		s.open = sync.OnceValues(func() (*openLayer, error) {
 			defer s.ready.Store(true)
 			v, err := t.openStored(l.Digest)
@@ -61,14 +61,14 @@ func (t *Table) stored(l Layer) (*openLayer, error) {
 			}
 			return v, err
 		})
-		t.slots[l.Digest] = s
+		t.entries[l.Digest] = s
 	}
 	t.mu.Unlock()
 	v, err := s.open()
 	if err != nil {
 		t.mu.Lock()
-		if t.slots[l.Digest] == s {
-			delete(t.slots, l.Digest)
+		if t.entries[l.Digest] == s {
+			delete(t.entries, l.Digest)
 		}
 		t.mu.Unlock()
 		return nil, err
@@ -79,7 +79,7 @@ func (t *Table) stored(l Layer) (*openLayer, error) {
 // openNow returns a layer of the table if it is open, else nil.
 func (t *Table) openNow(d digest.Digest) *openLayer {
 	t.mu.Lock()
-	s := t.slots[d]
+	s := t.entries[d]
 	t.mu.Unlock()
 	if s == nil || !s.ready.Load() {
 		return nil
@@ -96,7 +96,7 @@ func (t *Table) opened() []*openLayer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var all []*openLayer
-	for _, s := range t.slots {
+	for _, s := range t.entries {
 		if s.ready.Load() {
 			if v, err := s.open(); err == nil {
 				all = append(all, v)
