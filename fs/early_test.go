@@ -142,7 +142,8 @@ func TestEarly(t *testing.T) {
 			for _, b := range w.blobs {
 				size += int64(len(b))
 			}
-			if got := w.fetched.Load(); got > size+100 { // spans that are asked for one by one share bytes
+			// spans that are asked for one by one share bytes
+			if got := w.fetched.Load(); got > size+100 {
 				t.Errorf("fetched %d bytes of layers of %d", got, size)
 			}
 			if c.unusable {

@@ -41,7 +41,8 @@ func (v *openLayer) Refill() {
 // Rest implements cache.Layer: it ends what is fetched in the background for a layer that nobody
 // uses. The next read begins it again.
 func (v *openLayer) Rest() {
-	v.t.fetch.Forget(v.digest) // without the lock: what it waits for may wait for room, and that for the lock
+	// without the lock: what it waits for may wait for room, and that for the lock
+	v.t.fetch.Forget(v.digest)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.filling.timer != nil {
@@ -117,8 +118,9 @@ type ReplayStatus struct {
 	Ranges   int           `json:"ranges"`        // in the profile
 	Brought  int64         `json:"brought_bytes"` // that came because of it
 	Read     int64         `json:"read_bytes"`    // of these, in spans that were read
-	Missed   int64         `json:"missed_reads"`  // that waited for something else in the first minute
-	Finished bool          `json:"finished"`
+	// that waited for something else in the first minute
+	Missed   int64 `json:"missed_reads"`
+	Finished bool  `json:"finished"`
 }
 
 // Replays returns the latest replays, the last first.

@@ -59,8 +59,9 @@ type heldState struct {
 	Layer   digest.Digest `json:"layer"`
 	DiffID  digest.Digest `json:"diffID"`
 	Variant string        `json:"variant"` // of a tree, see variant
-	Index   string        `json:"index"`   // hexadecimal sha256 of the head of the index that a tree shows
-	Mount   fuse.Saved    `json:"mount"`
+	// hexadecimal sha256 of the head of the index that a tree shows
+	Index string     `json:"index"`
+	Mount fuse.Saved `json:"mount"`
 }
 
 const (

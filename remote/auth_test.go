@@ -110,7 +110,8 @@ func TestFirstRequests(t *testing.T) {
 				for k := range 10 {
 					b := blobs[k%2]
 					d := g.add(b)
-					i := mustImage(t, c, fmt.Sprintf("reg.test/a/b:%d", k)) // other images of the repository share the token
+					// other images of the repository share the token
+					i := mustImage(t, c, fmt.Sprintf("reg.test/a/b:%d", k))
 					wg.Go(func() {
 						p := make([]byte, 5000)
 						if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil ||
@@ -208,7 +209,8 @@ func TestRefused(t *testing.T) {
 				t.Fatalf("error %v", err)
 			}
 		}
-		if n := c.Stats().Requests; n > 4 { // one to the registry, POST and GET to the token server, and one anonymous
+		// one to the registry, POST and GET to the token server, and one anonymous
+		if n := c.Stats().Requests; n > 4 {
 			t.Errorf("%d requests for 20 refused reads", n)
 		}
 		password = "right"

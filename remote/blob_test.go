@@ -70,7 +70,8 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	right := blob[off : off+n]
-	date := time.Date(2000, 1, 1, 0, 0, 7, 0, time.UTC).Format(http.TimeFormat) // the bubble's clock starts at 2000
+	// the bubble's clock starts at 2000
+	date := time.Date(2000, 1, 1, 0, 0, 7, 0, time.UTC).Format(http.TimeFormat)
 	for _, tc := range []struct {
 		name     string
 		fault    fault

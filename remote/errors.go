@@ -88,7 +88,8 @@ func newStatusError(r *reply, target bool, now time.Time) *statusError {
 	}
 	if strings.Contains(r.Header.Get("Content-Type"), "json") ||
 		strings.Contains(r.Header.Get("Content-Type"), "text/plain") {
-		b, _ := io.ReadAll(io.LimitReader(r.Body, 1<<10)) // a reason that cannot be read is no reason
+		// a reason that cannot be read is no reason
+		b, _ := io.ReadAll(io.LimitReader(r.Body, 1<<10))
 		e.detail = printable(string(b), 200)
 	}
 	return e

@@ -13,7 +13,8 @@ import (
 const (
 	maxHostPenalty = 60 * time.Second // how long a host that keeps failing comes last
 	noRangesFor    = 5 * time.Minute  // how long a host that ignored Range comes last
-	noReferrersFor = time.Hour        // how long a host without the referrers API is not asked for it
+	// how long a host without the referrers API is not asked for it
+	noReferrersFor = time.Hour
 )
 
 // host is one endpoint of a registry: the registry itself or a mirror of it.

@@ -209,7 +209,8 @@ func TestTLS(t *testing.T) {
 	blob := randomBytes(100_000)
 	d := g.add(blob)
 	srv := httptest.NewUnstartedServer(g)
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the client that does not trust it
+	// it tells of the client that does not trust it
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
 	srv.StartTLS()
 	defer srv.Close()

@@ -177,7 +177,8 @@ func TestReferrers(t *testing.T) {
 		name     string
 		api, tag http.HandlerFunc
 		want     string
-		requests int // for two calls, of which the first does not know the host and asks for both at once
+		// for two calls, of which the first does not know the host and asks for both at once
+		requests int
 		fails    bool
 	}{
 		{"API", answer(200, referrersJSON(a1)), nil, "[a1]", 3, false},

@@ -201,8 +201,9 @@ type Question uint8
 
 // The questions.
 const (
-	AboutBlob     Question = iota // of a blob whose bytes are worth waiting for only if they come soon
-	AboutManifest                 // of a manifest, the same
+	// of a blob whose bytes are worth waiting for only if they come soon
+	AboutBlob     Question = iota
+	AboutManifest          // of a manifest, the same
 	questions
 )
 

@@ -32,9 +32,12 @@ type rotation struct {
 	aside bool
 
 	// Each may be nil.
-	penalty          func(e *candidate, now time.Time) int         // what speaks against a host besides how it does in general
-	reload           func(ctx context.Context) ([]candidate, bool) // the hosts as they are configured now; asked after each pause
-	endsWithoutHosts func(now time.Time) bool                      // whether it is over when no host is left; nil: it is
+	// what speaks against a host besides how it does in general
+	penalty func(e *candidate, now time.Time) int
+	// the hosts as they are configured now; asked after each pause
+	reload func(ctx context.Context) ([]candidate, bool)
+	// whether it is over when no host is left; nil: it is
+	endsWithoutHosts func(now time.Time) bool
 }
 
 // candidate is a host in a rotation.

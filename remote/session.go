@@ -19,7 +19,8 @@ const (
 	tokenPause   = 500 * time.Millisecond // how long a token server that failed is not asked
 	deniedFor    = time.Second            // how long a refusal stands; twice as long each time
 	deniedAtMost = 10 * time.Second       // and at most
-	lookEvery    = time.Second            // how often other credentials are looked for while a refusal stands
+	// how often other credentials are looked for while a refusal stands
+	lookEvery = time.Second
 )
 
 // session is the authorization of one scope at one host, shared by all requests that need it.
@@ -179,9 +180,10 @@ var errRecent = errors.New("credentials were refused a moment ago")
 
 // refusal is an answer with which a host refused a grant.
 type refusal struct {
-	grant  *grant              // nil: there was none
-	header http.Header         // of the answer
-	tried  *[]creds.Credential // that were refused in this call: their tokens by the host, or themselves by the token server
+	grant  *grant      // nil: there was none
+	header http.Header // of the answer
+	// that were refused in this call: their tokens by the host, or themselves by the token server
+	tried *[]creds.Credential
 }
 
 // renew gets another grant after a refusal. leading says that the caller holds the session since

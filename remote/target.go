@@ -10,7 +10,8 @@ import (
 )
 
 const (
-	targetMargin = 15 * time.Second // how long before its end a redirect target is not used any more
+	// how long before its end a redirect target is not used any more
+	targetMargin = 15 * time.Second
 	freeFor      = 30 * time.Second // see target.free
 )
 

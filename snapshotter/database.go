@@ -37,10 +37,11 @@ const copyDelay = time.Second
 // container before it was removed and pulled again.
 type database struct {
 	*storage.MetaStore
-	root             string
-	log              *slog.Logger
-	changed          chan struct{} // a token: the copy is old
-	mayHaveForgotten bool          // snapshots may have been lost: now or, all of them, at an earlier start
+	root    string
+	log     *slog.Logger
+	changed chan struct{} // a token: the copy is old
+	// snapshots may have been lost: now or, all of them, at an earlier start
+	mayHaveForgotten bool
 }
 
 // openDatabase opens the database below root; one that is damaged is set aside, and its copy takes

@@ -31,11 +31,13 @@ type fakeLayers struct {
 	mounted map[digest.Digest]int // calls of Mount that worked, since the last Remove
 	calls   []call
 	removed []digest.Digest
-	onMount func(ctx context.Context, l Layer) (Mounted, error) // may replace what Mount does: ok when it returns errDefault
-	words   map[digest.Digest]map[string]bool                   // layers that are not proved, and the references that are believed
-	false   map[digest.Digest]bool                              // layers whose proof fails
-	proofs  []digest.Digest                                     // calls of Prove
-	diffIDs map[digest.Digest]digest.Digest                     // what Mount says of them
+	// may replace what Mount does: ok when it returns errDefault
+	onMount func(ctx context.Context, l Layer) (Mounted, error)
+	// layers that are not proved, and the references that are believed
+	words   map[digest.Digest]map[string]bool
+	false   map[digest.Digest]bool          // layers whose proof fails
+	proofs  []digest.Digest                 // calls of Prove
+	diffIDs map[digest.Digest]digest.Digest // what Mount says of them
 }
 
 type call struct {

@@ -24,8 +24,9 @@ func (s *Snapshotter) Restore(ctx context.Context) error {
 		return fmt.Errorf("restore layers: %w", err)
 	}
 	var (
-		mu     sync.Mutex
-		failed = map[string]error{} // by the snapshot that failed: those above it fail for the same reason
+		mu sync.Mutex
+		// by the snapshot that failed: those above it fail for the same reason
+		failed = map[string]error{}
 	)
 	var group errgroup.Group
 	group.SetLimit(restoreParallel)

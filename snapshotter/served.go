@@ -193,7 +193,8 @@ func (s *Snapshotter) commitServed(
 		if err != nil {
 			return err
 		}
-		s.restored.made(id, promised) // before anybody sees the snapshot and mounts the layer once more
+		// before anybody sees the snapshot and mounts the layer once more
+		s.restored.made(id, promised)
 		return nil
 	})
 	if err != nil {

@@ -4,9 +4,10 @@ import "sync/atomic"
 
 // Stats counts what a Snapshotter did since it was made.
 type Stats struct {
-	Served        uint64 // layers that were mounted and committed
-	Fallbacks     uint64 // layers that became ordinary snapshots although their labels name them
-	Unannotated   uint64 // layers that became ordinary snapshots because their labels do not name them
+	Served    uint64 // layers that were mounted and committed
+	Fallbacks uint64 // layers that became ordinary snapshots although their labels name them
+	// layers that became ordinary snapshots because their labels do not name them
+	Unannotated   uint64
 	Restored      uint64 // layers mounted again after a restart
 	RestoreErrors uint64 // attempts at that which did not work
 	Removed       uint64 // layers given up

@@ -253,7 +253,8 @@ func (c *conn) next(buf []byte) (n int, rd *call, err error) {
 			switch {
 			case err == unix.EAGAIN:
 				return false
-			case err == unix.EINTR, err == unix.ENOENT: // ENOENT: the request was withdrawn while it was read
+			// ENOENT: the request was withdrawn while it was read
+			case err == unix.EINTR, err == unix.ENOENT:
 				continue
 			case err != nil:
 				return true

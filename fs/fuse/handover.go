@@ -34,16 +34,18 @@ const (
 // Saved is what a process needs to know of a mount, beside its descriptor, to take it over. It is
 // JSON.
 type Saved struct {
-	Kind   Kind   `json:"kind"`
-	Dir    string `json:"dir"`    // the mount point
-	ID     int    `json:"id"`     // of the mount, in the mount table
-	Device string `json:"device"` // "major:minor" of the file system, its own as long as the connection lives
+	Kind Kind   `json:"kind"`
+	Dir  string `json:"dir"` // the mount point
+	ID   int    `json:"id"`  // of the mount, in the mount table
+	// "major:minor" of the file system, its own as long as the connection lives
+	Device string `json:"device"`
 
 	Init          []byte `json:"init"`          // the kernel's INIT request
 	Reply         []byte `json:"reply"`         // what it was answered
 	MaxBackground int    `json:"maxBackground"` // see Options
-	With          uint64 `json:"with"`          // FUSE capabilities wanted beyond go-fuse's own choice
-	Without       uint64 `json:"without"`       // and those refused
+	// FUSE capabilities wanted beyond go-fuse's own choice
+	With    uint64 `json:"with"`
+	Without uint64 `json:"without"` // and those refused
 }
 
 // Saved returns what another process needs to adopt the mount. ok is false where that is

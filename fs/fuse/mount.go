@@ -46,11 +46,16 @@ type Filler interface {
 
 // Options of a mount; the zero value is good.
 type Options struct {
-	Log           *slog.Logger // nil: slog.Default()
-	Memory        *Memory      // shared with other mounts; nil: the mount has DefaultMemory for itself
-	ReadAhead     int          // bytes that the kernel reads ahead; 0: DefaultReadAhead
-	MaxBackground int          // requests of readahead and asynchronous reads that the kernel keeps under way; 0: DefaultMaxBackground
-	Panicked      func(v any)  // called with what the panic of a request has left, which is then answered with EIO; nil: only logged
+	Log *slog.Logger // nil: slog.Default()
+	// shared with other mounts; nil: the mount has DefaultMemory for itself
+	Memory    *Memory
+	ReadAhead int // bytes that the kernel reads ahead; 0: DefaultReadAhead
+	// requests of readahead and asynchronous reads that the kernel keeps under way; 0:
+	// DefaultMaxBackground
+	MaxBackground int
+	// called with what the panic of a request has left, which is then answered with EIO; nil: only
+	// logged
+	Panicked func(v any)
 }
 
 const (

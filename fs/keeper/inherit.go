@@ -91,7 +91,8 @@ func parseEnvironment(get func(string) string, pid int) (environment, error) {
 	case len(s) < 2 || s[0] != '/' && s[0] != '@' || len(s) > 107 || strings.IndexByte(s, 0) >= 0:
 		fail("NOTIFY_SOCKET", "not the address of a UNIX socket")
 	default:
-		env.addr = &net.UnixAddr{Name: s, Net: "unixgram"} // package net takes '@' for an abstract one too
+		// package net takes '@' for an abstract one too
+		env.addr = &net.UnixAddr{Name: s, Net: "unixgram"}
 	}
 	if s := get("FDSTORE"); s != "" && env.addr != nil {
 		n, err := strconv.ParseUint(s, 10, 31)

@@ -22,9 +22,10 @@ const brokenFor = time.Hour
 
 // promises is the layers that were promised before they were here. The zero value is ready.
 type promises struct {
-	mu       sync.Mutex
-	open     map[digest.Digest]chan struct{} // closed when the layer has come, or its coming has failed
-	failedAt map[digest.Digest]time.Time     // when the coming of one has failed
+	mu sync.Mutex
+	// closed when the layer has come, or its coming has failed
+	open     map[digest.Digest]chan struct{}
+	failedAt map[digest.Digest]time.Time // when the coming of one has failed
 }
 
 // Promise returns what the registry tells of a layer, as soon as it is known that the image has an

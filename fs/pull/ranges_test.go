@@ -15,9 +15,11 @@ func TestQuickest(t *testing.T) {
 	}{
 		{8, 10 * k, 10 * time.Millisecond, rangePlan{14 * k, 1}, 10 * k},
 		{8, 66 * k, 50 * time.Millisecond, rangePlan{14 * k, 1}, 13517},
-		{8, 66 * k, 10 * time.Millisecond, rangePlan{42 * k, 2}, 33 * k}, // a round trip more, and three requests less
+		// a round trip more, and three requests less
+		{8, 66 * k, 10 * time.Millisecond, rangePlan{42 * k, 2}, 33 * k},
 		{8, 66 * k, time.Millisecond, rangePlan{98 * k, 3}, 66 * k},
-		{8, 168 * k, 50 * time.Millisecond, rangePlan{42 * k, 2}, 42 * k}, // one round trip would be twelve requests
+		// one round trip would be twelve requests
+		{8, 168 * k, 50 * time.Millisecond, rangePlan{42 * k, 2}, 42 * k},
 		{3, 168 * k, 50 * time.Millisecond, rangePlan{98 * k, 3}, 84 * k},
 		{8, 100 << 20, 10 * time.Millisecond, rangePlan{1 << 20, 7}, 1 << 20},
 		{8, 0, 0, rangePlan{14 * k, 1}, 1},

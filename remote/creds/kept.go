@@ -13,17 +13,20 @@ import (
 )
 
 const (
-	maxKept    = 256            // credentials that are kept; those longest not come again go first
-	maxSecret  = 12 << 10       // bytes of one; all of them fit into maxConfig
-	maxPerRepo = 4              // of these, for one repository
-	keptAtUse  = 24 * time.Hour // what came less than this ago stays, whether or not anything uses it
-	keptAnew   = time.Hour      // how often one that comes again is written again
+	maxKept    = 256      // credentials that are kept; those longest not come again go first
+	maxSecret  = 12 << 10 // bytes of one; all of them fit into maxConfig
+	maxPerRepo = 4        // of these, for one repository
+	// what came less than this ago stays, whether or not anything uses it
+	keptAtUse = 24 * time.Hour
+	keptAnew  = time.Hour // how often one that comes again is written again
 )
 
 // KeptOptions says where Kept keeps what it knows.
 type KeptOptions struct {
-	Dir    string       // its folder, made if need be, for root alone
-	Key    string       // file with the key; empty: systemd's credential KeyCredential if there is one, or else Dir/key, made if need be
+	Dir string // its folder, made if need be, for root alone
+	// file with the key; empty: systemd's credential KeyCredential if there is one, or else
+	// Dir/key, made if need be
+	Key    string
 	Logger *slog.Logger // nil: slog.Default()
 }
 

@@ -22,7 +22,8 @@ import (
 // KubeletOptions says where the kubelet's credential providers are: they are its flags
 // --image-credential-provider-config and --image-credential-provider-bin-dir.
 type KubeletOptions struct {
-	Config string // a file, or a directory of .yaml, .yml and .json files, in the order of their names
+	// a file, or a directory of .yaml, .yml and .json files, in the order of their names
+	Config string
 	BinDir string
 	// Timeout bounds one run of a provider. 0: 15 s, less than package remote waits for a token.
 	Timeout time.Duration

@@ -310,7 +310,8 @@ func TestClaiming(t *testing.T) {
 	if !reflect.DeepEqual(refs, want) || errs != 3 {
 		t.Errorf("%v, %d errors; want %v, 3", refs, errs, want)
 	}
-	for i, err := range w.client.Claiming(t.Context(), "ns", base) { // and the caller may have enough
+	// and the caller may have enough
+	for i, err := range w.client.Claiming(t.Context(), "ns", base) {
 		if err != nil || i.Layers[0] != digest.FromString("B") || i.Chains[0] != base {
 			t.Errorf("%+v, %v", i, err)
 		}

@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 		return
 	}
-	ctx, stop := context.WithTimeout(context.Background(), 2*time.Minute) // a child that is forgotten ends
+	// a child that is forgotten ends
+	ctx, stop := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer stop()
 	switch os.Args[1] {
 	case "exec":
