@@ -40,6 +40,19 @@ func (s Spans) Find(off int64) int {
 	return i
 }
 
+// Cut returns the spans [first, last) that hold any of device bytes [off, end), however far these
+// reach.
+func (s Spans) Cut(off, end int64) (first, last int) {
+	if len(s) == 0 {
+		return 0, 0
+	}
+	off, end = max(off, 0), min(end, s[len(s)-1].Device+s[len(s)-1].Size)
+	if off >= end {
+		return 0, 0
+	}
+	return s.Find(off), s.Find(end-1) + 1
+}
+
 // Whole says whether the layer can only be fetched as a whole: see Codec.
 func (s Spans) Whole() bool { return len(s) > 0 && s[0].Codec == Whole }
 

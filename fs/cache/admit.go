@@ -36,11 +36,13 @@ type Guarded struct {
 // Guard returns the store's layer as the layers of the table write to it.
 func (c *Cache) Guard(l *store.Layer, whole bool) Guarded { return Guarded{l, c, whole} }
 
-// WriteSpan is store.Layer's, and waits for room.
-func (g Guarded) WriteSpan(i int, off int64, data []byte) error {
-	return g.cache.write(len(data), g.whole, func() error {
-		return g.Layer.WriteSpan(i, off, data)
+// Put is store.Layer's, and waits for room.
+func (g Guarded) Put(i int, data []byte) (stored bool, err error) {
+	err = g.cache.write(len(data), g.whole, func() (err error) {
+		stored, err = g.Layer.Put(i, data)
+		return err
 	})
+	return stored, err
 }
 
 // Writer counts what is written to w, a layer on its way, and waits for room for it. A layer that

@@ -7,7 +7,7 @@
 // a layer serves it from memory, so that a quota costs speed and never an answer. A layer that
 // comes whole is not refused.
 //
-//	fs/layer ── WriteSpan ─▶ Guarded ── admit ─▶ fs/store
+//	fs/layer ── Put ───────▶ Guarded ── admit ─▶ fs/store
 //	download ── Write ─────▶ Writer ─── admit ─▶ fs/store
 //	                                      │ no room
 //	                                      ▼

@@ -108,7 +108,7 @@ func (n *node) add(spans int, state store.State) *fake {
 	f.data = layer.New(f, f.store, layer.Options{})
 	n.t.Cleanup(func() { f.data.Close(); f.store.Close() })
 	for i := range spans {
-		if err := f.store.WriteSpan(i, int64(i)*spanSize, content(i)); err != nil {
+		if err := f.store.WriteSpan(i, content(i)); err != nil {
 			n.t.Fatal(err)
 		}
 	}
@@ -220,10 +220,10 @@ func TestRefused(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { defer close(done); c.Run(ctx) }()
 	defer func() { stop(); <-done }()
-	if err := c.Guard(f.store, false).WriteSpan(0, 0, content(0)); !errors.Is(err, errQuota) {
+	if _, err := c.Guard(f.store, false).Put(0, content(0)); !errors.Is(err, errQuota) {
 		t.Error(err)
 	}
-	if err := c.Guard(f.store, true).WriteSpan(0, 0, content(0)); err != nil {
+	if _, err := c.Guard(f.store, true).Put(0, content(0)); err != nil {
 		t.Error(err)
 	}
 	if s := c.Status(); s.Refused != 2*spanSize || !s.Full {

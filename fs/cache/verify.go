@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -99,34 +98,24 @@ func compare(ctx context.Context, v Layer, out *Verified, rest pacer) ([]int, er
 	}
 	s, rec := v.Store(), v.Store().Record()
 	whole := rec.DiffID.Algorithm().Hash()
+	hash := func([]byte, int64) {}
+	if rec.State == store.Verified {
+		hash = func(p []byte, _ int64) { whole.Write(p) }
+	}
 	var wrong []int
-	var buf []byte
-	for i := 0; i < len(spans); i++ {
+	for i := range spans {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		span, gone, start := &spans[i], s.Evictions(), time.Now()
-		if !s.Present(i) {
-			continue
-		}
-		if int64(cap(buf)) < span.Size {
-			buf = make([]byte, span.Size)
-		}
-		p := buf[:span.Size]
-		err := s.Peek(p, span.Device)
-		if s.Evictions() != gone {
-			i-- // it may have been a hole
+		start := time.Now()
+		err := s.Compare(i, hash)
+		if errors.Is(err, store.ErrMissing) {
 			continue
 		}
 		out.Spans++
-		out.Bytes += span.Size
-		if err != nil || sha256.Sum256(p) != span.Digest {
+		out.Bytes += spans[i].Size
+		if err != nil {
 			wrong = append(wrong, i)
-		} else if s.Unchanged() {
-			s.Believe(i, gone)
-		}
-		if rec.State == store.Verified {
-			whole.Write(p)
 		}
 		rest(time.Since(start))
 	}
@@ -154,7 +143,7 @@ func heal(ctx context.Context, v Layer, wrong []int, out *Verified) error {
 		return err
 	}
 	repair := func(i int, p []byte) error {
-		err := v.Store().Repair(spans[i].Device, p)
+		err := v.Store().Repair(i, p)
 		if err == nil {
 			out.Repaired++
 		}

@@ -101,7 +101,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 		return
 	}
 	var missing []int
-	first, last := l.cut(spans, from, to)
+	first, last := spans.Cut(from, to)
 	for i := first; i < last; i++ {
 		f := l.flights[i]
 		taken := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)

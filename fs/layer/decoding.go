@@ -80,29 +80,17 @@ func (d *decoding) one(i int, blob []byte) error {
 // keep serves the readers from a verified span, and stores it. It takes over buf.
 func (l *Layer) keep(f *flight, s *index.Span, buf *line.Buffer) {
 	l.deliver(f, s, buf.B)
-	var err error
-	stored := !l.store.Present(f.span)
-	if stored {
+	if !l.store.Present(f.span) {
 		l.completed.Store(false) // whatever has become of what made it whole before
-		err = l.store.WriteSpan(f.span, s.Device, buf.B)
-		if err != nil && l.lengthen() {
-			err = l.store.WriteSpan(f.span, s.Device, buf.B)
-		}
-		if err != nil {
-			l.counters.failed(err)
-			if l.counters.unwritten.Add(1) == 1 {
-				l.log.Error("store does not take spans; they are served from memory", "err", err)
-			}
-			stored = false
+	}
+	stored, err := l.store.Put(f.span, buf.B)
+	if err != nil {
+		l.counters.failed(err)
+		if l.counters.unwritten.Add(1) == 1 {
+			l.log.Error("store does not take spans; they are served from memory", "err", err)
 		}
 	}
 	if !stored {
-		// A span that is present but came here could not be read back. Writing it again might make
-		// a file long again that has lost its end, and turn the rest of what
-		// it lost into zeros.
-		if err == nil {
-			l.repair(f.span, s, buf.B)
-		}
 		l.o.Budget.Spares.Put(l, f.span, buf)
 		l.retire(f, err)
 		return

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/line"
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -101,7 +102,6 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 		return nil
 	}
 	w := &waiter{want: want, pending: map[*flight]struct{}{}, done: make(chan struct{})}
-	gone := l.store.Evictions()
 	stored, err := l.join(ctx, w, spans)
 	if err != nil {
 		return err
@@ -111,7 +111,7 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	}
 	// While the rest is on its way, read what the store has.
 	for _, i := range stored {
-		if err := l.readStored(ctx, w.within(&spans[i]), gone); err != nil {
+		if err := l.readStored(ctx, w.within(&spans[i])); err != nil {
 			l.leave(w, errNobody)
 			return err
 		}
@@ -119,18 +119,15 @@ func (l *Layer) fetchWanted(ctx context.Context, want want) error {
 	return l.await(ctx, w)
 }
 
-// readStored reads a span that the store had when there had been gone evictions; where it cannot,
-// or has it no more, the span is fetched.
-func (l *Layer) readStored(ctx context.Context, w want, gone uint64) error {
-	n, valid, err := l.readPresent(w.p, w.off, gone)
-	if !valid {
-		return l.fetchWanted(ctx, w) // it may have read a hole, or what somebody else has written
-	}
-	if n == len(w.p) {
+// readStored reads what is wanted of a span that the store had; where it cannot, or has it no more,
+// the span is fetched.
+func (l *Layer) readStored(ctx context.Context, w want) error {
+	err := l.store.Read(w.p, w.off)
+	if err == nil {
 		return nil
 	}
-	l.unreadable(w.off, err)
-	w.bypass = !l.lose(w.off, err)
+	l.unreadable(err)
+	w.bypass = errors.Is(err, store.ErrUnreadable)
 	return l.fetchWanted(ctx, w)
 }
 

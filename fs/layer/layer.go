@@ -44,9 +44,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"github.com/mica-snapshotter/mica/fs/line"
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -83,8 +82,6 @@ type Options struct {
 type Layer struct {
 	index      Index
 	store      Store
-	doubts     singleflight.Group
-	given      given
 	o          Options
 	log        *slog.Logger
 	name       string // the layer's digest
@@ -154,6 +151,7 @@ func New(ix Index, st Store, o Options) *Layer {
 		deviceSize: h.DeviceSize,
 		flights:    map[int]*flight{},
 	}
+	st.Know(ix.Spans, l.scratch)
 	if c := o.Copy; c != nil {
 		l.copying.source, l.copying.copy = c.Source, c
 		l.o.Copy = nil // what it holds goes when it is in the table
@@ -190,16 +188,14 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	l.touched(off, off+n)
 	w := want{p: p, off: off, end: off + n}
-	if gone := l.store.Evictions(); l.present(off, w.end) {
-		if got, valid, _ := l.readPresent(p, off, gone); valid && got == len(p) {
-			if !l.store.AllPresent() {
-				l.follow(ctx, off, w.end, false)
-			}
-			return nil
+	err := l.store.Read(p, off)
+	if err == nil {
+		if !l.store.AllPresent() {
+			l.follow(ctx, off, w.end, false)
 		}
-		// The store cannot read what it has, or spans went while it did, or somebody else changed
-		// it. fetch looks at each of them.
+		return nil
 	}
+	l.unreadable(err)
 	if err := l.fetch(ctx, w); err != nil {
 		return err
 	}
@@ -253,15 +249,23 @@ func (l *Layer) present(off, end int64) bool {
 	return true
 }
 
-// unreadable notes that the store failed to return what it has.
-func (l *Layer) unreadable(off int64, err error) {
-	if err == nil {
-		err = io.ErrUnexpectedEOF
-	}
-	err = fmt.Errorf("read the store's device at %d: %w", off, err)
-	l.counters.failed(err)
-	if l.counters.unreadable.Add(1) > 1 {
+// unreadable notes why the store did not return what it has; that it has not is no reason.
+func (l *Layer) unreadable(err error) {
+	if err == store.ErrMissing { //nolint:errorlint // by itself it says no more
 		return
 	}
-	l.log.Error("store is not readable, fetching instead", "err", err)
+	l.counters.failed(err)
+	if l.counters.unreadable.Add(1) == 1 {
+		l.log.Error("store is not readable, fetching instead", "err", err)
+	}
+}
+
+// scratch lends memory of the Budget.
+func (l *Layer) scratch(n int64) (buf []byte, free func()) {
+	done := l.o.Budget.Compare()
+	b := l.o.Budget.Buffer(n)
+	return b.B, func() {
+		b.Free()
+		done()
+	}
 }

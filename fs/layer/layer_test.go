@@ -10,15 +10,18 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,39 +144,75 @@ func (m *memory) Planned(_, _ int64) bool { return false }
 
 func (m *memory) Place() string { return "" }
 
-// shaky is a store whose calls fail or wait when the functions say so.
+// shaky is a store on a disk that fails or waits when the functions say so.
 type shaky struct {
 	*store.Layer
+	find  func(off int64) int // the span at a place of the device
 	write func(i int) error
 	read  func(off int64) error
 	after func(p []byte, off int64) // may change what was read
-	never bool                      // no span is ever sure
+	sync  func() error
 }
 
-func (s *shaky) Sure(i int) bool { return !s.never && s.Layer.Sure(i) }
+// disk is the disk of a shaky store.
+type disk struct {
+	files.OS
+	s *shaky
+}
 
-func (s *shaky) AllSure() bool { return !s.never && s.Layer.AllSure() }
-
-func (s *shaky) WriteSpan(i int, off int64, data []byte) error {
-	if s.write != nil {
-		if err := s.write(i); err != nil {
-			return err
-		}
+func (d disk) Open(name string, flag int) (files.File, error) {
+	f, err := d.OS.Open(name, flag)
+	if err != nil || filepath.Base(name) != "device" {
+		return f, err
 	}
-	return s.Layer.WriteSpan(i, off, data)
+	return device{f, d.s}, nil
 }
 
-func (s *shaky) ReadAt(p []byte, off int64) (int, error) {
-	if s.read != nil {
-		if err := s.read(off); err != nil {
+// device is the device of a shaky store.
+type device struct {
+	files.File
+	s *shaky
+}
+
+func (d device) WriteAt(p []byte, off int64) (int, error) {
+	if d.s.write != nil {
+		if err := d.s.write(d.s.find(off)); err != nil {
 			return 0, err
 		}
 	}
-	n, err := s.Layer.ReadAt(p, off)
-	if s.after != nil {
-		s.after(p, off)
+	return d.File.WriteAt(p, off)
+}
+
+func (d device) ReadAt(p []byte, off int64) (int, error) {
+	if d.s.read != nil {
+		if err := d.s.read(off); err != nil {
+			return 0, err
+		}
+	}
+	n, err := d.File.ReadAt(p, off)
+	if d.s.after != nil {
+		d.s.after(p[:n], off)
 	}
 	return n, err
+}
+
+func (d device) Sync() error {
+	if d.s.sync != nil {
+		if err := d.s.sync(); err != nil {
+			return err
+		}
+	}
+	return d.File.Sync()
+}
+
+// fails has the disk fail once: from then on nothing is believed that was not compared just before.
+func (s *shaky) fails(t *testing.T) {
+	t.Helper()
+	s.read = func(int64) error { return unix.EIO }
+	if err := s.Compare(0, nil); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	s.read = nil
 }
 
 // fixture is a layer over a real store and sources in memory.
@@ -191,7 +230,11 @@ func setup(t testing.TB, s *sample, change func(*fixture, *Options)) *fixture {
 	t.Helper()
 	old := slog.SetLogLoggerLevel(slog.LevelError + 1)
 	t.Cleanup(func() { slog.SetLogLoggerLevel(old) })
-	st, err := store.Open(t.TempDir())
+	f := &fixture{
+		t: t, s: s, store: &shaky{find: s.spans.Find},
+		blob: &memory{b: s.blob}, windows: &memory{b: s.windows},
+	}
+	st, err := store.OpenOn(t.TempDir(), disk{s: f.store})
 	must(t, err)
 	in, err := st.Create(s.header.Layer)
 	must(t, err)
@@ -204,7 +247,7 @@ func setup(t testing.TB, s *sample, change func(*fixture, *Options)) *fixture {
 	must(t, err)
 	ix, err := index.Open(bytes.NewReader(s.index), int64(len(s.index)))
 	must(t, err)
-	f := &fixture{t: t, s: s, store: &shaky{Layer: kept}, blob: &memory{b: s.blob}, windows: &memory{b: s.windows}}
+	f.store.Layer = kept
 	o := Options{Blob: f.blob, Windows: f.windows, Complete: func() { f.completed.Add(1) }}
 	if change != nil {
 		change(f, &o)

@@ -20,7 +20,7 @@ func (l *Layer) Next(off, end int64, prio line.Priority) (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	i, last := l.cut(spans, off, end)
+	i, last := spans.Cut(off, end)
 	for i < last && l.store.Present(i) {
 		i++
 	}

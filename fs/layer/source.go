@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"github.com/mica-snapshotter/mica/fs/line"
+	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 )
 
@@ -35,52 +36,32 @@ type Index interface {
 	Spans() (index.Spans, error)
 }
 
-// Store is what a Layer needs of a *store.Layer: spans that come and go, and that are compared with
-// their digests before they are believed, because a disk is not. Parallel calls are made.
+// Store is what a Layer needs of a *store.Layer: verified spans that come and go. Parallel calls are
+// made.
 type Store interface {
+	// Know tells what the spans are, and lends memory to compare them in.
+	Know(spans func() (index.Spans, error), scratch store.Scratch)
 	// Present and AllPresent say which spans can be read, without waiting.
 	Present(i int) bool
 	AllPresent() bool
 	Count() (spans int, bytes int64)
-	// ReadAt reads the device, whose length is a multiple of 512.
-	ReadAt(p []byte, off int64) (int, error)
-	// WriteSpan keeps a verified span and makes it present.
-	WriteSpan(i int, off int64, data []byte) error
+	// Read fills p with verified bytes of the device, whose length is a multiple of 512. An error
+	// wraps store.ErrMissing where a span is not present, or not any more, and
+	// store.ErrUnreadable where it stays and has to be read past.
+	Read(p []byte, off int64) error
+	// Put keeps a verified span and makes it present. False: the caller serves it.
+	Put(i int, data []byte) (bool, error)
 	// Windows is the windows section where it is kept, else fs.ErrNotExist.
 	Windows() (io.ReaderAt, error)
-	// Served tells that a reader got the n bytes from off on by another way than ReadAt, so that
-	// the store need not keep them at hand.
+	// Served tells that a reader got the n bytes from off on by another way than Read, so that the
+	// store need not keep them at hand.
 	Served(off, n int64)
 	// Touched notes that a reader asks for spans [first, last).
 	Touched(first, last int)
-
-	// Evictions changes when spans are taken away: a read is of the layer's bytes if the spans
-	// were Present after one call, and the next call after the read returns the same.
-	Evictions() uint64
-	// Evict takes spans away; at says where span i lies in the device. An error says that they
-	// are still there.
-	Evict(spans []int, at func(i int) (off, size int64)) (bytes int64, err error)
-	// Length is how long the device's file is. Restore makes it as long as it was, with a hole at
-	// the end.
-	Length() (int64, error)
-	Restore() error
+	// Evict takes spans away. An error says that they are still there.
+	Evict(spans []int) (bytes int64, err error)
 	// Empty starts with a new device, without a span.
 	Empty() error
-
-	// Sure and AllSure say which spans the store holds for sure.
-	Sure(i int) bool
-	AllSure() bool
-	// Unchanged says that what Sure says holds for what was read just before.
-	Unchanged() bool
-	// Settled says that p, read from off on, was not lost on its way to the disk. Lost notes that
-	// some of the n bytes from off on were, if they are not durable, unless Evictions has changed
-	// since it returned gone.
-	Settled(p []byte, off int64) bool
-	Lost(off, n int64, gone uint64)
-	// Believe makes span i Sure, unless Evictions has changed since it returned gone.
-	Believe(i int, gone uint64)
-	// Repair writes the right bytes over wrong ones.
-	Repair(off int64, data []byte) error
 }
 
 var _ Index = (*index.Layer)(nil)

@@ -55,11 +55,6 @@ func TestTamperedAtRest(t *testing.T) {
 	f.wait()
 	off, n := f.span(7)
 	f.flip(off + n/2)
-	for i := range f.s.spans {
-		if i != 7 && i != 3 {
-			f.store.Believe(i, f.store.Evictions())
-		}
-	}
 	before := f.Stats()
 	for range 2 {
 		f.mustRead(f.span(3))
@@ -100,7 +95,7 @@ func TestForgetfulDisk(t *testing.T) {
 	f.mustRead(0, f.Size())
 	f.wait()
 	var reads atomic.Int64
-	f.store.never = true
+	f.store.fails(t)
 	f.store.after = func(p []byte, _ int64) {
 		if reads.Add(1)%2 == 0 {
 			clear(p)
@@ -169,7 +164,7 @@ func TestComparedInPieces(t *testing.T) {
 		blob: blob, windows: windows.Bytes(), device: device.Bytes(), index: ix.Bytes(),
 		header: d.Header, spans: d.Spans,
 	}, nil)
-	if _, n := f.span(0); n < 3*comparePiece {
+	if _, n := f.span(0); n < 3<<20 {
 		t.Fatalf("a span of %d bytes", n)
 	}
 	f.mustRead(0, f.Size())
@@ -179,7 +174,7 @@ func TestComparedInPieces(t *testing.T) {
 		for old := a.Load(); n > old && !a.CompareAndSwap(old, n); old = a.Load() {
 		}
 	}
-	f.store.never = true
+	f.store.fails(t)
 	f.store.read = func(int64) error { raise(&most, now.Add(1)); return nil }
 	f.store.after = func(p []byte, _ int64) { now.Add(-1); raise(&largest, int64(len(p))) }
 	var readers sync.WaitGroup
@@ -191,7 +186,7 @@ func TestComparedInPieces(t *testing.T) {
 		})
 	}
 	readers.Wait()
-	if m, l := most.Load(), largest.Load(); m > line.ComparesMost || l > comparePiece {
+	if m, l := most.Load(), largest.Load(); m > line.ComparesMost || l > 1<<20 {
 		t.Errorf("%d at a time, of %d bytes", m, l)
 	}
 	f.store.read, f.store.after = nil, nil

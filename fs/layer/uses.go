@@ -5,8 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/mica-snapshotter/mica/index"
 )
 
 // missFor is how long after the first Expect a read counts as missed.
@@ -45,7 +43,7 @@ func (l *Layer) Expect(off, n int64) error {
 		return err
 	}
 	x := l.expects.get(len(spans))
-	first, last := l.cut(spans, off, off+n)
+	first, last := spans.Cut(off, off+n)
 	for i := first; i < last; i++ {
 		bit := uint64(1) << (i & 63)
 		if x.all[i>>6].Or(bit)&bit == 0 {
@@ -113,7 +111,7 @@ func (l *Layer) touched(off, end int64) {
 		return
 	}
 	spans := *t
-	first, last := l.cut(spans, off, end)
+	first, last := spans.Cut(off, end)
 	l.store.Touched(first, last)
 	x := l.expects.now.Load()
 	if x == nil || x.left.Load() == 0 {
@@ -140,14 +138,4 @@ func (l *Layer) missed(spans []int) {
 			return
 		}
 	}
-}
-
-// cut returns the spans [first, last) that hold any of device bytes [off, end), however far these
-// reach.
-func (l *Layer) cut(spans index.Spans, off, end int64) (first, last int) {
-	off, end = max(off, 0), min(end, l.deviceSize)
-	if off >= end {
-		return 0, 0
-	}
-	return spans.Find(off), spans.Find(end-1) + 1
 }

@@ -16,15 +16,12 @@ import (
 // index made here takes its place, which those see who mount the layer from now on. The caller is
 // Settling.
 func (p *Proof) Check(ctx context.Context, s *store.Layer) error {
-	whole := s.Evictions() + 1
-	if p.proved == whole {
+	if p.proved && s.VerifiedWhole() {
 		return nil
 	}
-	if err := p.check(ctx, s); err != nil {
-		return err
-	}
-	p.proved = whole
-	return nil
+	err := p.check(ctx, s)
+	p.proved = err == nil
+	return err
 }
 
 func (p *Proof) check(ctx context.Context, s *store.Layer) error {

@@ -128,7 +128,7 @@ type Proof struct {
 	log   *slog.Logger
 
 	settling sync.Mutex  // see Settling
-	proved   uint64      // with settling: 1 + Evictions when it was proved last; 0: it was not
+	proved   bool        // with settling: it was, and is as long as the store has all of it
 	forged   atomic.Bool // the index that is open is not the one that is on disk now
 }
 

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -17,7 +16,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/internal/layertest"
-	fslayer "github.com/mica-snapshotter/mica/fs/layer"
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // served is a layer as fs/fuse reads it.
@@ -42,8 +41,8 @@ var readers = []struct {
 	dropped bool
 }{
 	{name: "buffered", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.readBuffered }},
-	{name: "store", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.ReadAt }},
-	{name: "dropped-at-flush", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.ReadAt }, dropped: true},
+	{name: "store", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.readAt }},
+	{name: "dropped-at-flush", read: func(l *Layer) func(p []byte, off int64) (int, error) { return l.readAt }, dropped: true},
 }
 
 // benchLayer is a layer in a store, filled span by span while Run flushes.
@@ -72,11 +71,11 @@ func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	index, err := os.ReadFile(content.Index)
+	ix, err := os.ReadFile(content.Index)
 	if err != nil {
 		b.Fatal(err)
 	}
-	if _, err := in.Index().Write(index); err != nil {
+	if _, err := in.Index().Write(ix); err != nil {
 		b.Fatal(err)
 	}
 	size := content.Draft.DeviceSize
@@ -85,6 +84,7 @@ func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 	if err != nil {
 		b.Fatal(err)
 	}
+	l.Know(func() (index.Spans, error) { return content.Draft.Spans, nil }, nil)
 	ctx, cancel := context.WithCancel(b.Context())
 	var run sync.WaitGroup
 	run.Go(func() { _ = st.Run(ctx) })
@@ -120,7 +120,7 @@ func (l *benchLayer) fill(b *testing.B) {
 		if err != nil && err != io.EOF {
 			b.Fatal(err)
 		}
-		if err := l.WriteSpan(i, off, buf[:n]); err != nil {
+		if err := l.WriteSpan(i, buf[:n]); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -238,58 +238,6 @@ func BenchmarkErofs(b *testing.B) {
 				})
 			}
 		}
-	}
-}
-
-// memorySource is a registry that has a layer's blob in memory.
-type memorySource []byte
-
-func (s memorySource) Size() int64 { return int64(len(s)) }
-
-func (s memorySource) Range(_ context.Context, off, n int64) (io.ReadCloser, bool, error) {
-	return io.NopCloser(bytes.NewReader(s[off : off+n])), false, nil
-}
-
-func (memorySource) Suspect(_, _ int64) {}
-
-func (memorySource) Planned(_, _ int64) bool { return false }
-
-func (memorySource) Place() string { return "" }
-
-// BenchmarkErofsLazy is BenchmarkErofs for a file of 1 GiB that is fetched when it is
-// read. told: fs/layer says what it has served from memory.
-func BenchmarkErofsLazy(b *testing.B) {
-	const size = 1 << 30
-	for _, told := range []bool{false, true} {
-		b.Run(fmt.Sprintf("told=%v", told), func(b *testing.B) {
-			b.SetBytes(size)
-			var cached, own int64
-			for range b.N {
-				b.StopTimer()
-				l := newBenchLayer(b, func(lb *layertest.Builder) { lb.File("big", 0o644, layertest.Random(size, 1)) })
-				lazy := fslayer.New(l.content.Open(b), l.Layer, fslayer.Options{Blob: memorySource(l.content.Data)})
-				b.Cleanup(lazy.Close)
-				dir, device := l.mount(b, func(p []byte, off int64) (int, error) {
-					err := lazy.ReadAt(b.Context(), p, off)
-					if err != nil {
-						return 0, err
-					}
-					if told {
-						l.Served(off, int64(len(p)))
-					}
-					return len(p), nil
-				})
-				l.forget(b)
-				b.StartTimer()
-				drain(b, dir)
-				b.StopTimer()
-				cached += residentBytes(b, dir, device, l.DevicePath())
-				own += residentBytes(b, l.DevicePath())
-				b.StartTimer()
-			}
-			b.ReportMetric(float64(cached)/float64(b.N)/size, "cache/B")
-			b.ReportMetric(float64(own)/float64(b.N)/size, "device/B")
-		})
 	}
 }
 

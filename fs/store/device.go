@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // deviceLength returns the length of the device file, -1 if there is none, and whether it is
@@ -24,7 +26,7 @@ func (l *Layer) deviceLength() (n int64, sealed bool, err error) {
 }
 
 // makeDevice makes a device file without content, size bytes long.
-func makeDevice(d disk, name string, size int64) error {
+func makeDevice(d files.Disk, name string, size int64) error {
 	f, err := d.Open(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return err

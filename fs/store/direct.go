@@ -2,8 +2,6 @@ package store
 
 import (
 	"errors"
-	"io/fs"
-	"os"
 	"sync/atomic"
 	"unsafe"
 
@@ -13,10 +11,6 @@ import (
 // directFrom is the smallest read that goes past the page cache, bytes. Measured: from
 // there on a read with O_DIRECT is faster than one through a cold page cache.
 const directFrom = 128 << 10
-
-// fallbackAlign is the alignment that is tried where the kernel does not tell:
-// the sector of nearly all disks.
-const fallbackAlign = 512
 
 // directFile is a device opened with O_DIRECT by its first use.
 type directFile struct {
@@ -66,18 +60,4 @@ func (d *directFile) learn(err error) {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		d.refused.Store(true)
 	}
-}
-
-// directAlign returns how O_DIRECT wants reads of f to be aligned, in bytes: the
-// buffer's address, and the offset and length in the file.
-func directAlign(f *os.File) (memory, unit int64, err error) {
-	var st unix.Statx_t
-	told := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st) == nil // Linux 6.1
-	if !told || st.Mask&unix.STATX_DIOALIGN == 0 {
-		return fallbackAlign, fallbackAlign, nil
-	}
-	if st.Dio_mem_align == 0 || st.Dio_offset_align == 0 {
-		return 0, 0, &fs.PathError{Op: "open with O_DIRECT", Path: f.Name(), Err: unix.EOPNOTSUPP}
-	}
-	return int64(st.Dio_mem_align), int64(st.Dio_offset_align), nil
 }

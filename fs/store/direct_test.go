@@ -19,12 +19,14 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // watched is a disk that counts what is done with O_DIRECT, and fails it where it is told
 // to.
 type watched struct {
-	osDisk
+	files.OS
 	opens, reads atomic.Int64
 	dropped      atomic.Int64              // bytes
 	open         error                     // of Open with O_DIRECT
@@ -32,7 +34,7 @@ type watched struct {
 	memory, unit int64                     // instead of DirectAlign's; 0: the real ones
 }
 
-func (d *watched) Open(name string, flag int) (file, error) {
+func (d *watched) Open(name string, flag int) (files.File, error) {
 	direct := flag&unix.O_DIRECT != 0
 	if direct {
 		d.opens.Add(1)
@@ -40,7 +42,7 @@ func (d *watched) Open(name string, flag int) (file, error) {
 			return nil, &fs.PathError{Op: "open", Path: name, Err: d.open}
 		}
 	}
-	f, err := d.osDisk.Open(name, flag)
+	f, err := d.OS.Open(name, flag)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +50,7 @@ func (d *watched) Open(name string, flag int) (file, error) {
 }
 
 type watchedFile struct {
-	file
+	files.File
 	d      *watched
 	direct bool
 }
@@ -60,19 +62,19 @@ func (f *watchedFile) ReadAt(p []byte, off int64) (int, error) {
 			return f.d.read(p)
 		}
 	}
-	return f.file.ReadAt(p, off)
+	return f.File.ReadAt(p, off)
 }
 
 func (f *watchedFile) DirectAlign() (memory, unit int64) {
 	if f.d.unit != 0 {
 		return f.d.memory, f.d.unit
 	}
-	return f.file.DirectAlign()
+	return f.File.DirectAlign()
 }
 
 func (f *watchedFile) DropCache(off, n int64) error {
 	f.d.dropped.Add(n)
-	return f.file.DropCache(off, n)
+	return f.File.DropCache(off, n)
 }
 
 // newLargeSample is a sample with spans of up to 600 KiB.
@@ -113,7 +115,7 @@ func alignedBuffer(n, skew int) []byte {
 // content, while spans come in and are made durable.
 func TestDirectReadsTheSame(t *testing.T) {
 	d := &watched{}
-	st, err := openDisk(t.TempDir(), d)
+	st, err := OpenOn(t.TempDir(), d)
 	must(t, err)
 	s := newLargeSample(1, 100)
 	l := s.mustCreate(t, st, Lazy)
@@ -127,7 +129,7 @@ func TestDirectReadsTheSame(t *testing.T) {
 	filled.Store(s.starts[half])
 	filling.Go(func() {
 		for i := half; i < s.spans(); i++ {
-			if err := l.WriteSpan(i, s.starts[i], s.span(i)); err != nil {
+			if err := l.WriteSpan(i, s.span(i)); err != nil {
 				t.Error(err)
 			}
 			filled.Store(s.starts[i+1])
@@ -153,7 +155,7 @@ func TestDirectReadsTheSame(t *testing.T) {
 					off, skew = off&^4095, 0
 				}
 				p := alignedBuffer(int(n), skew)
-				if got, err := l.ReadAt(p, off); got != len(p) || !bytes.Equal(p, s.device[off:off+n]) {
+				if got, err := l.readAt(p, off); got != len(p) || !bytes.Equal(p, s.device[off:off+n]) {
 					t.Errorf("%d bytes at %d into a buffer at page+%d: read %d, %v, or wrong bytes", n, off, skew, got, err)
 				}
 			}
@@ -170,7 +172,7 @@ func TestDirectReadsTheSame(t *testing.T) {
 		n := directFrom + r.Int64N(1<<20)&^511
 		off := r.Int64N(l.size-n) &^ 511
 		p := alignedBuffer(int(n), 0)
-		if got, err := l.ReadAt(p, off); got != len(p) || !bytes.Equal(p, s.device[off:off+n]) {
+		if got, err := l.readAt(p, off); got != len(p) || !bytes.Equal(p, s.device[off:off+n]) {
 			t.Errorf("%d bytes at %d: read %d, %v, or wrong bytes", n, off, got, err)
 		}
 		if d.reads.Load() == before {
@@ -187,7 +189,7 @@ func TestDirectReadsTheSame(t *testing.T) {
 func TestDirectAtTheEnd(t *testing.T) {
 	for _, unit := range []int64{512, 4096} {
 		d := &watched{memory: 512, unit: unit}
-		st, err := openDisk(t.TempDir(), d)
+		st, err := OpenOn(t.TempDir(), d)
 		must(t, err)
 		s := newLargeSample(2, 10)
 		l := s.mustCreate(t, st, Complete)
@@ -199,13 +201,13 @@ func TestDirectAtTheEnd(t *testing.T) {
 			off := l.Size() - n
 			cool(t, l)
 			before := d.reads.Load()
-			if got, err := l.ReadAt(p, off); got != len(p) || !bytes.Equal(p, want[off:]) {
+			if got, err := l.readAt(p, off); got != len(p) || !bytes.Equal(p, want[off:]) {
 				t.Errorf("unit %d: last %d bytes: read %d, %v, or wrong bytes", unit, n, got, err)
 			}
 			if d.reads.Load() == before {
 				t.Errorf("unit %d: the last %d bytes were not read directly", unit, n)
 			}
-			if got, err := l.ReadAt(p, off+100); got != len(p)-100 || !bytes.Equal(p[:got], want[off+100:]) {
+			if got, err := l.readAt(p, off+100); got != len(p)-100 || !bytes.Equal(p[:got], want[off+100:]) {
 				t.Errorf("unit %d: beyond the end: read %d, %v, or wrong bytes", unit, got, err)
 			}
 		}
@@ -219,7 +221,7 @@ func TestDirectAtTheEnd(t *testing.T) {
 func TestDirectOnlyWhereItPays(t *testing.T) {
 	f := &failing{op: "sync", base: deviceName, err: unix.EIO}
 	d := &watched{}
-	st, err := openDisk(t.TempDir(), struct{ *faultyWatched }{&faultyWatched{d, faulty{fault: f.fault}}})
+	st, err := OpenOn(t.TempDir(), struct{ *faultyWatched }{&faultyWatched{d, faulty{fault: f.fault}}})
 	must(t, err)
 	s := &sample{name: digest.FromString("x"), starts: []int64{0, 1 << 20, 2 << 20}}
 	s.device = randomBytes(rand.New(rand.NewPCG(1, 1)), 2<<20)
@@ -228,7 +230,7 @@ func TestDirectOnlyWhereItPays(t *testing.T) {
 		t.Helper()
 		before := d.reads.Load()
 		p := alignedBuffer(n, 0)
-		if got, err := l.ReadAt(p, off); got != n || !bytes.Equal(p, s.device[off:][:n]) {
+		if got, err := l.readAt(p, off); got != n || !bytes.Equal(p, s.device[off:][:n]) {
 			t.Errorf("%s: read %d, %v, or wrong bytes", what, got, err)
 		}
 		if got := d.reads.Load() > before; got != direct {
@@ -264,7 +266,7 @@ func TestDirectOnlyWhereItPays(t *testing.T) {
 	// Somebody else has brought the reader what is being written.
 	l.Served(1<<20, 1<<20)
 	must(t, st.drop(false))
-	must(t, l.WriteSpan(1, s.starts[1], s.span(1)))
+	must(t, l.WriteSpan(1, s.span(1)))
 	l.setDirty()
 	must(t, l.flush())
 	read("served from elsewhere", 1<<20, 1<<20, true)
@@ -278,7 +280,7 @@ type faultyWatched struct {
 	f faulty
 }
 
-func (d *faultyWatched) Open(name string, flag int) (file, error) {
+func (d *faultyWatched) Open(name string, flag int) (files.File, error) {
 	f, err := d.watched.Open(name, flag)
 	if err != nil {
 		return nil, err
@@ -307,14 +309,14 @@ func TestDirectFallsBack(t *testing.T) {
 		"nothing left when aligned": {&watched{memory: 512, unit: 1 << 30}, 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			st, err := openDisk(t.TempDir(), c.d)
+			st, err := OpenOn(t.TempDir(), c.d)
 			must(t, err)
 			l := s.mustCreate(t, st, Complete)
 			must(t, st.Flush())
 			for range 3 {
 				cool(t, l)
 				p := alignedBuffer(512<<10, 0)
-				if n, err := l.ReadAt(p, 4096); n != len(p) || !bytes.Equal(p, s.device[4096:][:n]) {
+				if n, err := l.readAt(p, 4096); n != len(p) || !bytes.Equal(p, s.device[4096:][:n]) {
 					t.Errorf("read %d, %v, or wrong bytes", n, err)
 				}
 				// Without O_DIRECT, the pages are dropped behind the reader.
@@ -346,7 +348,7 @@ func TestDirectOnTmpfs(t *testing.T) {
 	for range 2 {
 		cool(t, l)
 		p := alignedBuffer(1<<20, 0)
-		if n, err := l.ReadAt(p, 512); n != len(p) || !bytes.Equal(p, s.device[512:][:n]) {
+		if n, err := l.readAt(p, 512); n != len(p) || !bytes.Equal(p, s.device[512:][:n]) {
 			t.Errorf("read %d, %v, or wrong bytes", n, err)
 		}
 	}
@@ -374,7 +376,7 @@ func TestPageCache(t *testing.T) {
 	for _, from := range []string{"the fill", "disk"} {
 		p := alignedBuffer(spanSize, 0)
 		for off := int64(512); off+spanSize <= size; off += spanSize {
-			if n, err := l.ReadAt(p, off); n != len(p) || !bytes.Equal(p, s.device[off:][:n]) {
+			if n, err := l.readAt(p, off); n != len(p) || !bytes.Equal(p, s.device[off:][:n]) {
 				t.Fatalf("read %d, %v, or wrong bytes", n, err)
 			}
 		}
@@ -402,7 +404,7 @@ func TestKeepFor(t *testing.T) {
 	dir := t.TempDir()
 	s := newLargeSample(5, 100)
 	synctest.Test(t, func(t *testing.T) {
-		st, err := openDisk(dir, d)
+		st, err := OpenOn(dir, d)
 		must(t, err)
 		l := s.mustCreate(t, st, Lazy)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -417,7 +419,7 @@ func TestKeepFor(t *testing.T) {
 		}
 		p := alignedBuffer(directFrom, 0)
 		for off := int64(0); off < dropBytes; off += directFrom {
-			_, err := l.ReadAt(p, off)
+			_, err := l.readAt(p, off)
 			must(t, err)
 		}
 		synctest.Wait()
@@ -458,17 +460,17 @@ func TestDirectHoldsNoFile(t *testing.T) {
 	}
 	l := s.mustCreate(t, st, Complete)
 	must(t, l.Close())
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	if n := openDevices(); n != 0 {
 		t.Errorf("%d files are open for an idle layer", n)
 	}
 	p := alignedBuffer(directFrom, 0)
-	_, err := l.ReadAt(p, 0)
+	_, err := l.readAt(p, 0)
 	must(t, err)
 	if n := openDevices(); n != 1 {
 		t.Errorf("%d files are open after a direct read", n)
 	}
-	_, err = l.ReadAt(p[:10], 0)
+	_, err = l.readAt(p[:10], 0)
 	must(t, err)
 	if n := openDevices(); n != 2 {
 		t.Errorf("%d files are open after a direct and a small read", n)
@@ -477,10 +479,10 @@ func TestDirectHoldsNoFile(t *testing.T) {
 	if n := openDevices(); n != 0 {
 		t.Errorf("%d files are open after Close", n)
 	}
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	must(t, st.Remove(s.name))
 	other := s.mustCreate(t, st, Complete)
-	if _, err := l.ReadAt(p, 0); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := l.readAt(p, 0); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("read of a removed layer: %v", err)
 	}
 	must(t, l.Close())

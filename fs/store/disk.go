@@ -5,207 +5,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
-// disk is the file operations whose order decides what a power cut leaves. The
-// store does all its writing through one, so that a test can record them and
-// rebuild what a disk could hold at any moment.
-//
-// Calls may run in parallel.
-type disk interface {
-	// Open takes the flags of open(2). With O_DIRECT it fails with EINVAL or
-	// EOPNOTSUPP where the file system knows no such thing.
-	Open(name string, flag int) (file, error)
-	Rename(from, to string) error
-	Mkdir(name string) error // with its parents; existing ones are fine
-	RemoveAll(name string) error
-	// SyncDir makes the names in a folder durable.
-	SyncDir(name string) error
-}
-
-// file is an open file of a disk.
-type file interface {
-	io.ReaderAt
-	io.WriterAt
-	Truncate(size int64) error
-	Size() (int64, error)
-	// Sync makes the content, and the size, durable.
-	Sync() error
-	// PunchHole frees the n bytes from off on, which read as zeros from then on. The size stays.
-	PunchHole(off, n int64) error
-	// Seal marks the file, and Sealed says whether it is: see Layer.seal.
-	Seal() error
-	Sealed() (bool, error)
-	// NextHole returns where the first hole begins at off or behind it; the file's end is one.
-	NextHole(off int64) (int64, error)
-	// Stamp changes whenever somebody changes the file: its change time.
-	Stamp() (int64, error)
-	// DropCache drops the n bytes from off on from the page cache, as far as
-	// they are durable and nobody uses their pages.
-	DropCache(off, n int64) error
-	// DirectAlign returns, of a file opened with O_DIRECT, how reads must be
-	// aligned, in bytes: the buffer's address, and offset and length.
-	DirectAlign() (memory, unit int64)
-	Fd() uintptr
-	Close() error
-}
-
-// osDisk is the machine's own file system.
-type osDisk struct{}
-
-var _ disk = osDisk{}
-
-func (osDisk) Open(name string, flag int) (file, error) {
-	f, err := os.OpenFile(name, flag, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if flag&unix.O_DIRECT == 0 {
-		return osFile{File: f, raw: raw}, nil
-	}
-	memory, unit, err := directAlign(f)
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return osFile{f, raw, memory, unit}, nil
-}
-
-func (osDisk) Rename(from, to string) error { return os.Rename(from, to) }
-func (osDisk) Mkdir(name string) error      { return os.MkdirAll(name, 0o700) }
-func (osDisk) RemoveAll(name string) error  { return os.RemoveAll(name) }
-
-func (osDisk) SyncDir(name string) error {
-	d, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// osFile adds to *os.File what file asks for.
-type osFile struct {
-	*os.File
-	raw          syscall.RawConn
-	memory, unit int64 // of DirectAlign
-}
-
-func (f osFile) DirectAlign() (memory, unit int64) { return f.memory, f.unit }
-
-func (f osFile) DropCache(off, n int64) error {
-	if err := unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED); err != nil {
-		return &fs.PathError{Op: "fadvise", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
-func (f osFile) PunchHole(off, n int64) error {
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
-		return &fs.PathError{Op: "punch hole", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
-// sealedMode is a sealed file's mode: the sticky bit means nothing to the kernel on a file that is
-// no folder.
-const sealedMode = fs.ModeSticky | 0o600
-
-func (f osFile) Seal() error { return f.Chmod(sealedMode) }
-
-func (f osFile) Sealed() (bool, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	return st.Mode()&fs.ModeSticky != 0, nil
-}
-
-func (f osFile) NextHole(off int64) (int64, error) {
-	q := seekers.Get().(*seeker)
-	defer seekers.Put(q)
-	q.off = off
-	err := f.raw.Control(q.run)
-	if err == nil {
-		err = q.err
-	}
-	if err != nil {
-		return 0, &fs.PathError{Op: "seek hole", Path: f.Name(), Err: err}
-	}
-	return q.hole, nil
-}
-
-// seeker is one lseek(2), kept as a stamper is.
-type seeker struct {
-	off, hole int64
-	err       error
-	run       func(fd uintptr)
-}
-
-var seekers = sync.Pool{New: func() any {
-	q := &seeker{}
-	q.run = func(fd uintptr) { q.hole, q.err = unix.Seek(int(fd), q.off, unix.SEEK_HOLE) }
-	return q
-}}
-
-// Stamp may run while the file is closed, which a bare file descriptor could not: it can be another
-// file's by then.
-func (f osFile) Stamp() (int64, error) {
-	q := stampers.Get().(*stamper)
-	defer stampers.Put(q)
-	err := f.raw.Control(q.run)
-	if err == nil {
-		err = q.err
-	}
-	if err != nil {
-		return 0, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
-	}
-	return q.st.Ctim.Nano(), nil
-}
-
-// stamper is one fstat(2). They are kept, because a read makes one and is not to allocate.
-type stamper struct {
-	st  unix.Stat_t
-	err error
-	run func(fd uintptr)
-}
-
-var stampers = sync.Pool{New: func() any {
-	q := &stamper{}
-	q.run = func(fd uintptr) { q.err = unix.Fstat(int(fd), &q.st) }
-	return q
-}}
-
-func (f osFile) Size() (int64, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return st.Size(), nil
-}
-
-// Sync is fdatasync(2): content and size are durable after it, the times are
-// not, which nobody reads.
-func (f osFile) Sync() error {
-	for {
-		err := unix.Fdatasync(int(f.Fd()))
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			return &fs.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
-		}
-	}
-}
-
 // readFile reads a whole small file of at most limit bytes.
-func readFile(d disk, name string, limit int64) ([]byte, error) {
+func readFile(d files.Disk, name string, limit int64) ([]byte, error) {
 	f, err := d.Open(name, os.O_RDONLY)
 	if err != nil {
 		return nil, err
@@ -229,7 +36,7 @@ func readFile(d disk, name string, limit int64) ([]byte, error) {
 // old one or the new one: a temporary beside it, synced, renamed, and the
 // folder synced. A temporary that a crash leaves is overwritten by the next
 // call; two calls for one name must not run at once.
-func writeFile(d disk, dir, name string, content []byte) error {
+func writeFile(d files.Disk, dir, name string, content []byte) error {
 	tmp := temporary(dir, name)
 	if err := writeSynced(d, tmp, content); err != nil {
 		return err
@@ -245,7 +52,7 @@ func temporary(dir, name string) string { return dir + "/" + name + ".tmp" }
 
 // writeSynced gives a file, new or not, this content and makes it durable, but not
 // yet a new name. Space that the file has is used, and not given up before.
-func writeSynced(d disk, name string, content []byte) (err error) {
+func writeSynced(d files.Disk, name string, content []byte) (err error) {
 	f, err := d.Open(name, os.O_WRONLY|os.O_CREATE)
 	if err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // punchAlign is the unit in which file systems give space back: a block, of nearly all.
@@ -14,19 +16,15 @@ const punchAlign = 4096
 // See Empty.
 var ErrSealed = errors.New("the kernel may read the device by itself")
 
-// Place says where span i lies in the device: the store knows spans by their number alone.
-type Place = func(i int) (off, size int64)
-
-// Evictions counts how often spans were taken away. A read returned a layer's bytes if its spans
-// were Present after one call of Evictions, and another one after the read returns the same; else
-// it may have read a hole, and is done again.
-func (l *Layer) Evictions() uint64 { return l.evictions.Load() }
-
 // Evict takes spans away, for good when it returns: they are not present, in memory and on disk,
 // before the first byte of them goes. It returns how many bytes that were. Spans that are not
 // present are left out; one that somebody writes anew meanwhile stays. The error wraps ErrSealed
 // where spans cannot go one by one.
-func (l *Layer) Evict(spans []int, at Place) (int64, error) {
+func (l *Layer) Evict(spans []int) (int64, error) {
+	at, err := l.table()
+	if err != nil {
+		return 0, fmt.Errorf("evict spans of layer %s: %w", l.digest, err)
+	}
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
 	if l.gone {
@@ -49,21 +47,20 @@ func (l *Layer) Evict(spans []int, at Place) (int64, error) {
 }
 
 // take makes spans absent in memory, and returns those that were present.
-func (l *Layer) take(spans []int, at Place) (taken []int, bytes int64, err error) {
+func (l *Layer) take(spans []int, at index.Spans) (taken []int, bytes int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.sealed || l.record.State == Verified {
 		return nil, 0, ErrSealed
 	}
 	for _, i := range spans {
-		off, size := at(i)
-		if off < 0 || size <= 0 || off > l.size || size > l.size-off {
-			return taken, bytes, fmt.Errorf("span %d: [%d, +%d) is outside %d bytes", i, off, size, l.size)
+		if uint(i) >= uint(len(at)) {
+			return taken, bytes, fmt.Errorf("span %d of %d", i, len(at))
 		}
 		if l.present.remove(i) {
 			taken = append(taken, i)
-			bytes += size
-			l.bytes -= size
+			bytes += at[i].Size
+			l.bytes -= at[i].Size
 		}
 	}
 	if len(taken) > 0 {
@@ -75,13 +72,12 @@ func (l *Layer) take(spans []int, at Place) (taken []int, bytes int64, err error
 }
 
 // giveBack makes spans present again whose bytes are all there.
-func (l *Layer) giveBack(taken []int, at Place) {
+func (l *Layer) giveBack(taken []int, at index.Spans) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, i := range taken {
 		if l.present.add(i) {
-			_, size := at(i)
-			l.bytes += size
+			l.bytes += at[i].Size
 		}
 	}
 	l.dirty = true
@@ -89,15 +85,14 @@ func (l *Layer) giveBack(taken []int, at Place) {
 
 // unrecord makes the disk forget the spans: in both slots of the map, since a torn write brings
 // back the older one. A layer that was recorded as complete is recorded as lazy after that.
-func (l *Layer) unrecord(taken []int, at Place) error {
+func (l *Layer) unrecord(taken []int, at index.Spans) error {
 	bits := make([]uint64, words(l.present.n))
 	copy(bits, l.durable)
 	bytes, known := l.durableN, false
 	for _, i := range taken {
 		if bit := uint64(1) << (i & 63); bits[i>>6]&bit != 0 {
 			bits[i>>6] &^= bit
-			_, size := at(i)
-			bytes -= size
+			bytes -= at[i].Size
 			known = true
 		}
 	}
@@ -128,7 +123,7 @@ func (l *Layer) unrecord(taken []int, at Place) error {
 }
 
 // punch frees the space of spans that are not present.
-func (l *Layer) punch(taken []int, at Place) error {
+func (l *Layer) punch(taken []int, at index.Spans) error {
 	f, err := l.device.get()
 	if err != nil {
 		return err
@@ -157,18 +152,14 @@ func (l *Layer) punch(taken []int, at Place) error {
 
 // absent returns the range of spans first to last with as much of its first and last block as is
 // not present either.
-func (l *Layer) absent(first, last int, at Place) (from, to int64) {
-	from, _ = at(first)
-	off, size := at(last)
-	to = off + size
+func (l *Layer) absent(first, last int, at index.Spans) (from, to int64) {
+	from, to = at[first].Device, at[last].Device+at[last].Size
 	low, high := from/punchAlign*punchAlign, (to+punchAlign-1)/punchAlign*punchAlign
 	for i := first - 1; i >= 0 && from > low && !l.present.has(i); i-- {
-		off, _ := at(i)
-		from = max(off, low)
+		from = max(at[i].Device, low)
 	}
 	for i := last + 1; i < l.present.n && to < high && !l.present.has(i); i++ {
-		off, size := at(i)
-		to = min(off+size, high)
+		to = min(at[i].Device+at[i].Size, high)
 	}
 	if to == l.size {
 		to = l.Size()
@@ -248,73 +239,6 @@ func (l *Layer) renew() (replaced bool, err error) {
 	l.own.stamp.Store(0)
 	// Reads that have begun end; later ones open the new file.
 	return true, errors.Join(l.device.close(), l.direct.close(), d.SyncDir(l.dir))
-}
-
-// Length returns how long the device file is now. It is Size, unless somebody cut it: then reads
-// behind its end fail, and WriteSpan refuses to write there, until the spans that it lost are
-// evicted.
-func (l *Layer) Length() (int64, error) {
-	f, err := l.device.get()
-	if err != nil {
-		return 0, err
-	}
-	return f.Size()
-}
-
-// Restore gives a device that was cut its length back. All spans that reach behind its end have
-// been evicted.
-func (l *Layer) Restore() error {
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	f, err := l.device.get()
-	if err != nil {
-		return err
-	}
-	if n, err := f.Size(); err != nil || n >= l.Size() {
-		return err
-	}
-	return l.modify(f, func() error { return f.Truncate(l.Size()) })
-}
-
-// Repair writes verified bytes over wrong ones that are present, where the layer's spans cannot be
-// evicted because it is sealed, and makes them durable. What is mounted over the device is right
-// again from then on, but for what the kernel has in its page cache. It never makes the device
-// longer than Size, nor leaves a hole behind its old end.
-func (l *Layer) Repair(off int64, data []byte) error {
-	l.flushMu.Lock()
-	defer l.flushMu.Unlock()
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	if l.gone {
-		return fmt.Errorf("repair layer %s: %w", l.digest, os.ErrClosed)
-	}
-	f, err := l.device.get()
-	if err != nil {
-		return fmt.Errorf("repair layer %s: %w", l.digest, err)
-	}
-	length, err := f.Size()
-	if err == nil && (off < 0 || off > length || int64(len(data)) > l.size-off) {
-		err = fmt.Errorf("[%d, +%d) is outside of %d bytes", off, len(data), min(length, l.size))
-	}
-	if err == nil {
-		err = l.modify(f, func() error {
-			_, err := f.WriteAt(data, off)
-			if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
-				err = f.Truncate(l.Size()) // the zeros behind the tar
-			}
-			return err
-		})
-	}
-	if err == nil {
-		if err = f.Sync(); err != nil {
-			l.store.faults.note(err)
-			l.revert() // the kernel says it once: flush would not hear of it
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("repair layer %s: %w", l.digest, err)
-	}
-	return nil
 }
 
 // SetAside takes the index away from the layer, which is of no use then to whoever opens it next:

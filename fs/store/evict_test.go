@@ -23,18 +23,18 @@ func TestEvict(t *testing.T) {
 	must(t, st.Flush())
 	full, err := l.DiskUsage()
 	must(t, err)
-	before := l.Evictions()
+	before := l.evictions.Load()
 	gone := []int{0, 1, 2, 9, 28, 29}
 	var want int64
 	for _, i := range gone {
 		want += int64(len(s.span(i)))
 	}
-	freed, err := l.Evict(append(gone, 9), s.at)
+	freed, err := l.Evict(append(gone, 9))
 	must(t, err)
 	if freed != want {
 		t.Errorf("%d bytes evicted, want %d", freed, want)
 	}
-	if l.Evictions() == before {
+	if l.evictions.Load() == before {
 		t.Error("a reader would not notice")
 	}
 	left := slices.DeleteFunc(s.all(), func(i int) bool { return slices.Contains(gone, i) })
@@ -44,7 +44,7 @@ func TestEvict(t *testing.T) {
 	}
 	for _, i := range gone {
 		if p := make([]byte, len(s.span(i))); true {
-			if _, err := l.ReadAt(p, s.starts[i]); err != nil || bytes.ContainsFunc(p, func(r rune) bool { return r != 0 }) {
+			if _, err := l.readAt(p, s.starts[i]); err != nil || bytes.ContainsFunc(p, func(r rune) bool { return r != 0 }) {
 				t.Errorf("span %d is no hole: %v", i, err)
 			}
 		}
@@ -54,12 +54,12 @@ func TestEvict(t *testing.T) {
 	must(t, l.Close())
 	must(t, st.Close())
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	left = append(left, 9)
 	slices.Sort(left)
 	s.mustHave(t, l, left...)
 	// Everything can go, and then takes next to nothing.
-	_, err = l.Evict(s.all(), s.at)
+	_, err = l.Evict(s.all())
 	must(t, err)
 	s.mustHave(t, l)
 	must(t, st.Flush())
@@ -78,7 +78,7 @@ func TestEvictComplete(t *testing.T) {
 	l := s.mustCreate(t, st, Lazy)
 	s.write(t, l, s.all()...)
 	must(t, l.Mark(Complete))
-	_, err := l.Evict([]int{3}, s.at)
+	_, err := l.Evict([]int{3})
 	must(t, err)
 	if got := l.Record().State; got != Lazy {
 		t.Errorf("the layer is %s", got)
@@ -86,20 +86,20 @@ func TestEvictComplete(t *testing.T) {
 	if err := l.Mark(Verified); err == nil {
 		t.Error("a layer with a hole was marked verified")
 	}
-	if _, err := l.Evict([]int{4}, s.at); err != nil {
+	if _, err := l.Evict([]int{4}); err != nil {
 		t.Errorf("after a mark that failed: %v", err)
 	}
 	s.write(t, l, 3, 4)
 	must(t, l.Mark(Verified))
 	for range 2 {
-		if _, err := l.Evict([]int{5}, s.at); !errors.Is(err, ErrSealed) {
+		if _, err := l.Evict([]int{5}); !errors.Is(err, ErrSealed) {
 			t.Errorf("evict from a verified layer: %v", err)
 		}
 		s.mustHave(t, l, s.all()...)
 		must(t, l.Close())
 		must(t, st.Close())
 		st = open(t, dir)
-		l = layer(t, st, s.name)
+		l = s.layer(t, st)
 	}
 	must(t, l.Close())
 	must(t, st.Close())
@@ -122,10 +122,10 @@ func TestSealOutlivesRecord(t *testing.T) {
 	must(t, st.lock.Close()) // killed: no flush
 
 	again := open(t, dir)
-	m := layer(t, again, s.name)
+	m := s.layer(t, again)
 	s.mustHave(t, m)
 	s.write(t, m, s.all()...)
-	_, err = m.Evict(s.all(), s.at)
+	_, err = m.Evict(s.all())
 	must(t, err)
 	got := make([]byte, len(s.device))
 	if _, err := mounted.ReadAt(got, 0); err != nil || !bytes.Equal(got, s.device) {
@@ -144,12 +144,12 @@ func TestEmpty(t *testing.T) {
 	mounted, err := os.Open(l.DevicePath())
 	must(t, err)
 	defer mounted.Close()
-	if _, err := l.ReadAt(make([]byte, 10), 0); err != nil {
+	if _, err := l.readAt(make([]byte, 10), 0); err != nil {
 		t.Fatal(err)
 	}
-	before := l.Evictions()
+	before := l.evictions.Load()
 	must(t, l.Empty())
-	if l.Evictions() == before {
+	if l.evictions.Load() == before {
 		t.Error("a reader would not notice")
 	}
 	s.mustHave(t, l)
@@ -162,12 +162,12 @@ func TestEmpty(t *testing.T) {
 	}
 	s.write(t, l, 3, 7)
 	s.mustHave(t, l, 3, 7)
-	_, err = l.Evict([]int{7}, s.at)
+	_, err = l.Evict([]int{7})
 	must(t, err)
 	must(t, l.Close())
 	must(t, st.Close())
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, 3)
 	must(t, l.Close())
 	must(t, st.Close())
@@ -203,7 +203,7 @@ func TestEvictFails(t *testing.T) {
 			s.write(t, l, 1, 2, 3)
 			must(t, st.Flush())
 			f.on.Store(true)
-			if n, err := l.Evict([]int{2}, s.at); !errors.Is(err, unix.EIO) || n != 0 {
+			if n, err := l.Evict([]int{2}); !errors.Is(err, unix.EIO) || n != 0 {
 				t.Errorf("%d bytes evicted, %v", n, err)
 			}
 			s.mustHave(t, l, 1, 2, 3)
@@ -211,7 +211,7 @@ func TestEvictFails(t *testing.T) {
 			must(t, l.Close())
 			must(t, st.Close())
 			st = open(t, dir)
-			l = layer(t, st, s.name)
+			l = s.layer(t, st)
 			s.mustHave(t, l, 1, 2, 3)
 			must(t, l.Close())
 			must(t, st.Close())
@@ -234,12 +234,12 @@ func TestEvictWhileRead(t *testing.T) {
 			p := make([]byte, 1<<20)
 			for i := k; !stop.Load(); i = (i + 7) % s.spans() {
 				want := s.span(i)
-				before := l.Evictions()
+				before := l.evictions.Load()
 				if !l.Present(i) {
 					continue
 				}
-				n, err := l.ReadAt(p[:len(want)], s.starts[i])
-				if l.Evictions() != before {
+				n, err := l.readAt(p[:len(want)], s.starts[i])
+				if l.evictions.Load() != before {
 					retries.Add(1)
 					continue
 				}
@@ -254,7 +254,7 @@ func TestEvictWhileRead(t *testing.T) {
 	running.Go(func() {
 		for n := 0; !stop.Load(); n++ {
 			for i := range s.spans() {
-				if err := l.WriteSpan(i, s.starts[i], s.span(i)); err != nil {
+				if err := l.WriteSpan(i, s.span(i)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -271,7 +271,7 @@ func TestEvictWhileRead(t *testing.T) {
 			must(t, l.Empty())
 			continue
 		}
-		if _, err := l.Evict([]int{n % s.spans(), (n + 1) % s.spans(), (n + 9) % s.spans()}, s.at); err != nil {
+		if _, err := l.Evict([]int{n % s.spans(), (n + 1) % s.spans(), (n + 9) % s.spans()}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -295,16 +295,16 @@ func TestCut(t *testing.T) {
 	s.write(t, l, 1, 5, 18)
 	must(t, st.Flush())
 	must(t, os.Truncate(l.DevicePath(), s.starts[4]))
-	if err := l.WriteSpan(19, s.starts[19], s.span(19)); !errors.Is(err, ErrCut) {
+	if err := l.WriteSpan(19, s.span(19)); !errors.Is(err, ErrCut) {
 		t.Errorf("write behind the end: %v", err)
 	}
-	if n, err := l.ReadAt(make([]byte, 10), s.starts[18]); n == 10 {
+	if n, err := l.readAt(make([]byte, 10), s.starts[18]); n == 10 {
 		t.Errorf("what was lost is read: %v", err)
 	}
-	if n, err := l.Length(); err != nil || n != s.starts[4] {
+	if n, err := l.length(); err != nil || n != s.starts[4] {
 		t.Errorf("length is %d, %v", n, err)
 	}
-	_, err := l.Evict([]int{5, 18}, s.at)
+	_, err := l.Evict([]int{5, 18})
 	must(t, err)
 	must(t, l.Restore())
 	s.mustHave(t, l, 1)
@@ -324,12 +324,12 @@ func TestRepair(t *testing.T) {
 	defer f.Close()
 	_, err = f.WriteAt([]byte("wrong"), s.starts[3])
 	must(t, err)
-	must(t, f.Truncate(s.starts[19]+1))
-	if err := l.Repair(s.starts[19]+2, []byte("x")); err == nil {
-		t.Error("a repair left a hole")
+	must(t, f.Truncate(s.starts[18]+1))
+	if err := l.Repair(19, s.span(19)); !errors.Is(err, ErrCut) {
+		t.Errorf("a repair left a hole: %v", err)
 	}
-	for _, i := range []int{3, 19} {
-		must(t, l.Repair(s.starts[i], s.span(i)))
+	for _, i := range []int{3, 18, 19} {
+		must(t, l.Repair(i, s.span(i)))
 	}
 	s.mustHave(t, l, s.all()...)
 	must(t, l.VerifyWhole(t.Context()))
@@ -362,13 +362,13 @@ func TestLastRead(t *testing.T) {
 			must(t, st.Close())
 			time.Sleep(time.Hour)
 			st = open(t, dir)
-			l = layer(t, st, s.name)
+			l = s.layer(t, st)
 		}
 		// Without the file everything counts as read now.
 		name := l.Dir() + "/" + readsName
 		must(t, l.Close())
 		must(t, os.WriteFile(name, []byte("x"), 0o600))
-		l = layer(t, st, s.name)
+		l = s.layer(t, st)
 		if got := l.LastRead(3); time.Since(got).Abs() > time.Minute {
 			t.Errorf("after damage span 3 was read at %v", got)
 		}

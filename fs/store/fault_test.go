@@ -14,20 +14,22 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // faulty is a disk whose operations fail when fault says so. The operations are
 // "open", "write", "sync", "rename" and "syncdir".
 type faulty struct {
-	osDisk
+	files.OS
 	fault func(op, name string) error
 }
 
-func (d faulty) Open(name string, flag int) (file, error) {
+func (d faulty) Open(name string, flag int) (files.File, error) {
 	if err := d.fault("open", name); err != nil {
 		return nil, err
 	}
-	f, err := d.osDisk.Open(name, flag)
+	f, err := d.OS.Open(name, flag)
 	if err != nil {
 		return nil, err
 	}
@@ -38,18 +40,18 @@ func (d faulty) Rename(from, to string) error {
 	if err := d.fault("rename", to); err != nil {
 		return err
 	}
-	return d.osDisk.Rename(from, to)
+	return d.OS.Rename(from, to)
 }
 
 func (d faulty) SyncDir(name string) error {
 	if err := d.fault("syncdir", name); err != nil {
 		return err
 	}
-	return d.osDisk.SyncDir(name)
+	return d.OS.SyncDir(name)
 }
 
 type faultyFile struct {
-	file
+	files.File
 	d    faulty
 	name string
 }
@@ -57,17 +59,17 @@ type faultyFile struct {
 func (f faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.d.fault("write", f.name); err != nil {
 		// As a full disk does: some of it is written.
-		n, _ := f.file.WriteAt(p[:len(p)/2], off)
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
 		return n, err
 	}
-	return f.file.WriteAt(p, off)
+	return f.File.WriteAt(p, off)
 }
 
 func (f faultyFile) Sync() error {
 	if err := f.d.fault("sync", f.name); err != nil {
 		return err
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // failing fails one operation on files of one name while on is set.
@@ -88,7 +90,7 @@ func (f *failing) fault(op, name string) error {
 func openFaulty(t *testing.T, f *failing) (*Store, string) {
 	t.Helper()
 	dir := t.TempDir()
-	st, err := openDisk(dir, faulty{fault: f.fault})
+	st, err := OpenOn(dir, faulty{fault: f.fault})
 	must(t, err)
 	return st, dir
 }
@@ -100,7 +102,7 @@ func TestDiskFull(t *testing.T) {
 	l := s.mustCreate(t, st, Lazy)
 	s.write(t, l, 1)
 	f.on.Store(true)
-	if err := l.WriteSpan(2, s.starts[2], s.span(2)); !errors.Is(err, unix.ENOSPC) {
+	if err := l.WriteSpan(2, s.span(2)); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("full disk: %v", err)
 	}
 	s.mustHave(t, l, 1)
@@ -109,7 +111,7 @@ func TestDiskFull(t *testing.T) {
 	must(t, l.Close())
 	must(t, st.Close())
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, 1, 2, 3)
 	must(t, l.Close())
 	must(t, st.Close())
@@ -143,7 +145,7 @@ func TestFailedSync(t *testing.T) {
 	must(t, l.Close())
 	must(t, st.Close())
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, 1, 2, 5)
 	must(t, l.Close())
 	must(t, st.Close())
@@ -161,26 +163,26 @@ func TestDoubtAfterFault(t *testing.T) {
 		a.write(t, la, 1)
 		b.write(t, lb, 1)
 		f.on.Store(true)
-		_ = la.WriteSpan(2, a.starts[2], a.span(2))
-		if !la.Sure(1) || !lb.Sure(1) {
+		_ = la.WriteSpan(2, a.span(2))
+		if !la.isSure(1) || !lb.isSure(1) {
 			t.Error("a full disk makes spans doubtful")
 		}
 		f.err = unix.EIO
-		gone := lb.Evictions()
-		_ = la.WriteSpan(2, a.starts[2], a.span(2))
+		gone := lb.evictions.Load()
+		_ = la.WriteSpan(2, a.span(2))
 		f.on.Store(false)
-		if lb.Unchanged() || lb.Evictions() == gone {
+		if lb.unchanged() || lb.evictions.Load() == gone {
 			t.Error("a reader of another layer is not told")
 		}
 		b.write(t, lb, 2)
-		lb.Believe(1, lb.Evictions())
-		if la.Sure(1) || lb.Sure(1) || lb.Sure(2) || !lb.Present(1) {
+		lb.believe(1, lb.evictions.Load())
+		if la.isSure(1) || lb.isSure(1) || lb.isSure(2) || !lb.Present(1) {
 			t.Error("spans are believed after an error of the disk")
 		}
 		time.Sleep(faultTime)
-		lb.Believe(1, lb.Evictions())
+		lb.believe(1, lb.evictions.Load())
 		b.write(t, lb, 3)
-		if la.Sure(1) || !lb.Sure(1) || lb.Sure(2) || !lb.Sure(3) {
+		if la.isSure(1) || !lb.isSure(1) || lb.isSure(2) || !lb.isSure(3) {
 			t.Error("later, what was compared and written since is sure, and nothing else")
 		}
 		must(t, la.Close())
@@ -206,13 +208,13 @@ func TestSyncFailsDuringWrite(t *testing.T) {
 		}
 		return nil
 	}
-	st, err := openDisk(t.TempDir(), faulty{fault: fault})
+	st, err := OpenOn(t.TempDir(), faulty{fault: fault})
 	must(t, err)
 	s := newSample(1, 10)
 	l = s.mustCreate(t, st, Lazy)
 	s.write(t, l, 1)
 	inWrite.Store(true)
-	if err := l.WriteSpan(2, s.starts[2], s.span(2)); !errors.Is(err, unix.EIO) {
+	if err := l.WriteSpan(2, s.span(2)); !errors.Is(err, unix.EIO) {
 		t.Errorf("write: %v", err)
 	}
 	s.mustHave(t, l)
@@ -242,7 +244,7 @@ func TestMapNotWritten(t *testing.T) {
 			s.mustHave(t, l, 1, 2)
 
 			st2 := open(t, dir)
-			l2 := layer(t, st2, s.name)
+			l2 := s.layer(t, st2)
 			s.mustHave(t, l2, 1, 2)
 			must(t, l2.Close())
 			must(t, st2.Close())

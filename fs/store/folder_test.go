@@ -52,10 +52,10 @@ func TestRemoveWhileOpen(t *testing.T) {
 	st := open(t, dir)
 	first := s.mustCreate(t, st, Lazy)
 	s.write(t, first, 0, 1, 2)
-	idle := layer(t, st, s.name) // the same Layer
+	idle := s.layer(t, st) // the same Layer
 	must(t, st.Remove(s.name))
 	must(t, st.Remove(s.name))
-	if _, err := st.Layer(s.name); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.open(st); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after Remove: %v", err)
 	}
 	assertEmpty(t, filepath.Join(dir, tmpName))
@@ -72,7 +72,7 @@ func TestRemoveWhileOpen(t *testing.T) {
 	must(t, st.Close())
 
 	st = open(t, dir)
-	second = layer(t, st, s.name)
+	second = s.layer(t, st)
 	s.mustHave(t, second, 5)
 	must(t, second.Close())
 	must(t, st.Close())
@@ -86,7 +86,7 @@ func TestRemovedLayerOpensNoOther(t *testing.T) {
 	first := s.mustCreate(t, st, Lazy)
 	must(t, st.Remove(s.name))
 	second := s.mustCreate(t, st, Complete)
-	if _, err := first.ReadAt(make([]byte, 1), 0); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := first.readAt(make([]byte, 1), 0); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("read of a removed layer: %v", err)
 	}
 	must(t, first.Close())
@@ -177,7 +177,7 @@ func TestDamage(t *testing.T) {
 			c.harm(t, folder)
 
 			st = open(t, dir)
-			l, err := st.Layer(s.name)
+			l, err := s.open(st)
 			if c.damaged {
 				if !errors.Is(err, ErrDamaged) {
 					t.Errorf("opening says %v", err)
@@ -193,7 +193,7 @@ func TestDamage(t *testing.T) {
 			must(t, l.Close())
 			must(t, st.Close())
 			st = open(t, dir)
-			l = layer(t, st, s.name)
+			l = s.layer(t, st)
 			s.mustHave(t, l, append(c.want, 7)...)
 			must(t, l.Close())
 			must(t, st.Close())
@@ -254,7 +254,7 @@ func TestParallel(t *testing.T) {
 					}
 					continue
 				}
-				l, err := st.Layer(s.name)
+				l, err := s.open(st)
 				if errors.Is(err, fs.ErrNotExist) {
 					l, err = s.create(st, State(r.IntN(2)))
 				}
@@ -267,13 +267,13 @@ func TestParallel(t *testing.T) {
 				}
 				for range 5 {
 					i := r.IntN(s.spans())
-					err := l.WriteSpan(i, s.starts[i], s.span(i))
+					err := l.WriteSpan(i, s.span(i))
 					if err != nil && !errors.Is(err, fs.ErrNotExist) {
 						t.Error(err)
 					}
 					got := make([]byte, len(s.span(i)))
 					if l.Present(i) {
-						if _, err := l.ReadAt(got, s.starts[i]); err == nil && !bytes.Equal(got, s.span(i)) {
+						if _, err := l.readAt(got, s.starts[i]); err == nil && !bytes.Equal(got, s.span(i)) {
 							t.Errorf("span %d is wrong", i)
 						}
 					}
@@ -295,7 +295,7 @@ func TestParallel(t *testing.T) {
 	must(t, st.Close())
 	st = open(t, dir)
 	for _, s := range samples {
-		l, err := st.Layer(s.name)
+		l, err := s.open(st)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

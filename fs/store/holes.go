@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // What a disk that fails loses of what was written reads as zeros: a file system that found no
@@ -41,10 +43,10 @@ func (u *unsaved) known() (from, to int64) {
 
 func (u *unsaved) overlaps(off, n int64) bool { return u.off < off+n && off < u.off+u.n }
 
-// Settled says that p, which was read from off on, from spans that were Present and Sure, is what
+// settled says that p, which was read from off on, from spans that were present and sure, is what
 // was written there: it is durable, or none of it reads as what was lost does, but for what is
 // known to be zeros.
-func (l *Layer) Settled(p []byte, off int64) bool {
+func (l *Layer) settled(p []byte, off int64) bool {
 	if !l.unsynced.Load() {
 		return true
 	}
@@ -66,10 +68,10 @@ func (l *Layer) atRisk(off, n int64) bool {
 	return slices.ContainsFunc(l.saving, at) || slices.ContainsFunc(l.unsaved, at)
 }
 
-// Lost notes that of the n bytes from off on, which were not Settled and were Present after
-// Evictions had returned gone, some are wrong. If any of them is not durable, nothing is Present
-// any more that is not, and Evictions has changed. It waits for a flush under way.
-func (l *Layer) Lost(off, n int64, gone uint64) {
+// lost notes that of the n bytes from off on, which were not settled and were present when there had
+// been gone evictions, some are wrong. If any of them is not durable, nothing is present any more
+// that is not, and evictions has changed. It waits for a flush under way.
+func (l *Layer) lost(off, n int64, gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()
 	l.mu.Lock()
@@ -84,7 +86,7 @@ func (l *Layer) Lost(off, n int64, gone uint64) {
 }
 
 // checkHoles says whether all is there that was written and did not go. The caller holds flushMu.
-func (l *Layer) checkHoles(f file, all []unsaved) error {
+func (l *Layer) checkHoles(f files.File, all []unsaved) error {
 	for _, u := range all {
 		if u.span < 0 && !l.present.full() || u.span >= 0 && !l.present.has(u.span) || u.n == 0 {
 			continue

@@ -9,19 +9,21 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // punching is a disk that keeps blocks of zeros as holes when a file is synced, as ZFS does, and
 // loses one block of each device file where it is told to.
 type punching struct {
-	osDisk
+	files.OS
 	lose *int64 // offset of the block; negative: none
 }
 
 const punched = 4096 // bytes of a block
 
-func (d punching) Open(name string, flag int) (file, error) {
-	f, err := d.osDisk.Open(name, flag)
+func (d punching) Open(name string, flag int) (files.File, error) {
+	f, err := d.OS.Open(name, flag)
 	if err != nil || filepath.Base(name) != deviceName || flag&unix.O_DIRECT != 0 {
 		return f, err
 	}
@@ -29,12 +31,12 @@ func (d punching) Open(name string, flag int) (file, error) {
 }
 
 type punchingFile struct {
-	file
+	files.File
 	d punching
 }
 
 func (f punchingFile) Sync() error {
-	if err := f.file.Sync(); err != nil {
+	if err := f.File.Sync(); err != nil {
 		return err
 	}
 	size, err := f.Size()
@@ -53,7 +55,7 @@ func (f punchingFile) Sync() error {
 			}
 		}
 	}
-	return f.file.Sync()
+	return f.File.Sync()
 }
 
 // hollow makes a sample a part of which is zeros: some spans whole, others at an end or in the
@@ -75,7 +77,7 @@ func TestZerosAsHoles(t *testing.T) {
 	for seed := range uint64(20) {
 		for _, state := range []State{Lazy, Complete} {
 			none := int64(-1)
-			st, err := openDisk(t.TempDir(), punching{lose: &none})
+			st, err := OpenOn(t.TempDir(), punching{lose: &none})
 			must(t, err)
 			s := hollow(seed)
 			l := s.mustCreate(t, st, state)
@@ -117,7 +119,7 @@ func TestLostBesideZeros(t *testing.T) {
 				}
 			}
 			dir := t.TempDir()
-			st, err := openDisk(dir, punching{lose: &lose})
+			st, err := OpenOn(dir, punching{lose: &lose})
 			must(t, err)
 			l := s.mustCreate(t, st, state)
 			if state == Lazy {
@@ -140,7 +142,7 @@ func TestLostBesideZeros(t *testing.T) {
 // they are, whatever is written elsewhere.
 func TestSettled(t *testing.T) {
 	var saving func()
-	st, err := openDisk(t.TempDir(), faulty{fault: func(op, name string) error {
+	st, err := OpenOn(t.TempDir(), faulty{fault: func(op, name string) error {
 		if op == "sync" && filepath.Base(name) == deviceName && saving != nil {
 			saving()
 		}
@@ -152,7 +154,7 @@ func TestSettled(t *testing.T) {
 	expect := func(when string, want bool, spans ...int) {
 		t.Helper()
 		for _, i := range spans {
-			if got := l.Settled(make([]byte, len(s.span(i))), s.starts[i]); got != want {
+			if got := l.settled(make([]byte, len(s.span(i))), s.starts[i]); got != want {
 				t.Errorf("%s: zeros in span %d are settled: %v, want %v", when, i, got, want)
 			}
 		}
@@ -177,7 +179,7 @@ func TestSettled(t *testing.T) {
 	s.write(t, l, 7)
 	expect("saved long ago", true, 1, 5)
 	expect("written", false, 7)
-	if l.Settled(make([]byte, s.starts[8]-s.starts[1]), s.starts[1]) {
+	if l.settled(make([]byte, s.starts[8]-s.starts[1]), s.starts[1]) {
 		t.Error("zeros in all of these are settled")
 	}
 	must(t, l.Close())

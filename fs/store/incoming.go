@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // spoolBuffer is how many bytes of a file on its way in are written at once.
@@ -210,7 +212,7 @@ func (in *Incoming) makeDurable(record *spool, deviceSize int64) error {
 // arrived publishes a layer whose device came in whole. For zeros and tail see spool.
 func (l *Layer) arrived(state State, zeros zeros, tail bool) {
 	l.pages.wrote(0, l.size)
-	l.Unchanged() // it is as it was written: from here on it is looked after
+	l.unchanged() // it is as it was written: from here on it is looked after
 	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
 	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size, false, tail})
@@ -244,9 +246,9 @@ func (in *Incoming) Abort() error {
 // spool is a file that is written in order through a buffer and made by the first
 // byte.
 type spool struct {
-	disk disk
+	disk files.Disk
 	name string
-	f    file
+	f    files.File
 	off  int64 // bytes written so far, those in buf included
 	buf  []byte
 	err  error // of an earlier write: the file is not what was written

@@ -12,7 +12,10 @@ import (
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // Names in a layer's folder.
@@ -55,7 +58,11 @@ type Layer struct {
 	evictions atomic.Uint64
 	reads     reads
 	own       own
-	unsynced  atomic.Bool // something was written since the last sync of the device
+	known     atomic.Pointer[known] // nil: see Know
+	doubts    singleflight.Group
+	given     given
+	whole     atomic.Uint64 // 1 + evictions when the device was verified last; 0: it was not
+	unsynced  atomic.Bool   // something was written since the last sync of the device
 
 	// flushMu serialises what writes to the folder: the map, the record. It is held over disk
 	// writes, so WriteSpan never takes it, and readers only where they find what they read wrong.
@@ -112,9 +119,9 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		recorded: rec.State,
 	}
 	l.own.sure = newSet(rec.Spans)
-	l.device.open = func() (file, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDWR) }
-	l.direct.open = func() (file, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDONLY|unix.O_DIRECT) }
-	l.windows.open = func() (file, error) { return s.disk.Open(dir+"/"+windowsName, os.O_RDONLY) }
+	l.device.open = func() (files.File, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDWR) }
+	l.direct.open = func() (files.File, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDONLY|unix.O_DIRECT) }
+	l.windows.open = func() (files.File, error) { return s.disk.Open(dir+"/"+windowsName, os.O_RDONLY) }
 	if err := l.loadPresence(); err != nil {
 		return nil, err
 	}
@@ -225,13 +232,9 @@ func (l *Layer) Count() (spans int, bytes int64) {
 	return int(l.present.count.Load()), l.bytes
 }
 
-// ReadAt reads device bytes as io.ReaderAt. It does not look at the presence
-// map: only ranges whose spans are Present hold the layer's bytes.
-//
-// The caller of a read of 128 KiB or more is taken to keep what it gets, as EROFS and FUSE do in
-// the page cache: no second copy stays there on the device's behalf. For the best speed, p begins
-// at a page.
-func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
+// readAt reads device bytes as io.ReaderAt. It does not look at the presence map: only ranges whose
+// spans are present hold the layer's bytes.
+func (l *Layer) readAt(p []byte, off int64) (int, error) {
 	if len(p) < directFrom {
 		return l.readBuffered(p, off)
 	}
@@ -254,23 +257,27 @@ func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// ErrCut is wrapped by errors about a device file that is shorter than the layer: see Length.
+// ErrCut is wrapped by errors about a device file that is shorter than the layer: see lengthen.
 var ErrCut = errors.New("the device has lost its end")
 
 // Windows returns the layer's windows section where the layer has it on disk,
 // else an error that wraps fs.ErrNotExist. It is valid until the last Close.
 func (l *Layer) Windows() (io.ReaderAt, error) { return l.windows.get() }
 
-// WriteSpan writes the verified bytes of span i, which lies at off in the
-// device, and then publishes the span: Present and the reads of other callers
-// see it from then on, the map on disk after the next flush. Parallel calls for
-// one span are harmless. After an error the span is not present; the caller
-// still holds the bytes and can serve them.
-func (l *Layer) WriteSpan(i int, off int64, data []byte) error {
-	if uint(i) >= uint(l.present.n) || off < 0 || off > l.size || int64(len(data)) > l.size-off || len(data) == 0 {
-		return fmt.Errorf("write span %d of layer %s: [%d, +%d) is outside %d bytes in %d spans",
-			i, l.digest, off, len(data), l.size, l.present.n)
+// WriteSpan writes the verified bytes of span i, and then publishes the span: Present and the reads
+// of other callers see it from then on, the map on disk after the next flush. Parallel calls for
+// one span are harmless. After an error the span is not present; the caller still holds the bytes
+// and can serve them.
+func (l *Layer) WriteSpan(i int, data []byte) error {
+	spans, err := l.table()
+	if err != nil {
+		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
+	if uint(i) >= uint(min(len(spans), l.present.n)) || int64(len(data)) != spans[i].Size || spans[i].Size > l.size-spans[i].Device {
+		return fmt.Errorf("write span %d of layer %s: it does not have %d bytes, or the layer has no such span",
+			i, l.digest, len(data))
+	}
+	off := spans[i].Device
 	l.writing.RLock()
 	defer l.writing.RUnlock()
 	f, err := l.device.get()
@@ -351,6 +358,9 @@ func (l *Layer) Mark(state State) error {
 	}
 	l.mu.Unlock()
 	if err := l.flush(); err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.record.State = min(l.record.State, l.recorded)
 		return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
 	}
 	return nil

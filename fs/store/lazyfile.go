@@ -5,18 +5,20 @@ import (
 	"io/fs"
 	"sync"
 	"sync/atomic"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // lazyFile is a file that is opened by its first use. Uses must have ended
 // when it is closed.
 type lazyFile struct {
-	f atomic.Pointer[file]
+	f atomic.Pointer[files.File]
 
 	mu   sync.Mutex // held while the file is opened and closed
-	open func() (file, error)
+	open func() (files.File, error)
 }
 
-func (z *lazyFile) get() (file, error) {
+func (z *lazyFile) get() (files.File, error) {
 	if f := z.f.Load(); f != nil {
 		return *f, nil
 	}
@@ -46,5 +48,5 @@ func (z *lazyFile) close() error {
 // removedLocked makes a file that was not opened before stay closed: its name
 // can soon be another layer's.
 func (z *lazyFile) removedLocked() {
-	z.open = func() (file, error) { return nil, fmt.Errorf("layer was removed: %w", fs.ErrNotExist) }
+	z.open = func() (files.File, error) { return nil, fmt.Errorf("layer was removed: %w", fs.ErrNotExist) }
 }

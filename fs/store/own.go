@@ -3,6 +3,8 @@ package store
 import (
 	"sync"
 	"sync/atomic"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // own is what this process knows of its own writing to the device, and so of what others may have
@@ -19,7 +21,7 @@ type own struct {
 }
 
 // modify runs fn, which changes the device f.
-func (l *Layer) modify(f file, fn func() error) error {
+func (l *Layer) modify(f files.File, fn func() error) error {
 	o := &l.own
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -35,7 +37,7 @@ func (l *Layer) modify(f file, fn func() error) error {
 
 // compareLocked looks whether somebody else changed the device; then nothing is sure of what it
 // holds.
-func (l *Layer) compareLocked(f file) bool {
+func (l *Layer) compareLocked(f files.File) bool {
 	now, err := f.Stamp()
 	if err != nil {
 		return false
@@ -57,10 +59,10 @@ func (l *Layer) compareLocked(f file) bool {
 	return false
 }
 
-// Unchanged says whether the device is as this process left it, as far as that can be told while it
-// is writing to it. If it is not, no span is Sure any more, and Evictions has changed: what was
+// unchanged says whether the device is as this process left it, as far as that can be told while it
+// is writing to it. If it is not, no span is sure any more, and evictions has changed: what was
 // read lately may be wrong.
-func (l *Layer) Unchanged() bool {
+func (l *Layer) unchanged() bool {
 	if l.afterFault() {
 		return false
 	}
@@ -80,29 +82,4 @@ func (l *Layer) Unchanged() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return l.compareLocked(f)
-}
-
-// Sure says whether span i, if it is Present, is known to hold the layer's bytes: this process
-// wrote them, or somebody has called Believe. Who reads a span that is not Sure compares it with
-// its digest.
-func (l *Layer) Sure(i int) bool {
-	l.afterFault()
-	return l.own.sure.has(i)
-}
-
-// AllSure says whether all spans are Sure.
-func (l *Layer) AllSure() bool {
-	l.afterFault()
-	return l.own.sure.full()
-}
-
-// Believe makes span i Sure: it was read, and compared with its digest, after Evictions had
-// returned gone and before a call of Unchanged that returned true. It does nothing where there was
-// an eviction since, or a fault of the disk lately.
-func (l *Layer) Believe(i int, gone uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if uint(i) < uint(l.own.sure.n) && l.evictions.Load() == gone && !l.store.faults.lately() {
-		l.own.sure.add(i)
-	}
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // A power cut is simulated in three steps: recorder is a disk that writes down
@@ -76,10 +78,10 @@ func (r *recorder) note(o op) {
 	r.ops = append(r.ops, o)
 }
 
-func (r *recorder) Open(name string, flag int) (file, error) {
+func (r *recorder) Open(name string, flag int) (files.File, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	f, err := osDisk{}.Open(name, flag)
+	f, err := files.OS{}.Open(name, flag)
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +100,11 @@ func (r *recorder) Open(name string, flag int) (file, error) {
 
 func (r *recorder) Mkdir(name string) error {
 	r.note(op{kind: opMkdir, path: r.rel(name)})
-	return osDisk{}.Mkdir(name)
+	return files.OS{}.Mkdir(name)
 }
 
 func (r *recorder) Rename(from, to string) error {
-	if err := (osDisk{}).Rename(from, to); err != nil {
+	if err := (files.OS{}).Rename(from, to); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -118,7 +120,7 @@ func (r *recorder) RemoveAll(name string) error {
 	defer r.mu.Unlock()
 	removeAll(r.files, r.rel(name))
 	r.ops = append(r.ops, op{kind: opRemove, path: r.rel(name)})
-	return osDisk{}.RemoveAll(name)
+	return files.OS{}.RemoveAll(name)
 }
 
 func (r *recorder) SyncDir(name string) error {
@@ -127,7 +129,7 @@ func (r *recorder) SyncDir(name string) error {
 }
 
 type recordedFile struct {
-	file
+	files.File
 	r    *recorder
 	id   int
 	path string
@@ -135,12 +137,12 @@ type recordedFile struct {
 
 func (f *recordedFile) WriteAt(p []byte, off int64) (int, error) {
 	f.r.note(op{kind: opWrite, file: f.id, off: off, data: slices.Clone(p)})
-	return f.file.WriteAt(p, off)
+	return f.File.WriteAt(p, off)
 }
 
 func (f *recordedFile) Truncate(n int64) error {
 	f.r.note(op{kind: opTruncate, file: f.id, off: n})
-	return f.file.Truncate(n)
+	return f.File.Truncate(n)
 }
 
 // PunchHole is, for whoever reads, a write of zeros.
@@ -150,7 +152,7 @@ func (f *recordedFile) PunchHole(off, n int64) error {
 		return err
 	}
 	f.r.note(op{kind: opWrite, file: f.id, off: off, data: make([]byte, min(n, size-off))})
-	return f.file.PunchHole(off, n)
+	return f.File.PunchHole(off, n)
 }
 
 // Sync need not wait for the real disk.
@@ -315,14 +317,14 @@ func cut(t *testing.T, ops []op, dir string, r *rand.Rand) {
 // After each promise of durability it notes what must still hold later.
 func script(rec *recorder, a, b *sample) error {
 	r := rand.New(rand.NewPCG(9, 9))
-	st, err := openDisk(rec.root, rec)
+	st, err := OpenOn(rec.root, rec)
 	if err != nil {
 		return err
 	}
 	has := func(s *sample, spans []int, state State) func(*Store) error {
 		spans = slices.Clone(spans)
 		return func(st *Store) error {
-			l, err := st.Layer(s.name)
+			l, err := s.open(st)
 			if err != nil {
 				return err
 			}
@@ -349,7 +351,7 @@ func script(rec *recorder, a, b *sample) error {
 	promise("a", has(a, nil, Lazy))
 	var done []int
 	for n, i := range r.Perm(a.spans()) {
-		if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+		if err := l.WriteSpan(i, a.span(i)); err != nil {
 			return err
 		}
 		done = append(done, i)
@@ -368,10 +370,10 @@ func script(rec *recorder, a, b *sample) error {
 				return err
 			}
 			promise("a", has(a, done, Lazy))
-			if st, err = openDisk(rec.root, rec); err != nil {
+			if st, err = OpenOn(rec.root, rec); err != nil {
 				return err
 			}
-			if l, err = st.Layer(a.name); err != nil {
+			if l, err = a.open(st); err != nil {
 				return err
 			}
 		}
@@ -380,11 +382,11 @@ func script(rec *recorder, a, b *sample) error {
 	promise("a", nil)
 	for n := range 6 {
 		gone := done[n*5 : n*5+5]
-		if _, err := l.Evict(gone, a.at); err != nil {
+		if _, err := l.Evict(gone); err != nil {
 			return err
 		}
 		for _, i := range gone[:2] {
-			if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+			if err := l.WriteSpan(i, a.span(i)); err != nil {
 				return err
 			}
 		}
@@ -399,7 +401,7 @@ func script(rec *recorder, a, b *sample) error {
 	// A complete layer is lazy again when spans of it go.
 	for _, i := range done {
 		if !l.Present(i) {
-			if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+			if err := l.WriteSpan(i, a.span(i)); err != nil {
 				return err
 			}
 		}
@@ -409,12 +411,12 @@ func script(rec *recorder, a, b *sample) error {
 	}
 	promise("a", has(a, done, Complete))
 	promise("a", nil)
-	if _, err := l.Evict(done[:7], a.at); err != nil {
+	if _, err := l.Evict(done[:7]); err != nil {
 		return err
 	}
 	promise("a", has(a, done[7:], Lazy))
 	for _, i := range done[:7] {
-		if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+		if err := l.WriteSpan(i, a.span(i)); err != nil {
 			return err
 		}
 	}
@@ -428,7 +430,7 @@ func script(rec *recorder, a, b *sample) error {
 		return err
 	}
 	for _, i := range done {
-		if err := l.WriteSpan(i, a.starts[i], a.span(i)); err != nil {
+		if err := l.WriteSpan(i, a.span(i)); err != nil {
 			return err
 		}
 	}
@@ -454,7 +456,7 @@ func script(rec *recorder, a, b *sample) error {
 		return err
 	}
 	for i := range 5 {
-		if err := m.WriteSpan(i, b.starts[i], b.span(i)); err != nil {
+		if err := m.WriteSpan(i, b.span(i)); err != nil {
 			return err
 		}
 	}
@@ -475,13 +477,13 @@ func script(rec *recorder, a, b *sample) error {
 	if err := errors.Join(f.Truncate(100), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if st, err = openDisk(rec.root, rec); err != nil {
+	if st, err = OpenOn(rec.root, rec); err != nil {
 		return err
 	}
-	if m, err = st.Layer(b.name); err != nil {
+	if m, err = b.open(st); err != nil {
 		return err
 	}
-	if err := m.WriteSpan(b.spans()-1, b.starts[b.spans()-1], b.span(b.spans()-1)); err != nil {
+	if err := m.WriteSpan(b.spans()-1, b.span(b.spans()-1)); err != nil {
 		return err
 	}
 	return errors.Join(m.Close(), st.Close())
@@ -489,13 +491,13 @@ func script(rec *recorder, a, b *sample) error {
 
 // survive opens the store below dir and says what is wrong with it.
 func survive(dir string, promises map[string]func(*Store) error, samples ...*sample) error {
-	st, err := openDisk(dir, osDisk{})
+	st, err := OpenOn(dir, files.OS{})
 	if err != nil {
 		return err
 	}
 	defer st.Close()
 	for _, s := range samples {
-		l, err := st.Layer(s.name)
+		l, err := s.open(st)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"math/bits"
 	"os"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 // The presence map's format is in the package comment.
@@ -117,7 +119,7 @@ var errNoMap = errors.New("presence map is not usable")
 
 // loadPresence reads the newer usable slot. A map that is not there is nil
 // without an error; one that is there but not usable is an error that wraps errNoMap.
-func loadPresence(d disk, name string, m mapping) (*presence, error) {
+func loadPresence(d files.Disk, name string, m mapping) (*presence, error) {
 	f, err := d.Open(name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

@@ -48,8 +48,8 @@
 // # Going
 //
 // A span that is evicted becomes a hole, and a hole reads as zeros. So it is first not present in
-// memory, then in both slots on disk, and then a hole; and a reader that has looked before and read
-// after notices by Evictions. A reader that does not ask, the kernel, may have the device of a
+// memory, then in both slots on disk, and then a hole; and Read notices where it has looked before
+// and read after. A reader that does not ask, the kernel, may have the device of a
 // Verified layer mounted, for as long as a container runs, whatever becomes of micad. So before a
 // layer is Verified its device is sealed, by a mode bit of the file, and of a sealed device nothing
 // is ever taken away. Such a layer goes as a whole: it gets another device file, and the old one is
@@ -57,12 +57,22 @@
 //
 // # What others do to it
 //
-// What lies on a disk can be changed while nobody looks. A span is Sure when this process wrote it,
+// What lies on a disk can be changed while nobody looks. A span is sure when this process wrote it,
 // or compared it with its digest; after a start none is. A change of a device by others moves its
-// change time, which is compared at each read: then no span is Sure any more. That is a check
+// change time, which is compared at each read: then no span is sure any more. That is a check
 // against accidents, not against whoever may write below the root directory: a change at the very
 // moment at which this process writes passes for its own, and what the kernel reads by itself is
 // not compared at all.
+//
+// So Read returns bytes that are sure, or that it has just compared, and gives up what the disk has
+// changed or lost: it says that a span is missing, and nobody else asks whether bytes on disk may
+// be believed. Know tells the digests.
+//
+//	Read ─┬─ some span not present ──────────────▶ ErrMissing
+//	      └─ makeSure ─▶ device ─┬─ settled ─────▶ the bytes
+//	                             └─ zeros, or not sure: readCompared ─┬─▶ the bytes
+//	                                                                  └─▶ lose ─▶ ErrMissing, or
+//	                                                                      ErrUnreadable: it stays
 //
 // # Page cache
 //
@@ -93,6 +103,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
 
 const (
@@ -107,7 +119,7 @@ const (
 // Store is the layers below one root directory.
 type Store struct {
 	dir   string
-	disk  disk
+	disk  files.Disk
 	log   *slog.Logger
 	lock  *os.File
 	wake  chan struct{} // a token: something is dirty
@@ -137,10 +149,11 @@ type entry struct {
 // Open opens the store below dir, which is made if it is not there, and removes
 // what a crash left in tmp. It is paired with Close.
 func Open(dir string) (*Store, error) {
-	return openDisk(dir, osDisk{})
+	return OpenOn(dir, files.OS{})
 }
 
-func openDisk(dir string, d disk) (*Store, error) {
+// OpenOn is Open with a disk of another kind, which tests have fail.
+func OpenOn(dir string, d files.Disk) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/fs/internal/files"
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // residentEnv makes the test binary print how much of the files that it is
@@ -91,8 +95,24 @@ func (s *sample) record(state State) Record {
 
 func (s *sample) index() []byte { return []byte("index of " + s.name) }
 
-// at is the Place of the sample's spans.
-func (s *sample) at(i int) (off, size int64) { return s.starts[i], int64(len(s.span(i))) }
+// table is what the sample's index says of its spans.
+func (s *sample) table() (index.Spans, error) {
+	t := make(index.Spans, s.spans())
+	for i := range t {
+		b := s.span(i)
+		t[i] = index.Span{Device: s.starts[i], Size: int64(len(b)), Digest: sha256.Sum256(b)}
+	}
+	return t, nil
+}
+
+// open is layer for who checks the error.
+func (s *sample) open(st *Store) (*Layer, error) {
+	l, err := st.Layer(s.name)
+	if err == nil {
+		l.Know(s.table, nil)
+	}
+	return l, err
+}
 
 // create puts the sample into the store, in the state that is asked for.
 func (s *sample) create(st *Store, state State) (*Layer, error) {
@@ -110,7 +130,11 @@ func (s *sample) create(st *Store, state State) (*Layer, error) {
 			}
 		}
 	}
-	return in.Commit(s.record(state))
+	l, err := in.Commit(s.record(state))
+	if err == nil {
+		l.Know(s.table, nil)
+	}
+	return l, err
 }
 
 func (s *sample) mustCreate(t *testing.T, st *Store, state State) *Layer {
@@ -125,7 +149,7 @@ func (s *sample) mustCreate(t *testing.T, st *Store, state State) *Layer {
 func (s *sample) write(t *testing.T, l *Layer, spans ...int) {
 	t.Helper()
 	for _, i := range spans {
-		if err := l.WriteSpan(i, s.starts[i], s.span(i)); err != nil {
+		if err := l.WriteSpan(i, s.span(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +169,7 @@ func (s *sample) check(l *Layer) error {
 		}
 		count++
 		got := make([]byte, len(s.span(i)))
-		if n, err := l.ReadAt(got, s.starts[i]); n < len(got) {
+		if n, err := l.readAt(got, s.starts[i]); n < len(got) {
 			return fmt.Errorf("read span %d: %w", i, err)
 		}
 		total += int64(len(got))
@@ -205,12 +229,11 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func layer(t *testing.T, st *Store, d digest.Digest) *Layer {
+// layer opens the sample's layer, which the store has.
+func (s *sample) layer(t *testing.T, st *Store) *Layer {
 	t.Helper()
-	l, err := st.Layer(d)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, err := s.open(st)
+	must(t, err)
 	return l
 }
 
@@ -225,7 +248,7 @@ func TestPresenceSurvivesReopening(t *testing.T) {
 	must(t, st.Close())
 
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, 0, 63, 64, 129)
 	s.write(t, l, s.all()...)
 	if l.Record().State != Lazy {
@@ -237,7 +260,7 @@ func TestPresenceSurvivesReopening(t *testing.T) {
 	must(t, st.Close())
 
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, s.all()...)
 	if l.Record().State != Verified {
 		t.Errorf("state is %s after Mark", l.Record().State)
@@ -263,16 +286,10 @@ func TestMarkNeedsAllSpans(t *testing.T) {
 func TestWriteSpanBounds(t *testing.T) {
 	s, st := newSample(1, 5), open(t, t.TempDir())
 	l := s.mustCreate(t, st, Lazy)
-	end := int64(len(s.device))
-	for _, c := range []struct {
-		span int
-		off  int64
-		n    int
-	}{
-		{-1, 0, 10}, {5, 0, 10}, {0, -1, 10}, {0, end, 1}, {0, end - 5, 6}, {0, 1 << 62, 10}, {0, 0, 0},
-	} {
-		if err := l.WriteSpan(c.span, c.off, make([]byte, c.n)); err == nil {
-			t.Errorf("WriteSpan(%d, %d, %d bytes) was accepted", c.span, c.off, c.n)
+	n := len(s.span(0))
+	for _, c := range []struct{ span, n int }{{-1, n}, {5, n}, {0, n - 1}, {0, n + 1}, {0, 0}} {
+		if err := l.WriteSpan(c.span, make([]byte, c.n)); err == nil {
+			t.Errorf("WriteSpan(%d, %d bytes) was accepted", c.span, c.n)
 		}
 	}
 	if l.Present(-1) || l.Present(5) {
@@ -327,7 +344,7 @@ func TestWholeLayer(t *testing.T) {
 	must(t, st.Close())
 
 	st = open(t, dir)
-	l = layer(t, st, s.name)
+	l = s.layer(t, st)
 	s.mustHave(t, l, s.all()...)
 	if rec := l.Record(); rec.State != Verified || len(rec.Refs) != 2 || rec.Refs[1] != "registry.test/app:2" {
 		t.Errorf("record is %+v", rec)
@@ -379,7 +396,7 @@ func TestCommitRefuses(t *testing.T) {
 			if _, err := in.Commit(rec); err == nil {
 				t.Error("was accepted")
 			}
-			if _, err := st.Layer(s.name); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := s.open(st); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("layer is there: %v", err)
 			}
 			assertEmpty(t, filepath.Join(dir, tmpName))
@@ -392,7 +409,7 @@ func TestCommitRefuses(t *testing.T) {
 func TestSpool(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var want []byte
-	f := spool{disk: osDisk{}, name: filepath.Join(t.TempDir(), "f")}
+	f := spool{disk: files.OS{}, name: filepath.Join(t.TempDir(), "f")}
 	for range 40 {
 		p := make([]byte, r.IntN(2*spoolBuffer+3))
 		for i := range p {
@@ -421,7 +438,7 @@ func TestVerifyWhole(t *testing.T) {
 	if err := l.VerifyWhole(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	must(t, l.WriteSpan(7, s.starts[7], bytes.Repeat([]byte{0}, len(s.span(7)))))
+	must(t, l.WriteSpan(7, bytes.Repeat([]byte{0}, len(s.span(7)))))
 	if err := l.VerifyWhole(t.Context()); !errors.Is(err, ErrMismatch) {
 		t.Errorf("changed: %v", err)
 	}
@@ -449,7 +466,7 @@ func TestPresentCostsNothing(t *testing.T) {
 		if !l.Present(50) || l.Present(51) || l.AllPresent() {
 			t.Error("presence is wrong")
 		}
-		if _, err := l.ReadAt(p, s.starts[50]); err != nil {
+		if _, err := l.readAt(p, s.starts[50]); err != nil {
 			t.Error(err)
 		}
 	}); n > 0 {

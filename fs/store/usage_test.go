@@ -45,7 +45,7 @@ func TestUsed(t *testing.T) {
 	w := whole.mustCreate(t, st, Verified)
 	must(t, st.Flush())
 	full := mustUse(t, st, "a whole layer")
-	_, err := l.Evict([]int{0, 1, 2, 17}, lazy.at)
+	_, err := l.Evict([]int{0, 1, 2, 17})
 	must(t, err)
 	mustUse(t, st, "spans evicted")
 	must(t, w.Empty())
@@ -71,7 +71,7 @@ func TestUsed(t *testing.T) {
 	mustUse(t, st, "a layer given up")
 
 	// A layer that is removed may be in use, and what is written to it is nobody's.
-	l = layer(t, st, lazy.name)
+	l = lazy.layer(t, st)
 	lazy.write(t, l, 25)
 	must(t, st.Remove(lazy.name))
 	again := lazy.mustCreate(t, st, Lazy)

@@ -27,7 +27,7 @@ const (
 // It ends early with ctx. It changes nothing: see Mark. The page cache holds
 // afterwards what it held before. What is read is written to also, in order.
 func (l *Layer) VerifyWhole(ctx context.Context, also ...io.Writer) error {
-	want := l.record.DiffID
+	want, whole := l.record.DiffID, l.evictions.Load()+1
 	h := want.Algorithm().Hash()
 	if err := l.copy(ctx, io.MultiWriter(append(also, h)...)); err != nil {
 		return fmt.Errorf("verify layer %s: %w", l.digest, err)
@@ -35,8 +35,12 @@ func (l *Layer) VerifyWhole(ctx context.Context, also ...io.Writer) error {
 	if got := digest.NewDigest(want.Algorithm(), h); got != want {
 		return fmt.Errorf("verify layer %s: device is %s instead of %s: %w", l.digest, got, want, ErrMismatch)
 	}
+	l.whole.Store(whole)
 	return nil
 }
+
+// VerifiedWhole says whether VerifyWhole has succeeded, and no span has gone since.
+func (l *Layer) VerifiedWhole() bool { return l.whole.Load() == l.evictions.Load()+1 }
 
 // piece is bytes of the device in order, or why there are none.
 type piece struct {
@@ -86,10 +90,6 @@ func (l *Layer) copy(ctx context.Context, w io.Writer) error {
 	}
 	return err
 }
-
-// Peek is ReadAt for somebody who only checks what is there: p is filled or there is an error, and
-// the page cache holds afterwards what it held before.
-func (l *Layer) Peek(p []byte, off int64) error { return l.peek(p, off) }
 
 // peek fills p for somebody who does not keep what it reads: what the page cache
 // holds is left there, and what it does not hold does not stay there.

@@ -1,0 +1,185 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// given is the spans that were given up because they could not be read. What happens to one twice
+// is not the fault of the sector that it lay on: then it stays, and is read past.
+type given struct {
+	mu    sync.Mutex
+	spans map[int]bool
+}
+
+// again notes that a span is given up, and says whether it was before.
+func (g *given) again(i int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.spans == nil {
+		g.spans = map[int]bool{}
+	}
+	was := g.spans[i]
+	g.spans[i] = true
+	return was
+}
+
+// lose gives up a span that could not be read, for why, so that it is fetched and put anew, and
+// with it those that have been lost with it: where a file was cut, all behind its end. False: it is
+// present still.
+func (l *Layer) lose(i int, why error) bool {
+	if l.given.again(i) {
+		return false
+	}
+	switch {
+	case errors.Is(why, fs.ErrNotExist):
+		// Somebody removed the file. What was removed by the store's owner is not ours to bring
+		// back, and Empty knows.
+		if err := l.Empty(); err != nil {
+			l.log.Error("a device that was removed is not made anew", "err", err)
+		}
+		return !l.present.has(i)
+	case errors.Is(why, io.ErrUnexpectedEOF):
+		if l.lengthen() {
+			return !l.present.has(i)
+		}
+	case errors.Is(why, ErrWrong) || errors.Is(why, unix.EIO) || errors.Is(why, unix.EUCLEAN) || errors.Is(why, unix.EBADMSG):
+	default:
+		return false // it says nothing about the bytes
+	}
+	if _, err := l.Evict([]int{i}); err != nil {
+		l.log.Error("a span that cannot be read stays", "err", err)
+		return false
+	}
+	return !l.present.has(i)
+}
+
+// lengthen gives a device that was cut its length back, when what it has lost is out of the store.
+// False: it was not cut, or stays so.
+func (l *Layer) lengthen() bool {
+	spans, err := l.table()
+	if err != nil {
+		return false
+	}
+	length, err := l.length()
+	if err != nil || length >= l.Size() {
+		return false
+	}
+	var lost []int
+	for i := range spans {
+		if spans[i].Device+spans[i].Size > length && l.present.has(i) {
+			lost = append(lost, i)
+		}
+	}
+	if _, err = l.Evict(lost); err == nil {
+		err = l.Restore()
+	}
+	if err != nil {
+		l.log.Error("a device that was cut stays so", "err", err)
+	}
+	return err == nil
+}
+
+// length is how long the device file is now. It is Size, unless somebody cut it: then reads behind
+// its end fail, and WriteSpan refuses to write there, until the spans that it lost are evicted.
+func (l *Layer) length() (int64, error) {
+	f, err := l.device.get()
+	if err != nil {
+		return 0, err
+	}
+	return f.Size()
+}
+
+// Restore gives a device that was cut its length back. All spans that reach behind its end have
+// been evicted.
+func (l *Layer) Restore() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	f, err := l.device.get()
+	if err != nil {
+		return err
+	}
+	if n, err := f.Size(); err != nil || n >= l.Size() {
+		return err
+	}
+	return l.modify(f, func() error { return f.Truncate(l.Size()) })
+}
+
+// Put keeps the verified bytes of span i, so that Read returns them. False: it does not, and the
+// caller serves them. The span is present then, and could not be read, or the disk does not take
+// it, as the error says.
+func (l *Layer) Put(i int, data []byte) (bool, error) {
+	if l.present.has(i) {
+		// Writing it again might make a file long again that has lost its end, and turn the rest of
+		// what it lost into zeros.
+		if l.isSure(i) {
+			return false, nil
+		}
+		gone := l.evictions.Load()
+		err := l.Repair(i, data)
+		if err == nil {
+			l.believe(i, gone)
+		}
+		return false, err
+	}
+	err := l.WriteSpan(i, data)
+	if err != nil && l.lengthen() {
+		err = l.WriteSpan(i, data)
+	}
+	return err == nil, err
+}
+
+// Repair writes the verified bytes of span i over wrong ones that are present, where the layer's
+// spans cannot be evicted because it is sealed, and makes them durable. What is mounted over the
+// device is right again from then on, but for what the kernel has in its page cache. It never makes
+// the device longer than Size, nor leaves a hole behind its old end.
+func (l *Layer) Repair(i int, data []byte) error {
+	spans, err := l.table()
+	if err != nil {
+		return err
+	}
+	if uint(i) >= uint(len(spans)) || int64(len(data)) != spans[i].Size {
+		return fmt.Errorf("repair layer %s: %d bytes are not span %d", l.digest, len(data), i)
+	}
+	off := spans[i].Device
+	l.flushMu.Lock()
+	defer l.flushMu.Unlock()
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if l.gone {
+		return fmt.Errorf("repair layer %s: %w", l.digest, os.ErrClosed)
+	}
+	f, err := l.device.get()
+	if err != nil {
+		return fmt.Errorf("repair layer %s: %w", l.digest, err)
+	}
+	length, err := f.Size()
+	if err == nil && off > length {
+		err = fmt.Errorf("span %d lies behind its %d bytes: %w", i, length, ErrCut)
+	}
+	if err == nil {
+		err = l.modify(f, func() error {
+			_, err := f.WriteAt(data, off)
+			if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
+				err = f.Truncate(l.Size()) // the zeros behind the tar
+			}
+			return err
+		})
+	}
+	if err == nil {
+		if err = f.Sync(); err != nil {
+			l.store.faults.note(err)
+			l.revert() // the kernel says it once: flush would not hear of it
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("repair layer %s: %w", l.digest, err)
+	}
+	return nil
+}
