@@ -13,7 +13,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // publish pushes a profile of an image that has an index, and a copy of what it names, of which
@@ -24,7 +24,7 @@ func (w *world) publish(p *profile.Profile, change func(c *copied)) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	b, err := index.OpenBundle(bytes.NewReader(w.trees), int64(len(w.trees)), index.Limits{})
+	b, err := bundle.Open(bytes.NewReader(w.trees), int64(len(w.trees)), bundle.Limits{})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -253,7 +254,7 @@ func (w *world) client() *remote.Client {
 // index pushes the image's index. With forge, the index is changed before.
 func (w *world) index(forge func(*index.Draft)) {
 	w.t.Helper()
-	var in []index.BundleInput
+	var in []bundle.Input
 	for _, blob := range w.blobs {
 		var windows, file bytes.Buffer
 		d, err := targz.Scan(w.t.Context(), bytes.NewReader(blob),
@@ -282,11 +283,11 @@ func (w *world) index(forge func(*index.Draft)) {
 			}
 		}
 		in = append(in,
-			index.BundleInput{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()),
+			bundle.Input{Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()),
 				Windows: &windows})
 	}
 	var trees, windows bytes.Buffer
-	if err := index.WriteBundle(&trees, &windows, in); err != nil {
+	if err := bundle.Write(&trees, &windows, in); err != nil {
 		w.t.Fatal(err)
 	}
 	im, err := w.client().Image(w.ref)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // believedLayer is layer, once its index may be used for the image, and so may those of the layers
@@ -68,7 +69,7 @@ func (t *Table) believedBelow(ctx context.Context, v *openLayer, l Layer, below 
 
 // image is an image that a layer is to be shown to, as the layer's proof sees it.
 func (t *Table) image(l Layer, below []Below) proof.Image {
-	return proof.Image{Ref: l.Ref, Lookup: func() (index.BundleLayer, bool, error) {
+	return proof.Image{Ref: l.Ref, Lookup: func() (bundle.Record, bool, error) {
 		return t.pulls.Lookup(requestOf(l, below))
 	}}
 }

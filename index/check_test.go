@@ -29,7 +29,7 @@ func resign(b []byte) []byte {
 		}
 	}
 	clear(b[16:20])
-	le.PutUint32(b[16:], crc32.Checksum(b[:headerSize], castagnoli))
+	le.PutUint32(b[16:], crc32.Checksum(b[:HeaderSize], castagnoli))
 	return b
 }
 
@@ -220,7 +220,7 @@ func TestCheckedIsSane(t *testing.T) {
 	)
 	sound := l.write(t)
 	_, device := l.files(t)
-	meta := int64(binary.LittleEndian.Uint64(sound[sectionAt+8:])) + headerSize
+	meta := int64(binary.LittleEndian.Uint64(sound[sectionAt+8:])) + HeaderSize
 	random, accepted := rand.New(rand.NewPCG(1, 2)), 0
 	for i := range 3000 {
 		b := bytes.Clone(sound)

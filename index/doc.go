@@ -14,18 +14,18 @@
 // Opening reads 1.5 KiB, whatever the number of files. Offset tables are in
 // docs/index-format.md.
 //
-// An index travels as part of an image's bundle of two blobs: "trees" holds the
-// index files of all layers, compressed, behind one table; "windows" holds
-// what is only needed together with data (decoder windows).
+// Package bundle carries the indexes of an image's layers to a registry and back. A packed one
+// comes back by Restore, which writes the file again of what it was made of, and Check is for all
+// others.
 //
 //	tar scan ──Draft──▶ Write ──file──▶ Open ──▶ Tree, Spans ──▶ fs
-//	                      │                 ▲
-//	                      └─▶ WriteBundle ──▶ OpenBundle, Extract, Check
+//	                               │         ▲
+//	                               └─ bundle ┘ (Restore, or Check)
 //
 // Bytes that come from elsewhere are checked in two depths: every method of
 // Layer and Tree stays inside its bounds whatever the bytes say, and Check walks the
 // whole tree and accepts only what Write could have made, before a kernel sees it.
 //
-// Layer, Tree and Bundle may be used by any number of goroutines at once. A
+// Layer and Tree may be used by any number of goroutines at once. A
 // Draft belongs to one goroutine at a time, during Write as well.
 package index

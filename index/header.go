@@ -23,6 +23,42 @@ type Header struct {
 	WindowsSize int64         // bytes of the layer's windows section, which lies apart
 }
 
+// NamesSize is how many bytes AppendNames appends.
+const NamesSize = 2*digestSize + 16
+
+// AppendNames appends what an index file and the table of a bundle begin with to tell which layer
+// they speak of: the two digests of 72 bytes (see encodeDigest), the sizes of blob and device of 8.
+func (h *Header) AppendNames(b []byte) ([]byte, error) {
+	for _, d := range []digest.Digest{h.Layer, h.DiffID} {
+		e, err := encodeDigest(d)
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, e[:]...)
+	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.LayerSize))
+	return binary.LittleEndian.AppendUint64(b, uint64(h.DeviceSize)), nil
+}
+
+// ParseNames makes a header of what AppendNames appended, NamesSize bytes, and of the size of the
+// layer's windows, and checks it. Errors wrap ErrCorrupt.
+func ParseNames(b []byte, windows int64) (Header, error) {
+	h := Header{WindowsSize: windows}
+	for i, d := range []*digest.Digest{&h.Layer, &h.DiffID} {
+		var err error
+		if *d, err = decodeDigest(b[i*digestSize:][:digestSize]); err != nil {
+			return h, err
+		}
+	}
+	b = b[2*digestSize:]
+	h.LayerSize = int64(binary.LittleEndian.Uint64(b))
+	h.DeviceSize = int64(binary.LittleEndian.Uint64(b[8:]))
+	if err := h.check(); err != nil {
+		return h, corrupt("%v", err)
+	}
+	return h, nil
+}
+
 // check says what is wrong with h as the header of a layer that can be indexed.
 func (h *Header) check() error {
 	if _, err := encodeDigest(h.Layer); err != nil {
@@ -61,12 +97,15 @@ func (h *Header) check() error {
 //	         made some, which nothing reads; the size is 0 now
 //	392 632  0
 const (
-	headerSize  = 1024
 	headerMagic = "MICAIDX\n"
+	namesAt     = 32
 	sectionAt   = 200
 	sectionSize = 48
 	headerUsed  = sectionAt + sections*sectionSize
 )
+
+// HeaderSize is how many bytes at the start of an index file are its header.
+const HeaderSize = 1024
 
 // Sections of an index. The content digests of older writers lie outside of the file, behind the
 // windows.
@@ -87,30 +126,29 @@ type section struct {
 // castagnoli is the polynomial of the header's checksum.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// fileHeader is the decoded header.
-type fileHeader struct {
+// FileHeader is the header of an index file: the layer's names and sizes, and size and digest of
+// each part of the file. So it tells one file from all others.
+type FileHeader struct {
 	Header
 	size    int64 // of the file
 	section [sections]section
 }
 
+// Digests returns how many bytes of content digests, which nothing reads any more, an older writer
+// has put behind the layer's windows.
+func (h *FileHeader) Digests() int64 { return h.section[sectionDigests].Size }
+
 // encode returns the bytes of h.
-func (h *fileHeader) encode() ([headerSize]byte, error) {
-	var b [headerSize]byte
+func (h *FileHeader) encode() ([HeaderSize]byte, error) {
+	var b [HeaderSize]byte
 	copy(b[:], headerMagic)
 	le := binary.LittleEndian
 	le.PutUint32(b[8:], Version)
 	le.PutUint64(b[24:], uint64(h.size))
-	for i, d := range []digest.Digest{h.Layer, h.DiffID} {
-		e, err := encodeDigest(d)
-		if err != nil {
-			return b, err
-		}
-		copy(b[32+i*digestSize:], e[:])
+	if _, err := h.AppendNames(b[:namesAt]); err != nil {
+		return b, err
 	}
-	le.PutUint64(b[176:], uint64(h.LayerSize))
-	le.PutUint64(b[184:], uint64(h.DeviceSize))
-	le.PutUint64(b[192:], uint64(h.WindowsSize))
+	le.PutUint64(b[namesAt+NamesSize:], uint64(h.WindowsSize))
 	for i, s := range h.section {
 		at := b[sectionAt+i*sectionSize:]
 		le.PutUint64(at, uint64(s.Off))
@@ -121,9 +159,13 @@ func (h *fileHeader) encode() ([headerSize]byte, error) {
 	return b, nil
 }
 
-// decodeHeader parses and checks a header for a file of the given size in
-// bytes: sections follow each other without gaps and end at the file's end.
-func decodeHeader(b *[headerSize]byte, size int64) (*fileHeader, error) {
+// DecodeHeader parses and checks a header, HeaderSize bytes, for a file of the given size in
+// bytes: sections follow each other without gaps and end at the file's end. Errors wrap ErrCorrupt,
+// but for that of a version that is too new.
+func DecodeHeader(b []byte, size int64) (*FileHeader, error) {
+	if len(b) != HeaderSize {
+		return nil, corrupt("header of %d bytes", len(b))
+	}
 	le := binary.LittleEndian
 	if string(b[:8]) != headerMagic {
 		return nil, corrupt("not an index file")
@@ -135,26 +177,19 @@ func decodeHeader(b *[headerSize]byte, size int64) (*fileHeader, error) {
 		return nil, corrupt("version 0")
 	}
 	sum := le.Uint32(b[16:])
-	c := *b
+	c := [HeaderSize]byte(b)
 	clear(c[16:20])
 	if crc32.Checksum(c[:], castagnoli) != sum {
 		return nil, corrupt("header checksum")
 	}
-	h := &fileHeader{size: int64(le.Uint64(b[24:]))}
+	h := &FileHeader{size: int64(le.Uint64(b[24:]))}
 	if h.size != size {
 		return nil, corrupt("header says %d bytes, the file has %d", h.size, size)
 	}
-	for i, d := range []*digest.Digest{&h.Layer, &h.DiffID} {
-		var err error
-		if *d, err = decodeDigest(b[32+i*digestSize:][:digestSize]); err != nil {
-			return nil, err
-		}
-	}
-	h.LayerSize = int64(le.Uint64(b[176:]))
-	h.DeviceSize = int64(le.Uint64(b[184:]))
-	h.WindowsSize = int64(le.Uint64(b[192:]))
-	if err := h.check(); err != nil {
-		return nil, corrupt("header: %v", err)
+	var err error
+	windows := int64(le.Uint64(b[namesAt+NamesSize:]))
+	if h.Header, err = ParseNames(b[namesAt:][:NamesSize], windows); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
 	}
 	for i := range h.section {
 		at := b[sectionAt+i*sectionSize:]
@@ -168,8 +203,8 @@ func decodeHeader(b *[headerSize]byte, size int64) (*fileHeader, error) {
 	return h, h.checkSections()
 }
 
-func (h *fileHeader) checkSections() error {
-	end := int64(headerSize)
+func (h *FileHeader) checkSections() error {
+	end := int64(HeaderSize)
 	for i, s := range h.section[:sectionDigests] {
 		if s.Off != end || s.Size < 0 || s.Size > h.size-end {
 			return corrupt("section %d at %d with %d bytes: does not follow byte %d", i, s.Off, s.Size, end)
@@ -180,7 +215,7 @@ func (h *fileHeader) checkSections() error {
 		return corrupt("sections end at byte %d of %d", end, h.size)
 	}
 	tree := h.section[sectionTree].Size
-	if (headerSize+tree)%BlockSize != 0 || headerSize+tree < rootOffset+inodeSize || (headerSize+tree)/BlockSize > maxBlocks {
+	if (HeaderSize+tree)%BlockSize != 0 || HeaderSize+tree < rootOffset+inodeSize || (HeaderSize+tree)/BlockSize > maxBlocks {
 		return corrupt("tree of %d bytes", tree)
 	}
 	if n := h.section[sectionSpans].Size; n%spanSize != 0 || n > MaxSpans*spanSize {

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // endless is a file of any size that holds head and zeros, and costs nothing.
@@ -139,83 +137,6 @@ func TestManyImplicit(t *testing.T) {
 	if d := time.Since(start); d > 5*time.Second || found != n+1 {
 		t.Errorf("%d paths in %v", found, d)
 	}
-}
-
-// TestBundleBomb opens bundles whose few bytes decompress to more than the table says, or whose
-// table says more than is allowed.
-func TestBundleBomb(t *testing.T) {
-	le := binary.LittleEndian
-	good := bundleOf(t, layerOf(file("a", "a")))
-	// with replaces the frame, and makes the table say that the index file has size bytes.
-	with := func(frame []byte, size int64) []byte {
-		b := append(bytes.Clone(good.trees.Bytes()[:bundleHeader+bundleRecord]), frame...)
-		le.PutUint64(b[bundleHeader+208:], uint64(len(frame)))
-		if size > 0 {
-			le.PutUint64(b[bundleHeader+160:], uint64(size))
-		}
-		return b
-	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
-	if err != nil {
-		t.Fatal(err)
-	}
-	zeros := enc.EncodeAll(make([]byte, 64<<20), nil)
-	wide, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(64<<20))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, b := range map[string][]byte{
-		"64 MiB of zeros":        with(zeros, 0),
-		"as many as it says":     with(zeros, 64<<20),
-		"many frames":            with(bytes.Repeat(zeros, 16), 0),
-		"window of 64 MiB":       with(wide.EncodeAll(make([]byte, 65<<20), nil), 65<<20),
-		"size of 2^60":           with([]byte("\x28\xb5\x2f\xfd\xe4\x00\x00\x00\x00\x00\x00\x00\x10\x01\x00\x00"), 0),
-		"skippable frames alone": with(bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<16), 0),
-	} {
-		t.Run(name, func(t *testing.T) {
-			x, err := OpenBundle(bytes.NewReader(b), int64(len(b)), Limits{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			l := x.Layers()[0]
-			var written countWriter
-			n := allocated(func() { err = x.Extract(l.Layer, &written) })
-			if !errors.Is(err, ErrCorrupt) {
-				t.Errorf("error %v", err)
-			}
-			if int64(written) > l.IndexSize+1 {
-				t.Errorf("%d bytes written, the table says %d", written, l.IndexSize)
-			}
-			if n > 48<<20 {
-				t.Errorf("%d bytes allocated", n)
-			}
-		})
-	}
-
-	layers := make([]*layer, 5)
-	for i := range layers {
-		layers[i] = layerOf(file("a", "a"))
-	}
-	b := bundleOf(t, layers...)
-	one := int64(len(b.index[0]))
-	open := func(limit int64) error {
-		_, err := OpenBundle(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{IndexSize: limit})
-		return err
-	}
-	if err := open(5 * one); err != nil {
-		t.Error(err)
-	}
-	if err := open(5*one - 1); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "Limits.IndexSize") {
-		t.Errorf("five indexes that are too large together: %v", err)
-	}
-}
-
-// countWriter counts what is written.
-type countWriter int64
-
-func (w *countWriter) Write(p []byte) (int, error) {
-	*w += countWriter(len(p))
-	return len(p), nil
 }
 
 // TestHostileSpans checks tables of spans that are wrong in one way each.

@@ -13,7 +13,7 @@ import (
 // once they were asked for; everything else is read when it is needed.
 type Layer struct {
 	r      io.ReaderAt
-	header *fileHeader
+	header *FileHeader
 	inodes uint64 // that the superblock claims
 	tree   Tree
 	spans  atomic.Pointer[Spans] // nil until loaded
@@ -33,15 +33,15 @@ func open(r io.ReaderAt, size int64) (*Layer, error) {
 	if size < rootOffset+inodeSize {
 		return nil, corrupt("file of %d bytes", size)
 	}
-	var b [headerSize + BlockSize]byte
+	var b [HeaderSize + BlockSize]byte
 	if err := readFull(r, b[:], 0); err != nil {
 		return nil, err
 	}
-	h, err := decodeHeader((*[headerSize]byte)(b[:]), size)
+	h, err := DecodeHeader(b[:HeaderSize], size)
 	if err != nil {
 		return nil, err
 	}
-	l := &Layer{r: r, header: h, inodes: superInodes(b[headerSize:])}
+	l := &Layer{r: r, header: h, inodes: superInodes(b[HeaderSize:])}
 	// Only the count of inodes is not in the header as well. All other bits of the
 	// superblock follow from it, so nothing that was not meant can be set in it.
 	want := super{
@@ -50,7 +50,7 @@ func open(r io.ReaderAt, size int64) (*Layer, error) {
 		deviceBlocks: uint32(blocksOf(h.DeviceSize)),
 		diffID:       h.DiffID,
 	}.encode()
-	if [BlockSize]byte(b[headerSize:]) != want {
+	if [BlockSize]byte(b[HeaderSize:]) != want {
 		return nil, corrupt("superblock")
 	}
 	l.tree = Tree{r: r, size: l.TreeSize(), device: h.DeviceSize}
@@ -79,7 +79,7 @@ func (l *Layer) Inodes() int64 { return int64(l.inodes) }
 func (l *Layer) Tree() *Tree { return &l.tree }
 
 // TreeSize returns how many bytes from the start of the file on are the EROFS image.
-func (l *Layer) TreeSize() int64 { return headerSize + l.header.section[sectionTree].Size }
+func (l *Layer) TreeSize() int64 { return HeaderSize + l.header.section[sectionTree].Size }
 
 // Spans returns the layer's span table: in order, covering the device, inside
 // the blob. It is loaded and checked at the first call, and again after an error;

@@ -61,9 +61,9 @@ func patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 	if _, err := w.Write(b[:]); err != nil {
 		return err
 	}
-	n, err := io.Copy(w, io.NewSectionReader(r, headerSize, h.size-headerSize))
-	if err == nil && n != h.size-headerSize {
-		err = corrupt("the file ends at byte %d", headerSize+n)
+	n, err := io.Copy(w, io.NewSectionReader(r, HeaderSize, h.size-HeaderSize))
+	if err == nil && n != h.size-HeaderSize {
+		err = corrupt("the file ends at byte %d", HeaderSize+n)
 	}
 	return err
 }

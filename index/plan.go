@@ -39,15 +39,15 @@ func (p *place) nid() uint64 { return uint64(p.off-metaOffset) / nidSize }
 type dirPlan struct {
 	node   *Node
 	parent *Node
-	links  []link // in the order of their names' bytes, with "." and ".."
-	size   int64  // i_size: whole blocks and the used part of the last
-	path   int    // bytes of its path
+	links  []Entry // in the order of their names' bytes, with "." and ".."
+	size   int64   // i_size: whole blocks and the used part of the last
+	path   int     // bytes of its path
 }
 
-// link is an entry of a directory.
-type link struct {
-	name string
-	node *Node
+// Entry is an entry of a directory.
+type Entry struct {
+	Name string
+	Node *Node
 }
 
 // newPlan checks d and lays its tree out.
@@ -62,7 +62,7 @@ func newPlan(d *Draft) (*plan, error) {
 		return nil, errors.New("the root is not a directory")
 	}
 	p := &plan{draft: d}
-	if err := p.walk(sortedLinks); err != nil {
+	if err := p.walk(d.entries); err != nil {
 		return nil, err
 	}
 	if err := p.layout(); err != nil {
@@ -74,7 +74,7 @@ func newPlan(d *Draft) (*plan, error) {
 // walk lists the nodes and counts their links. list returns the entries of a directory but "." and
 // "..", in the order of their names' bytes; it is called for each directory once, after its node
 // was met, in the order of the inodes that the entries name first.
-func (p *plan) walk(list func(dir *Node) ([]link, error)) error {
+func (p *plan) walk(list func(dir *Node) ([]Entry, error)) error {
 	root := p.draft.Root
 	p.add(root, root)
 	entries := 0
@@ -91,16 +91,16 @@ func (p *plan) walk(list func(dir *Node) ([]link, error)) error {
 		}
 		firstSub := len(p.dirs)
 		for _, l := range links {
-			switch child := l.node; {
+			switch child := l.Node; {
 			case child == nil || typeOf(child.Mode) == 0 || child.Mode > 0xffff:
-				return fmt.Errorf("%s: no type", join(p.path(at), l.name))
+				return fmt.Errorf("%s: no type", join(p.path(at), l.Name))
 			case child.at.plan != p:
 				p.add(child, dir)
 				if sub := len(p.dirs) - 1; p.dirs[sub].node == child {
-					p.dirs[sub].path = p.dirs[at].path + 1 + len(l.name)
+					p.dirs[sub].path = p.dirs[at].path + 1 + len(l.Name)
 				}
 			case child.Mode&modeType == modeDir:
-				return fmt.Errorf("%s: second link to a directory", join(p.path(at), l.name))
+				return fmt.Errorf("%s: second link to a directory", join(p.path(at), l.Name))
 			default:
 				child.at.nlink++
 			}
@@ -127,25 +127,45 @@ func (p *plan) add(n, parent *Node) {
 	}
 }
 
-// sortedLinks returns the entries of a directory of a draft.
-func sortedLinks(dir *Node) ([]link, error) {
-	links := make([]link, 0, len(dir.Children)+2) // withDots adds two
+// entries returns the entries of a directory of a draft, in the order of their names' bytes.
+func (d *Draft) entries(dir *Node) ([]Entry, error) {
+	if d.Entries != nil {
+		return d.listed(dir)
+	}
+	links := make([]Entry, 0, len(dir.Children)+2) // withDots adds two
 	for name, n := range dir.Children {
 		if err := checkName(name); err != nil {
 			return nil, err
 		}
-		links = append(links, link{name, n})
+		links = append(links, Entry{name, n})
 	}
-	slices.SortFunc(links, func(a, b link) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(links, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+	return links, nil
+}
+
+// listed returns what Draft.Entries returns, checked.
+func (d *Draft) listed(dir *Node) ([]Entry, error) {
+	links, err := d.Entries(dir)
+	if err != nil {
+		return nil, err
+	}
+	for i := range links {
+		if err := checkName(links[i].Name); err != nil {
+			return nil, err
+		}
+		if i > 0 && links[i-1].Name >= links[i].Name {
+			return nil, fmt.Errorf("%.64q is not behind %.64q", links[i].Name, links[i-1].Name)
+		}
+	}
 	return links, nil
 }
 
 // withDots adds "." and ".." to a directory's entries.
-func withDots(links []link, dir, parent *Node) []link {
-	at, _ := slices.BinarySearchFunc(links, ".", func(l link, name string) int { return strings.Compare(l.name, name) })
-	links = slices.Insert(links, at, link{".", dir})
-	at, _ = slices.BinarySearchFunc(links, "..", func(l link, name string) int { return strings.Compare(l.name, name) })
-	return slices.Insert(links, at, link{"..", parent})
+func withDots(links []Entry, dir, parent *Node) []Entry {
+	at, _ := slices.BinarySearchFunc(links, ".", func(l Entry, name string) int { return strings.Compare(l.Name, name) })
+	links = slices.Insert(links, at, Entry{".", dir})
+	at, _ = slices.BinarySearchFunc(links, "..", func(l Entry, name string) int { return strings.Compare(l.Name, name) })
+	return slices.Insert(links, at, Entry{"..", parent})
 }
 
 // checkName says why name cannot be a directory entry.
@@ -259,9 +279,9 @@ func (p *plan) shapeFlat(n *Node, s *shape, tail int64) {
 }
 
 // direntsSize returns the i_size of a directory of the given entries.
-func direntsSize(links []link) int64 {
+func direntsSize(links []Entry) int64 {
 	size := int64(0)
-	eachDirBlock(links, func(block []link, used int64) {
+	eachDirBlock(links, func(block []Entry, used int64) {
 		size = alignUp(size, BlockSize) + used
 	})
 	return size
@@ -270,10 +290,10 @@ func direntsSize(links []link) int64 {
 // eachDirBlock divides the entries of a directory into blocks and calls fn with
 // the entries and the bytes of each: 12 for every entry, then
 // the names.
-func eachDirBlock(links []link, fn func(block []link, used int64)) {
+func eachDirBlock(links []Entry, fn func(block []Entry, used int64)) {
 	first, used := 0, int64(0)
 	for i := range links {
-		n := int64(direntSize + len(links[i].name))
+		n := int64(direntSize + len(links[i].Name))
 		if used+n > BlockSize {
 			fn(links[first:i], used)
 			first, used = i, 0
@@ -296,8 +316,8 @@ func (p *plan) path(at int) string {
 // nameOf returns the name of a directory's child.
 func (d *dirPlan) nameOf(child *Node) string {
 	for _, l := range d.links {
-		if l.node == child && l.name != "." && l.name != ".." {
-			return l.name
+		if l.Node == child && l.Name != "." && l.Name != ".." {
+			return l.Name
 		}
 	}
 	return ""

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
 
@@ -100,20 +99,6 @@ func fastest(n int, fn func()) time.Duration {
 	return best
 }
 
-// TestSize: the compressed tree takes no more than 12 bytes a file.
-func TestSize(t *testing.T) {
-	const files = 20_000
-	index := wide(files).write(t)
-	x := openBytes(t, index)
-	var b bytes.Buffer
-	if _, packed, err := packIndex(&b, x); err != nil || !packed {
-		t.Fatalf("packed: %t, %v", packed, err)
-	}
-	if b.Len() > 12*files {
-		t.Errorf("%.1f bytes a file", float64(b.Len())/files)
-	}
-}
-
 func BenchmarkOpen(b *testing.B) {
 	index := wide(100_000).write(b)
 	b.ReportAllocs()
@@ -152,36 +137,5 @@ func BenchmarkLookup(b *testing.B) {
 		if _, err := x.Tree().Lookup(dir, fmt.Sprintf("%05d", i*7919%20_000)); err != nil {
 			b.Fatal(err)
 		}
-	}
-}
-
-// BenchmarkExtract takes a layer that is packed, as most are.
-func BenchmarkExtract(b *testing.B) {
-	bundle := bundleOf(b, wide(60_000))
-	x := bundle.open(b)
-	b.SetBytes(x.Layers()[0].IndexSize)
-	b.ReportMetric(float64(bundle.trees.Len())/60_000, "B/file")
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := x.Extract(x.Layers()[0].Layer, io.Discard); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-// BenchmarkCompress compares the levels that an index could be compressed with.
-func BenchmarkCompress(b *testing.B) {
-	index := wide(100_000).write(b)
-	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
-		b.Run(level.String(), func(b *testing.B) {
-			b.SetBytes(int64(len(index)))
-			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
-			if err != nil {
-				b.Fatal(err)
-			}
-			for b.Loop() {
-				b.ReportMetric(float64(len(z.EncodeAll(index, nil)))/100_000, "B/file")
-			}
-		})
 	}
 }

@@ -124,16 +124,10 @@ func Bare(w io.Writer, l *Layer) error {
 // extended attributes is made, because all of it is in memory meanwhile, some 400 bytes a file.
 const MaxRewritten = 1 << 17
 
-// ErrTooLarge is wrapped by the errors of Bare and Patch where a tree has too many files.
-var ErrTooLarge = fmt.Errorf("more than %d files", MaxRewritten)
-
 // rewrite writes an index of the same layer with the nodes that change leaves of l's, which it gets
 // by nid.
 func (l *Layer) rewrite(w io.Writer, change func(nodes map[uint64]*Node)) error {
-	if l.inodes > MaxRewritten {
-		return fmt.Errorf("copy the index of layer %s: %w", l.header.Layer, ErrTooLarge)
-	}
-	d, nodes, err := draftOf(l, MaxRewritten)
+	d, nodes, err := l.draft(MaxRewritten)
 	if err != nil {
 		return fmt.Errorf("copy the index of layer %s: %w", l.header.Layer, err)
 	}

@@ -13,6 +13,12 @@ type Draft struct {
 	Header
 	Root  *Node
 	Spans []Span
+
+	// Entries lists a directory but "." and "..", in the order of its names' bytes, in the place of
+	// Node.Children where it is not nil. It is called once a directory, when the entry that names
+	// the directory was listed: for the root, then for a directory's first subdirectory and all
+	// below it, then for the next one. Write may put two more entries behind those in the slice.
+	Entries func(dir *Node) ([]Entry, error)
 }
 
 // Write writes the index file of d to w and returns its size in bytes. Equal
@@ -34,8 +40,8 @@ func Write(w io.Writer, d *Draft) (int64, error) {
 }
 
 func (p *plan) write(w io.Writer) (int64, error) {
-	h := fileHeader{Header: p.draft.Header, size: headerSize}
-	for i, emit := range []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit} {
+	h := FileHeader{Header: p.draft.Header, size: HeaderSize}
+	for i, emit := range p.sections() {
 		if err := h.measure(i, emit); err != nil {
 			return 0, err
 		}
@@ -50,8 +56,8 @@ func (p *plan) write(w io.Writer) (int64, error) {
 	if _, err := w.Write(b[:]); err != nil {
 		return 0, err
 	}
-	total := int64(headerSize)
-	for _, emit := range []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit} {
+	total := int64(HeaderSize)
+	for _, emit := range p.sections() {
 		n, err := emit(w)
 		if total += n; err != nil {
 			return total, err
@@ -60,8 +66,56 @@ func (p *plan) write(w io.Writer) (int64, error) {
 	return total, nil
 }
 
+// Restore writes the index file that h is the header of, of the draft that it was written of.
+// d.Header is set to that. The error for a draft of another file, or of one that Check would not
+// accept, wraps ErrCorrupt; w then holds a part of a file that is worth nothing.
+func (h *FileHeader) Restore(w io.Writer, d *Draft) error {
+	d.Header = h.Header
+	p, err := newPlan(d)
+	if err != nil {
+		return corrupt("%v", err)
+	}
+	for i := range p.dirs {
+		if n := p.dirs[i].path; n > maxPath {
+			return corrupt("path of %d bytes", n)
+		}
+	}
+	return p.writeAs(w, h)
+}
+
+// writeAs writes the index file, once, if it is the one that h describes.
+func (p *plan) writeAs(w io.Writer, h *FileHeader) error {
+	// A small draft can stand for a large tree: it is as large as was said, or not written.
+	if n := h.section[sectionTree].Size; HeaderSize+n != p.blocks*BlockSize {
+		return corrupt("tree of %d blocks, the header says %d bytes", p.blocks, n)
+	}
+	header, err := h.encode()
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(header[:]); err != nil {
+		return err
+	}
+	made := FileHeader{size: HeaderSize}
+	for i, emit := range p.sections() {
+		err := made.measure(i, func(sum io.Writer) (int64, error) { return emit(io.MultiWriter(w, sum)) })
+		if err != nil {
+			return err
+		}
+		if made.section[i] != h.section[i] {
+			return corrupt("section %d is not what the header says", i)
+		}
+	}
+	return nil
+}
+
+// sections are the functions that write the file's sections, in their order.
+func (p *plan) sections() []func(io.Writer) (int64, error) {
+	return []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit}
+}
+
 // measure sets section i, which follows what was measured before, to what emit writes.
-func (h *fileHeader) measure(i int, emit func(io.Writer) (int64, error)) error {
+func (h *FileHeader) measure(i int, emit func(io.Writer) (int64, error)) error {
 	sum := sha256.New()
 	n, err := emit(sum)
 	if err != nil {
@@ -95,7 +149,7 @@ func (w *imageWriter) seek(off int64) {
 
 // writeTree writes the image from its superblock on, and returns its size.
 func (p *plan) writeTree(w io.Writer) (int64, error) {
-	out := &imageWriter{w: bufio.NewWriterSize(w, 64<<10), off: headerSize}
+	out := &imageWriter{w: bufio.NewWriterSize(w, 64<<10), off: HeaderSize}
 	super := super{
 		inodes:       uint64(len(p.nodes)),
 		blocks:       uint32(p.blocks),
@@ -119,7 +173,7 @@ func (p *plan) writeTree(w io.Writer) (int64, error) {
 		}
 	}
 	out.seek(p.blocks * BlockSize)
-	return out.off - headerSize, out.w.Flush()
+	return out.off - HeaderSize, out.w.Flush()
 }
 
 // appendInode appends the inode of n and all that lies behind it.
@@ -138,7 +192,7 @@ func (p *plan) appendInode(b []byte, n *Node) ([]byte, error) {
 	case s.inline > 0:
 		d := &p.dirs[n.at.dir]
 		at := int64(0)
-		eachDirBlock(d.links, func(block []link, used int64) {
+		eachDirBlock(d.links, func(block []Entry, used int64) {
 			if at += BlockSize; at > d.size {
 				b = appendBlock(b, block)
 			}
@@ -178,17 +232,17 @@ func (n *Node) appendHeader(out []byte) []byte {
 }
 
 // appendBlock appends the entries and names of one directory block.
-func appendBlock(b []byte, links []link) []byte {
+func appendBlock(b []byte, links []Entry) []byte {
 	le := binary.LittleEndian
 	at := len(links) * direntSize
 	for _, l := range links {
-		b = le.AppendUint64(b, l.node.at.nid())
+		b = le.AppendUint64(b, l.Node.at.nid())
 		b = le.AppendUint16(b, uint16(at))
-		b = append(b, uint8(typeOf(l.node.Mode)), 0)
-		at += len(l.name)
+		b = append(b, uint8(typeOf(l.Node.Mode)), 0)
+		at += len(l.Name)
 	}
 	for _, l := range links {
-		b = append(b, l.name...)
+		b = append(b, l.Name...)
 	}
 	return b
 }
@@ -200,7 +254,7 @@ func (p *plan) writeBlocks(w *imageWriter, n *Node) {
 	switch n.Mode & modeType {
 	case modeDir:
 		d := &p.dirs[n.at.dir]
-		eachDirBlock(d.links, func(block []link, _ int64) {
+		eachDirBlock(d.links, func(block []Entry, _ int64) {
 			if w.seek(start + alignUp(w.off-start, BlockSize)); w.off < end {
 				w.block = appendBlock(w.block[:0], block)
 				w.write(w.block)

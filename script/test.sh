@@ -40,7 +40,7 @@ step() {
 		go test -timeout 10m ./index/... ./fs || failed=1
 		local -x CGO_ENABLED=1 GORACE=atexit_sleep_ms=0
 		go list ./... | grep -Ev '/index|/fs$' | xargs go test -race -timeout 20m || failed=1
-		go test -race -timeout 20m -run "$together" ./index ./fs || failed=1
+		go test -race -timeout 20m -run "$together" ./index/bundle ./fs || failed=1
 		return $failed
 		;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;

@@ -21,6 +21,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
@@ -202,7 +203,7 @@ func (c *indexCreate) build(
 		return nil, err
 	}
 	b := &built{}
-	var in []index.BundleInput
+	var in []bundle.Input
 	for _, s := range scanned {
 		if s.skipped != "" {
 			b.skipped = append(b.skipped, s.skipped)
@@ -243,8 +244,8 @@ func (s *scannedLayer) close() {
 	}
 }
 
-func (s *scannedLayer) input() index.BundleInput {
-	return index.BundleInput{Index: s.index, Size: s.size,
+func (s *scannedLayer) input() bundle.Input {
+	return bundle.Input{Index: s.index, Size: s.size,
 		Windows: io.NewSectionReader(s.windows, 0, 1<<62)}
 }
 
@@ -293,7 +294,7 @@ func (c *indexCreate) scan(
 }
 
 // write makes the bundle's two blobs.
-func (b *built) write(dir string, in []index.BundleInput) (err error) {
+func (b *built) write(dir string, in []bundle.Input) (err error) {
 	if b.trees, err = os.CreateTemp(dir, "trees-"); err != nil {
 		return err
 	}
@@ -301,7 +302,7 @@ func (b *built) write(dir string, in []index.BundleInput) (err error) {
 		return err
 	}
 	trees, windows := digest.Canonical.Digester(), digest.Canonical.Digester()
-	if err := index.WriteBundle(io.MultiWriter(b.trees, trees.Hash()),
+	if err := bundle.Write(io.MultiWriter(b.trees, trees.Hash()),
 		io.MultiWriter(b.windows, windows.Hash()), in); err != nil {
 		return err
 	}

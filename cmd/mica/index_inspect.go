@@ -16,6 +16,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // maxTrees bounds the trees blob that inspect keeps in memory, bytes.
@@ -108,11 +109,11 @@ func inspectFile(name string, size int64) (*inspection, error) {
 		return nil, err
 	}
 	defer f.Close()
-	trees, err := index.TreesSize(f, size)
+	trees, err := bundle.TreesSize(f, size)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	b, err := index.OpenBundle(f, trees, index.Limits{})
+	b, err := bundle.Open(f, trees, bundle.Limits{})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -120,7 +121,7 @@ func inspectFile(name string, size int64) (*inspection, error) {
 	return r, r.add(b)
 }
 
-func (r *inspection) add(b *index.Bundle) error {
+func (r *inspection) add(b *bundle.Bundle) error {
 	for _, l := range b.Layers() {
 		one := inspectedLayer{
 			Layer: l.Layer, DiffID: l.DiffID, LayerSize: l.LayerSize, DeviceSize: l.DeviceSize,
@@ -135,7 +136,7 @@ func (r *inspection) add(b *index.Bundle) error {
 }
 
 // open reads from the layer's index what the bundle's table does not tell.
-func (l *inspectedLayer) open(b *index.Bundle) (err error) {
+func (l *inspectedLayer) open(b *bundle.Bundle) (err error) {
 	f, err := os.CreateTemp("", "mica-inspect-")
 	if err != nil {
 		return err

@@ -41,6 +41,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // ErrDisproved is wrapped by errors that mean: the layer came whole, and its bytes are not those of
@@ -118,7 +119,7 @@ type Layer interface {
 type Image struct {
 	Ref string // "": not known
 	// Lookup returns what the image's repository has for the layer; false: nothing.
-	Lookup func() (index.BundleLayer, bool, error)
+	Lookup func() (bundle.Record, bool, error)
 }
 
 // Proof is what is known of one layer that is open. New makes it.

@@ -16,6 +16,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -52,7 +53,7 @@ func (p *Pull) bring(d digest.Digest, atHand func()) error {
 }
 
 // install puts a layer's index from the image's bundle into the store.
-func (p *Pull) install(b *bundle, l index.BundleLayer) error {
+func (p *Pull) install(b *imageIndex, l bundle.Record) error {
 	in, err := p.all.o.Store.Create(l.Layer)
 	if err != nil {
 		return err
@@ -68,7 +69,7 @@ func (p *Pull) install(b *bundle, l index.BundleLayer) error {
 // extract writes a layer's index into a draft, checks it, and returns what the store is to keep
 // about the layer.
 func (p *Pull) extract(
-	in *store.Incoming, b *bundle, l index.BundleLayer,
+	in *store.Incoming, b *imageIndex, l bundle.Record,
 ) (rec store.Record, err error) {
 	if err := p.all.cores.acquire(p.ctx, l.IndexSize); err != nil {
 		return rec, err

@@ -20,19 +20,20 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
 // maxTrees bounds the trees blob of one image. At 17 bytes a file it has 15 million files.
 const maxTrees = 256 << 20
 
-// bundle is an image's index from the registry. A nil bundle has no layers.
-type bundle struct {
-	*index.Bundle
+// imageIndex is what a registry has of an image's layers. A nil one has no layers.
+type imageIndex struct {
+	*bundle.Bundle
 	windows ocispec.Descriptor
 }
 
-func (b *bundle) find(d digest.Digest) (index.BundleLayer, bool) {
+func (b *imageIndex) find(d digest.Digest) (bundle.Record, bool) {
 	if b != nil {
 		for _, l := range b.Layers() {
 			if l.Layer == d {
@@ -40,11 +41,11 @@ func (b *bundle) find(d digest.Digest) (index.BundleLayer, bool) {
 			}
 		}
 	}
-	return index.BundleLayer{}, false
+	return bundle.Record{}, false
 }
 
 // windowsOf says where the windows of a layer are.
-func (b *bundle) windowsOf(l index.BundleLayer) (store.Windows, error) {
+func (b *imageIndex) windowsOf(l bundle.Record) (store.Windows, error) {
 	end := b.windows.Size
 	if r := l.Windows; r.Off > end || r.Size > end-r.Off {
 		return store.Windows{},
@@ -70,7 +71,7 @@ const (
 // replay the profile. An index that is not usable, does not come or cannot be looked for counts as
 // none: the image is then brought as one that was never indexed. An error says that the pull is
 // over.
-func (p *Pull) find() (b *bundle, err error) {
+func (p *Pull) find() (b *imageIndex, err error) {
 	start := time.Now()
 	defer func() {
 		if b == nil {
@@ -179,7 +180,7 @@ func (p *Pull) fetchProfile(d ocispec.Descriptor) ([]byte, error) {
 
 // openBundle fetches the trees of the index that a referrer describes, for a pull that began at
 // start.
-func (p *Pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error) {
+func (p *Pull) openBundle(d ocispec.Descriptor, start time.Time) (*imageIndex, error) {
 	wait := p.image.Patience(p.ctx, remote.AboutBlob,
 		max(lookupTime-time.Since(start), lookupLeast))
 	ctx, cancel := context.WithTimeoutCause(p.ctx, wait, errSlow)
@@ -192,13 +193,13 @@ func (p *Pull) openBundle(d ocispec.Descriptor, start time.Time) (*bundle, error
 	if err != nil {
 		return nil, err
 	}
-	b, err := index.OpenBundle(f, x.Trees.Size, p.all.o.Limits.bundle())
+	b, err := bundle.Open(f, x.Trees.Size, p.all.o.Limits.bundle())
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	// The file has no name; it goes with the last who reads it.
 	context.AfterFunc(p.ctx, func() { f.Close() })
-	return &bundle{Bundle: b, windows: x.Windows}, nil
+	return &imageIndex{Bundle: b, windows: x.Windows}, nil
 }
 
 // fetchTrees fetches the trees blob into a file without a name. It waits so long for the first

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
@@ -19,7 +19,7 @@ type Limits struct {
 	LayerSize  int64 // bytes of one layer, decompressed; 0: 2 TiB, as many as an index can address
 }
 
-func (l Limits) bundle() index.Limits { return index.Limits{IndexSize: l.IndexSize} }
+func (l Limits) bundle() bundle.Limits { return bundle.Limits{IndexSize: l.IndexSize} }
 
 // Tree returns the limits of a scan.
 func (l Limits) Tree(c *Scan) tartree.Limits {
@@ -30,14 +30,14 @@ func (l Limits) Tree(c *Scan) tartree.Limits {
 func (l Limits) Layer(size int64) error {
 	if l.LayerSize > 0 && size > l.LayerSize {
 		return fmt.Errorf("layer of %d bytes, decompressed: %w of %d (Limits.LayerSize)",
-			size, index.ErrLimit, l.LayerSize)
+			size, bundle.ErrLimit, l.LayerSize)
 	}
 	return nil
 }
 
 // Advise says what can be done about an error that is one of a limit.
 func Advise(err error) error {
-	if errors.Is(err, index.ErrLimit) || errors.Is(err, tartree.ErrLimit) {
+	if errors.Is(err, bundle.ErrLimit) || errors.Is(err, tartree.ErrLimit) {
 		return fmt.Errorf("%w: raise it in section [limits] of micad's configuration if the image "+
 			"is to be trusted", err)
 	}

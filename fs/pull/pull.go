@@ -26,8 +26,8 @@ type Pull struct {
 
 	asked chan struct{} // closed when containerd has asked for a layer
 
-	bundle      func() (*bundle, error) // the image's index, nil if it has none
-	listedKnown chan struct{}           // closed when listed is set, or never will be
+	bundle      func() (*imageIndex, error) // the image's index, nil if it has none
+	listedKnown chan struct{}               // closed when listed is set, or never will be
 	// listed is what the registry tells of layers before the index is here.
 	listed    map[digest.Digest]artifact.Layer
 	manifest  func() ([]ocispec.Descriptor, error) // its layers, the lowest first

@@ -17,7 +17,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -132,16 +132,16 @@ func (a *Pulls) Bringing() map[digest.Digest]bool {
 }
 
 // Lookup returns what the repository of an image has for a layer of it; false: nothing.
-func (a *Pulls) Lookup(r Request) (index.BundleLayer, bool, error) {
+func (a *Pulls) Lookup(r Request) (bundle.Record, bool, error) {
 	p, err := a.Begin(r)
 	if err != nil {
-		return index.BundleLayer{}, false, err
+		return bundle.Record{}, false, err
 	}
 	defer p.Leave()
 	b, err := p.bundle()
 	if err != nil {
 		a.forget(p)
-		return index.BundleLayer{}, false, err
+		return bundle.Record{}, false, err
 	}
 	theirs, ok := b.find(r.Layer)
 	return theirs, ok, nil

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
@@ -41,7 +41,7 @@ func permanent(err error) bool {
 		return false // it is of another layer
 	}
 	for _, why := range []error{
-		errMalformed, targz.ErrNotIndexable, index.ErrLimit, tartree.ErrLimit,
+		errMalformed, targz.ErrNotIndexable, bundle.ErrLimit, tartree.ErrLimit,
 	} {
 		if errors.Is(err, why) {
 			return true

@@ -11,7 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // Media types of the artifact and its two blobs.
@@ -126,7 +126,7 @@ func Find(ctx context.Context, from Source, d ocispec.Descriptor) (Index, error)
 // Fetch returns the index that Find does, with its trees, of at most limit bytes, in memory.
 func Fetch(
 	ctx context.Context, from Source, d ocispec.Descriptor, limit int64,
-) (Index, *index.Bundle, error) {
+) (Index, *bundle.Bundle, error) {
 	x, err := Find(ctx, from, d)
 	if err != nil {
 		return x, nil, err
@@ -135,6 +135,6 @@ func Fetch(
 	if err != nil {
 		return x, nil, err
 	}
-	b, err := index.OpenBundle(bytes.NewReader(trees), int64(len(trees)), index.Limits{})
+	b, err := bundle.Open(bytes.NewReader(trees), int64(len(trees)), bundle.Limits{})
 	return x, b, err
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/index/targz"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
@@ -121,19 +122,19 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	if len(drafts) == 0 {
 		return ref
 	}
-	var in []index.BundleInput
+	var in []bundle.Input
 	for _, d := range drafts {
 		var file bytes.Buffer
 		if _, err := index.Write(&file, d.draft); err != nil {
 			t.Fatal(err)
 		}
-		in = append(in, index.BundleInput{
+		in = append(in, bundle.Input{
 			Index: bytes.NewReader(file.Bytes()), Size: int64(file.Len()),
 			Windows: bytes.NewReader(d.windows),
 		})
 	}
 	var trees, windows bytes.Buffer
-	if err := index.WriteBundle(&trees, &windows, in); err != nil {
+	if err := bundle.Write(&trees, &windows, in); err != nil {
 		t.Fatal(err)
 	}
 	client, err := remote.New(remote.Config{})
@@ -187,7 +188,7 @@ func (d drafted) pushCopy(t *testing.T, im *remote.Image, subject ocispec.Descri
 	var frames [][]byte
 	for i, s := range d.draft.Spans {
 		spans = append(spans, published.LayerSpan{
-			BundleLayer: index.BundleLayer{Header: index.Header{Layer: d.draft.Layer}}, Number: i, Span: s,
+			Record: bundle.Record{Header: index.Header{Layer: d.draft.Layer}}, Number: i, Span: s,
 		})
 		frames = append(frames, z.EncodeAll(d.copied[s.Device:][:s.Size], nil))
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/bundle"
 )
 
 // annotationCopy says what lies where in the copy, as JSON; see docs/profile-format.md.
@@ -56,17 +57,17 @@ type copyText struct {
 
 // LayerSpan is a span of a layer of an image.
 type LayerSpan struct {
-	index.BundleLayer
+	bundle.Record
 	Number int
 	Span   index.Span
 }
 
 // Spans returns the spans that a replay of a profile fetches, in the order in which it does: of the
 // first, some more than a copy has room for.
-func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
+func Spans(p *profile.Profile, b *bundle.Bundle) (all []LayerSpan, err error) {
 	layers := map[digest.Digest]*layerSpans{}
 	for _, l := range b.Layers() {
-		layers[l.Layer] = &layerSpans{BundleLayer: l, taken: map[int]bool{}}
+		layers[l.Layer] = &layerSpans{Record: l, taken: map[int]bool{}}
 	}
 	ranges := make([]fetch.Range, len(p.Ranges))
 	for i, r := range p.Ranges {
@@ -90,7 +91,7 @@ func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 					return all, nil
 				}
 				l.taken[i] = true
-				all = append(all, LayerSpan{l.BundleLayer, i, l.spans[i]})
+				all = append(all, LayerSpan{l.Record, i, l.spans[i]})
 			}
 		}
 	}
@@ -98,7 +99,7 @@ func Spans(p *profile.Profile, b *index.Bundle) (all []LayerSpan, err error) {
 }
 
 type layerSpans struct {
-	index.BundleLayer
+	bundle.Record
 	spans index.Spans
 	taken map[int]bool
 }

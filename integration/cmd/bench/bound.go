@@ -13,6 +13,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
+	"github.com/mica-snapshotter/mica/index/bundle"
 	"github.com/mica-snapshotter/mica/integration/shaper"
 	"github.com/mica-snapshotter/mica/remote"
 )
@@ -47,7 +48,7 @@ func (l *lab) profileSize(ctx context.Context, ref string) (read, compressed int
 	if err != nil {
 		return 0, 0, err
 	}
-	bundle, err := readBundle(ctx, im, list)
+	indexes, err := readBundle(ctx, im, list)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -56,7 +57,7 @@ func (l *lab) profileSize(ctx context.Context, ref string) (read, compressed int
 		ranges[r.Layer] = append(ranges[r.Layer], r)
 	}
 	for layer, rs := range ranges {
-		spans, err := bundle.Spans(layer)
+		spans, err := indexes.Spans(layer)
 		if err != nil {
 			return 0, 0, err
 		}
@@ -105,7 +106,7 @@ func readProfile(ctx context.Context, im *remote.Image, list []ocispec.Descripto
 	return profile.Decode(b, profile.Limits{})
 }
 
-func readBundle(ctx context.Context, im *remote.Image, list []ocispec.Descriptor) (*index.Bundle, error) {
+func readBundle(ctx context.Context, im *remote.Image, list []ocispec.Descriptor) (*bundle.Bundle, error) {
 	if list = artifact.Of(artifact.Type, list); len(list) == 0 {
 		return nil, errors.New("no index")
 	}

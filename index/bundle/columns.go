@@ -1,4 +1,4 @@
-package index
+package bundle
 
 import "encoding/binary"
 
@@ -73,4 +73,6 @@ type moment struct {
 const (
 	maxPacked      = 16 << 20 // bytes of all columns
 	maxPackedFiles = 1 << 16
+	maxFile        = 1 << 52   // bytes of one file, as EROFS has it in an index
+	maxBlocks      = 1<<32 - 2 // of a device
 )

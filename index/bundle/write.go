@@ -1,4 +1,4 @@
-package index
+package bundle
 
 import (
 	"bytes"
@@ -10,10 +10,12 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
-// BundleInput is one layer of a bundle that is to be written.
-type BundleInput struct {
+// Input is one layer of a bundle that is to be written.
+type Input struct {
 	Index io.ReaderAt // the index file
 	Size  int64       // bytes of it
 
@@ -22,12 +24,12 @@ type BundleInput struct {
 	Windows io.Reader
 }
 
-// WriteBundle writes the two blobs of an image's indexes. Equal inputs give
+// Write writes the two blobs of an image's indexes. Equal inputs give
 // equal blobs. A layer that an image has several times is written once: the
 // first input counts. The compressed indexes are kept in memory until all are known, as
 // the table with their sizes comes first.
-func WriteBundle(trees, windows io.Writer, layers []BundleInput) error {
-	w := bundleWriter{windows: windows, seen: make(map[digest.Digest]bool)}
+func Write(trees, windows io.Writer, layers []Input) error {
+	w := writer{windows: windows, seen: make(map[digest.Digest]bool)}
 	for i := range layers {
 		if err := w.add(&layers[i]); err != nil {
 			return fmt.Errorf("write bundle: layer %d: %w", i, err)
@@ -39,20 +41,27 @@ func WriteBundle(trees, windows io.Writer, layers []BundleInput) error {
 	return nil
 }
 
-type bundleWriter struct {
+type writer struct {
 	windows io.Writer
 	off     int64 // in the windows blob
 	seen    map[digest.Digest]bool
-	layers  []BundleLayer
+	layers  []Record
 	frames  bytes.Buffer
 }
 
-func (w *bundleWriter) add(in *BundleInput) error {
-	l, err := Open(in.Index, in.Size)
+func (w *writer) add(in *Input) error {
+	l, err := index.Open(in.Index, in.Size)
 	if err != nil {
 		return err
 	}
-	h := l.header
+	header := make([]byte, index.HeaderSize)
+	if err := readFull(in.Index, header, 0); err != nil {
+		return err
+	}
+	h, err := index.DecodeHeader(header, in.Size)
+	if err != nil {
+		return err
+	}
 	if w.seen[h.Layer] {
 		return nil
 	}
@@ -60,21 +69,21 @@ func (w *bundleWriter) add(in *BundleInput) error {
 	if in.Windows == nil {
 		in.Windows = bytes.NewReader(nil)
 	}
-	b := BundleLayer{
+	b := Record{
 		Header:    h.Header,
 		IndexSize: in.Size,
-		Windows:   Range{Off: w.off, Size: h.WindowsSize},
-		digests:   h.section[sectionDigests].Size,
+		Windows:   index.Range{Off: w.off, Size: h.WindowsSize},
+		digests:   h.Digests(),
 	}
 	start := w.frames.Len()
-	if b.IndexDigest, b.Packed, err = packIndex(&w.frames, l); err != nil {
+	if b.IndexDigest, b.Packed, err = frameOf(&w.frames, in, header, l); err != nil {
 		return err
 	}
 	b.Frame.Size = int64(w.frames.Len() - start)
 	n, err := io.CopyN(w.windows, in.Windows, h.WindowsSize+b.digests)
 	if errors.Is(err, io.EOF) || err == nil && !atEnd(in.Windows) {
 		return fmt.Errorf("windows section of layer %s, after %d bytes: has to be %d bytes: %w",
-			h.Layer, n, h.WindowsSize+b.digests, ErrCorrupt)
+			h.Layer, n, h.WindowsSize+b.digests, index.ErrCorrupt)
 	}
 	if err != nil {
 		return err
@@ -94,25 +103,27 @@ func atEnd(r io.Reader) bool {
 // decoder takes memory for all of it.
 const frameWindow = 512 << 10
 
-// packIndex writes the frame of an index file: packed, if that brings back the very same file, and
-// returns the file's sha256.
-func packIndex(w io.Writer, l *Layer) (sum [sha256.Size]byte, packed bool, err error) {
-	file := func() io.Reader { return io.NewSectionReader(l.r, 0, l.header.size) }
+// frameOf writes the frame of an index file, which has the given header and is open as l: packed, if
+// that brings back the very same file. It returns the file's sha256.
+func frameOf(w io.Writer, in *Input, header []byte, l *index.Layer) (
+	sum [sha256.Size]byte, packed bool, err error,
+) {
+	file := func() io.Reader { return io.NewSectionReader(in.Index, 0, in.Size) }
 	h := sha256.New()
 	if _, err := io.Copy(h, file()); err != nil {
 		return sum, false, err
 	}
 	h.Sum(sum[:0])
-	c, err := pack(l)
+	c, err := pack(header, l)
 	if err == nil {
 		h.Reset()
-		if _, err = unpack(h, c, l.header.size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
+		if _, err = unpack(h, c, in.Size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
 			return sum, true, compress(w, c.size(), c.write)
 		}
 	}
 	// Too large, or not as Write would make it: from another writer, or corrupt, which whoever
 	// reads it sees.
-	return sum, false, compress(w, l.header.size, func(z *zstd.Encoder) error {
+	return sum, false, compress(w, in.Size, func(z *zstd.Encoder) error {
 		_, err := io.Copy(z, file())
 		return err
 	})
@@ -136,10 +147,10 @@ func compress(w io.Writer, size int64, fill func(*zstd.Encoder) error) error {
 	return z.Close()
 }
 
-func (w *bundleWriter) finish(trees io.Writer) error {
-	head := make([]byte, bundleHeader, bundleHeader+len(w.layers)*bundleRecord)
-	copy(head, bundleMagic)
-	binary.LittleEndian.PutUint32(head[8:], bundleVersion)
+func (w *writer) finish(trees io.Writer) error {
+	head := make([]byte, headSize, headSize+len(w.layers)*recordSize)
+	copy(head, magic)
+	binary.LittleEndian.PutUint32(head[8:], version)
 	binary.LittleEndian.PutUint32(head[12:], uint32(len(w.layers)))
 	off := int64(cap(head))
 	for i := range w.layers {

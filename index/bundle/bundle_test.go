@@ -1,4 +1,4 @@
-package index
+package bundle
 
 import (
 	"bytes"
@@ -13,26 +13,28 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // blobs is a written bundle.
 type blobs struct {
 	trees, windows bytes.Buffer
-	index          [][]byte // of the layers
+	raw            [][]byte // of the layers
 }
 
 // bundleOf bundles layers; layer i has windows of 100 bytes with the value i.
 func bundleOf(t testing.TB, layers ...*layer) *blobs {
 	t.Helper()
 	b := &blobs{}
-	var in []BundleInput
+	var in []Input
 	for i, l := range layers {
 		l.draft.Layer = digest.FromString(fmt.Sprint(i))
 		windows := bytes.NewBuffer(bytes.Repeat([]byte{byte(i)}, 100))
-		b.index = append(b.index, l.write(t))
-		in = append(in, BundleInput{Index: bytes.NewReader(b.index[i]), Size: int64(len(b.index[i])), Windows: windows})
+		b.raw = append(b.raw, l.write(t))
+		in = append(in, Input{Index: bytes.NewReader(b.raw[i]), Size: int64(len(b.raw[i])), Windows: windows})
 	}
-	if err := WriteBundle(&b.trees, &b.windows, in); err != nil {
+	if err := Write(&b.trees, &b.windows, in); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -40,7 +42,7 @@ func bundleOf(t testing.TB, layers ...*layer) *blobs {
 
 func (b *blobs) open(t testing.TB) *Bundle {
 	t.Helper()
-	x, err := OpenBundle(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{})
+	x, err := Open(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,10 +64,10 @@ func TestBundle(t *testing.T) {
 			t.Errorf("layer %d: %+v, want %+v", i, l.Header, layers[i].draft.Header)
 		}
 		var out bytes.Buffer
-		if err := x.Extract(l.Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[i]) {
+		if err := x.Extract(l.Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[i]) {
 			t.Errorf("layer %d: other bytes, %v", i, err)
 		}
-		want, err := openBytes(t, b.index[i]).Spans()
+		want, err := openBytes(t, b.raw[i]).Spans()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,12 +97,12 @@ func TestBundleDigests(t *testing.T) {
 				l = wide(maxPackedFiles)
 			}
 			old, digests := l.write(t), bytes.Repeat([]byte{7}, 72)
-			at := old[sectionAt+sectionDigests*sectionSize:]
+			at := old[sectionAt+3*48:]
 			binary.LittleEndian.PutUint64(at[8:], uint64(len(digests)))
 			sum := sha256.Sum256(digests)
 			copy(at[16:], sum[:])
 			resign(old)
-			if err := Check(t.Context(), openBytes(t, old)); err != nil {
+			if err := index.Check(t.Context(), openBytes(t, old)); err != nil {
 				t.Fatal(err)
 			}
 			last := layerOf(file("b", "b"))
@@ -109,15 +111,15 @@ func TestBundleDigests(t *testing.T) {
 			windows := []string{
 				strings.Repeat("w", 100) + string(digests), strings.Repeat("v", 100),
 			}
-			var in []BundleInput
+			var in []Input
 			for i, b := range files {
-				in = append(in, BundleInput{
+				in = append(in, Input{
 					Index: bytes.NewReader(b), Size: int64(len(b)),
 					Windows: strings.NewReader(windows[i]),
 				})
 			}
 			var b blobs
-			if err := WriteBundle(&b.trees, &b.windows, in); err != nil {
+			if err := Write(&b.trees, &b.windows, in); err != nil {
 				t.Fatal(err)
 			}
 			x := b.open(t)
@@ -141,12 +143,12 @@ func TestBundleDigests(t *testing.T) {
 
 // TestBundleRepeated: an image can have the same layer twice.
 func TestBundleRepeated(t *testing.T) {
-	index := layerOf(file("a", "a")).write(t)
-	in := func() BundleInput {
-		return BundleInput{Index: bytes.NewReader(index), Size: int64(len(index)), Windows: bytes.NewReader(make([]byte, 100))}
+	raw := layerOf(file("a", "a")).write(t)
+	in := func() Input {
+		return Input{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: bytes.NewReader(make([]byte, 100))}
 	}
 	var b blobs
-	if err := WriteBundle(&b.trees, &b.windows, []BundleInput{in(), in()}); err != nil {
+	if err := Write(&b.trees, &b.windows, []Input{in(), in()}); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(b.open(t).Layers()); n != 1 || b.windows.Len() != 100 {
@@ -156,12 +158,12 @@ func TestBundleRepeated(t *testing.T) {
 
 func TestBundleWindowsRefused(t *testing.T) {
 	l := layerOf(file("big", strings.Repeat("b", 5000)))
-	index := l.write(t)
+	raw := l.write(t)
 	for name, windows := range map[string]string{
 		"none": "", "too short": strings.Repeat("w", 99), "too long": strings.Repeat("w", 101),
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := WriteBundle(io.Discard, io.Discard, []BundleInput{{Index: bytes.NewReader(index), Size: int64(len(index)), Windows: strings.NewReader(windows)}})
+			err := Write(io.Discard, io.Discard, []Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: strings.NewReader(windows)}})
 			if err == nil || !strings.Contains(err.Error(), "has to be 100 bytes") {
 				t.Error(err)
 			}
@@ -172,7 +174,7 @@ func TestBundleWindowsRefused(t *testing.T) {
 func TestBundleRefused(t *testing.T) {
 	good := bundleOf(t, layerOf(file("a", "a")), layerOf(file("b", "b")))
 	le := binary.LittleEndian
-	record := func(b []byte, i int) []byte { return b[bundleHeader+i*bundleRecord:] }
+	record := func(b []byte, i int) []byte { return b[headSize+i*recordSize:] }
 	for name, c := range map[string]struct {
 		forge func(b []byte) []byte
 		lim   Limits
@@ -199,7 +201,7 @@ func TestBundleRefused(t *testing.T) {
 			if c.forge != nil {
 				b = c.forge(b)
 			}
-			if _, err := OpenBundle(bytes.NewReader(b), int64(len(b)), c.lim); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := Open(bytes.NewReader(b), int64(len(b)), c.lim); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
@@ -212,21 +214,21 @@ func TestExtractRefused(t *testing.T) {
 	le := binary.LittleEndian
 	for name, forge := range map[string]func(b []byte){
 		"frame":       func(b []byte) { b[len(b)-10] ^= 4 },
-		"larger":      func(b []byte) { b[bundleHeader+160]++ },
-		"smaller":     func(b []byte) { b[bundleHeader+161]-- },
-		"diffID":      func(b []byte) { b[bundleHeader+72+20]++ },
-		"layer size":  func(b []byte) { b[bundleHeader+144]++ },
-		"windows":     func(b []byte) { le.PutUint64(b[bundleHeader+224:], 50) },
-		"window size": func(b []byte) { copy(b[bundleHeader+bundleRecord:], "\x28\xb5\x2f\xfd\x04\xff") },
+		"larger":      func(b []byte) { b[headSize+160]++ },
+		"smaller":     func(b []byte) { b[headSize+161]-- },
+		"diffID":      func(b []byte) { b[headSize+72+20]++ },
+		"layer size":  func(b []byte) { b[headSize+144]++ },
+		"windows":     func(b []byte) { le.PutUint64(b[headSize+224:], 50) },
+		"window size": func(b []byte) { copy(b[headSize+recordSize:], "\x28\xb5\x2f\xfd\x04\xff") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bytes.Clone(good.trees.Bytes())
 			forge(b)
-			x, err := OpenBundle(bytes.NewReader(b), int64(len(b)), Limits{})
+			x, err := Open(bytes.NewReader(b), int64(len(b)), Limits{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
+			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err, index.ErrCorrupt) {
 				t.Error(err)
 			}
 			// the decoder that met it is used again
@@ -245,7 +247,7 @@ func TestExtractTogether(t *testing.T) {
 	bad := bytes.Clone(b.trees.Bytes())
 	last := b.open(t).Layers()[2]
 	bad[last.Frame.Off+last.Frame.Size-10] ^= 4
-	broken, err := OpenBundle(bytes.NewReader(bad), int64(len(bad)), Limits{})
+	broken, err := Open(bytes.NewReader(bad), int64(len(bad)), Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,10 +258,10 @@ func TestExtractTogether(t *testing.T) {
 			for round := range 20 {
 				at := (i + round) % 3
 				var out bytes.Buffer
-				if err := good.Extract(good.Layers()[at].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.index[at]) {
+				if err := good.Extract(good.Layers()[at].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[at]) {
 					t.Errorf("layer %d: other bytes, %v", at, err)
 				}
-				if err := broken.Extract(last.Layer, io.Discard); !errors.Is(err, ErrCorrupt) {
+				if err := broken.Extract(last.Layer, io.Discard); !errors.Is(err, index.ErrCorrupt) {
 					t.Errorf("broken frame: %v", err)
 				}
 			}

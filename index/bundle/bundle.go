@@ -1,4 +1,4 @@
-package index
+package bundle
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // The "trees" blob of a bundle:
@@ -40,12 +42,12 @@ import (
 // A frame is one zstd frame: of the index file, or of its columns. The "windows" blob is the
 // layers' windows sections, one behind the other.
 const (
-	bundleMagic   = "MICATREE"
-	bundleVersion = 3
-	bundleHeader  = 64
-	bundleRecord  = 256
-	formAt        = 240
-	formPacked    = 1
+	magic      = "MICATREE"
+	version    = 3
+	headSize   = 64
+	recordSize = 256
+	formAt     = 240
+	formPacked = 1
 )
 
 // maxFrameWindow is the most that a decoder keeps of its output, in bytes; the
@@ -72,48 +74,48 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// BundleLayer is what a bundle's table says of one layer.
-type BundleLayer struct {
-	Header
+// Record is what a bundle's table says of one layer.
+type Record struct {
+	index.Header
 	IndexSize   int64             // bytes of the index file
 	IndexDigest [sha256.Size]byte // of the index file; of a packed one Extract does not compare it
-	Frame       Range             // of the compressed index file, in the trees blob
+	Frame       index.Range       // of the compressed index file, in the trees blob
 	Packed      bool              // the frame holds columns, of which Extract makes the file
-	Windows     Range             // of the layer's windows, in the windows blob
+	Windows     index.Range       // of the layer's windows, in the windows blob
 	digests     int64             // bytes of content digests behind the windows; older writers'
 }
 
 // Bundle is an open trees blob: the indexes of an image's layers.
 type Bundle struct {
 	r      io.ReaderAt
-	layers []BundleLayer
+	layers []Record
 }
 
-// OpenBundle reads and checks the table of a trees blob of size bytes. The
+// Open reads and checks the table of a trees blob of size bytes. The
 // layers in it are as good as the blob's origin: what Extract writes is to be
-// opened and, unless it was packed or the blob is one that this node made, put through Check.
-func OpenBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
-	b, err := openBundle(r, size, lim.withDefaults())
+// opened and, unless it was packed or the blob is one that this node made, put through index.Check.
+func Open(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
+	b, err := open(r, size, lim.withDefaults())
 	if err != nil {
 		return nil, fmt.Errorf("open bundle: %w", err)
 	}
 	return b, nil
 }
 
-func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
-	var head [bundleHeader]byte
-	if size < bundleHeader {
+func open(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
+	var head [headSize]byte
+	if size < headSize {
 		return nil, corrupt("bundle of %d bytes", size)
 	}
 	if err := readFull(r, head[:], 0); err != nil {
 		return nil, err
 	}
-	if string(head[:8]) != bundleMagic {
+	if string(head[:8]) != magic {
 		return nil, corrupt("not a bundle")
 	}
 	le := binary.LittleEndian
-	if v := le.Uint32(head[8:]); v > bundleVersion {
-		return nil, fmt.Errorf("bundle version %d is newer than this mica understands (%d): upgrade mica", v, bundleVersion)
+	if v := le.Uint32(head[8:]); v > version {
+		return nil, fmt.Errorf("bundle version %d is newer than this mica understands (%d): upgrade mica", v, version)
 	} else if v == 0 {
 		return nil, corrupt("version 0")
 	}
@@ -121,19 +123,19 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 	if count > int64(lim.Layers) {
 		return nil, fmt.Errorf("bundle of %d layers: %w of %d (Limits.Layers)", count, ErrLimit, lim.Layers)
 	}
-	if count*bundleRecord > size-bundleHeader || !allZero(head[16:]) {
+	if count*recordSize > size-headSize || !allZero(head[16:]) {
 		return nil, corrupt("%d layers in a bundle of %d bytes", count, size)
 	}
-	table := make([]byte, count*bundleRecord)
-	if err := readFull(r, table, bundleHeader); err != nil {
+	table := make([]byte, count*recordSize)
+	if err := readFull(r, table, headSize); err != nil {
 		return nil, err
 	}
-	b := &Bundle{r: r, layers: make([]BundleLayer, count)}
-	frame, windows, unpacked := int64(bundleHeader+len(table)), int64(0), int64(0)
+	b := &Bundle{r: r, layers: make([]Record, count)}
+	frame, windows, unpacked := int64(headSize+len(table)), int64(0), int64(0)
 	seen := make(map[digest.Digest]bool, count)
 	for i := range b.layers {
 		l := &b.layers[i]
-		if err := l.decode(table[i*bundleRecord:][:bundleRecord]); err != nil {
+		if err := l.decode(table[i*recordSize:][:recordSize]); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 		switch {
@@ -159,27 +161,19 @@ func openBundle(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 }
 
 // decode parses a record; what depends on other records is not checked.
-func (l *BundleLayer) decode(b []byte) error {
+func (l *Record) decode(b []byte) error {
 	le := binary.LittleEndian
-	var err error
-	if l.Layer, err = decodeDigest(b[:digestSize]); err != nil {
-		return err
-	}
-	if l.DiffID, err = decodeDigest(b[digestSize : 2*digestSize]); err != nil {
-		return err
-	}
-	l.LayerSize, l.DeviceSize = int64(le.Uint64(b[144:])), int64(le.Uint64(b[152:]))
 	l.IndexSize = int64(le.Uint64(b[160:]))
 	copy(l.IndexDigest[:], b[168:])
-	l.Frame = Range{Off: int64(le.Uint64(b[200:])), Size: int64(le.Uint64(b[208:]))}
-	l.Windows = Range{Off: int64(le.Uint64(b[216:])), Size: int64(le.Uint64(b[224:]))}
-	l.WindowsSize = l.Windows.Size
-	if err := l.check(); err != nil {
-		return corrupt("%v", err)
+	l.Frame = index.Range{Off: int64(le.Uint64(b[200:])), Size: int64(le.Uint64(b[208:]))}
+	l.Windows = index.Range{Off: int64(le.Uint64(b[216:])), Size: int64(le.Uint64(b[224:]))}
+	var err error
+	if l.Header, err = index.ParseNames(b[:index.NamesSize], l.Windows.Size); err != nil {
+		return err
 	}
 	l.digests = int64(le.Uint64(b[232:]))
 	const limit = 1 << 50 // so that sums stay far from overflow
-	if l.IndexSize < headerSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
+	if l.IndexSize < index.HeaderSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
 		l.digests < 0 || l.digests > limit || b[formAt] > formPacked || !allZero(b[formAt+1:]) {
 		return corrupt("record")
 	}
@@ -188,19 +182,15 @@ func (l *BundleLayer) decode(b []byte) error {
 }
 
 // encode appends the record of l.
-func (l *BundleLayer) encode(b []byte) ([]byte, error) {
-	var r [bundleRecord]byte
+func (l *Record) encode(b []byte) ([]byte, error) {
+	var r [recordSize]byte
 	le := binary.LittleEndian
-	for i, d := range []digest.Digest{l.Layer, l.DiffID} {
-		e, err := encodeDigest(d)
-		if err != nil {
-			return nil, err
-		}
-		copy(r[i*digestSize:], e[:])
+	if _, err := l.AppendNames(r[:0]); err != nil {
+		return nil, err
 	}
 	copy(r[168:], l.IndexDigest[:])
 	for at, v := range map[int]int64{
-		144: l.LayerSize, 152: l.DeviceSize, 160: l.IndexSize, 200: l.Frame.Off, 208: l.Frame.Size,
+		160: l.IndexSize, 200: l.Frame.Off, 208: l.Frame.Size,
 		216: l.Windows.Off, 224: l.Windows.Size, 232: l.digests,
 	} {
 		le.PutUint64(r[at:], uint64(v))
@@ -212,16 +202,16 @@ func (l *BundleLayer) encode(b []byte) ([]byte, error) {
 }
 
 // Layers returns what the table says of the bundle's layers, in its order.
-func (b *Bundle) Layers() []BundleLayer { return b.layers }
+func (b *Bundle) Layers() []Record { return b.layers }
 
 // Layer returns the layer of the given digest; false if the bundle has none.
-func (b *Bundle) Layer(d digest.Digest) (BundleLayer, bool) {
+func (b *Bundle) Layer(d digest.Digest) (Record, bool) {
 	for _, l := range b.layers {
 		if l.Layer == d {
 			return l, true
 		}
 	}
-	return BundleLayer{}, false
+	return Record{}, false
 }
 
 // Extract writes the index file of a layer to w, or returns an error, with w then holding a part of
@@ -243,14 +233,14 @@ func (b *Bundle) Extract(layer digest.Digest, w io.Writer) error {
 	return nil
 }
 
-// Spans returns the span table of a layer, checked as Extract and Open do. It holds the whole index
+// Spans returns the span table of a layer, checked as Extract and index.Open do. It holds the whole index
 // file in memory for that: for tools.
-func (b *Bundle) Spans(layer digest.Digest) (Spans, error) {
+func (b *Bundle) Spans(layer digest.Digest) (index.Spans, error) {
 	var file bytes.Buffer
 	if err := b.Extract(layer, &file); err != nil {
 		return nil, err
 	}
-	l, err := Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
+	l, err := index.Open(bytes.NewReader(file.Bytes()), int64(file.Len()))
 	if err != nil {
 		return nil, err
 	}
@@ -268,7 +258,7 @@ var frameDecoders = sync.Pool{New: func() any {
 	return z
 }}
 
-func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
+func (b *Bundle) extract(l *Record, w io.Writer) error {
 	in := &frameReader{r: io.NewSectionReader(b.r, l.Frame.Off, l.Frame.Size)}
 	z := frameDecoders.Get().(*zstd.Decoder)
 	if err := z.Reset(in); err != nil {
@@ -279,7 +269,7 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 		frameDecoders.Put(z)
 	}()
 	in.z = z
-	var h *fileHeader
+	var h *index.FileHeader
 	var err error
 	if l.Packed {
 		h, err = extractPacked(w, readerFunc(in.decode), l.IndexSize)
@@ -289,14 +279,14 @@ func (b *Bundle) extract(l *BundleLayer, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if h.Header != l.Header || h.section[sectionDigests].Size != l.digests {
+	if h.Header != l.Header || h.Digests() != l.digests {
 		return corrupt("the index file says other things of its layer than the table")
 	}
 	return nil
 }
 
 // extractPacked writes the index file of size bytes that a packed frame stands for.
-func extractPacked(w io.Writer, frame io.Reader, size int64) (*fileHeader, error) {
+func extractPacked(w io.Writer, frame io.Reader, size int64) (*index.FileHeader, error) {
 	c, err := readColumns(frame)
 	if err != nil {
 		return nil, err
@@ -305,9 +295,9 @@ func extractPacked(w io.Writer, frame io.Reader, size int64) (*fileHeader, error
 }
 
 // extractFile writes the index file that a frame is.
-func extractFile(w io.Writer, frame io.Reader, l *BundleLayer) (*fileHeader, error) {
+func extractFile(w io.Writer, frame io.Reader, l *Record) (*index.FileHeader, error) {
 	sum, head := sha256.New(), new(bytes.Buffer)
-	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: headerSize})
+	out := io.MultiWriter(w, sum, &limitedWriter{w: head, left: index.HeaderSize})
 	n, err := io.Copy(out, io.LimitReader(frame, l.IndexSize+1))
 	if err != nil {
 		return nil, err
@@ -315,7 +305,7 @@ func extractFile(w io.Writer, frame io.Reader, l *BundleLayer) (*fileHeader, err
 	if n != l.IndexSize || [sha256.Size]byte(sum.Sum(nil)) != l.IndexDigest {
 		return nil, corrupt("frame holds other bytes than the table says")
 	}
-	return decodeHeader((*[headerSize]byte)(head.Bytes()), l.IndexSize)
+	return index.DecodeHeader(head.Bytes(), l.IndexSize)
 }
 
 // frameReader tells errors of the blob's reader from those of the decoder, which
@@ -371,26 +361,26 @@ func (w *limitedWriter) Write(p []byte) (int, error) {
 // TreesSize returns the size of the trees blob at the start of r, which has size
 // bytes in all: of a file that holds the trees blob and behind it the windows blob.
 func TreesSize(r io.ReaderAt, size int64) (int64, error) {
-	var head [bundleHeader]byte
-	if size < bundleHeader {
+	var head [headSize]byte
+	if size < headSize {
 		return 0, corrupt("bundle of %d bytes", size)
 	}
 	if err := readFull(r, head[:], 0); err != nil {
 		return 0, err
 	}
-	if string(head[:8]) != bundleMagic {
+	if string(head[:8]) != magic {
 		return 0, corrupt("not a bundle")
 	}
 	le := binary.LittleEndian
 	count := int64(le.Uint32(head[12:]))
 	if count == 0 {
-		return bundleHeader, nil
+		return headSize, nil
 	}
-	at := bundleHeader + (count-1)*bundleRecord
-	if at > size-bundleRecord {
+	at := headSize + (count-1)*recordSize
+	if at > size-recordSize {
 		return 0, corrupt("%d layers in a bundle of %d bytes", count, size)
 	}
-	var last [bundleRecord]byte
+	var last [recordSize]byte
 	if err := readFull(r, last[:], at); err != nil {
 		return 0, err
 	}

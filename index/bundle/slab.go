@@ -1,6 +1,10 @@
-package index
+package bundle
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/mica-snapshotter/mica/index"
+)
 
 // slabSize is how many things are allocated at once.
 const slabSize = 256
@@ -8,18 +12,18 @@ const slabSize = 256
 // Slabs that are in no use. Unpacking an image's layers, one after the other, then leaves little
 // garbage.
 var (
-	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]Node) }}
-	extentSlabs = sync.Pool{New: func() any { return new([slabSize]Extent) }}
+	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]index.Node) }}
+	extentSlabs = sync.Pool{New: func() any { return new([slabSize]index.Extent) }}
 )
 
 // arena holds the nodes and extents of one tree.
 type arena struct {
-	nodes   slabs[Node]
-	extents slabs[Extent]
+	nodes   slabs[index.Node]
+	extents slabs[index.Extent]
 }
 
 func newArena() *arena {
-	return &arena{nodes: slabs[Node]{pool: &nodeSlabs}, extents: slabs[Extent]{pool: &extentSlabs}}
+	return &arena{nodes: slabs[index.Node]{pool: &nodeSlabs}, extents: slabs[index.Extent]{pool: &extentSlabs}}
 }
 
 // release gives back all that the arena handed out: nothing may refer to it any more.

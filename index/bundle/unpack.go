@@ -1,12 +1,17 @@
-package index
+package bundle
 
 import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
 )
 
 // readColumns reads what columns.write wrote, to the end of r.
@@ -45,81 +50,23 @@ func cutOff(err error) error {
 }
 
 // unpack writes the index file of size bytes that columns stand for, and returns its header. What
-// it returns no error for, Check accepts.
-func unpack(w io.Writer, c *columns, size int64) (*fileHeader, error) {
-	if len(c[colHeader]) != headerSize {
-		return nil, corrupt("packed index: header of %d bytes", len(c[colHeader]))
-	}
-	h, err := decodeHeader((*[headerSize]byte)(c[colHeader]), size)
+// it returns no error for, index.Check accepts.
+func unpack(w io.Writer, c *columns, size int64) (*index.FileHeader, error) {
+	h, err := index.DecodeHeader(c[colHeader], size)
 	if err != nil {
 		return nil, err
 	}
 	a := newArena()
 	defer a.release()
-	p, err := unpackPlan(c, h.Header, a)
+	u := newUnpacker(c, a)
+	d, err := u.draft()
 	if err != nil {
 		return nil, err
 	}
-	return h, p.writeAs(w, h)
-}
-
-// unpackPlan makes a plan of all columns but the header. Its nodes and extents are of a, which the
-// caller releases after the plan's use.
-func unpackPlan(c *columns, h Header, a *arena) (*plan, error) {
-	files := min(len(c[colEntries]), maxPackedFiles) // about
-	u := unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*Node, 0, files)}
-	u.in[colHeader], u.in[colNames] = nil, nil
-	d := &Draft{Header: h, Spans: u.spans(), Root: u.root()}
-	if u.err != nil {
-		return nil, u.err
+	if err := h.Restore(w, d); err != nil {
+		return nil, fmt.Errorf("packed index: %w", err)
 	}
-	p := &plan{draft: d, nodes: make([]*Node, 0, files)}
-	if err := p.walk(u.links); err != nil {
-		return nil, corrupt("packed index: %v", err)
-	}
-	for i, c := range u.in {
-		if len(c) > 0 || len(u.names) > 0 {
-			return nil, corrupt("packed index: bytes are left over (column %d)", i)
-		}
-	}
-	for i := range p.dirs {
-		if n := p.dirs[i].path; n > maxPath {
-			return nil, corrupt("packed index: path of %d bytes", n)
-		}
-	}
-	if err := Spans(d.Spans).check(&d.Header); err != nil {
-		return nil, corrupt("packed index: %v", err)
-	}
-	if err := p.layout(); err != nil {
-		return nil, corrupt("packed index: %v", err)
-	}
-	return p, nil
-}
-
-// writeAs writes the index file, once, if it is the one that h describes.
-func (p *plan) writeAs(w io.Writer, h *fileHeader) error {
-	// Few bytes can stand for a large tree: it is as large as was said, or not written.
-	if n := h.section[sectionTree].Size; headerSize+n != p.blocks*BlockSize {
-		return corrupt("packed index: tree of %d blocks, the header says %d bytes", p.blocks, n)
-	}
-	header, err := h.encode()
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(header[:]); err != nil {
-		return err
-	}
-	made := fileHeader{size: headerSize}
-	for i, emit := range []func(io.Writer) (int64, error){p.writeTree, p.writeSpans, p.writeImplicit} {
-		err := made.measure(i, func(sum io.Writer) (int64, error) { return emit(io.MultiWriter(w, sum)) })
-		if err != nil {
-			return err
-		}
-		if made.section[i] != h.section[i] {
-			return corrupt("packed index: its section %d is not what the header says", i)
-		}
-	}
-	return nil
+	return h, u.atEnd()
 }
 
 // unpacker reads columns from their beginning to their end. After an error all that it reads is
@@ -128,12 +75,38 @@ type unpacker struct {
 	in      columns
 	err     error
 	names   string // what is left of that column: parts of it are the names
-	nodes   []*Node
-	arena   *arena // for further ones
-	list    []link // of one directory
+	nodes   []*index.Node
+	arena   *arena        // for further ones
+	list    []index.Entry // of one directory
 	kinds   []kind
 	moments []moment
 	end     int64 // in the device, of the file before
+}
+
+// newUnpacker returns an unpacker for all columns but the header. The nodes and extents that it
+// makes are of a, which the caller releases after the draft's use.
+func newUnpacker(c *columns, a *arena) *unpacker {
+	files := min(len(c[colEntries]), maxPackedFiles) // about
+	u := &unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*index.Node, 0, files)}
+	u.in[colHeader], u.in[colNames] = nil, nil
+	return u
+}
+
+// draft returns a draft that reads the tree from the columns while it is written, which is why it
+// can be written once.
+func (u *unpacker) draft() (*index.Draft, error) {
+	d := &index.Draft{Spans: u.spans(), Root: u.root(), Entries: u.links}
+	return d, u.err
+}
+
+// atEnd says whether all columns were read to their end.
+func (u *unpacker) atEnd() error {
+	for i, c := range u.in {
+		if len(c) > 0 || len(u.names) > 0 {
+			return corrupt("packed index: bytes are left over (column %d)", i)
+		}
+	}
+	return nil
 }
 
 // fail keeps the first error.
@@ -194,9 +167,9 @@ func (u *unpacker) text(col int) string {
 	return string(text)
 }
 
-func (u *unpacker) root() *Node {
+func (u *unpacker) root() *index.Node {
 	n := u.entry()
-	if n != nil && n.Mode&modeType != modeDir {
+	if n != nil && n.Mode&unix.S_IFMT != unix.S_IFDIR {
 		u.fail("the root is not a directory")
 	}
 	return n
@@ -213,31 +186,25 @@ func (u *unpacker) name() string {
 	return name
 }
 
-// links reads the entries of a directory, for plan.walk.
-func (u *unpacker) links(*Node) ([]link, error) {
+// links reads the entries of a directory: it is a draft's Entries, which checks them.
+func (u *unpacker) links(*index.Node) ([]index.Entry, error) {
 	u.list = u.list[:0]
-	for last := ""; ; {
+	for {
 		name := u.name()
 		if name == "" || u.err != nil {
-			return append(make([]link, 0, len(u.list)+2), u.list...), u.err // withDots adds two
+			// The writer adds two.
+			return append(make([]index.Entry, 0, len(u.list)+2), u.list...), u.err
 		}
-		if err := checkName(name); err != nil {
-			return nil, err
-		}
-		if strings.Compare(last, name) >= 0 {
-			u.fail("%.64q is not behind %.64q", name, last)
-		}
-		last = name
 		n := u.entry()
 		if u.err != nil {
 			return nil, u.err
 		}
-		u.list = append(u.list, link{name, n})
+		u.list = append(u.list, index.Entry{Name: name, Node: n})
 	}
 }
 
 // entry reads what an entry stands for.
-func (u *unpacker) entry() *Node {
+func (u *unpacker) entry() *index.Node {
 	number := u.uvarint(colEntries)
 	switch {
 	case u.err != nil:
@@ -262,8 +229,8 @@ func (u *unpacker) entry() *Node {
 	return n
 }
 
-// earlier reads which file another name is for. That it is no directory plan.walk sees.
-func (u *unpacker) earlier() *Node {
+// earlier reads which file another name is for. That it is no directory the writer checks.
+func (u *unpacker) earlier() *index.Node {
 	back := u.uvarint(colLinks)
 	if back == 0 || back > uint64(len(u.nodes)) {
 		u.fail("link to the file %d before, of %d", back, len(u.nodes))
@@ -273,27 +240,27 @@ func (u *unpacker) earlier() *Node {
 }
 
 // file reads a file of a kind.
-func (u *unpacker) file(k kind) *Node {
+func (u *unpacker) file(k kind) *index.Node {
 	n := &u.arena.nodes.next()[0]
-	*n = Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
-	typ := n.Mode & modeType
-	if k.flags&^kindFlags != 0 || n.Implicit && typ != modeDir || k.flags&kindPieces != 0 && typ != modeRegular {
+	*n = index.Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
+	typ := n.Mode & unix.S_IFMT
+	if k.flags&^kindFlags != 0 || n.Implicit && typ != unix.S_IFDIR || k.flags&kindPieces != 0 && typ != unix.S_IFREG {
 		u.fail("flags %#x with mode %#o", k.flags, n.Mode)
 	}
 	if k.flags&kindXattrs != 0 {
 		u.xattrs(n)
 	}
 	switch typ {
-	case modeRegular:
+	case unix.S_IFREG:
 		n.Size = u.size(colNumbers, maxFile)
 		if k.flags&kindPieces != 0 {
 			u.pieces(n)
 		} else if n.Size > 0 {
 			u.place(n)
 		}
-	case modeChar, modeBlock:
+	case unix.S_IFCHR, unix.S_IFBLK:
 		n.Rdev = uint64(u.size(colNumbers, 1<<32-1))
-	case modeSymlink:
+	case unix.S_IFLNK:
 		n.Target = u.text(colTargets)
 	}
 	return n
@@ -318,7 +285,7 @@ func (u *unpacker) time() time.Time {
 	return time.Unix(m.sec, int64(m.nsec))
 }
 
-func (u *unpacker) xattrs(n *Node) {
+func (u *unpacker) xattrs(n *index.Node) {
 	n.Xattrs = map[string]string{}
 	for left := u.uvarint(colXattrs); left > 0 && u.err == nil; left-- {
 		name := u.text(colXattrs)
@@ -326,24 +293,24 @@ func (u *unpacker) xattrs(n *Node) {
 	}
 }
 
-func (u *unpacker) place(n *Node) {
-	at := u.end + (1+u.step(colPlaces, maxBlocks))*BlockSize
-	if at < 0 || at > MaxDevice {
+func (u *unpacker) place(n *index.Node) {
+	at := u.end + (1+u.step(colPlaces, maxBlocks))*index.BlockSize
+	if at < 0 || at > index.MaxDevice {
 		u.fail("file at %d", at)
 		return
 	}
 	n.Extents = u.arena.extents.next()
-	n.Extents[0] = Extent{Device: at, Size: n.Size} // plan.layout sees whether the device has that much
-	u.end = alignUp(at+n.Size, BlockSize)
+	n.Extents[0] = index.Extent{Device: at, Size: n.Size} // the writer checks whether the device has that much
+	u.end = alignUp(at + n.Size)
 }
 
-func (u *unpacker) pieces(n *Node) {
+func (u *unpacker) pieces(n *index.Node) {
 	end := int64(0)
 	for left := u.uvarint(colPieces); left > 0 && u.err == nil; left-- {
-		e := Extent{File: end + u.size(colPieces, maxFile/BlockSize)*BlockSize, Size: u.size(colPieces, maxFile)}
+		e := index.Extent{File: end + u.size(colPieces, maxFile/index.BlockSize)*index.BlockSize, Size: u.size(colPieces, maxFile)}
 		switch u.size(colPieces, 1) {
 		case 0:
-			e.Device = u.size(colPieces, maxBlocks) * BlockSize
+			e.Device = u.size(colPieces, maxBlocks) * index.BlockSize
 		case 1:
 			e.Data = u.bytes(colPieces, uint64(e.Size))
 		}
@@ -352,23 +319,23 @@ func (u *unpacker) pieces(n *Node) {
 			return
 		}
 		n.Extents = append(n.Extents, e)
-		end = alignUp(e.File+e.Size, BlockSize)
+		end = alignUp(e.File + e.Size)
 	}
 }
 
-func (u *unpacker) spans() []Span {
+func (u *unpacker) spans() []index.Span {
 	const limit = 1 << 60
-	var spans []Span
+	var spans []index.Span
 	device, blob, window := int64(0), int64(0), int64(0)
 	for len(u.in[colSpans]) > 0 && u.err == nil {
-		s := Span{Device: device, Size: u.size(colSpans, MaxSpanSize)}
+		s := index.Span{Device: device, Size: u.size(colSpans, index.MaxSpanSize)}
 		s.Blob = blob + u.step(colSpans, limit)
-		s.BlobSize = u.size(colSpans, MaxSpanSize)
+		s.BlobSize = u.size(colSpans, index.MaxSpanSize)
 		form := u.size(colSpans, 1<<8-1)
 		stated := form&digestUnstated == 0
 		form &^= digestUnstated
-		s.Codec, s.Bit = Codec(form>>3), uint8(form&7)
-		s.Window.Size = u.size(colSpans, MaxWindowSize)
+		s.Codec, s.Bit = index.Codec(form>>3), uint8(form&7)
+		s.Window.Size = u.size(colSpans, index.MaxWindowSize)
 		copy(s.Digest[:], u.bytes(colDigests, uint64(len(s.Digest))))
 		if s.Window.Size > 0 {
 			s.Window.Off = window + u.step(colSpans, limit)

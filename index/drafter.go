@@ -1,0 +1,130 @@
+package index
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+)
+
+// ErrTooLarge is wrapped by the errors of Layer.Draft, Bare and Patch where a tree has too many
+// files.
+var ErrTooLarge = errors.New("too large")
+
+// Draft returns what the index file was made of. It is in memory, some 400 bytes a file: the error
+// wraps ErrTooLarge where there are more than most files.
+func (l *Layer) Draft(most int) (*Draft, error) {
+	d, _, err := l.draft(most)
+	if err != nil {
+		return nil, fmt.Errorf("draft of layer %s: %w", l.header.Layer, err)
+	}
+	return d, nil
+}
+
+// draft is Draft, and returns the nodes by nid as well.
+func (l *Layer) draft(most int) (*Draft, map[uint64]*Node, error) {
+	if l.inodes > uint64(most) {
+		return nil, nil, fmt.Errorf("more than %d files: %w", most, ErrTooLarge)
+	}
+	spans, err := l.Spans()
+	if err != nil {
+		return nil, nil, err
+	}
+	implicit, err := l.Implicit()
+	if err != nil {
+		return nil, nil, err
+	}
+	r := drafter{tree: l.walked(), nodes: map[uint64]*Node{}, most: most}
+	root, err := r.node(rootNid)
+	if err != nil {
+		return nil, nil, err
+	}
+	for len(r.todo) > 0 {
+		nid := r.todo[len(r.todo)-1]
+		r.todo = r.todo[:len(r.todo)-1]
+		if err := r.directory(nid); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, nid := range implicit {
+		if n := r.nodes[nid]; n != nil {
+			n.Implicit = true
+		}
+	}
+	return &Draft{Header: l.header.Header, Root: root, Spans: spans}, r.nodes, nil
+}
+
+// drafter makes nodes of inodes.
+type drafter struct {
+	tree  *Tree
+	nodes map[uint64]*Node
+	todo  []uint64 // directories
+	most  int      // nodes
+}
+
+func (r *drafter) directory(nid uint64) error {
+	dir, failed := r.nodes[nid], error(nil)
+	err := r.tree.ReadDir(nid, 0, func(e Dirent) bool {
+		if e.Name != "." && e.Name != ".." {
+			dir.Children[e.Name], failed = r.node(e.Nid)
+		}
+		return failed == nil
+	})
+	return errors.Join(failed, err)
+}
+
+func (r *drafter) node(nid uint64) (*Node, error) {
+	if n := r.nodes[nid]; n != nil {
+		return n, nil
+	}
+	ino, err := r.tree.inode(nid)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime, Rdev: ino.Rdev}
+	r.nodes[nid] = n
+	if len(r.nodes) > r.most {
+		return nil, fmt.Errorf("more than %d files: %w", r.most, ErrTooLarge)
+	}
+	err = r.tree.eachXattr(nid, func(name string, value []byte) bool {
+		if n.Xattrs == nil {
+			n.Xattrs = map[string]string{}
+		}
+		n.Xattrs[name] = string(value)
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	switch ino.Type() {
+	case Directory:
+		n.Children = map[string]*Node{}
+		r.todo = append(r.todo, nid)
+	case Symlink:
+		n.Target, err = r.tree.readlink(nid)
+	case Regular:
+		n.Size = ino.Size
+		err = r.tree.Extents(ino, 0, ino.Size, func(e Extent) error {
+			n.addExtent(e)
+			return nil
+		})
+	}
+	return n, err
+}
+
+// addExtent adds what Tree.Extents reports to a file's extents. What lies in the tree comes in
+// parts.
+func (n *Node) addExtent(e Extent) {
+	if e.Data == nil {
+		if e.Device != Hole {
+			n.Extents = append(n.Extents, e)
+		}
+		return
+	}
+	if i := len(n.Extents) - 1; i >= 0 && n.Extents[i].Data != nil && n.Extents[i].File+n.Extents[i].Size == e.File {
+		n.Extents[i].Data = append(n.Extents[i].Data, e.Data...)
+		n.Extents[i].Size += e.Size
+		return
+	}
+	e.Data = bytes.Clone(e.Data)
+	n.Extents = append(n.Extents, e)
+}
