@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/line"
@@ -23,9 +23,6 @@ type Copy struct {
 }
 
 const (
-	// copyBase is where in a table of spans the copy begins, as if it lay behind the blob: farther
-	// than any blob reaches.
-	copyBase = 1 << 60
 	// A request to a copy may take copyPatience, and as long as its bytes do at copyRate, bytes a
 	// second: the layer's own registry may be quicker.
 	copyPatience = 10 * time.Second
@@ -38,34 +35,52 @@ const (
 	copyExcess = 2
 )
 
-// copied says whether a span of a table lies in the copy.
-func copied(s *index.Span) bool { return s.Codec == index.Zstd }
-
-// over returns the spans, of which the copy's own lie there, if the budget has room for each.
-func (c *Copy) over(spans index.Spans, b *line.Budget) index.Spans {
-	out := slices.Clone(spans)
-	for i, f := range c.Frames {
-		if uint(i) >= uint(len(out)) {
-			continue // it is of another index
-		}
-		s := out[i]
-		most := copyExcess * (s.BlobSize + s.Window.Size)
-		s.Codec, s.Bit, s.Window = index.Zstd, 0, index.Range{}
-		s.Blob, s.BlobSize = copyBase+f.Off, f.Size
-		if f.Size <= most && affordable(b, &s) == nil {
-			out[i] = s
-		}
-	}
-	return out
+// places says where a layer's spans are fetched.
+type places struct {
+	index.Spans       // as the layer's blob has them
+	copy        *Copy // has some of them; nil: there is none, or none that is used
 }
 
-// copying is what a layer has of a copy.
-type copying struct {
-	source Source // nil: there was none
+// copied says whether span i comes from the copy.
+func (p places) copied(i int) bool {
+	if p.copy == nil {
+		return false
+	}
+	_, ok := p.copy.Frames[i]
+	return ok
+}
 
-	mu   sync.Mutex
-	copy *Copy // nil: there is none, or its frames are in the table
-	over bool  // it is not used any more
+// at returns span i as it is coded where it is fetched.
+func (p places) at(i int) index.Span {
+	s := p.Spans[i]
+	if p.copied(i) {
+		f := p.copy.Frames[i]
+		s.Codec, s.Bit, s.Window, s.Blob, s.BlobSize = index.Zstd, 0, index.Range{}, f.Off, f.Size
+	}
+	return s
+}
+
+// source returns where an extent is fetched.
+func (l *Layer) source(p places, e extent) Source {
+	if p.copied(e.first) {
+		return p.copy.Source
+	}
+	return l.o.Blob
+}
+
+// useful returns a copy without the frames that are of another index, cost more than they save, or
+// are more than the budget has room for.
+func (c *Copy) useful(spans index.Spans, b *line.Budget) *Copy {
+	u := places{spans, &Copy{Source: c.Source, Frames: maps.Clone(c.Frames)}}
+	maps.DeleteFunc(u.copy.Frames, func(i int, f index.Range) bool {
+		if uint(i) >= uint(len(spans)) {
+			return true
+		}
+		s := u.at(i)
+		most := copyExcess * (spans[i].BlobSize + spans[i].Window.Size)
+		return f.Size > most || affordable(b, &s) != nil
+	})
+	return u.copy
 }
 
 // table returns the spans, loaded if need be.
@@ -77,51 +92,19 @@ func (l *Layer) table() (index.Spans, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &l.copying
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if t := l.spans.Load(); t != nil {
-		return *t, nil
+	if c := l.copy.Load(); c != nil {
+		l.copy.CompareAndSwap(c, c.useful(spans, l.o.Budget))
 	}
-	if c.copy != nil && !c.over {
-		spans = c.copy.over(spans, l.o.Budget)
-	}
-	c.copy = nil
-	l.spans.Store(&spans)
+	l.spans.Store(&spans) // after the copy, which is used from now on
 	return spans, nil
 }
 
-// leaveCopy has all spans come from the layer's blob from now on. It says whether some have not
-// until now.
-func (l *Layer) leaveCopy() bool {
-	c := &l.copying
-	if c.source == nil {
-		return false
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.over {
-		return false
-	}
-	c.over = true
-	if l.spans.Load() != nil {
-		own, err := l.index.Spans()
-		if err == nil {
-			l.spans.Store(&own)
-		} else {
-			l.spans.Store(nil) // loaded when it is needed
-		}
-	}
-	return true
-}
+// places returns where the spans, which table has returned, are fetched now.
+func (l *Layer) places(spans index.Spans) places { return places{spans, l.copy.Load()} }
 
-// source returns where a place of a table is read, and its offset there.
-func (l *Layer) source(at int64) (Source, int64) {
-	if c := l.copying.source; c != nil && at >= copyBase {
-		return c, at - copyBase
-	}
-	return l.o.Blob, at
-}
+// leaveCopy has all spans come from the layer's blob from now on. It says whether some have not
+// until now. What is under way from the copy comes from it all the same.
+func (l *Layer) leaveCopy() bool { return l.copy.Swap(nil) != nil }
 
 // fromCopy bounds the time that a request for an extent of a copy may take.
 func fromCopy(ctx context.Context, at byteRange) (context.Context, context.CancelFunc) {
@@ -150,28 +133,20 @@ func (l *Layer) notCopied(g *group, e extent, err error) (missing []corruption, 
 // planAnew plans the requests for what a group's copy did not bring right, now from the layer's
 // blob.
 func (l *Layer) planAnew(g *group, bad []corruption) ([]extent, *line.Grant, error) {
-	none := &line.Grant{}
-	spans, err := l.table()
-	if err != nil {
-		return nil, none, err
-	}
-	g.spans = spans
+	g.places.copy = nil
 	var missing []int
 	for _, b := range bad {
-		if err := affordable(l.o.Budget, &spans[b.span]); err != nil {
+		if err := affordable(l.o.Budget, &g.places.Spans[b.span]); err != nil {
 			l.retire(g.flight(b.span), fmt.Errorf("span %d: %w", b.span, err))
 			continue
 		}
 		missing = append(missing, b.span)
 	}
 	slices.Sort(missing)
-	todo := plan(spans, missing, l.request(g.claim.Priority()))
+	todo := plan(g.places, missing, l.request(g.claim.Priority()))
 	for _, e := range todo {
 		l.wantWindows(g, e)
 	}
 	admitted, err := l.admit(g, todo)
-	if err != nil {
-		return nil, none, err
-	}
-	return todo, admitted, nil
+	return todo, admitted, err
 }

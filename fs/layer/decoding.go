@@ -15,7 +15,7 @@ import (
 type decoding struct {
 	layer   *Layer
 	group   *group
-	spans   index.Spans
+	places  places
 	request *line.Request
 	windows *line.Request // nil: there are none
 
@@ -27,7 +27,8 @@ type decoding struct {
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
 	ctx = context.WithoutCancel(ctx) // the source, which ends with it, says what was wrong
 	for i := e.first; i < e.first+e.n; i++ {
-		blob, err := d.request.Get(ctx, d.spans[i].Blob, d.spans[i].BlobSize)
+		s := d.places.at(i)
+		blob, err := d.request.Get(ctx, s.Blob, s.BlobSize)
 		if err != nil {
 			return err
 		}
@@ -40,7 +41,7 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 
 // one decodes, verifies, delivers and stores span i, of which all bytes are here.
 func (d *decoding) one(i int, blob []byte) error {
-	l, s, f := d.layer, &d.spans[i], d.group.flight(i)
+	l, s, f := d.layer, d.places.at(i), d.group.flight(i)
 	budget := l.o.Budget
 	var window []byte
 	if s.Window.Size > 0 {
@@ -61,7 +62,7 @@ func (d *decoding) one(i int, blob []byte) error {
 		return err
 	}
 	buf := budget.Buffer(s.Size)
-	err := l.decode(s, buf.B, blob, window)
+	err := l.decode(&s, buf.B, blob, window)
 	budget.Decoders.Release(1)
 	if err != nil {
 		buf.Free()
@@ -73,7 +74,7 @@ func (d *decoding) one(i int, blob []byte) error {
 		d.bad = append(d.bad, corruption{i, err})
 		return nil
 	}
-	l.keep(f, s, buf)
+	l.keep(f, &s, buf)
 	return nil
 }
 

@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/line"
-	"github.com/mica-snapshotter/mica/index"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -49,7 +49,7 @@ func (l *Layer) run(g *group) {
 			bad = append(bad, b...)
 		}
 		admitted.Close()
-		if len(bad) > 0 && copied(&g.spans[g.extent.first]) {
+		if len(bad) > 0 && g.places.copied(todo[0].first) {
 			if todo, admitted, err = l.planAnew(g, bad); err != nil {
 				l.giveUp(g, err)
 				return
@@ -124,7 +124,7 @@ func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 			left = append(left, f.span)
 		}
 	}
-	todo := plan(g.spans, left, maxRequest)
+	todo := plan(g.places, left, maxRequest)
 	if len(todo) > 1 {
 		admitted.Share()
 	}
@@ -134,7 +134,7 @@ func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 // wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader
 // waits for it.
 func (l *Layer) wantWindows(g *group, e extent) {
-	if g.claim.Priority() > line.Demand && e.windowRange(g.spans).size() > 0 {
+	if g.claim.Priority() > line.Demand && e.windowRange(g.places).size() > 0 {
 		l.keepWindows(g.ctx)
 	}
 }
@@ -143,7 +143,7 @@ func (l *Layer) wantWindows(g *group, e extent) {
 func (l *Layer) admit(g *group, todo []extent) (*line.Grant, error) {
 	var need int64
 	for _, e := range todo {
-		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
+		need = max(need, e.blobRange(g.places).size()+e.windowRange(g.places).size())
 	}
 	admitted, err := l.o.Budget.Admit(g.ctx, l.host(), need, g.claim)
 	if len(todo) > 1 {
@@ -190,51 +190,56 @@ type corruption struct {
 func (l *Layer) fetchExtent(
 	g *group, e extent, try int, admitted *line.Grant,
 ) ([]corruption, error) {
-	spans, ctx := g.spans, g.ctx
-	if copied(&spans[e.first]) {
+	places, ctx := g.places, g.ctx
+	if places.copied(e.first) {
 		var cancel context.CancelFunc
-		ctx, cancel = fromCopy(ctx, e.blobRange(spans))
+		ctx, cancel = fromCopy(ctx, e.blobRange(places))
 		defer cancel()
 	}
 	work, ctx := errgroup.WithContext(ctx)
-	d := decoding{layer: l, group: g, spans: spans}
-	if r := e.windowRange(spans); r.size() > 0 {
+	d := decoding{layer: l, group: g, places: places}
+	if r := e.windowRange(places); r.size() > 0 {
 		w, done := l.windowsOf(ctx, r, try)
 		defer done()
 		d.windows = w
 	}
 	var pieces []line.Range
-	for _, s := range spans[e.first : e.first+e.n] {
+	for i := e.first; i < e.first+e.n; i++ {
+		s := places.at(i)
 		pieces = append(pieces, line.Range{Off: s.Blob, Size: s.BlobSize})
 	}
-	d.request = admitted.Request(ctx, g.claim, pieces, l.openBlob)
+	src := l.source(places, e)
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+		return l.open(ctx, src, off, n)
+	}
+	d.request = admitted.Request(ctx, g.claim, pieces, open)
 	defer d.request.Close()
 	work.Go(func() error { return d.receive(ctx, work, e) })
 	err := work.Wait()
-	if err != nil && copied(&spans[e.first]) {
+	if err != nil && places.copied(e.first) {
 		d.bad, err = l.notCopied(g, e, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	l.suspect(d.bad, spans)
+	l.suspect(d.bad, places)
 	return d.bad, nil
 }
 
 // suspect tells the sources what they got wrong. A copy gets no second chance.
-func (l *Layer) suspect(bad []corruption, spans index.Spans) {
+func (l *Layer) suspect(bad []corruption, places places) {
 	for _, b := range bad {
-		s := &spans[b.span]
-		if copied(s) {
+		s := places.at(b.span)
+		if places.copied(b.span) {
 			if l.leaveCopy() {
-				l.log.Warn("the copy of what a start reads is of no use: all is fetched from the layer", "err", b.err)
+				l.log.Warn("the copy of what a start reads is of no use: all is fetched from the layer",
+					"err", b.err)
 			}
 		} else {
 			l.counters.corrupt.Add(1)
 			l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
 		}
-		src, off := l.source(s.Blob)
-		src.Suspect(off, s.BlobSize)
+		l.source(places, extent{b.span, 1}).Suspect(s.Blob, s.BlobSize)
 		if l.o.Windows != nil && s.Window.Size > 0 {
 			l.o.Windows.Suspect(s.Window.Off, s.Window.Size)
 		}

@@ -51,7 +51,7 @@ type flight struct {
 // group is the flights that one request brings, with the goroutine that runs it.
 type group struct {
 	extent  extent
-	spans   index.Spans // by which it was planned; of its goroutine
+	places  places // by which it was planned; of its goroutine
 	claim   *line.Claim
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
 	begun   bool      // its request has been admitted; guarded by Layer.mu
@@ -141,6 +141,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		return nil, errClosed
 	}
 	var missing []int
+	places := l.places(spans)
 	for i := spans.Find(w.off); i < len(spans) && spans[i].Device < w.end; i++ {
 		// A flight leaves the table only after the store, or the spares, have
 		// its span: whoever finds it in none of the three is the first.
@@ -161,7 +162,8 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		// The background wants it in the store.
 		give := func(data []byte) { w.copySpan(&spans[i], data) }
 		if w.background() || !l.o.Budget.Spares.Use(l, i, give) {
-			if err := affordable(l.o.Budget, &spans[i]); err != nil {
+			s := places.at(i)
+			if err := affordable(l.o.Budget, &s); err != nil {
 				l.leaveLocked(w, errNobody)
 				return nil, fmt.Errorf("span %d: %w", i, err)
 			}
@@ -178,8 +180,8 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		}
 		missing = nil
 	}
-	for _, e := range plan(spans, missing, l.request(w.prio)) {
-		g := l.startLocked(ctx, spans, e, w.prio)
+	for _, e := range plan(places, missing, l.request(w.prio)) {
+		g := l.startLocked(ctx, places, e, w.prio)
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])
 		}
@@ -207,9 +209,9 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 // startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to
 // it.
 func (l *Layer) startLocked(
-	ctx context.Context, spans index.Spans, e extent, prio line.Priority,
+	ctx context.Context, p places, e extent, prio line.Priority,
 ) *group {
-	g := &group{extent: e, spans: spans, claim: line.NewClaim(prio), done: make(chan struct{})}
+	g := &group{extent: e, places: p, claim: line.NewClaim(prio), done: make(chan struct{})}
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for i := e.first; i < e.first+e.n; i++ {

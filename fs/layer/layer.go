@@ -87,8 +87,8 @@ type Layer struct {
 	name       string // the layer's digest
 	deviceSize int64
 	spans      atomic.Pointer[index.Spans] // nil until needed; see table
-	copying    copying
-	completed  atomic.Bool // Complete was called, and no missing span was written since
+	copy       atomic.Pointer[Copy]        // nil: there is none, or none that is used
+	completed  atomic.Bool                 // Complete was called, and no missing span was written since
 	counters   counters
 	expects    expectations
 	section    section
@@ -152,10 +152,8 @@ func New(ix Index, st Store, o Options) *Layer {
 		flights:    map[int]*flight{},
 	}
 	st.Know(ix.Spans, l.scratch)
-	if c := o.Copy; c != nil {
-		l.copying.source, l.copying.copy = c.Source, c
-		l.o.Copy = nil // what it holds goes when it is in the table
-	}
+	l.copy.Store(o.Copy)
+	l.o.Copy = nil // what it holds goes when it is not used any more
 	return l
 }
 

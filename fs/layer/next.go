@@ -27,22 +27,21 @@ func (l *Layer) Next(off, end int64, prio line.Priority) (Run, error) {
 	if i == last {
 		return Run{}, nil
 	}
-	e, request := extent{i, 1}, l.request(prio)
+	e, request, places := extent{i, 1}, l.request(prio), l.places(spans)
 	for i++; i < last && !l.store.Present(i); i++ {
 		longer := extent{e.first, e.n + 1}
-		if !longer.joins(spans, request) {
+		if !longer.joins(places, request) {
 			break
 		}
 		e = longer
 	}
-	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
+	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(places)
 	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
 	if spans.Whole() {
 		h := l.index.Header() // about
 		run.Bytes = int64(float64(run.Size) / float64(max(h.DeviceSize, 1)) * float64(h.LayerSize))
 		return run, nil
 	}
-	src, from := l.source(at.from)
-	run.Planned = src.Planned(from, at.size())
+	run.Planned = l.source(places, e).Planned(at.from, at.size())
 	return run, nil
 }

@@ -90,12 +90,6 @@ func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadClos
 	return &counted{body, &l.counters}, held, nil
 }
 
-// openBlob begins to read a range of the blob, or of its copy.
-func (l *Layer) openBlob(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-	src, off := l.source(off)
-	return l.open(ctx, src, off, n)
-}
-
 // openWindows begins to read a range of the windows section.
 func (l *Layer) openWindows(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
 	return l.open(ctx, l.o.Windows, off, n)
