@@ -50,8 +50,8 @@ type Entry struct {
 	Node *Node
 }
 
-// newPlan checks d and lays its tree out.
-func newPlan(d *Draft) (*plan, error) {
+// newPlan checks d and lays its tree out, which has about that many files.
+func newPlan(d *Draft, files int64) (*plan, error) {
 	if err := d.check(); err != nil {
 		return nil, err
 	}
@@ -61,7 +61,7 @@ func newPlan(d *Draft) (*plan, error) {
 	if d.Root == nil || d.Root.Mode&modeType != modeDir {
 		return nil, errors.New("the root is not a directory")
 	}
-	p := &plan{draft: d}
+	p := &plan{draft: d, nodes: make([]*Node, 0, files)}
 	if err := p.walk(d.entries); err != nil {
 		return nil, err
 	}

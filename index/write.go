@@ -28,7 +28,7 @@ type Draft struct {
 //
 // Errors that are not w's say what of the layer EROFS cannot represent, by path.
 func Write(w io.Writer, d *Draft) (int64, error) {
-	p, err := newPlan(d)
+	p, err := newPlan(d, 0)
 	var n int64
 	if err == nil {
 		n, err = p.write(w)
@@ -71,7 +71,8 @@ func (p *plan) write(w io.Writer) (int64, error) {
 // accept, wraps ErrCorrupt; w then holds a part of a file that is worth nothing.
 func (h *FileHeader) Restore(w io.Writer, d *Draft) error {
 	d.Header = h.Header
-	p, err := newPlan(d)
+	const least = 96 // bytes of the tree for one file, about
+	p, err := newPlan(d, min(h.section[sectionTree].Size/least, 1<<16))
 	if err != nil {
 		return corrupt("%v", err)
 	}
