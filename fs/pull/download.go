@@ -71,10 +71,12 @@ func (p *Pull) install(b *imageIndex, l bundle.Record) error {
 func (p *Pull) extract(
 	in *store.Incoming, b *imageIndex, l bundle.Record,
 ) (rec store.Record, err error) {
-	if err := p.all.cores.acquire(p.ctx, l.IndexSize); err != nil {
-		return rec, err
+	select {
+	case p.all.cores <- struct{}{}:
+	case <-p.ctx.Done():
+		return rec, p.ctx.Err()
 	}
-	defer p.all.cores.release()
+	defer func() { <-p.all.cores }()
 	if err := b.Extract(l.Layer, in.Index()); err != nil {
 		return rec, err
 	}

@@ -80,11 +80,13 @@ func (r *Request) Layers() map[digest.Digest]bool {
 
 // Pulls are the pulls of a node. New makes them.
 type Pulls struct {
-	o        Options
-	ctx      context.Context // of all pulls
-	host     Host
-	sem      chan struct{} // one token a download
-	cores    cores         // for indexes that are decompressed and checked
+	o    Options
+	ctx  context.Context // of all pulls
+	host Host
+	sem  chan struct{} // one token a download
+	// cores has a token for each index that is decompressed and checked: more at a time than there
+	// are cores take memory, 8 MiB each, and no less time.
+	cores    chan struct{}
 	scans    *scans
 	promises promises
 
@@ -101,7 +103,7 @@ func New(ctx context.Context, host Host, o Options) *Pulls {
 	return &Pulls{
 		o: o, ctx: ctx, host: host,
 		sem:     make(chan struct{}, o.Downloads),
-		cores:   cores{free: runtime.GOMAXPROCS(0)},
+		cores:   make(chan struct{}, runtime.GOMAXPROCS(0)),
 		scans:   newScans(o.Limits.ScanMemory, o.Scanning),
 		under:   map[key]*Pull{},
 		jobs:    map[digest.Digest]*job{},
