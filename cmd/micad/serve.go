@@ -115,7 +115,6 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	}
 	d.restoring.Store(true)
 	g.Go(func() error { d.restore(ctx); return nil })
-	g.Go(func() error { d.trim(ctx); return nil })
 	g.Go(func() error { d.hear(ctx); return nil })
 	g.Go(func() error {
 		d.credentials.retain(ctx, func() ([]fs.Status, bool) {
