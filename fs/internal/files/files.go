@@ -58,6 +58,7 @@ type OS struct{}
 
 var _ Disk = OS{}
 
+// Open implements Disk.
 func (OS) Open(name string, flag int) (File, error) {
 	f, err := os.OpenFile(name, flag, 0o600)
 	if err != nil {
@@ -77,10 +78,16 @@ func (OS) Open(name string, flag int) (File, error) {
 	return osFile{f, raw, memory, unit}, nil
 }
 
+// Rename implements Disk.
 func (OS) Rename(from, to string) error { return os.Rename(from, to) }
-func (OS) Mkdir(name string) error      { return os.MkdirAll(name, 0o700) }
-func (OS) RemoveAll(name string) error  { return os.RemoveAll(name) }
 
+// Mkdir implements Disk.
+func (OS) Mkdir(name string) error { return os.MkdirAll(name, 0o700) }
+
+// RemoveAll implements Disk.
+func (OS) RemoveAll(name string) error { return os.RemoveAll(name) }
+
+// SyncDir implements Disk.
 func (OS) SyncDir(name string) error {
 	d, err := os.Open(name)
 	if err != nil {
