@@ -78,10 +78,14 @@ type failing struct {
 	op   string
 	base string
 	err  error
+	seen func() // called before an operation fails; may be nil
 }
 
 func (f *failing) fault(op, name string) error {
 	if f.on.Load() && op == f.op && filepath.Base(name) == f.base {
+		if f.seen != nil {
+			f.seen()
+		}
 		return f.err
 	}
 	return nil
@@ -401,4 +405,29 @@ func BenchmarkCreateLazy(b *testing.B) {
 	if err := st.Close(); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// TestMarkAfterDisk: a layer has a state in memory when it has it on disk, and not before.
+func TestMarkAfterDisk(t *testing.T) {
+	f := &failing{op: "rename", base: recordName, err: unix.EIO}
+	st, _ := openFaulty(t, f)
+	s := newSample(1, 10)
+	l := s.mustCreate(t, st, Lazy)
+	s.write(t, l, s.all()...)
+	f.on.Store(true)
+	before := Verified
+	f.seen = func() { before = l.Record().State }
+	if err := l.Mark(Verified); !errors.Is(err, unix.EIO) {
+		t.Errorf("mark: %v", err)
+	}
+	if got := l.Record().State; before != Lazy || got != Lazy {
+		t.Errorf("state is %s before the record is on disk, %s after it failed", before, got)
+	}
+	f.on.Store(false)
+	must(t, l.Mark(Verified))
+	if got := l.Record().State; got != Verified {
+		t.Errorf("state is %s", got)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
 }

@@ -121,7 +121,11 @@ func (l *Layer) markDurable(bits []uint64, bytes int64) {
 func (l *Layer) flush() error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
+	return l.save(Lazy)
+}
 
+// save is flush, and raises the layer's state to the one given. The caller holds flushMu.
+func (l *Layer) save(state State) error {
 	l.mu.Lock()
 	if !l.dirty || l.gone {
 		l.dirty = false
@@ -136,6 +140,7 @@ func (l *Layer) flush() error {
 	written := l.unsaved
 	l.unsaved, l.saving = nil, l.unsaved
 	rec := l.record.clone()
+	rec.State = max(rec.State, state)
 	l.mu.Unlock()
 
 	f, err := l.device.get()
@@ -173,6 +178,7 @@ func (l *Layer) flush() error {
 		l.generation = p.generation
 	}
 	l.mu.Lock()
+	l.record.State = rec.State
 	l.markDurable(bits, bytes)
 	l.saving = nil
 	if len(l.unsaved) == 0 {

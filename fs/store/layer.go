@@ -336,31 +336,26 @@ func (l *Layer) AddRef(ref string) error {
 	return l.change(func(r *Record) bool { return r.addRef(ref) })
 }
 
-// Mark raises the layer's state, durably: the device's bytes are synced before
-// the record says so. All spans must be present; whoever marks a layer Verified
+// Mark raises the layer's state, durably: the device's bytes are synced before the record says so,
+// and Record says it when the disk does. All spans must be present; whoever marks a layer Verified
 // has had VerifyWhole succeed, or computed the diffID on the way in.
 func (l *Layer) Mark(state State) error {
-	if state == Verified && l.AllPresent() {
+	l.flushMu.Lock() // no span goes meanwhile
+	defer l.flushMu.Unlock()
+	if !l.present.full() {
+		return fmt.Errorf("mark layer %s %s: %d of %d spans are present",
+			l.digest, state, l.present.count.Load(), l.present.n)
+	}
+	if state == Verified {
 		// Before anybody can take it for what may be mounted.
 		if err := l.seal(); err != nil {
 			return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
 		}
 	}
-	l.mu.Lock()
-	if !l.present.full() {
-		defer l.mu.Unlock()
-		return fmt.Errorf("mark layer %s %s: %d of %d spans are present",
-			l.digest, state, l.present.count.Load(), l.present.n)
+	if l.recorded < state {
+		l.setDirty()
 	}
-	if l.record.State < state {
-		l.record.State = state
-		l.dirty = true
-	}
-	l.mu.Unlock()
-	if err := l.flush(); err != nil {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.record.State = min(l.record.State, l.recorded)
+	if err := l.save(state); err != nil {
 		return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
 	}
 	return nil
