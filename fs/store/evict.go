@@ -284,5 +284,10 @@ func (l *Layer) seal() error {
 	if err == nil {
 		err = l.modify(f, f.Seal)
 	}
+	if err != nil {
+		l.mu.Lock()
+		l.sealed = false // the next attempt seals it
+		l.mu.Unlock()
+	}
 	return err
 }

@@ -72,6 +72,13 @@ func (f faultyFile) Sync() error {
 	return f.File.Sync()
 }
 
+func (f faultyFile) Seal() error {
+	if err := f.d.fault("seal", f.name); err != nil {
+		return err
+	}
+	return f.File.Seal()
+}
+
 // failing fails one operation on files of one name while on is set.
 type failing struct {
 	on   atomic.Bool
@@ -405,6 +412,26 @@ func BenchmarkCreateLazy(b *testing.B) {
 	if err := st.Close(); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// TestSealAgain: a seal that the disk has refused is tried again.
+func TestSealAgain(t *testing.T) {
+	f := &failing{op: "seal", base: deviceName, err: unix.EIO}
+	st, _ := openFaulty(t, f)
+	s := newSample(1, 10)
+	l := s.mustCreate(t, st, Lazy)
+	s.write(t, l, s.all()...)
+	f.on.Store(true)
+	if err := l.Mark(Verified); !errors.Is(err, unix.EIO) || l.Sealed() {
+		t.Errorf("mark: %v, sealed %v", err, l.Sealed())
+	}
+	f.on.Store(false)
+	must(t, l.Mark(Verified))
+	if _, sealed, err := l.deviceLength(); !sealed || err != nil {
+		t.Errorf("the file is sealed: %v, %v", sealed, err)
+	}
+	must(t, l.Close())
+	must(t, st.Close())
 }
 
 // TestMarkAfterDisk: a layer has a state in memory when it has it on disk, and not before.
