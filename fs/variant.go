@@ -62,8 +62,7 @@ func (c *changes) name() string {
 // bareName is the name of a tree without whiteouts.
 const bareName = "bare"
 
-// errUnpack is why a layer is left to containerd: what comes out depends on what the index
-// does not tell.
+// errUnpack is why a layer is left to containerd: the index does not tell what comes out.
 var errUnpack = errors.New("only unpacking the layer tells what it looks like over those below it")
 
 // changes finds out how the layers below change the tree. Where that cannot be told for certain,
@@ -102,8 +101,7 @@ func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
 // inherit returns the attributes that the directories which the layer's tar implies, but does not
 // mention, get from the layers below, as containerd gives them: those of the topmost layer that has
 // anything of that name count, by whatever links it has there, whether that is hidden by a layer
-// between or not. So they come through any number of layers that only imply the
-// directory, because each of these shows them.
+// between or not. They come through any number of layers that only imply the directory.
 func (v *openLayer) inherit(below []Below) (map[uint64]index.Attr, error) {
 	implicit, err := v.index.Implicit()
 	if err != nil || len(implicit) == 0 {

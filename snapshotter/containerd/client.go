@@ -13,6 +13,12 @@
 // The label names the repositories that the manifest was really pulled from. A name alone does not:
 // an operator may have given it to an image on the node. The label has no port: names tell that.
 //
+// # Whose layer it is
+//
+// Clients that know nothing of lazy pulling name the chain of a layer, and no image. Its manifest
+// and config are in the content store by then: those that claim the chain tell, newest first, which
+// blob it is and where from (Claiming).
+//
 // # Pulls as they begin
 //
 // containerd asks a snapshotter for the first layer when it has the image's manifest and, after

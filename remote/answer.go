@@ -1,0 +1,94 @@
+package remote
+
+import (
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// examine tells from an answer's head whether its body can be bytes off to off+n of a blob of the
+// given size. skip is the number of bytes of the body before off, upTo the offset of the first byte
+// that the body does not bring (at most off+n).
+func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error) {
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" ||
+		strings.HasPrefix(t, "multipart/") {
+		return 0, 0, fmt.Errorf("%w: it is %s", errNotBlob, t)
+	}
+	switch r.StatusCode {
+	case http.StatusOK:
+		if r.ContentLength >= 0 && r.ContentLength != size {
+			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", errNotBlob, r.ContentLength,
+				size)
+		}
+		if err := encoded(r, r.ContentLength, size); err != nil {
+			return 0, 0, err
+		}
+		return off, off + n, nil
+	case http.StatusPartialContent:
+		first, last, total, err := parseContentRange(r.Header.Get("Content-Range"))
+		switch {
+		case err != nil:
+			return 0, 0, fmt.Errorf("%w: %w", errNotBlob, err)
+		case first != off || last >= size:
+			return 0, 0, fmt.Errorf("%w: asked for bytes %d-%d, got %d-%d", errNotBlob, off,
+				off+n-1, first, last)
+		case total >= 0 && total != size:
+			return 0, 0, fmt.Errorf("%w: it has %d bytes in all, the blob %d", errNotBlob, total,
+				size)
+		case r.ContentLength >= 0 && r.ContentLength != last-first+1:
+			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", errNotBlob, r.ContentLength,
+				first, last)
+		}
+		if err := encoded(r, total, size); err != nil {
+			return 0, 0, err
+		}
+		return 0, min(last+1, off+n), nil
+	}
+	return 0, 0, fmt.Errorf("%w: status %d", errNotBlob, r.StatusCode)
+}
+
+// encoded returns an error for an answer that is encoded. One that has as many bytes in all as the
+// blob, though nobody has asked for an encoding, is the blob as it was stored: object stores keep a
+// layer with "Content-Encoding: gzip" because it is compressed. Its bytes are compared with digests
+// anyway.
+func encoded(r *http.Response, total, size int64) error {
+	e := r.Header.Get("Content-Encoding")
+	if e == "" || e == "identity" || total == size {
+		return nil
+	}
+	return fmt.Errorf("%w: it is encoded (%s)", errNotBlob, printable(e, 40))
+}
+
+// parseContentRange reads "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4). total is -1 for "*".
+func parseContentRange(v string) (first, last, total int64, err error) {
+	bad := func() (int64, int64, int64, error) {
+		return 0, 0, 0, fmt.Errorf("its range is %q", printable(v, 60))
+	}
+	unit, rest, ok := strings.Cut(v, " ")
+	if !ok || !strings.EqualFold(unit, "bytes") {
+		return bad()
+	}
+	span, all, ok := strings.Cut(rest, "/")
+	if !ok {
+		return bad()
+	}
+	from, to, ok := strings.Cut(span, "-")
+	if !ok {
+		return bad()
+	}
+	f, err1 := strconv.ParseUint(from, 10, 62)
+	l, err2 := strconv.ParseUint(to, 10, 62)
+	if err1 != nil || err2 != nil || l < f {
+		return bad()
+	}
+	if all == "*" {
+		return int64(f), int64(l), -1, nil
+	}
+	t, err := strconv.ParseUint(all, 10, 62)
+	if err != nil || l >= t {
+		return bad()
+	}
+	return int64(f), int64(l), int64(t), nil
+}
