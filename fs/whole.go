@@ -9,13 +9,13 @@ import (
 )
 
 // A layer is whole, or not here, whose blob can only be decoded from its beginning: its spans are
-// index.Whole. It is served as any other, goes from the disk only as a whole, and the first
+// index.FromStart. It is served as any other, goes from the disk only as a whole, and the first
 // read of what is missing fetches all of it (layer.Options.Unpack).
 
 // whole says whether v is such a layer.
 func (v *openLayer) whole() bool {
 	spans, err := v.index.Spans()
-	return err == nil && spans.Whole()
+	return err == nil && spans.FromStart()
 }
 
 // readerMemory is what a decoder may take without waiting for scans, bytes: more than one with an

@@ -34,7 +34,7 @@ func check(ctx context.Context, l *Layer) error {
 	if err != nil {
 		return err
 	}
-	if spans.Whole() {
+	if spans.FromStart() {
 		return corrupt("its layer can only be fetched whole: such an index is for the node that made it")
 	}
 	c := newChecker(l)

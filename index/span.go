@@ -17,9 +17,9 @@ const (
 	Deflate              // inside a gzip member: raw deflate from bit Bit of the first byte, after a window
 	Gzip                 // a gzip member's header starts here; no window
 	Zstd                 // zstd frames (RFC 8878); no window. Not in an index: of copies of spans, which lie elsewhere
-	// Whole: the span has no place of its own in the blob, which can only be decoded from its
-	// beginning. Blob and BlobSize are 0. All spans of a layer are Whole, or none is.
-	Whole
+	// FromStart: the span has no place of its own in the blob, which can only be decoded from its
+	// beginning. Blob and BlobSize are 0. All spans of a layer are FromStart, or none is.
+	FromStart
 )
 
 // Span is the unit that is fetched, decoded and verified: a range of the device

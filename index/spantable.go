@@ -53,8 +53,8 @@ func (s Spans) Cut(off, end int64) (first, last int) {
 	return s.Find(off), s.Find(end-1) + 1
 }
 
-// Whole says whether the layer can only be fetched as a whole: see Codec.
-func (s Spans) Whole() bool { return len(s) > 0 && s[0].Codec == Whole }
+// FromStart says whether the layer can only be fetched as a whole: see Codec.
+func (s Spans) FromStart() bool { return len(s) > 0 && s[0].Codec == FromStart }
 
 // check says what is wrong with s as the spans of h's layer.
 func (s Spans) check(h *Header) error {
@@ -67,7 +67,7 @@ func (s Spans) check(h *Header) error {
 		if err := p.check(h); err != nil {
 			return fmt.Errorf("span %d: %w", i, err)
 		}
-		if (p.Codec == Whole) != s.Whole() {
+		if (p.Codec == FromStart) != s.FromStart() {
 			return fmt.Errorf("span %d has codec %d, the first one %d", i, p.Codec, s[0].Codec)
 		}
 		if p.Device != device {
@@ -89,8 +89,8 @@ func (s Spans) check(h *Header) error {
 }
 
 func (s *Span) check(h *Header) error {
-	if s.Codec == Whole {
-		return s.checkWhole()
+	if s.Codec == FromStart {
+		return s.checkFromStart()
 	}
 	switch {
 	case s.Size <= 0 || s.Size > MaxSpanSize || s.BlobSize <= 0 || s.BlobSize > MaxSpanSize:
@@ -111,8 +111,8 @@ func (s *Span) check(h *Header) error {
 	return nil
 }
 
-// checkWhole is check for a span without a place in the blob.
-func (s *Span) checkWhole() error {
+// checkFromStart is check for a span without a place in the blob.
+func (s *Span) checkFromStart() error {
 	switch {
 	case s.Size <= 0 || s.Size > MaxSpanSize:
 		return fmt.Errorf("%d bytes: has to be 1 to %d", s.Size, MaxSpanSize)

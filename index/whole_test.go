@@ -4,7 +4,7 @@ import "testing"
 
 // TestWholeSpans: spans without a place in the blob are all of a layer's, or none.
 func TestWholeSpans(t *testing.T) {
-	whole := func(device, size int64) Span { return Span{Codec: Whole, Device: device, Size: size} }
+	whole := func(device, size int64) Span { return Span{Codec: FromStart, Device: device, Size: size} }
 	stored := Span{Device: 10, Size: 5, Blob: 10, BlobSize: 5}
 	placed := whole(10, 5)
 	placed.BlobSize = 5
@@ -23,7 +23,7 @@ func TestWholeSpans(t *testing.T) {
 		"a gap":           {Spans{whole(0, 9), whole(10, 5)}, false},
 		"an empty one":    {Spans{whole(0, 10), whole(10, 0), whole(10, 5)}, false},
 		"one is too long": {Spans{whole(0, MaxSpanSize+1)}, false},
-		"unknown codec":   {Spans{{Codec: Whole + 1, Size: 15}}, false},
+		"unknown codec":   {Spans{{Codec: FromStart + 1, Size: 15}}, false},
 		"zstd":            {Spans{{Codec: Zstd, Size: 15, BlobSize: 15}}, false},
 	} {
 		h := Header{LayerSize: 15, DeviceSize: 15}

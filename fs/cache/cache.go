@@ -14,7 +14,7 @@
 //	                         Run: the coldest spans go, or whole layers
 //
 // Cold is what no container uses, and then what was read longest ago (warmth). A sealed layer, and
-// one whose spans are index.Whole, goes as a whole or not at all. Pause stops fills at seven
+// one whose spans are index.FromStart, goes as a whole or not at all. Pause stops fills at seven
 // eighths of the quota.
 //
 // What lies on disk is compared with its digests by Verify, for somebody who asks, and by Run as

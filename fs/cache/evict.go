@@ -207,7 +207,7 @@ func asWhole(v Layer) bool {
 		return true
 	}
 	spans, err := v.Spans()
-	return err == nil && spans.Whole()
+	return err == nil && spans.FromStart()
 }
 
 // wholeLayer stands for all of a layer, where a span is named.

@@ -149,7 +149,7 @@ func heal(ctx context.Context, v Layer, wrong []int, out *Verified) error {
 		}
 		return err
 	}
-	if spans.Whole() {
+	if spans.FromStart() {
 		return v.Data().Stream(ctx, wrong, repair) // one download for all of them
 	}
 	ctx, cancel := context.WithTimeout(ctx, healPatience)

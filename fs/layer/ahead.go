@@ -92,7 +92,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 		return
 	}
 	spans, err := l.table()
-	if err != nil || spans.Whole() {
+	if err != nil || spans.FromStart() {
 		return // the read says so, or brings all
 	}
 	l.mu.Lock()

@@ -173,7 +173,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 	if w.p != nil {
 		l.missed(missing)
 	}
-	if spans.Whole() && len(missing) > 0 {
+	if spans.FromStart() && len(missing) > 0 {
 		g := l.wholeLocked(ctx, spans, missing, w.prio)
 		for _, i := range missing {
 			l.attachLocked(w, g.flights[i], &spans[i])

@@ -15,7 +15,7 @@
 // last.
 //
 // Fill and Fetch go the same way without bytes to copy; FUSE calls Fill before ReadAt. A Copy may
-// hold some spans, coded otherwise, in another blob. A layer of index.Whole spans comes as one
+// hold some spans, coded otherwise, in another blob. A layer of index.FromStart spans comes as one
 // stream, from its beginning.
 //
 // What is fetched has a line.Priority: bytes in flight, decoded bytes and decoders go to the more
@@ -60,8 +60,8 @@ type Options struct {
 	Blob    Source // the layer's compressed blob
 	Windows Source // the layer's windows section; nil where the store has it, or no span needs one
 	// Unpack returns the device's bytes, from the beginning on, of the blob that it is given: for a
-	// layer whose spans are index.Whole. Errors wrap index.ErrCorrupt where the blob's bytes are
-	// wrong, and else are those of blob, or of ctx. May be nil.
+	// layer whose spans are index.FromStart. Errors wrap index.ErrCorrupt where the blob's bytes
+	// are wrong, and else are those of blob, or of ctx. May be nil.
 	Unpack func(ctx context.Context, blob io.Reader) (io.ReadCloser, error)
 	Copy   *Copy // spans that are to come from elsewhere; may be nil
 	Budget *line.Budget

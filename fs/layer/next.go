@@ -37,7 +37,7 @@ func (l *Layer) Next(off, end int64, prio line.Priority) (Run, error) {
 	}
 	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(places)
 	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
-	if spans.Whole() {
+	if spans.FromStart() {
 		h := l.index.Header() // about
 		run.Bytes = int64(float64(run.Size) / float64(max(h.DeviceSize, 1)) * float64(h.LayerSize))
 		return run, nil

@@ -100,7 +100,7 @@ func (e extent) joins(p places, request int64) bool {
 	}
 	last, before := p.at(e.first+e.n-1), p.at(e.first+e.n-2)
 	size := last.Device + last.Size - p.Spans[e.first].Device
-	if p.Whole() {
+	if p.FromStart() {
 		return size <= request
 	}
 	if gap := last.Blob - (before.Blob + before.BlobSize); gap > maxGap || gap < -1 {

@@ -12,7 +12,7 @@ import (
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// A layer whose spans are index.Whole is here whole, or is fetched whole: the first read of a
+// A layer whose spans are index.FromStart is here whole, or is fetched whole: the first read of a
 // missing span starts one stream of the blob, from its beginning, which brings all that is missing
 // in the device's order. The stream is a group that has begun at once and whose flights are the
 // missing spans. Readers come and go; the stream goes on without them, because the next one would
@@ -101,7 +101,7 @@ func (l *Layer) bringWhole(g *group) error {
 
 // Stream fetches the layer from its beginning and calls fn with the verified bytes of some of its
 // spans, in order, whatever the store has. They are fn's until it returns. For layers whose spans
-// are index.Whole.
+// are index.FromStart.
 func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []byte) error) error {
 	spans, err := l.table()
 	if err != nil {

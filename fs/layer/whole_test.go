@@ -30,7 +30,7 @@ func newWhole(t testing.TB) *sample {
 	t.Helper()
 	newSample(t)
 	s := scan(t, wholeSample())
-	if !s.spans.Whole() || len(s.spans) < 6 {
+	if !s.spans.FromStart() || len(s.spans) < 6 {
 		t.Fatalf("%d spans", len(s.spans))
 	}
 	return s

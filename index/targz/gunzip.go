@@ -346,7 +346,7 @@ func (g *gunzipper) finish() error {
 	}
 	if g.cut.nowhere {
 		for i, s := range *g.spans {
-			(*g.spans)[i] = index.Span{Device: s.Device, Size: s.Size, Codec: index.Whole}
+			(*g.spans)[i] = index.Span{Device: s.Device, Size: s.Size, Codec: index.FromStart}
 		}
 	}
 	return nil

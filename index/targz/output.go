@@ -226,7 +226,7 @@ func (out *output) runTar(tree func(io.Reader) (*index.Node, error)) (*index.Nod
 func (out *output) describe(spans []index.Span) {
 	for i := range spans {
 		spans[i].Digest = out.digests[i]
-		if i < len(out.ranges) && spans[i].Codec != index.Whole {
+		if i < len(out.ranges) && spans[i].Codec != index.FromStart {
 			spans[i].Window = out.ranges[i]
 		}
 	}

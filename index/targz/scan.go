@@ -9,7 +9,7 @@
 //	                                             └→ Windows, hashes of the windows
 //
 // What decodes is told by the blob's first bytes (sniff): gunzip, unzstd or plain. Unpack decodes a
-// whole blob again, for layers whose spans are index.Whole.
+// whole blob again, for layers whose spans are index.FromStart.
 //
 // The decoding goroutine decides where spans begin. Where the blob is gzip this
 // has to be a member or a deflate block. Of those that come about a span's size
@@ -100,7 +100,7 @@ type Options struct {
 	// gigabyte can decompress to a terabyte.
 	DeviceSize int64
 	// Whole: a layer in which no places are found from which on spans can be decoded is taken all
-	// the same, with spans that are index.Whole. False: its error wraps ErrNotIndexable.
+	// the same, with spans that are index.FromStart. False: its error wraps ErrNotIndexable.
 	Whole bool
 	// Window is the largest window of zstd that is taken in any case; 0: zstdWindow. Larger ones
 	// are taken, up to MaxZstdWindow, where the blob's first frame tells of them.

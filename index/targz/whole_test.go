@@ -96,7 +96,7 @@ func verifyWhole(t testing.TB, d *index.Draft, blob, device, gotDevice []byte) {
 	}
 	at := int64(0)
 	for i, s := range d.Spans {
-		want := index.Span{Codec: index.Whole, Device: at, Size: s.Size}
+		want := index.Span{Codec: index.FromStart, Device: at, Size: s.Size}
 		at += s.Size
 		want.Digest = sha256.Sum256(device[s.Device:at])
 		if s != want || s.Size <= 0 {

@@ -38,7 +38,7 @@ func isZstd(head []byte) bool {
 }
 
 // unzstd is the inflating goroutine of a scan of frames of zstd. Nothing is known of where in them
-// a span could begin: the layer's spans are index.Whole.
+// a span could begin: the layer's spans are index.FromStart.
 func unzstd(in *input, out *output, spans *[]index.Span) error {
 	if !out.o.Whole {
 		return fmt.Errorf("%w: it is in zstd, which is decoded from the beginning", ErrNotIndexable)
@@ -62,7 +62,7 @@ func unzstd(in *input, out *output, spans *[]index.Span) error {
 		return err
 	}
 	defer z.Close()
-	return evenly(zstdReader{z, in, window}, out, index.Whole, spans)
+	return evenly(zstdReader{z, in, window}, out, index.FromStart, spans)
 }
 
 // newZstd returns a decoder that works in the goroutine of its reader.
