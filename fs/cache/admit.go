@@ -38,6 +38,9 @@ func (c *Cache) Guard(l *store.Layer, whole bool) Guarded { return Guarded{l, c,
 
 // Put is store.Layer's, and waits for room.
 func (g Guarded) Put(i int, data []byte) (stored bool, err error) {
+	if g.Present(i) {
+		return g.Layer.Put(i, data) // it takes no room
+	}
 	err = g.cache.write(len(data), g.whole, func() (err error) {
 		stored, err = g.Layer.Put(i, data)
 		return err

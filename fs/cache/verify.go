@@ -103,13 +103,21 @@ func compare(ctx context.Context, v Layer, out *Verified, rest pacer) ([]int, er
 		hash = func(p []byte, _ int64) { whole.Write(p) }
 	}
 	var wrong []int
-	for i := range spans {
+	for i := 0; i < len(spans); i++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		start := time.Now()
 		err := s.Compare(i, hash)
 		if errors.Is(err, store.ErrMissing) {
+			switch {
+			case !s.Present(i):
+			case rec.State == store.Verified: // something changed, and whole has bytes too many
+				whole.Reset()
+				i, wrong, out.Spans, out.Bytes = -1, nil, 0, 0
+			default: // another span went
+				i--
+			}
 			continue
 		}
 		out.Spans++

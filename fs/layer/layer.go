@@ -37,6 +37,7 @@ package layer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -193,7 +194,9 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		return nil
 	}
-	l.unreadable(err)
+	if errors.Is(err, store.ErrMissing) { // else fetch finds the same
+		l.unreadable(err)
+	}
 	if err := l.fetch(ctx, w); err != nil {
 		return err
 	}

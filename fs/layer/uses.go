@@ -106,11 +106,10 @@ func (x *expectation) has(i int) bool { return x.all[i>>6].Load()&(1<<(i&63)) !=
 
 // touched notes that a reader asks for device bytes [off, end), for eviction and for Uses.
 func (l *Layer) touched(off, end int64) {
-	t := l.spans.Load()
-	if t == nil {
-		return
+	spans, err := l.table()
+	if err != nil {
+		return // the read says so
 	}
-	spans := *t
 	first, last := spans.Cut(off, end)
 	l.store.Touched(first, last)
 	x := l.expects.now.Load()

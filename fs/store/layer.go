@@ -352,7 +352,7 @@ func (l *Layer) Mark(state State) error {
 			return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
 		}
 	}
-	if l.recorded < state {
+	if l.recorded < state || l.Record().State < state {
 		l.setDirty()
 	}
 	if err := l.save(state); err != nil {

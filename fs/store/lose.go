@@ -112,8 +112,8 @@ func (l *Layer) Restore() error {
 }
 
 // Put keeps the verified bytes of span i, so that Read returns them. False: it does not, and the
-// caller serves them. The span is present then, and could not be read, or the disk does not take
-// it, as the error says.
+// caller serves them: the span is present, and could not be read, or, with an error, the disk does
+// not take it.
 func (l *Layer) Put(i int, data []byte) (bool, error) {
 	if l.present.has(i) {
 		// Writing it again might make a file long again that has lost its end, and turn the rest of
@@ -122,11 +122,12 @@ func (l *Layer) Put(i int, data []byte) (bool, error) {
 			return false, nil
 		}
 		gone := l.evictions.Load()
-		err := l.Repair(i, data)
-		if err == nil {
-			l.believe(i, gone)
+		if err := l.Repair(i, data); err != nil {
+			l.log.Error("a span that is wrong on disk stays so", "span", i, "err", err)
+			return false, nil
 		}
-		return false, err
+		l.believe(i, gone)
+		return false, nil
 	}
 	err := l.WriteSpan(i, data)
 	if err != nil && l.lengthen() {

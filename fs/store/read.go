@@ -23,6 +23,10 @@ var (
 	ErrWrong = errors.New("the store's bytes are not what their digest says")
 )
 
+// readTries is how often a read is begun anew because something has changed meanwhile. After that
+// its caller, who knows how long it may take, fetches the bytes.
+const readTries = 10
+
 // comparePiece is how many bytes on disk are compared at a time, because a span may have 64 MiB.
 const comparePiece = 1 << 20
 
@@ -36,7 +40,7 @@ const comparePiece = 1 << 20
 // at a page.
 func (l *Layer) Read(p []byte, off int64) error {
 	end := off + int64(len(p))
-	for {
+	for range readTries {
 		gone := l.evictions.Load()
 		if here, err := l.has(off, end); !here || err != nil {
 			return cmp.Or(err, ErrMissing)
@@ -50,6 +54,7 @@ func (l *Layer) Read(p []byte, off int64) error {
 		}
 		return nil
 	}
+	return fmt.Errorf("read at %d: the device changes all the time: %w", off, ErrUnreadable)
 }
 
 // has says whether all spans are present that hold any of [off, end).
