@@ -73,6 +73,10 @@ type snapshotImages struct {
 // doubtful returns the lowest layer of a chain that must not be shown before it is proved, and the
 // images that the snapshot with this key and these labels can be for; -1: there is none.
 //
+// What containerd unpacks is there for good, for all images that claim its chain, and takes from
+// the layers below it what its tar does not say of a directory: it lies on nothing that is not
+// proved.
+//
 // containerd is asked once for a snapshot, as long as its images vouch for all that is not proved:
 // a container's image is in containerd when its snapshot is prepared, so that none that is pulled
 // later is the container's.
@@ -82,7 +86,8 @@ func (s *Snapshotter) doubtful(
 	if !c.doubted() {
 		return -1, nil, nil
 	}
-	if t, ok := s.imagesBySnapshot.Load(key); ok && t.(snapshotImages).parent == c[0].id {
+	unpacking := labels[snapshots.LabelSnapshotRef] != ""
+	if t, ok := s.imagesBySnapshot.Load(key); ok && !unpacking && t.(snapshotImages).parent == c[0].id {
 		at, err := s.unvouched(ctx, c, t.(snapshotImages).images)
 		if at < 0 || err != nil {
 			return at, nil, err
@@ -95,6 +100,9 @@ func (s *Snapshotter) doubtful(
 		s.log.WarnContext(ctx,
 			"layers are proved before they are shown: containerd does not tell whose they are",
 			"err", err, "key", key)
+	}
+	if unpacking {
+		return c.lowestDoubted(), images, nil
 	}
 	s.imagesBySnapshot.Store(key, snapshotImages{c[0].id, images})
 	at, err = s.unvouched(ctx, c, images)
@@ -141,7 +149,7 @@ func (s *Snapshotter) vouched(ctx context.Context, l link, images []Image) (bool
 }
 
 // imagesOf returns the images that a snapshot can be for: the one that its labels name, whose
-// layers are being unpacked, or those that have the chain.
+// layers are being unpacked, or those that claim or have the chain.
 func (s *Snapshotter) imagesOf(
 	ctx context.Context, key string, c chain, labels map[string]string,
 ) ([]Image, error) {
@@ -157,10 +165,14 @@ func (s *Snapshotter) imagesOf(
 			return nil, err
 		}
 		if !annotated(labels) {
+			var all []Image
 			for image, err := range s.images.Claiming(ctx, namespace, target) {
-				return []Image{image}, err
+				if image.Manifest == "" {
+					return nil, err
+				}
+				all = append(all, image) // without references, where it has an error
 			}
-			return nil, fmt.Errorf("no image claims chain %s", target)
+			return all, nil
 		}
 		req, err := parseRequest(target, labels)
 		if err != nil {

@@ -116,8 +116,16 @@ func (c chain) below() []Below {
 }
 
 // doubted says whether a layer of the chain is.
-func (c chain) doubted() bool {
-	return slices.ContainsFunc(c, func(l link) bool { return l.doubted })
+func (c chain) doubted() bool { return c.lowestDoubted() >= 0 }
+
+// lowestDoubted returns the lowest layer of the chain that is doubted, -1 where none is.
+func (c chain) lowestDoubted() int {
+	for i := len(c) - 1; i >= 0; i-- {
+		if c[i].doubted {
+			return i
+		}
+	}
+	return -1
 }
 
 // changed says whether a layer of the chain has.

@@ -140,7 +140,8 @@ func diffIDOf(labels map[string]string) (digest.Digest, error) {
 
 // requests returns the layers that a Prepare with this key, of a snapshot that will have the chain
 // target, may be about: the one that its labels name, or else, for each of containerd's images that
-// claim the chain, the one that makes it. An error tells of one image.
+// claim the chain, the one that makes it. The first is the one that is being pulled. An error tells
+// of one image.
 func (s *Snapshotter) requests(
 	ctx context.Context, key string, target digest.Digest, labels map[string]string,
 ) iter.Seq2[request, error] {

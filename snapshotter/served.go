@@ -14,6 +14,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// requestTries is how many images and repositories are asked for one layer, where the labels do not
+// name one: each may take some seconds.
+const requestTries = 3
+
 // errOrdinary: the layer is not to be served, and containerd has to unpack it.
 var errOrdinary = errors.New("ordinary snapshot")
 
@@ -41,26 +45,36 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	} else if found {
 		return existsError(target)
 	}
-	var tried request
-	var why string
+	var first request
+	var firstWhy string
+	tried := 0
 	for req, err := range s.requests(ctx, key, target, info.Labels) {
 		if err != nil {
-			log.InfoContext(ctx, "an image cannot be asked for its layer", "err", err)
-			continue
+			log.InfoContext(ctx, "ordinary snapshot: an image cannot be asked for its layer", "err", err)
+			break
 		}
-		if tried, why, err = req, s.refuse(req, parents), nil; why == "" {
-			why, err = s.serveRequest(ctx, name, key, parent, parents, info, req)
-		}
+		why := s.refuse(req, parents)
 		if why == "" {
-			return err
+			if why, err = s.serveRequest(ctx, name, key, parent, parents, info, req); why == "" {
+				return err
+			}
+		}
+		if tried++; tried == 1 {
+			first, firstWhy = req, why
+		}
+		if tried == requestTries {
+			break
 		}
 	}
-	if why == "" {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case tried == 0:
 		s.counters.unannotated.Add(1)
 		log.DebugContext(ctx, "ordinary snapshot: it is not known which layer of which image it is")
-		return errOrdinary
+	default:
+		s.fallBack(ctx, first, firstWhy)
 	}
-	s.fallBack(ctx, tried, why)
 	return errOrdinary
 }
 

@@ -294,8 +294,6 @@ func TestFailureLeavesNothing(t *testing.T) {
 func TestUnannotated(t *testing.T) {
 	img := imageOf("image", "base", "app")
 	other := claiming("other", img, "base", "another") // which has gone from its registry
-	odd, silent := img.image(), img.image()
-	odd.Layers, silent.Refs = nil, nil
 	layers := newFakeLayers(t)
 	layers.hook(func(_ context.Context, l Layer) (Mounted, error) {
 		if l.Ref == "other" {
@@ -304,7 +302,7 @@ func TestUnannotated(t *testing.T) {
 		return Mounted{Dir: layers.path(l.Digest)}, nil
 	})
 	gone := imageOf("other", "gone")
-	images := &fakeImages{all: []Image{odd, silent, other.image(), gone.image(), img.image()}}
+	images := &fakeImages{all: []Image{other.image(), gone.image(), img.image()}}
 	s := open(t, t.TempDir(), layers, WithImages(images))
 	parent := ""
 	for i, chain := range img.chains {
@@ -347,6 +345,9 @@ func TestOrdinaryUnannotated(t *testing.T) {
 		"image unknown":      {&fakeImages{}, img.chains[0].String()},
 		"containerd is away": {&fakeImages{err: errors.New("away")}, img.chains[0].String()},
 		"no chain ID":        {&fakeImages{all: []Image{img.image()}}, "layer-1"},
+		"layers unknown": {&fakeImages{all: []Image{{
+			Refs: []string{"odd"}, Manifest: img.manifest(), Chains: img.chains,
+		}, img.image()}}, img.chains[0].String()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, missing := range []string{

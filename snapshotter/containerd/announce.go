@@ -154,7 +154,7 @@ func (c *Client) locate(ctx context.Context, host, repository string) (string, e
 	if err != nil {
 		return "", err
 	}
-	if found := c.locateAll(namesOf(all), host, repository); len(found) == 1 {
+	if found := c.locateAll(namesOf(all), host, repository, false); len(found) == 1 {
 		return found[0], nil
 	}
 	return "", portError(host)

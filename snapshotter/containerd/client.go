@@ -45,6 +45,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
@@ -80,6 +81,7 @@ const (
 
 	redial      = time.Second / 2 // between attempts to connect
 	connectWait = time.Second     // how long a question waits for the connection
+	connectMost = 3               // questions in a row that wait in vain, before none does
 )
 
 // Client asks one containerd. Make it with New.
@@ -90,6 +92,8 @@ type Client struct {
 	images     imagesapi.ImagesClient
 	content    content.Store
 	log        *slog.Logger
+
+	missed atomic.Int32 // questions in a row for which there was no connection
 
 	mu   sync.Mutex
 	kept map[digest.Digest]document
@@ -137,15 +141,21 @@ func (c *Client) Close() error { return c.conn.Close() }
 // connected returns when there is a connection. It waits for a moment, because a containerd that
 // has just started may call micad before micad has connected to it.
 func (c *Client) connected(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	wait := connectWait
+	if c.missed.Load() >= connectMost {
+		wait = 0 // it is elsewhere: each layer of a pull would wait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for {
 		state := c.conn.GetState()
 		if state == connectivity.Ready {
+			c.missed.Store(0)
 			return nil
 		}
 		c.conn.Connect()
 		if !c.conn.WaitForStateChange(ctx, state) {
+			c.missed.Add(1)
 			return fmt.Errorf("no containerd at %s (see containerd_address in micad's "+
 				"configuration)",
 				strings.Join(c.addresses, ", "))

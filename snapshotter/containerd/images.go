@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"net"
 	"slices"
 	"strings"
 
@@ -204,7 +203,7 @@ func (c *Client) Claiming(
 			return
 		}
 		slices.SortFunc(manifests, func(a, b content.Info) int {
-			return b.CreatedAt.Compare(a.CreatedAt)
+			return b.UpdatedAt.Compare(a.UpdatedAt) // each pull updates where it came from
 		})
 		for _, info := range manifests {
 			d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest}
@@ -224,7 +223,7 @@ func (c *Client) Claiming(
 }
 
 // pulledFrom returns a reference, without tag, for each repository that a manifest was pulled from,
-// of those whose registry's port is known, or likely to be the usual one.
+// of those whose registry's port is known, or likely to be the usual one (see locateAll).
 func (c *Client) pulledFrom(manifest content.Info, names []string) ([]string, error) {
 	var refs []string
 	err := fmt.Errorf("containerd does not say where image %s was pulled from", manifest.Digest)
@@ -234,10 +233,7 @@ func (c *Client) pulledFrom(manifest content.Info, names []string) ([]string, er
 			continue
 		}
 		for repository := range strings.SplitSeq(value, ",") {
-			found := c.locateAll(names, host, repository)
-			if len(found) == 0 && public(host) {
-				found = []string{host + "/" + repository}
-			}
+			found := c.locateAll(names, host, repository, true)
 			if len(found) == 0 {
 				err = fmt.Errorf("image %s of %s: %w", manifest.Digest, repository, portError(host))
 			}
@@ -248,12 +244,6 @@ func (c *Client) pulledFrom(manifest content.Info, names []string) ([]string, er
 		return nil, err
 	}
 	return refs, nil
-}
-
-// public says whether a registry's host has a name of the kind that registries at the usual port
-// have.
-func public(host string) bool {
-	return strings.Contains(host, ".") && net.ParseIP(host) == nil
 }
 
 // sources returns a reference, without tag, for each repository that a manifest was pulled from.

@@ -1,6 +1,8 @@
 package containerd
 
 import (
+	"maps"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -47,24 +49,29 @@ func locators(names []string, host, repository string) []string {
 
 // locateAll returns a repository's references, with the port that the registry has in the names of
 // the same repository's images, or else in those of the host's other images and in containerd's
-// config_path, where these agree.
-func (c *Client) locateAll(names []string, host, repository string) []string {
+// config_path, where these agree. Where there are none, guess says to take the usual port for a host
+// that has a name of the kind that registries at that port have.
+func (c *Client) locateAll(names []string, host, repository string, guess bool) []string {
 	if host == dockerHub {
 		return []string{host + "/" + repository}
 	}
 	found := locators(names, host, repository)
-	if len(found) == 0 {
-		if registry, ok := registryOf(names, c.configPath, host); ok {
-			found = []string{registry + "/" + repository}
-		}
+	if len(found) > 0 {
+		return found
 	}
-	return found
+	registries := registriesOf(names, c.configPath, host)
+	switch {
+	case len(registries) == 1:
+		return []string{registries[0] + "/" + repository}
+	case len(registries) == 0 && guess && strings.Contains(host, ".") && net.ParseIP(host) == nil:
+		return []string{host + "/" + repository}
+	}
+	return nil
 }
 
-// registryOf returns the registry at a host: the one that the names of images have, whichever
-// repositories they are of, and that containerd has a folder for below its config_path. ok is false
-// where there is none, or more than one.
-func registryOf(names []string, configPath, host string) (registry string, ok bool) {
+// registriesOf returns the registries at a host: those that the names of images have, whichever
+// repositories they are of, and that containerd has a folder for below its config_path.
+func registriesOf(names []string, configPath, host string) []string {
 	found := map[string]bool{}
 	for _, name := range names {
 		if l, ok := parseName(name); ok && l.host == host {
@@ -83,10 +90,7 @@ func registryOf(names []string, configPath, host string) (registry string, ok bo
 			}
 		}
 	}
-	for r := range found {
-		return r, len(found) == 1
-	}
-	return "", false
+	return slices.Collect(maps.Keys(found))
 }
 
 // withColon returns the registry that a folder is for: containerd takes HOST_PORT_ for HOST:PORT.
