@@ -214,16 +214,19 @@ func TestGiveUp(t *testing.T) {
 // is not.
 func TestRefused(t *testing.T) {
 	n := newNode(t)
-	f := n.add(2, store.Verified)
+	f, g := n.add(2, store.Verified), n.add(2, store.Lazy)
+	if _, err := g.store.Evict([]int{0, 1}); err != nil {
+		t.Fatal(err)
+	}
 	c := n.cache(Options{Size: spanSize, InUse: using(f)})
 	done := make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { defer close(done); c.Run(ctx) }()
 	defer func() { stop(); <-done }()
-	if _, err := c.Guard(f.store, false).Put(0, content(0)); !errors.Is(err, errQuota) {
+	if _, err := c.Guard(g.store, false).Put(0, content(0)); !errors.Is(err, errQuota) {
 		t.Error(err)
 	}
-	if _, err := c.Guard(f.store, true).Put(0, content(0)); err != nil {
+	if _, err := c.Guard(g.store, true).Put(0, content(0)); err != nil {
 		t.Error(err)
 	}
 	if s := c.Status(); s.Refused != 2*spanSize || !s.Full {
