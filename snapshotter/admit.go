@@ -87,7 +87,8 @@ func (s *Snapshotter) doubtful(
 		return -1, nil, nil
 	}
 	unpacking := labels[snapshots.LabelSnapshotRef] != ""
-	if t, ok := s.imagesBySnapshot.Load(key); ok && !unpacking && t.(snapshotImages).parent == c[0].id {
+	t, ok := s.imagesBySnapshot.Load(key)
+	if ok && !unpacking && t.(snapshotImages).parent == c[0].id {
 		at, err := s.unvouched(ctx, c, t.(snapshotImages).images)
 		if at < 0 || err != nil {
 			return at, nil, err
@@ -240,10 +241,9 @@ func (s *Snapshotter) settle(ctx context.Context, c chain, at int, images []Imag
 		}
 	}
 	if winner == nil {
-		return fmt.Errorf("no image on this node is known to have the bytes of layer %s (chain "+
-			"%s); remove "+
-			"the images that use it and pull again: %w", l.served.DiffID, l.target,
-			errors.Join(errs...))
+		return fmt.Errorf("no image on this node is known to have the bytes of layer %s (chain %s); "+
+			"remove the images that use it and pull again: %w",
+			l.served.DiffID, l.target, errors.Join(errs...))
 	}
 	return s.replace(ctx, l, *winner)
 }

@@ -273,7 +273,8 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
-	if uint(i) >= uint(min(len(spans), l.present.n)) || int64(len(data)) != spans[i].Size || spans[i].Size > l.size-spans[i].Device {
+	if uint(i) >= uint(min(len(spans), l.present.n)) || int64(len(data)) != spans[i].Size ||
+		spans[i].Size > l.size-spans[i].Device {
 		return fmt.Errorf("write span %d of layer %s: it does not have %d bytes, or the layer has no such span",
 			i, l.digest, len(data))
 	}

@@ -49,7 +49,8 @@ func (l *Layer) lose(i int, why error) bool {
 		if l.lengthen() {
 			return !l.present.has(i)
 		}
-	case errors.Is(why, ErrWrong) || errors.Is(why, unix.EIO) || errors.Is(why, unix.EUCLEAN) || errors.Is(why, unix.EBADMSG):
+	case errors.Is(why, ErrWrong), errors.Is(why, unix.EIO), errors.Is(why, unix.EUCLEAN),
+		errors.Is(why, unix.EBADMSG):
 	default:
 		return false // it says nothing about the bytes
 	}

@@ -256,8 +256,8 @@ func (l *Layer) compare(
 
 // Compare compares span i on disk with its digest, and shows its bytes to use, in pieces and in
 // order, before that is known. The page cache holds afterwards what it held before. The error is
-// ErrMissing where the span is not present, or some span went meanwhile; it wraps ErrWrong, or is the disk's, where the bytes are
-// of no use.
+// ErrMissing where the span is not present, or some span went meanwhile; it wraps ErrWrong, or is
+// the disk's, where the bytes are of no use.
 func (l *Layer) Compare(i int, use func(p []byte, off int64)) error {
 	spans, err := l.table()
 	if err != nil {

@@ -150,11 +150,15 @@ func source(noted map[string]string) (host, repository string, ok bool) {
 // locate returns a repository's reference. Where its registry's port is not known, it is not
 // guessed.
 func (c *Client) locate(ctx context.Context, host, repository string) (string, error) {
-	all, err := c.list(ctx)
-	if err != nil {
-		return "", err
+	var names []string
+	if host != dockerHub { // has no port
+		all, err := c.list(ctx)
+		if err != nil {
+			return "", err
+		}
+		names = namesOf(all)
 	}
-	if found := c.locateAll(namesOf(all), host, repository, false); len(found) == 1 {
+	if found := c.locateAll(names, host, repository, false); len(found) == 1 {
 		return found[0], nil
 	}
 	return "", portError(host)
@@ -162,7 +166,6 @@ func (c *Client) locate(ctx context.Context, host, repository string) (string, e
 
 // portError is why a registry is not asked.
 func portError(host string) error {
-	return fmt.Errorf("the port of registry %s is not known (a folder HOST:PORT below "+
-		"config_path tells)",
-		host)
+	return fmt.Errorf(
+		"the port of registry %s is not known (a folder HOST:PORT below config_path tells)", host)
 }
