@@ -88,7 +88,7 @@ func TestDamagedStays(t *testing.T) {
 	if n := w.fetched.Load() - fetched; n > 0 {
 		t.Errorf("%d bytes were downloaded", n)
 	}
-	if err := unix.Unmount(folder, 0); err != nil {
+	if err := unix.Unmount(folder, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
 	if got := readTree(t, w.mountAll(second)[0]); !strings.Contains(got, sum(bigFile)) {
