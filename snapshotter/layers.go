@@ -126,6 +126,17 @@ type Images interface {
 	Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (Image, error)
 }
 
+// Blobs hears which layers stand for their blobs: containerd does not download those.
+type Blobs interface {
+	// Asked tells that containerd asks for a layer to be served. It does not block.
+	Asked(layer digest.Digest)
+	// Served tells that a namespace has a snapshot of the layer: containerd will soon be told so.
+	// It may block for as long as it takes to tell containerd of the blob.
+	Served(ctx context.Context, namespace string, l Layer)
+	// Refused tells that containerd has to unpack the layer, and those above it. It does not block.
+	Refused(layer digest.Digest)
+}
+
 // Mounted is a layer that can be read.
 type Mounted struct {
 	Dir string // where it is to be seen

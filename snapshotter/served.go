@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -43,6 +45,12 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	if found, err := s.exists(ctx, name); err != nil {
 		return err
 	} else if found {
+		for req, err := range s.requests(ctx, key, target, info.Labels) {
+			if err == nil {
+				s.tellServed(ctx, key, req)
+			}
+			break
+		}
 		return existsError(target)
 	}
 	var first request
@@ -53,9 +61,15 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 			log.InfoContext(ctx, "ordinary snapshot: an image cannot be asked for its layer", "err", err)
 			break
 		}
+		if s.blobs != nil {
+			s.blobs.Asked(req.layer.Digest)
+		}
 		why := s.refuse(req, parents)
 		if why == "" {
 			if why, err = s.serveRequest(ctx, name, key, parent, parents, info, req); why == "" {
+				if errdefs.IsAlreadyExists(err) {
+					s.tellServed(ctx, key, req)
+				}
 				return err
 			}
 		}
@@ -74,8 +88,31 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 		log.DebugContext(ctx, "ordinary snapshot: it is not known which layer of which image it is")
 	default:
 		s.fallBack(ctx, first, firstWhy)
+		if s.blobs != nil {
+			s.blobs.Refused(first.layer.Digest)
+		}
 	}
 	return errOrdinary
+}
+
+// tellServed tells that a namespace, the one that the key names, has a snapshot of a layer.
+func (s *Snapshotter) tellServed(ctx context.Context, key string, req request) {
+	if namespace, _, ok := strings.Cut(key, "/"); ok && s.blobs != nil {
+		s.blobs.Served(ctx, namespace, req.layer)
+	}
+}
+
+// Serves reports whether there is a snapshot of a served layer that makes this chain.
+func (s *Snapshotter) Serves(ctx context.Context, chain digest.Digest) (bool, error) {
+	all, err := s.list(ctx)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(all, func(info snapshots.Info) bool {
+		return info.Kind == snapshots.KindCommitted &&
+			strings.HasPrefix(info.Name, servedPrefix) &&
+			strings.HasSuffix(info.Name, "/"+chain.String())
+	}), nil
 }
 
 // serveRequest is serve for one layer, that of one image. It returns why the layer cannot be

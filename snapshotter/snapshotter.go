@@ -62,6 +62,7 @@ type Snapshotter struct {
 	root   string
 	layers Layers
 	images Images // nil: not to be asked
+	blobs  Blobs  // nil: nobody wants to know
 	log    *slog.Logger
 	now    func() time.Time
 
@@ -98,6 +99,9 @@ func WithMountOptions(options ...string) Option {
 // WithImages has containerd's images asked for whom a container is made, before it is shown layers
 // that are not proved. Without them, such layers are proved before any container is shown them.
 func WithImages(images Images) Option { return func(s *Snapshotter) { s.images = images } }
+
+// WithBlobs has somebody told of the layers that stand for their blobs.
+func WithBlobs(blobs Blobs) Option { return func(s *Snapshotter) { s.blobs = blobs } }
 
 // WithLogger sets the logger; without it slog.Default is used.
 func WithLogger(log *slog.Logger) Option { return func(s *Snapshotter) { s.log = log } }

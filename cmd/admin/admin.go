@@ -74,6 +74,8 @@ type Info struct {
 	Complete string `json:"complete_mode"`
 	// RemapIDs tells whether micad maps the IDs of user namespaces.
 	RemapIDs bool `json:"remap_ids"`
+	// Content is the folder of containerd's content store, where micad is its content plugin.
+	Content string `json:"content_store,omitempty"`
 	// Unlabelled counts layers that containerd prepared without telling which
 	// layer of which image they are: its configuration lacks something.
 	Unlabelled int64 `json:"unlabelled_prepares"`

@@ -153,6 +153,7 @@ func checkDaemon(ctx context.Context, f *findings, c *admin.Client, config strin
 	f.ok("micad", fmt.Sprintf("version %s, pid %d, root %s; lazy layers by %s, complete ones by %s",
 		info.Version, info.PID, info.Root, info.Lazy, info.Complete))
 	f.remapIDs(config, info)
+	f.content(config, info)
 	f.exports(config, info.Root)
 	if info.Unlabelled > 0 {
 		f.warning("annotations",

@@ -42,6 +42,9 @@ type config struct {
 	// Containerd is the socket of the containerd that is asked for images and tells of pulls;
 	// empty: Credentials.ImageService or else containerd's default, noContainerd: none is asked.
 	Containerd string `toml:"containerd_address"`
+	// Content is the folder of containerd's content store where micad is its content plugin; empty:
+	// micad is none.
+	Content string `toml:"content_store"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
 	MetricsAddress string `toml:"metrics_address"`
 	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the
@@ -231,6 +234,10 @@ func (c *config) check(path string) error {
 	}
 	if _, err := c.cacheOptions(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
+	}
+	if c.Content != "" && c.Containerd == noContainerd {
+		return fmt.Errorf(`configuration %s: content_store needs a containerd: containerd_address is "%s"`,
+			path, noContainerd)
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive "+

@@ -58,6 +58,7 @@ type daemon struct {
 	profiles    *profile.Dir
 	table       *fs.Table
 	containerd  *containerd.Client // nil: it is not to be asked
+	content     *contents          // nil: not configured
 	snapshotter *snapshotter.Snapshotter
 	opened      atomic.Pointer[snapshotter.Snapshotter] // once its metadata are
 	started     time.Time
@@ -88,8 +89,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 
 	split := newSplitter(listener)
 	server := grpc.NewServer(append(d.credentials.serverOptions(),
-		grpc.UnaryInterceptor(d.survive))...)
+		grpc.UnaryInterceptor(d.survive), grpc.StreamInterceptor(d.surviveStream))...)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
+	d.content.register(server)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
 	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root,
 		"adopted", len(mounts), "start", time.Since(d.started))
@@ -116,6 +118,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	d.restoring.Store(true)
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.hear(ctx); return nil })
+	g.Go(func() error { d.watchContent(ctx); return nil })
 	g.Go(func() error {
 		d.credentials.retain(ctx, func() ([]fs.Status, bool) {
 			return d.layers(), !d.restoring.Load()
@@ -160,16 +163,26 @@ func sortHeld(held []keeper.Held) (socket *keeper.Held, mounts []keeper.Held) {
 func (d *daemon) survive(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler,
 ) (answer any, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			d.panics.Add(1)
-			d.log.ErrorContext(ctx, "panic in a call", "call", info.FullMethod, "panic", v,
-				"stack", string(debug.Stack()))
-			err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)",
-				info.FullMethod, v)
-		}
-	}()
+	defer d.recovered(ctx, info.FullMethod, &err)
 	return next(ctx, req)
+}
+
+// surviveStream is survive for calls that are streams.
+func (d *daemon) surviveStream(
+	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler,
+) (err error) {
+	defer d.recovered(stream.Context(), info.FullMethod, &err)
+	return next(srv, stream)
+}
+
+// recovered is deferred by a call.
+func (d *daemon) recovered(ctx context.Context, call string, err *error) {
+	if v := recover(); v != nil {
+		d.panics.Add(1)
+		d.log.ErrorContext(ctx, "panic in a call", "call", call, "panic", v,
+			"stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)", call, v)
+	}
 }
 
 // ignoreClosed drops the error of a server that was told to end.
@@ -221,6 +234,9 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 			return err
 		}
 	}
+	if d.content, err = openContents(ctx, d); err != nil {
+		return err
+	}
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
@@ -239,6 +255,9 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	}
 	if d.containerd != nil {
 		options = append(options, snapshotter.WithImages(d.containerd))
+	}
+	if d.content != nil {
+		options = append(options, snapshotter.WithBlobs(d.content))
 	}
 	if len(c.MountOptions) > 0 {
 		options = append(options, snapshotter.WithMountOptions(c.MountOptions...))
@@ -270,7 +289,7 @@ func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 }
 
 func (d *daemon) close() error {
-	err := errors.Join(d.snapshotter.Close(), d.table.Close())
+	err := errors.Join(d.snapshotter.Close(), d.table.Close(), d.content.close())
 	if d.containerd != nil {
 		err = errors.Join(err, d.containerd.Close())
 	}
@@ -314,7 +333,7 @@ func (d *daemon) hear(ctx context.Context) {
 	if d.containerd == nil {
 		return
 	}
-	d.containerd.Watch(ctx, func(i snapshotter.Image) {
+	d.containerd.Watch(ctx, d.content.expect, func(i snapshotter.Image) {
 		if err := d.table.Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
 			d.log.Debug("image is not announced", "repository", i.Refs[0], "err", err)
 		}
@@ -360,7 +379,7 @@ func (d *daemon) answer(w http.ResponseWriter, v any) {
 func (d *daemon) info() admin.Info {
 	i := admin.Info{
 		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started,
-		Mode: d.config.Mode, RemapIDs: d.config.RemapIDs,
+		Mode: d.config.Mode, RemapIDs: d.config.RemapIDs, Content: d.config.Content,
 		Unlabelled: int64(d.snapshotter.Stats().Unannotated), Restoring: d.restoring.Load(),
 	}
 	lazy, complete, err := d.table.Modes()

@@ -22,6 +22,9 @@ func (n *Node) containerdConfig() string {
 		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
 			"io.containerd.podsandbox.controller.v1.podsandbox")
 	}
+	if n.opts.Content {
+		disabled = append(disabled, "io.containerd.content.v1.content")
+	}
 	p("disabled_plugins = [%s]", quoted(disabled))
 	p("[grpc]\naddress = %q", n.Address())
 	p("[ttrpc]\naddress = %q", n.Address()+".ttrpc")
@@ -39,6 +42,9 @@ func (n *Node) containerdConfig() string {
 	}
 	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Snapshotter, n.MicadAddress())
 	p("[proxy_plugins.%s.exports]\n%s\nroot = %q", Snapshotter, exports, n.MicadRoot())
+	if n.opts.Content {
+		p("[proxy_plugins.mica-content]\ntype = 'content'\naddress = %q", n.MicadAddress())
+	}
 	if c := n.opts.CRI; c != nil {
 		p("%s", c.config(n))
 	}
@@ -54,6 +60,9 @@ func (n *Node) micadConfig() string {
 	}
 	if !strings.Contains(n.opts.Micad, "containerd_address") {
 		fmt.Fprintf(&b, "containerd_address = %q\n", n.Address())
+	}
+	if n.opts.Content {
+		fmt.Fprintf(&b, "content_store = %q\n", n.ContentRoot())
 	}
 	fmt.Fprintf(&b, "%s\n", n.opts.Micad)
 	if n.opts.DemandOnly {

@@ -32,6 +32,7 @@ type Options struct {
 	Containerd  string // more of containerd's configuration, TOML
 	Bare        bool   // containerd knows of micad only its name and its address
 	CRI         *CRI   // nil: containerd runs without its CRI plugin
+	Content     bool   // micad is containerd's content plugin, see SwitchContent
 	NoMicad     bool   // only containerd's own snapshotters
 	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again
 	MicadBinary string // path of micad; "": that of Path
@@ -101,6 +102,14 @@ func (n *Node) MicadRoot() string { return filepath.Join(n.Dir, "mica") }
 
 // HostsDir is the directory of hosts.toml files that containerd and micad read.
 func (n *Node) HostsDir() string { return filepath.Join(n.Dir, "certs.d") }
+
+// ContentRoot is the folder of containerd's content store.
+func (n *Node) ContentRoot() string {
+	return filepath.Join(n.Dir, "containerd/io.containerd.content.v1.content")
+}
+
+// SwitchContent makes micad containerd's content plugin from the next starts of both on, or not.
+func (n *Node) SwitchContent(on bool) { n.opts.Content = on }
 
 // Log returns the path of the log of a daemon: containerd or micad.
 func (n *Node) Log(daemon string) string { return filepath.Join(n.Dir, daemon+".log") }

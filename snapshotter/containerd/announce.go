@@ -36,11 +36,52 @@ const (
 
 // Watch calls fn for every image whose manifest comes to containerd, until ctx ends. The image has
 // its repository for a reference, and its layers, of which there is at least one; its chains are
-// not known yet. Calls may be parallel, and should not take long. Where there is no containerd, or
-// none any more, Watch waits for one.
-func (c *Client) Watch(ctx context.Context, fn func(snapshotter.Image)) {
+// not known yet. came is called before, with the layers alone, as soon as the manifest has been read.
+// Calls may be parallel, and should not take long.
+func (c *Client) Watch(
+	ctx context.Context, came func(layers []digest.Digest), fn func(snapshotter.Image),
+) {
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	slots := make(chan struct{}, atOnce)
+	connected := func() {
+		c.log.Info("containerd tells of pulls as they begin", "addresses", c.addresses)
+	}
+	c.subscribe(ctx, []string{topic}, connected, func(e *types.Envelope) {
+		d, ok := manifestOf(e)
+		if !ok {
+			return
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			return // it is pulled without
+		}
+		looking.Go(func() {
+			defer func() { <-slots }()
+			image, err := c.look(namespaces.WithNamespace(ctx, e.Namespace), d, came)
+			switch {
+			case err == nil:
+				fn(image)
+			case ctx.Err() == nil:
+				c.log.Debug("a pull is not heard of as it begins", "manifest", d, "err", err)
+			}
+		})
+	})
+}
+
+// subscribe calls fn for containerd's events of some topics, one after the other, until ctx ends.
+// Where there is no containerd, or none any more, it waits for one, and calls connected when it is
+// there.
+func (c *Client) subscribe(
+	ctx context.Context, topics []string, connected func(), fn func(*types.Envelope),
+) {
+	filters := make([]string, len(topics))
+	for i, t := range topics {
+		filters[i] = `topic=="` + t + `"`
+	}
 	for {
-		err := c.listen(ctx, fn)
+		err := c.listen(ctx, filters, connected, fn)
 		select {
 		case <-ctx.Done():
 			return
@@ -51,44 +92,24 @@ func (c *Client) Watch(ctx context.Context, fn func(snapshotter.Image)) {
 	}
 }
 
-// listen is Watch for as long as this containerd is there.
-func (c *Client) listen(ctx context.Context, fn func(snapshotter.Image)) error {
+// listen is subscribe for as long as this containerd is there.
+func (c *Client) listen(
+	ctx context.Context, filters []string, connected func(), fn func(*types.Envelope),
+) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var looking sync.WaitGroup
-	defer looking.Wait()
 	defer cancel()
 	stream, err := eventsapi.NewEventsClient(c.conn).Subscribe(ctx,
-		&eventsapi.SubscribeRequest{Filters: []string{`topic=="` + topic + `"`}},
-		grpc.WaitForReady(true))
+		&eventsapi.SubscribeRequest{Filters: filters}, grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
-	c.log.Info("containerd tells of pulls as they begin", "addresses", c.addresses)
-	slots := make(chan struct{}, atOnce)
+	connected()
 	for {
 		e, err := stream.Recv()
 		if err != nil {
 			return err
 		}
-		d, ok := manifestOf(e)
-		if !ok {
-			continue
-		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			continue // it is pulled without
-		}
-		looking.Go(func() {
-			defer func() { <-slots }()
-			image, err := c.look(namespaces.WithNamespace(ctx, e.Namespace), d)
-			switch {
-			case err == nil:
-				fn(image)
-			case ctx.Err() == nil:
-				c.log.Debug("a pull is not heard of as it begins", "manifest", d, "err", err)
-			}
-		})
+		fn(e)
 	}
 }
 
@@ -108,17 +129,20 @@ func manifestOf(e *types.Envelope) (digest.Digest, bool) {
 
 // look returns the image whose manifest has come to containerd's content store, which has verified
 // it.
-func (c *Client) look(ctx context.Context, d digest.Digest) (snapshotter.Image, error) {
+func (c *Client) look(
+	ctx context.Context, d digest.Digest, came func(layers []digest.Digest),
+) (snapshotter.Image, error) {
 	ctx, cancel := context.WithTimeout(ctx, labelWait)
 	defer cancel()
 	b, err := c.bytes(ctx, d)
 	if err != nil {
 		return snapshotter.Image{}, err
 	}
-	_, layers := parseManifest(b)
+	_, layers, _ := parseManifest(b)
 	if len(layers) == 0 || len(layers) > maxLayers {
 		return snapshotter.Image{}, fmt.Errorf("an image of %d layers", len(layers))
 	}
+	came(layers)
 	for wait := labelTick; ; wait *= 2 {
 		info, err := c.content.Info(ctx, d)
 		if err != nil {

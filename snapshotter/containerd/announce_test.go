@@ -82,7 +82,7 @@ func TestParseManifest(t *testing.T) {
 		"index":          {[]byte(`{"manifests": [{"digest": "` + someDigest.String() + `"}]}`), 0},
 		"no JSON":        {[]byte("\x1f\x8b"), 0},
 	} {
-		if _, got := parseManifest(c.b); len(got) != c.want {
+		if _, got, _ := parseManifest(c.b); len(got) != c.want {
 			t.Errorf("%s: %d layers, want %d", name, len(got), c.want)
 		}
 	}
@@ -181,7 +181,7 @@ func TestWatch(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		w.client.Watch(ctx, func(i snapshotter.Image) { heard <- i })
+		w.client.Watch(ctx, func([]digest.Digest) {}, func(i snapshotter.Image) { heard <- i })
 	}()
 	layers := []string{"A", "B"}
 	for n, source := range []string{"docker.io", "docker.io", "elsewhere", "docker.io"} {

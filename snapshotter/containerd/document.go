@@ -15,6 +15,7 @@ import (
 // document is what a manifest says, with its config, or an index.
 type document struct {
 	layers   []digest.Digest // of a manifest: blobs, lowest first
+	sizes    []int64         // of these, in bytes, as the manifest says
 	chains   []digest.Digest // of a manifest: chain IDs
 	children []ocispec.Descriptor
 }
@@ -33,31 +34,32 @@ func parseIndex(b []byte) document {
 	return document{children: x.Manifests}
 }
 
-// parseManifest returns the config and the layers' blobs that a manifest names; config is "" for
-// bytes that are no manifest.
-func parseManifest(b []byte) (config digest.Digest, layers []digest.Digest) {
+// parseManifest returns the config and the layers' blobs that a manifest names, with their sizes;
+// config is "" for bytes that are no manifest.
+func parseManifest(b []byte) (config digest.Digest, layers []digest.Digest, sizes []int64) {
 	var m ocispec.Manifest
 	if json.Unmarshal(b, &m) != nil || m.Config.Digest.Validate() != nil {
-		return "", nil
+		return "", nil, nil
 	}
 	for _, l := range m.Layers {
 		if images.IsLayerType(l.MediaType) && l.Digest.Validate() == nil {
-			layers = append(layers, l.Digest)
+			layers, sizes = append(layers, l.Digest), append(sizes, l.Size)
 		}
 	}
-	return m.Config.Digest, layers
+	return m.Config.Digest, layers, sizes
 }
 
 // parseConfig returns what a config claims for the layers of its manifest. Where there are more or
 // fewer of them than diffIDs, it is not known which blob makes which.
-func parseConfig(b []byte, layers []digest.Digest) document {
+func parseConfig(b []byte, layers []digest.Digest, sizes []int64) document {
 	var config ocispec.Image
 	if json.Unmarshal(b, &config) != nil {
 		return document{}
 	}
-	doc := document{layers: layers, chains: identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs))}
+	doc := document{layers: layers, sizes: sizes,
+		chains: identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs))}
 	if len(layers) != len(doc.chains) {
-		doc.layers = nil
+		doc.layers, doc.sizes = nil, nil
 	}
 	return doc
 }

@@ -352,7 +352,7 @@ func FuzzDocument(f *testing.F) {
 		[]byte(`{"rootfs":{"diff_ids":["sha256:0"]}}`))
 	f.Add([]byte(`{"manifests":[{}]}`), []byte(`null`))
 	f.Fuzz(func(t *testing.T, manifest, config []byte) {
-		d, layers := parseManifest(manifest)
+		d, layers, sizes := parseManifest(manifest)
 		if d != "" && d.Validate() != nil {
 			t.Errorf("config %q", d)
 		}
@@ -361,7 +361,7 @@ func FuzzDocument(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		if doc := parseConfig(config, layers); doc.layers != nil &&
+		if doc := parseConfig(config, layers, sizes); doc.layers != nil &&
 			len(doc.layers) != len(doc.chains) {
 			t.Errorf("%d layers, %d chains", len(doc.layers), len(doc.chains))
 		}

@@ -1,0 +1,182 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/mica-snapshotter/mica/integration/fixture"
+	"github.com/mica-snapshotter/mica/integration/images"
+	"github.com/mica-snapshotter/mica/integration/node"
+)
+
+// export writes an image into an archive and returns its bytes.
+func export(t *testing.T, n *node.Node, ref string) []byte {
+	t.Helper()
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	fixture.Ctr(t, n, "images", "export", archive, ref)
+	b, err := os.ReadFile(archive)
+	mustf(t, err, "archive")
+	return b
+}
+
+// TestContent: with micad as content plugin an image of which little is here is a whole one for all
+// that reads blobs.
+func TestContent(t *testing.T) {
+	r, ref, size := debian(t, true)
+	plain := fixture.Node(t, node.Options{NoMicad: true})
+	fixture.Pull(t, plain, "overlayfs", ref)
+	want := export(t, plain, ref)
+	r.ResetTraffic()
+
+	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
+	fixture.Pull(t, n, mica, ref)
+	if got := r.Traffic().Down; got > size/100 {
+		t.Errorf("the pull downloaded %d bytes of an image of %d", got, size)
+	}
+	mustf(t, n.StopMicad(), "stop micad") // what it has told containerd it knows later
+	mustf(t, n.StartMicad(fixture.Context(t)), "start micad")
+	if got := export(t, n, ref); !bytes.Equal(got, want) {
+		t.Errorf("the archive has %d bytes and differs from overlayfs's of %d", len(got), len(want))
+	}
+	if got := r.Traffic().Down; got < size*9/10 || got > size*11/10 {
+		t.Errorf("%d bytes were downloaded to export an image of %d", got, size)
+	}
+
+	// what shares the layers needs nothing
+	r.ResetTraffic()
+	fixture.Pull(t, n, "overlayfs", ref)
+	if got := r.Traffic().Down; got > size/100 {
+		t.Errorf("overlayfs downloaded %d bytes of what is here", got)
+	}
+	if out := fixture.Run(t, n, "overlayfs", ref, "plain"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("by overlayfs the program prints %q", out)
+	}
+
+	// and what nobody refers to any more is forgotten
+	fixture.Ctr(t, n, "images", "rm", "--sync", ref)
+	blobs := filepath.Join(n.ContentRoot(), "blobs/sha256")
+	fixture.Eventually(t, 20*time.Second, func() string {
+		left, err := os.ReadDir(blobs)
+		mustf(t, err, "content")
+		if len(left) > 0 {
+			return fmt.Sprintf("%d blobs are left", len(left))
+		}
+		return ""
+	})
+}
+
+// TestContentPush: a push moves what the other registry does not have.
+func TestContentPush(t *testing.T) {
+	r, ref, _ := debian(t, true)
+	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
+	fixture.Pull(t, n, mica, ref)
+	other := fixture.Referrers(t)
+	to := other.Host() + "/other/debian:test"
+	fixture.Ctr(t, n, "images", "push", "--plain-http", to, ref)
+	r.ResetTraffic()
+	fixture.Ctr(t, n, "images", "push", "--plain-http", other.Host()+"/third/debian:test", ref)
+	if got := r.Traffic().BlobBytes(); got > 0 {
+		t.Errorf("%d bytes were downloaded for a registry that has them", got)
+	}
+	plain := fixture.Node(t, node.Options{NoMicad: true})
+	fixture.Pull(t, plain, "overlayfs", to)
+	if out := fixture.Run(t, plain, "overlayfs", to, "pushed"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("what was pushed prints %q", out)
+	}
+}
+
+// TestContentFetchAll: a client that wants all blobs of an image, as Docker does, gets them told.
+func TestContentFetchAll(t *testing.T) {
+	r, ref, size := debian(t, true)
+	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
+	hears(t, n)
+	client, err := n.Client()
+	mustf(t, err, "client")
+	ctx := namespaces.WithNamespace(fixture.Context(t), n.Namespace())
+	mustf(t, n.Trust(r.Host()), "trust")
+	resolver := docker.NewResolver(docker.ResolverOptions{
+		Hosts: docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchAllHosts)),
+	})
+	_, err = client.Pull(ctx, ref, containerd.WithPullUnpack, containerd.WithPullSnapshotter(mica),
+		containerd.WithUnpackOpts([]containerd.UnpackOpt{containerd.WithUnpackFetchAllContent()}),
+		containerd.WithResolver(resolver))
+	mustf(t, err, "pull")
+	if got := r.Traffic().Down; got > size/100 {
+		t.Errorf("the pull downloaded %d bytes of an image of %d", got, size)
+	}
+	if out := fixture.Run(t, n, mica, ref, "program"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("the program prints %q", out)
+	}
+	fixture.Ctr(t, n, "images", "check", "name=="+ref)
+	export(t, n, ref)
+}
+
+// TestContentAway: a blob that cannot be had is a clear error, and works when the registry is back.
+// A container runs all the while.
+func TestContentAway(t *testing.T) {
+	r, ref, _ := debian(t, true)
+	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true, Micad: `pull_deadline = "3s"`})
+	fixture.Pull(t, n, mica, ref)
+	mustf(t, r.Down(), "stop the registry")
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	out, err := n.Ctr(fixture.Context(t), "images", "export", archive, ref)
+	if err == nil || !strings.Contains(out+err.Error(), "as soon as the registry answers") {
+		t.Errorf("without a registry the export says %v: %s", err, out)
+	}
+	mustf(t, r.Up(), "start the registry")
+	export(t, n, ref)
+}
+
+// TestContentOff: when containerd keeps its content itself again, it knows what it does not have.
+func TestContentOff(t *testing.T) {
+	r, ref, size := debian(t, true)
+	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
+	fixture.Pull(t, n, mica, ref)
+	if out := fixture.Run(t, n, mica, ref, "with"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("the program prints %q", out)
+	}
+	n.SwitchContent(false)
+	restart(t, n)
+	r.ResetTraffic()
+	fixture.Eventually(t, 20*time.Second, func() string {
+		if out := fixture.Ctr(t, n, "content", "ls", "-q"); len(strings.Fields(out)) > 4 {
+			return "containerd believes to have\n" + out
+		}
+		return ""
+	})
+	if out := fixture.Run(t, n, mica, ref, "without"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("the program prints %q", out)
+	}
+	fixture.Pull(t, n, "overlayfs", ref)
+	if out := fixture.Run(t, n, "overlayfs", ref, "plain"); !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("by overlayfs the program prints %q", out)
+	}
+	if got := r.Traffic().Down; got < size*8/10 {
+		t.Errorf("%d bytes of an image of %d were downloaded: from where has it the rest?", got, size)
+	}
+	n.SwitchContent(true) // and back: containerd's own files are as they were
+	restart(t, n)
+	r.ResetTraffic()
+	export(t, n, ref)
+	if got := r.Traffic().BlobBytes(); got > 0 {
+		t.Errorf("%d bytes were downloaded for blobs that were here", got)
+	}
+}
+
+// restart stops and starts both daemons.
+func restart(t *testing.T, n *node.Node) {
+	t.Helper()
+	mustf(t, n.StopContainerd(), "stop containerd")
+	mustf(t, n.StopMicad(), "stop micad")
+	mustf(t, n.StartMicad(fixture.Context(t)), "start micad")
+	mustf(t, n.StartContainerd(fixture.Context(t)), "start containerd")
+}
