@@ -54,12 +54,13 @@ type Config struct {
 	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a
 	// second, and when one has failed. Calls run in parallel. nil: nobody is told.
 	Notice func(string)
+	// PlainHTTP asks registries by http where hosts.toml does not say how.
+	PlainHTTP bool
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil:
 	// slog.Default().
 	Logger *slog.Logger
 
-	wrap  func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
-	plain bool                                      // tests: its registries speak HTTP without TLS
+	wrap func(http.RoundTripper) http.RoundTripper // tests put a network of their own here
 }
 
 // Client reaches the registries of a node. Images, connections, tokens and what is known of hosts

@@ -53,7 +53,7 @@ func FuzzRangeResponse(f *testing.F) {
 		defer cancel()
 		asked := 0
 		var last *http.Response
-		c, err := New(Config{plain: true, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond})
+		c, err := New(Config{PlainHTTP: true, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond})
 		if err != nil {
 			t.Fatal(err)
 		}

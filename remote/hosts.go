@@ -146,7 +146,7 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 	}
 	// Which of the two a registry on this machine speaks is not known without a hosts.toml.
 	local := dir == "" && isLoopback(registry) && !strings.HasSuffix(registry, ":443")
-	if local || c.cfg.plain {
+	if local || c.cfg.PlainHTTP {
 		opts.DefaultScheme = "http"
 	}
 	ctx = log.WithLogger(ctx, bridge(c.log.With("registry", registry)))

@@ -94,7 +94,7 @@ func (n *network) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 // otherwise.
 func (n *network) client(cfg Config) *Client {
 	n.t.Helper()
-	cfg.plain = true
+	cfg.PlainHTTP = true
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.wrap = func(rt http.RoundTripper) http.RoundTripper {
 		t := rt.(*http.Transport)

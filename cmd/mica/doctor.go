@@ -55,6 +55,7 @@ func doctorCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var f findings
+			address = socketPath(address)
 			checkContainerd(&f, config, address)
 			checkKernel(cmd.Context(), &f, scratch)
 			checkDaemon(cmd.Context(), &f, daemon(address), config)
@@ -62,7 +63,7 @@ func doctorCommand() *cobra.Command {
 			return f.print(cmd.OutOrStdout(), asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &address)
 	cmd.Flags().StringVar(&config, "containerd-config", "/etc/containerd/config.toml",
 		"containerd's configuration file")
 	cmd.Flags().StringVar(&scratch, "scratch", "/var/lib/micad",

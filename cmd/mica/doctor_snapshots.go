@@ -31,8 +31,9 @@ const (
 
 	// Labels of containerd's content: what a blob refers to, and the snapshot that an image's
 	// configuration was unpacked to.
-	contentLabel  = "containerd.io/gc.ref.content"
-	snapshotLabel = "containerd.io/gc.ref.snapshot.mica"
+	contentLabel        = "containerd.io/gc.ref.content"
+	snapshotLabelPrefix = "containerd.io/gc.ref.snapshot."
+	snapshotLabel       = snapshotLabelPrefix + "mica"
 )
 
 // lostImages are images of a namespace that containerd takes for unpacked, of which micad has no

@@ -26,7 +26,7 @@ func duCommand() *cobra.Command {
 			return du(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

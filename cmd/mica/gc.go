@@ -27,7 +27,7 @@ func gcCommand() *cobra.Command {
 			return gc(cmd.Context(), cmd.OutOrStdout(), daemon(address), unused, asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &address)
 	cmd.Flags().BoolVar(&unused, "unused", false,
 		"give up the content of images that no container uses")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -51,9 +51,10 @@ var (
 
 // registryFlags are the flags of all verbs that talk to registries.
 type registryFlags struct {
-	hostsDir string
-	giveUp   time.Duration
-	stderr   io.Writer // nil: os.Stderr
+	hostsDir  string
+	giveUp    time.Duration
+	plainHTTP bool
+	stderr    io.Writer // nil: os.Stderr
 }
 
 func (f *registryFlags) client() (*remote.Client, error) {
@@ -67,6 +68,7 @@ func (f *registryFlags) client() (*remote.Client, error) {
 		GiveUp:       f.giveUp / 2,
 		ListTimeout:  f.giveUp,
 		Notice:       (&notices{w: f.stderr}).tell,
+		PlainHTTP:    f.plainHTTP,
 	})
 }
 
@@ -93,7 +95,7 @@ func (n *notices) tell(line string) {
 
 // daemon returns a client of the micad behind a socket.
 func daemon(address string) *admin.Client {
-	c := admin.NewClient(address)
+	c := admin.NewClient(socketPath(address))
 	c.Notice = (&notices{}).tell
 	return c
 }

@@ -47,7 +47,7 @@ type profileFlags struct {
 }
 
 func (f *profileFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &f.address)
 	cmd.Flags().StringVar(&f.root, "root", "",
 		"read micad's folder instead of asking it (/var/lib/micad, as a rule)")
 }

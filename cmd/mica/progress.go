@@ -18,16 +18,17 @@ const barWidth = 30
 // redraw is how often bars change at most.
 const redraw = 100 * time.Millisecond
 
-// progress draws a bar for each thing that takes long, one line each, on a terminal; elsewhere
-// it is quiet. Other lines for stderr are written by means of it.
+// progress draws what is waited for, and a bar for each thing that takes long, one line each, on a
+// terminal; elsewhere it is quiet. Other lines for stderr are written by means of it.
 type progress struct {
 	w    io.Writer                  // nil: quiet
 	size func() (columns, rows int) // of the terminal; nil: quiet
 
-	mu    sync.Mutex
-	bars  []*bar
-	drawn int // lines on the terminal
-	last  time.Time
+	mu     sync.Mutex
+	status string // a line above the bars; "": none
+	bars   []*bar
+	drawn  int // lines on the terminal
+	last   time.Time
 }
 
 // bar is the progress of one thing.
@@ -59,8 +60,41 @@ func (p *progress) add(name string, total int64) *bar {
 	return b
 }
 
+// setStatus writes what is waited for above the bars.
+func (p *progress) setStatus(line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = line
+	p.drawLocked(true)
+}
+
+// clear takes all away that is drawn, for good.
+func (p *progress) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.w != nil {
+		p.eraseLocked()
+	}
+	p.status, p.bars = "", nil
+}
+
 // reader counts what is read from r.
 func (b *bar) reader(r io.Reader) io.Reader { return &barReader{b, r} }
+
+// remove takes the bar away.
+func (b *bar) remove() {
+	b.p.mu.Lock()
+	defer b.p.mu.Unlock()
+	b.p.bars = slices.DeleteFunc(b.p.bars, func(other *bar) bool { return other == b })
+	b.p.drawLocked(true)
+}
+
+// bytes says how much was read.
+func (b *bar) bytes() int64 {
+	b.p.mu.Lock()
+	defer b.p.mu.Unlock()
+	return b.read
+}
 
 type barReader struct {
 	b *bar
@@ -111,19 +145,24 @@ func (p *progress) drawLocked(now bool) {
 	p.last = time.Now()
 	p.eraseLocked()
 	columns, rows := p.size()
+	var lines []string
+	if p.status != "" {
+		lines = append(lines, p.status[:min(len(p.status), max(columns-1, 1))])
+	}
 	// Where there are more bars than lines, those that are at work are drawn. The last line is the
 	// cursor's.
 	bars := p.bars
-	if len(bars) >= rows {
+	if room := rows - 1 - len(lines); len(bars) > room {
 		bars = slices.DeleteFunc(slices.Clone(bars), func(b *bar) bool { return b.read >= b.total })
-		bars = bars[:min(len(bars), rows-1)]
+		bars = bars[:min(len(bars), max(room, 0))]
 	}
-	var s strings.Builder
 	for _, b := range bars {
-		s.WriteString(b.line(columns) + "\n")
+		lines = append(lines, b.line(columns))
 	}
-	p.drawn = len(bars)
-	_, _ = io.WriteString(p.w, s.String()) // a lost bar is no reason to stop
+	p.drawn = len(lines)
+	for _, l := range lines {
+		_, _ = io.WriteString(p.w, l+"\n") // a lost bar is no reason to stop
+	}
 }
 
 // line draws a bar on fewer characters than a terminal has columns, because in the last one some

@@ -13,6 +13,7 @@ func TestProgress(t *testing.T) {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			var out strings.Builder
 			p := &progress{w: &out, size: func() (int, int) { return size[0], size[1] }}
+			p.setStatus("waiting for a registry that is far away and has much to do, as it seems")
 			for k := range 30 {
 				b := p.add(fmt.Sprintf("layer %d/30 sha256:0123456789", k+1), 12_345_678_901)
 				b.read = int64(k) << 20

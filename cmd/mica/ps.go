@@ -26,7 +26,7 @@ func psCommand() *cobra.Command {
 			return ps(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -36,7 +36,7 @@ func verifyCommand() *cobra.Command {
 			return verify(cmd.Context(), cmd.OutOrStdout(), daemon(address), which, asJSON)
 		},
 	}
-	cmd.Flags().StringVar(&address, "address", admin.DefaultAddress, "micad's socket")
+	addAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a line of JSON for each layer")
 	return cmd
 }

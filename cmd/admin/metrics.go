@@ -1,0 +1,24 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// Metrics returns micad's metrics that have no labels, by name.
+func (c *Client) Metrics(ctx context.Context) (map[string]float64, error) {
+	b, err := c.send(ctx, http.MethodGet, PathMetrics, nil)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]float64{}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil { // comments have no number there
+			all[name] = v
+		}
+	}
+	return all, nil
+}

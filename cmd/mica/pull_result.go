@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs"
+)
+
+const (
+	// mountPatience bounds the wait for mounts after a pull. A container waits for them by itself.
+	mountPatience = time.Minute
+	// smallImage is the size of an image or a layer that comes whole without a word, bytes.
+	smallImage = 1 << 20
+)
+
+// awaitMounts waits until what micad serves of the image is mounted, as a registry that is far away
+// answers after containerd has been promised the layers.
+func (w *pullWatch) awaitMounts(ctx context.Context) error {
+	waiting, cancel := context.WithTimeout(ctx, mountPatience)
+	defer cancel()
+	for {
+		var all []fs.Status
+		err := w.micad.Get(waiting, admin.PathLayers, &all)
+		if err == nil && w.mountedAre(all) {
+			w.poll(ctx)
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("pull %s: interrupted before its layers were mounted; containerd "+
+				"has the image", w.ref)
+		case <-waiting.Done():
+			w.sayf("not all layers are mounted: a container that starts waits for them")
+			return nil
+		case <-time.After(redraw):
+		}
+	}
+}
+
+// mountedAre takes note of the layers that micad has, and says whether all that it serves of the
+// image are mounted.
+func (w *pullWatch) mountedAre(all []fs.Status) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status = map[digest.Digest]fs.Status{}
+	for _, s := range all {
+		if s.Mode != "" {
+			w.status[s.Layer] = s
+		}
+	}
+	w.mounted = 0
+	done := true
+	for _, l := range w.layers {
+		_, ok := w.status[l.Digest]
+		if ok || l.stage != served {
+			w.mounted++
+		} else {
+			done = false
+		}
+	}
+	return done
+}
+
+// layerKind is how a layer came to the node.
+type layerKind string
+
+const (
+	lazyLayer     layerKind = "lazy"
+	wholeLayer    layerKind = "downloaded whole" // by micad, before a container can start
+	ordinaryLayer layerKind = "unpacked by containerd"
+)
+
+// result says how it went, in a line; before it, why micad downloaded layers as a whole. own is
+// what this program has received.
+func (w *pullWatch) result(own int64) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	indexed := w.hasIndexLocked()
+	count := map[layerKind]int{}
+	there := 0
+	for _, l := range w.layers {
+		kind := w.kindOfLocked(l, indexed)
+		count[kind]++
+		if kind == wholeLayer && indexed {
+			w.sayf("not lazy, micad has downloaded it: layer %s (%s): %s",
+				short(l.Digest.String()), bytesText(l.Size), wholeReason(l.MediaType))
+		}
+		if l.stage == wasThere {
+			there++
+		}
+	}
+	if count[wholeLayer] > 0 && !indexed && w.sizeLocked() >= smallImage {
+		w.sayf("not lazy, micad has downloaded it: the image: %s", w.noIndexReason())
+	}
+	text := fmt.Sprintf("ready in %s, %s of %s downloaded, %d of %d layers lazy",
+		tookText(time.Since(w.start)), bytesText(own+w.received), bytesText(w.sizeLocked()),
+		count[lazyLayer], len(w.layers))
+	for _, kind := range []layerKind{wholeLayer, ordinaryLayer} {
+		if n := count[kind]; n > 0 {
+			text += fmt.Sprintf(", %d %s", n, kind)
+		}
+	}
+	if there > 0 {
+		text += fmt.Sprintf(" (%d were here before)", there)
+	}
+	return text
+}
+
+// hasIndexLocked says whether micad has found an index of the image: a layer is not here as a
+// whole, or parts of one have come.
+func (w *pullWatch) hasIndexLocked() bool {
+	for _, l := range w.layers {
+		if s, ok := w.status[l.Digest]; ok && (s.State == "lazy" || s.Requests > 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// kindOfLocked says what became of a layer. One that was here before, and one of an image with an
+// index that is small enough to have come with it, is lazy: nobody waited for it.
+func (w *pullWatch) kindOfLocked(l *pullLayer, indexed bool) layerKind {
+	s, mounted := w.status[l.Digest]
+	switch {
+	case l.stage == ordinary || l.stage == unpacked || l.stage == wasThere && !mounted:
+		return ordinaryLayer
+	case l.stage == served && mounted && s.State != "lazy" && s.Requests == 0 &&
+		(!indexed || l.Size >= smallImage):
+		return wholeLayer
+	}
+	return lazyLayer
+}
+
+// wholeReason says why a layer of an image with an index is not lazy.
+func wholeReason(mediaType string) string {
+	if strings.HasSuffix(mediaType, "zstd") {
+		return "it is compressed by zstd, which cannot be read from the middle"
+	}
+	return "the image's index leaves it out"
+}
+
+// noIndexReason says why no layer of the image is lazy.
+func (w *pullWatch) noIndexReason() string {
+	if w.mode == string(fs.Local) {
+		return "its mode is local"
+	}
+	return "no index of it was found (mica index create --push " + w.ref + " makes one)"
+}
+
+// tookText writes a duration for people.
+func tookText(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
