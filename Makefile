@@ -8,9 +8,9 @@ BENCH    ?= .
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 MODULES  := . integration
 
-export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(PATH)
+export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
 
-.PHONY: all build install tools test unit race integration matrix soak lint fmt fuzz bench microbench demo clean
+.PHONY: all build install tools test unit race integration clients matrix soak lint fmt fuzz bench microbench demo clean
 
 all: build
 
@@ -33,6 +33,11 @@ unit race integration: tools build
 
 matrix: tools build ## the fault matrix alone, written into docs/reliability.md
 	script/test.sh matrix
+
+clients: tools build ## Docker Engine on Mica: builds it, which takes minutes
+	CGO_ENABLED=0 go -C integration/tools/docker build -trimpath -buildvcs=false \
+		-tags exclude_graphdriver_btrfs -o $(CURDIR)/build/docker/ tool
+	script/test.sh clients
 
 soak: tools build ## faults under load, and random images, for minutes (docs/reliability.md)
 	script/test.sh soak

@@ -113,7 +113,7 @@ func (c *contents) Served(ctx context.Context, namespace string, l snapshotter.L
 	ctx, cancel := context.WithTimeout(ctx, claimTime)
 	defer cancel()
 	desc, err := c.containerd.Blob(ctx, namespace, l.Manifest, l.Digest)
-	if err == nil {
+	if err == nil && !c.store.Note(desc, l.Ref) {
 		err = c.store.Claim(ctx, desc, l.Ref)
 	}
 	c.store.Decided(l.Digest, err == nil)

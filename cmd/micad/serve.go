@@ -17,6 +17,7 @@ import (
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	limits "github.com/containerd/containerd/v2/defaults"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -89,7 +90,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 
 	split := newSplitter(listener)
 	server := grpc.NewServer(append(d.credentials.serverOptions(),
-		grpc.UnaryInterceptor(d.survive), grpc.StreamInterceptor(d.surviveStream))...)
+		grpc.UnaryInterceptor(d.survive), grpc.StreamInterceptor(d.surviveStream),
+		grpc.MaxRecvMsgSize(limits.DefaultMaxRecvMsgSize),
+		grpc.MaxSendMsgSize(limits.DefaultMaxSendMsgSize))...)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
 	d.content.register(server)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}

@@ -10,8 +10,11 @@ import (
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
@@ -118,6 +121,11 @@ func TestContentFetchAll(t *testing.T) {
 	}
 	fixture.Ctr(t, n, "images", "check", "name=="+ref)
 	export(t, n, ref)
+
+	// what a client writes in one piece fits into a message
+	large := bytes.Repeat([]byte("large"), 3<<20)
+	mustf(t, content.WriteBlob(ctx, client.ContentStore(), "large", bytes.NewReader(large),
+		ocispec.Descriptor{Digest: digest.FromBytes(large), Size: int64(len(large))}), "write")
 }
 
 // TestContentAway: a blob that cannot be had is a clear error, and works when the registry is back.

@@ -170,6 +170,9 @@ func TestClaimSizes(t *testing.T) {
 	b := []byte("a blob of twenty-one ")
 	w.blobs["honest/image"], w.blobs["liar/image"] = b, []byte("short")
 	w.claim("liar/image", b, 5)
+	if w.Note(ocispec.Descriptor{Digest: digest.FromBytes(b), Size: int64(len(b))}, "honest/image") {
+		t.Error("two sizes of one blob")
+	}
 	d := w.claim("honest/image", b, len(b))
 	if i, err := w.Info(t.Context(), d); err != nil || i.Size != int64(len(b)) {
 		t.Errorf("%+v, %v", i, err)
@@ -228,7 +231,9 @@ func TestFetchAll(t *testing.T) {
 	w.Expect([]digest.Digest{d, above})
 	go func() {
 		w.Asked(d)
-		w.claim("here/image", b, len(b))
+		if !w.Note(ocispec.Descriptor{Digest: d, Size: 4}, "here/image") {
+			t.Error("not noted")
+		}
 		w.Decided(d, true)
 		w.Decided(above, false)
 	}()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -47,6 +48,9 @@ func (c claim) info(d digest.Digest) content.Info {
 // claims are kept in a file, by the blobs' digests.
 type claims struct {
 	db *bolt.DB
+
+	mu    sync.Mutex
+	noted map[digest.Digest]claim // those that are on their way into the file
 }
 
 // openClaims opens the file at path. One that is damaged is put aside: its blobs cannot be read until
@@ -68,7 +72,7 @@ func openClaims(path string, log *slog.Logger) (*claims, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	return &claims{db}, nil
+	return &claims{db: db, noted: map[digest.Digest]claim{}}, nil
 }
 
 // Claimed returns the blobs that a Store has claimed which is not open: none where there is no file.
@@ -104,10 +108,32 @@ func openDB(path string) (*bolt.DB, error) {
 
 func (c *claims) Close() error { return c.db.Close() }
 
+// note makes a claim in memory, until it is added or removed. Where there is one already that says
+// another size, it returns false.
+func (c *claims) note(d digest.Digest, from source) bool {
+	if now, ok := c.get(d); ok {
+		return now.size() == from.Size
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.noted[d] = claim{Sources: []source{from}, Since: time.Now().UTC()}
+	return true
+}
+
+// forget drops what is in memory alone.
+func (c *claims) forget(d digest.Digest) (ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok = c.noted[d]
+	delete(c.noted, d)
+	return ok
+}
+
 // add adds a source to a claim, and returns the claim.
 func (c *claims) add(d digest.Digest, from source) (claim, error) {
-	now, ok := c.get(d)
+	now, ok := c.kept(d)
 	if ok && now.Sources[len(now.Sources)-1] == from {
+		c.forget(d)
 		return now, nil
 	}
 	err := c.db.Update(func(tx *bolt.Tx) error {
@@ -129,6 +155,9 @@ func (c *claims) add(d digest.Digest, from source) (claim, error) {
 		}
 		return b.Put([]byte(d), value)
 	})
+	if err == nil {
+		c.forget(d)
+	}
 	return now, err
 }
 
@@ -137,7 +166,18 @@ func parse(value []byte) (c claim, ok bool) {
 }
 
 // get returns a claim. One that cannot be read is none.
-func (c *claims) get(d digest.Digest) (found claim, ok bool) {
+func (c *claims) get(d digest.Digest) (claim, bool) {
+	c.mu.Lock()
+	now, ok := c.noted[d]
+	c.mu.Unlock()
+	if ok {
+		return now, true
+	}
+	return c.kept(d)
+}
+
+// kept is get from the file.
+func (c *claims) kept(d digest.Digest) (found claim, ok bool) {
 	err := c.db.View(func(tx *bolt.Tx) error {
 		found, ok = parse(tx.Bucket(claimsBucket).Get([]byte(d)))
 		return nil
@@ -147,14 +187,16 @@ func (c *claims) get(d digest.Digest) (found claim, ok bool) {
 
 // remove reports whether there was a claim.
 func (c *claims) remove(d digest.Digest) (ok bool, err error) {
-	if _, ok = c.get(d); !ok {
-		return false, nil
+	noted := c.forget(d)
+	if _, ok = c.kept(d); !ok {
+		return noted, nil
 	}
 	return true, c.db.Update(func(tx *bolt.Tx) error {
 		return tx.Bucket(claimsBucket).Delete([]byte(d))
 	})
 }
 
+// each calls fn for every claim in the file: containerd is told of no other.
 func (c *claims) each(fn func(digest.Digest, claim) error) error {
 	return c.db.View(func(tx *bolt.Tx) error {
 		return tx.Bucket(claimsBucket).ForEach(func(key, value []byte) error {

@@ -112,6 +112,7 @@ func (s *Store) Claim(ctx context.Context, desc ocispec.Descriptor, ref string) 
 		return fmt.Errorf("claim blob %s: it has %d bytes", desc.Digest, desc.Size)
 	}
 	if _, err := s.Store.Info(ctx, desc.Digest); !errdefs.IsNotFound(err) {
+		s.claims.forget(desc.Digest)
 		return err
 	}
 	c, err := s.claims.add(desc.Digest, source{ref, desc.Size})
@@ -121,6 +122,12 @@ func (s *Store) Claim(ctx context.Context, desc ocispec.Descriptor, ref string) 
 	s.log.Warn("images say different sizes of one blob: it is downloaded", "blob", desc.Digest,
 		"sources", c.Sources)
 	return s.bring(ctx, desc.Digest, c)
+}
+
+// Note is Claim for a moment: Claim has to follow before containerd is told of the blob. It reports
+// whether it could: only Claim settles which of two sizes is right.
+func (s *Store) Note(desc ocispec.Descriptor, ref string) bool {
+	return desc.Size >= 0 && s.claims.note(desc.Digest, source{ref, desc.Size})
 }
 
 // Info implements content.Store.
