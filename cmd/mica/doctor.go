@@ -51,7 +51,7 @@ func doctorCommand() *cobra.Command {
 			"What Mica does not do, and what helps, is told at\n" + limitsPage + ":\n" +
 			"export, save, convert and pushes to another registry, for instance, need a lazy " +
 			"image's blobs\n" +
-			"in containerd's content store (ctr content fetch).",
+			"in containerd's content store (mica fetch).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var f findings

@@ -48,7 +48,7 @@ func rootCommand() *cobra.Command {
 	}
 	index := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
 	index.AddCommand(indexCreateCommand(), indexInspectCommand())
-	root.AddCommand(pullCommand(), imagesCommand(), index, mountCommand(), profileCommand(),
+	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), index, mountCommand(), profileCommand(),
 		psCommand(), duCommand(), gcCommand(), verifyCommand(), doctorCommand())
 	return root
 }

@@ -62,6 +62,12 @@ func pullCommand() *cobra.Command {
 			return p.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
 		},
 	}
+	p.add(cmd)
+	return cmd
+}
+
+// add adds the flags to a command.
+func (p *pull) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&p.namespace, "namespace", "n",
 		cmp.Or(os.Getenv(namespaces.NamespaceEnvVar), namespaces.Default),
 		"containerd's namespace ($"+namespaces.NamespaceEnvVar+")")
@@ -72,7 +78,6 @@ func pullCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&p.quiet, "quiet", "q", false, "print the image's name alone")
 	p.containerd.add(cmd)
 	p.registry.add(cmd)
-	return cmd
 }
 
 func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (err error) {
@@ -219,6 +224,15 @@ func (r resolver) Pusher(context.Context, string) (remotes.Pusher, error) {
 
 // Fetch implements remotes.Fetcher.
 func (r resolver) Fetch(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	body, err := r.open(ctx, d)
+	if err != nil || images.IsIndexType(d.MediaType) || images.IsManifestType(d.MediaType) {
+		return body, err
+	}
+	return r.w.fetching(d, body), nil
+}
+
+// open streams a manifest or a blob.
+func (r resolver) open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 	if images.IsIndexType(d.MediaType) || images.IsManifestType(d.MediaType) {
 		b, err := r.im.Manifest(ctx, d)
 		if err != nil {
@@ -226,9 +240,5 @@ func (r resolver) Fetch(ctx context.Context, d ocispec.Descriptor) (io.ReadClose
 		}
 		return io.NopCloser(bytes.NewReader(b)), nil
 	}
-	body, err := r.im.Open(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return r.w.fetching(d, body), nil
+	return r.im.Open(ctx, d)
 }

@@ -27,7 +27,14 @@ func TestExport(t *testing.T) {
 	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 
-	fixture.Ctr(t, n, "content", "fetch", "--plain-http", "--platform", "linux/"+runtime.GOARCH, ref)
+	out, err := n.Mica(fixture.Context(t), "fetch", "--plain-http", "--namespace", n.Namespace(),
+		"--containerd-address", n.Address(), "--hosts-dir", n.HostsDir(), ref)
+	mustf(t, err, "mica fetch: "+out)
+	if _, err := n.Mica(fixture.Context(t), "fetch", "--namespace", n.Namespace(),
+		"--containerd-address", n.Address(), ref+"-not"); err == nil ||
+		!strings.Contains(err.Error(), "pull it first") {
+		t.Errorf("of an image that is not there: %v", err)
+	}
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	fixture.Ctr(t, n, "images", "export", "--platform", "linux/"+runtime.GOARCH, archive, ref)
 	there := blobsOf(t, archive)

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/docker/go-units"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/semaphore"
+)
+
+// fetchAtOnce is how many blobs are downloaded at a time.
+const fetchAtOnce = 3
+
+func fetchCommand() *cobra.Command {
+	p := &pull{}
+	cmd := &cobra.Command{
+		Use:   "fetch REF",
+		Short: "Download the blobs of an image that containerd has, for exports and pushes",
+		Long: "Download the blobs of an image that containerd has.\n\n" +
+			"A lazy image is in containerd without its layers' blobs, which exports, saves, " +
+			"conversions and pushes\nto another registry need. They stay until the image is " +
+			"removed. Where micad is containerd's content\nplugin this is done by itself, and " +
+			"blobs are downloaded as they are read.",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.fetch(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
+		},
+	}
+	p.add(cmd)
+	return cmd
+}
+
+// fetch brings the blobs of the image that the name has here, whatever the registry has by now.
+func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string) (err error) {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG)", name, err)
+	}
+	platform, err := platforms.Parse(p.platform)
+	if err != nil {
+		return fmt.Errorf("--platform %q: %w", p.platform, err)
+	}
+	client, _, err := p.containerd.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	lines := p.progressTo(stderr)
+	bars := lines.terminal
+	if bars == nil {
+		bars = &progress{}
+	}
+	p.registry.stderr, p.registry.plainHTTP = lines, p.plainHTTP
+	registry, err := p.registry.client()
+	if err != nil {
+		return err
+	}
+	defer registry.Close()
+	im, err := registry.Image(named.String())
+	if err != nil {
+		return err
+	}
+	ctx = namespaces.WithNamespace(ctx, p.namespace)
+	image, err := client.ImageService().Get(ctx, named.String())
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("namespace %s has no image %s: pull it first, or name another "+
+			"--namespace (mica images lists all)", p.namespace, named)
+	}
+	if err != nil {
+		return err
+	}
+	lease, err := client.LeasesService().Create(ctx, leases.WithRandomID(),
+		leases.WithExpiration(leaseLife))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+		defer cancel()
+		err = errors.Join(err, client.LeasesService().Delete(ctx, lease))
+	}()
+	ctx = leases.WithLease(ctx, lease.ID)
+	store := client.ContentStore()
+	noted, err := docker.AppendDistributionSourceLabel(store, named.String())
+	if err != nil {
+		return err
+	}
+	children := images.SetChildrenLabels(store, images.FilterPlatforms(
+		images.ChildrenHandler(store), platforms.OnlyStrict(platform)))
+	fetcher := remotes.FetcherFunc(
+		func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+			body, err := resolver{im: im}.open(ctx, d)
+			if err != nil {
+				return nil, err
+			}
+			bar := bars.add("blob "+short(d.Digest.String()), d.Size)
+			return &download{bar.reader(body), body, bar}, nil
+		})
+	err = images.Dispatch(ctx, images.Handlers(remotes.FetchHandler(store, fetcher), children,
+		noted), semaphore.NewWeighted(fetchAtOnce), image.Target)
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", named, err)
+	}
+	if lines.onTerminal() {
+		bars.clear()
+	}
+	if p.quiet {
+		_, err = fmt.Fprintln(stdout, named)
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "%s: %s downloaded, all blobs are in containerd\n", named,
+		units.HumanSize(float64(im.Stats().BytesDown)))
+	return err
+}
