@@ -1,12 +1,10 @@
-package index
+package index_test
 
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,24 +12,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// resign makes header and digests fit to a file that was changed: what a
-// forger would do.
-func resign(b []byte) []byte {
-	le := binary.LittleEndian
-	for i := range sectionDigests {
-		at := b[sectionAt+i*sectionSize:]
-		off, size := le.Uint64(at), le.Uint64(at[8:])
-		if off <= uint64(len(b)) && size <= uint64(len(b))-off {
-			sum := sha256.Sum256(b[off : off+size])
-			copy(at[16:], sum[:])
-		}
-	}
-	clear(b[16:20])
-	le.PutUint32(b[16:], crc32.Checksum(b[:HeaderSize], castagnoli))
-	return b
-}
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
+)
 
 // forgery changes bytes of an index file; tree finds places in it.
 type forgery func(b []byte, at func(path string) int64)
@@ -46,11 +30,11 @@ func field(path string, off int64, value uint64, n int) forgery {
 }
 
 func TestCheckForged(t *testing.T) {
-	l := layerOf(
-		file("a/file", strings.Repeat("f", 3000)), file("a/other", "o"), hardlink("a/second", "a/file"), file("empty", ""),
-		symlink("link", "target"), symlink("long", strings.Repeat("l", 600)), dir("d/sub"), file("x", "x", xattr("user.n", "v")),
-		entries(100, func(i int) entry { return file("many/"+strings.Repeat("n", i+1), "") }), node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)),
-		node("fifo", unix.S_IFIFO, 0), pieced("tree", 1024, inTree(0, strings.Repeat("t", 1024))),
+	l := LayerOf(
+		File("a/file", strings.Repeat("f", 3000)), File("a/other", "o"), Hardlink("a/second", "a/file"), File("empty", ""),
+		Symlink("link", "target"), Symlink("long", strings.Repeat("l", 600)), Dir("d/sub"), File("x", "x", Xattr("user.n", "v")),
+		Entries(100, func(i int) Entry { return File("many/"+strings.Repeat("n", i+1), "") }), Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)),
+		Node("fifo", unix.S_IFIFO, 0), Pieced("tree", 1024, InTree(0, strings.Repeat("t", 1024))),
 	)
 	// Offsets in an inode: format 0, xattrs 2, mode 4, size 8, i_u 16, nlink 44;
 	// an inline directory's entries begin at 64: nid 0, name offset 8, type 10.
@@ -102,7 +86,7 @@ func TestCheckForged(t *testing.T) {
 		"directory block":            field("/many", 16, 1<<31, 4),
 		"entry to itself":            func(b []byte, at func(string) int64) { putNid(b, at("/a")+64+2*12, at("/a")) },
 		"cycle":                      func(b []byte, at func(string) int64) { putNid(b, at("/d")+64+2*12, 1568) },
-		"entry of other type":        field("/a", 64+2*12+10, uint64(Symlink), 1),
+		"entry of other type":        field("/a", 64+2*12+10, uint64(index.Symlink), 1),
 		"entry without type":         field("/a", 64+2*12+10, 0, 1),
 		"entry reserved":             field("/a", 64+2*12+11, 1, 1),
 		"nid 0":                      field("/a", 64+2*12, 0, 8),
@@ -119,22 +103,22 @@ func TestCheckForged(t *testing.T) {
 		"no dot":                     func(b []byte, at func(string) int64) { copy(b[at("/a")+64+5*12:], "-") },
 		"count of inodes":            func(b []byte, _ func(string) int64) { b[superOffset+16]++ },
 		"implicit": func(b []byte, at func(string) int64) {
-			putNid(b, int64(binary.LittleEndian.Uint64(b[sectionAt+2*sectionSize:])), at("/empty"))
+			putNid(b, int64(binary.LittleEndian.Uint64(b[SectionAt+2*SectionSize:])), at("/empty"))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := l.write(t)
-			tree := openBytes(t, bytes.Clone(b)).Tree()
-			f(b, func(p string) int64 { return (&Inode{Nid: lookupPath(t, tree, p)}).offset() })
-			x, err := Open(bytes.NewReader(resign(b)), int64(len(b)))
+			b := l.Write(t)
+			tree := OpenBytes(t, bytes.Clone(b)).Tree()
+			f(b, func(p string) int64 { return metaOffset + int64(LookupPath(t, tree, p))*nidSize })
+			x, err := index.Open(bytes.NewReader(Resign(b)), int64(len(b)))
 			if err == nil {
-				err = Check(context.Background(), x)
+				err = index.Check(context.Background(), x)
 			}
-			if !errors.Is(err, ErrCorrupt) {
+			if !errors.Is(err, index.ErrCorrupt) {
 				t.Errorf("Check: %v", err)
 			}
 			if x != nil {
-				readAll(x) // must end, and not panic
+				ReadAll(x) // must end, and not panic
 			}
 		})
 	}
@@ -144,98 +128,33 @@ func putNid(b []byte, at, inode int64) {
 	binary.LittleEndian.PutUint64(b[at:], uint64(inode-metaOffset)/nidSize)
 }
 
-func lookupPath(t testing.TB, tree *Tree, p string) uint64 {
-	t.Helper()
-	nid := tree.Root()
-	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
-		var err error
-		if nid, err = tree.Lookup(nid, name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return nid
-}
-
-// readAll reads all that an index has to say by every method, and returns how
-// many of the calls were refused. It goes into each directory once.
-func readAll(x *Layer) (refused int) {
-	count := func(err error) {
-		if err != nil {
-			refused++
-		}
-	}
-	tree := x.Tree()
-	seen := map[uint64]bool{}
-	var visit func(nid uint64, depth int)
-	visit = func(nid uint64, depth int) {
-		if seen[nid] || depth > 100 || len(seen) > 100000 {
-			return
-		}
-		seen[nid] = true
-		ino, err := tree.Inode(nid)
-		count(err)
-		names, err := tree.ListXattrs(nid)
-		count(err)
-		for _, name := range names {
-			_, err := tree.Xattr(nid, name)
-			count(err)
-		}
-		switch ino.Type() {
-		case Symlink:
-			_, err := tree.Readlink(nid)
-			count(err)
-		case Regular:
-			count(tree.Extents(ino, 0, 1<<20, func(Extent) error { return nil }))
-			count(tree.Extents(ino, max(ino.Size-1, 0), 10, func(Extent) error { return nil }))
-		case Directory:
-			var children []Dirent
-			count(tree.ReadDir(nid, 0, func(e Dirent) bool { children = append(children, e); return len(children) < 10000 }))
-			for _, e := range children {
-				found, err := tree.Lookup(nid, e.Name)
-				if err != nil || found != e.Nid {
-					refused++
-				}
-				visit(e.Nid, depth+1)
-			}
-			count(tree.Paths([]uint64{nid}, func(uint64, string) error { return nil }))
-		}
-	}
-	visit(tree.Root(), 0)
-	_, err := x.Spans()
-	count(err)
-	implicit, err := x.Implicit()
-	count(err)
-	count(tree.Paths(implicit, func(uint64, string) error { return nil }))
-	return refused
-}
-
 // TestCheckedIsSane: a tree with damage that Check accepts is read without an
 // error, by Tree and by the kernel.
 func TestCheckedIsSane(t *testing.T) {
-	l := layerOf(
-		file("a/file", strings.Repeat("f", 3000)), hardlink("a/second", "a/file"), file("empty", ""), dir("d/sub"),
-		symlink("link", "target"), symlink("long", strings.Repeat("l", 600)), file("x", "x", xattr("user.n", "v"), xattr("trusted.m", "w")),
-		entries(30, func(i int) entry { return file("many/"+strings.Repeat("n", i+1), "content") }),
-		node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), pieced("tree", 2048, inTree(0, strings.Repeat("t", 1024))),
+	l := LayerOf(
+		File("a/file", strings.Repeat("f", 3000)), Hardlink("a/second", "a/file"), File("empty", ""), Dir("d/sub"),
+		Symlink("link", "target"), Symlink("long", strings.Repeat("l", 600)), File("x", "x", Xattr("user.n", "v"), Xattr("trusted.m", "w")),
+		Entries(30, func(i int) Entry { return File("many/"+strings.Repeat("n", i+1), "content") }),
+		Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("tree", 2048, InTree(0, strings.Repeat("t", 1024))),
 	)
-	sound := l.write(t)
-	_, device := l.files(t)
-	meta := int64(binary.LittleEndian.Uint64(sound[sectionAt+8:])) + HeaderSize
+	sound := l.Write(t)
+	_, device := l.Files(t)
+	meta := int64(binary.LittleEndian.Uint64(sound[SectionAt+8:])) + index.HeaderSize
 	random, accepted := rand.New(rand.NewPCG(1, 2)), 0
 	for i := range 3000 {
 		b := bytes.Clone(sound)
 		for range 1 + random.IntN(3) {
 			b[metaOffset+random.Int64N(meta-metaOffset)] ^= 1 << random.IntN(8)
 		}
-		x, err := Open(bytes.NewReader(resign(b)), int64(len(b)))
+		x, err := index.Open(bytes.NewReader(Resign(b)), int64(len(b)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if Check(context.Background(), x) != nil {
-			readAll(x)
+		if index.Check(context.Background(), x) != nil {
+			ReadAll(x)
 			continue
 		}
-		if n := readAll(x); n != 0 {
+		if n := ReadAll(x); n != 0 {
 			t.Errorf("mutation %d: Check accepts it, %d reads fail", i, n)
 		}
 		if accepted++; accepted%20 == 0 {
@@ -248,10 +167,10 @@ func TestCheckedIsSane(t *testing.T) {
 }
 
 // kernelReads mounts an index and reads all that it has.
-func kernelReads(t *testing.T, index []byte, device string) {
+func kernelReads(t *testing.T, file []byte, device string) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "index")
-	if err := os.WriteFile(name, index, 0o600); err != nil {
+	if err := os.WriteFile(name, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 1<<16)
@@ -276,7 +195,7 @@ func kernelReads(t *testing.T, index []byte, device string) {
 }
 
 func TestOpenRefuses(t *testing.T) {
-	good := nasty().write(t)
+	good := Nasty().Write(t)
 	le := binary.LittleEndian
 	for name, c := range map[string]struct {
 		forge func(b []byte) []byte
@@ -285,24 +204,24 @@ func TestOpenRefuses(t *testing.T) {
 		"short":            {func(b []byte) []byte { return b[:1000] }, "corrupt"},
 		"cut":              {func(b []byte) []byte { return b[:len(b)-1] }, "the file has"},
 		"longer":           {func(b []byte) []byte { return append(b, 0) }, "the file has"},
-		"magic":            {func(b []byte) []byte { b[0]++; return resign(b) }, "not an index file"},
+		"magic":            {func(b []byte) []byte { b[0]++; return Resign(b) }, "not an index file"},
 		"newer":            {func(b []byte) []byte { le.PutUint32(b[8:], 7); return b }, "index version 7 is newer than this mica understands (1): upgrade mica"},
 		"bit":              {func(b []byte) []byte { b[180] ^= 1; return b }, "header checksum"},
-		"flags":            {func(b []byte) []byte { b[12] = 1; return resign(b) }, "reserved"},
-		"reserved":         {func(b []byte) []byte { b[1000] = 1; return resign(b) }, "reserved"},
-		"digest":           {func(b []byte) []byte { b[32] = 9; return resign(b) }, "digest algorithm"},
-		"device size":      {func(b []byte) []byte { le.PutUint64(b[184:], 1<<60); return resign(b) }, "addresses at most"},
-		"sections":         {func(b []byte) []byte { le.PutUint64(b[sectionAt+sectionSize:], 1<<60); return resign(b) }, "section 1"},
-		"section size":     {func(b []byte) []byte { le.PutUint64(b[sectionAt+8:], 1<<63); return resign(b) }, "section 0"},
-		"superblock":       {func(b []byte) []byte { b[superOffset+80] ^= 2; return resign(b) }, "superblock"},
-		"root nid":         {func(b []byte) []byte { b[superOffset+14]++; return resign(b) }, "superblock"},
-		"size of device":   {func(b []byte) []byte { b[slotOffset+64]++; return resign(b) }, "superblock"},
-		"content digests":  {func(b []byte) []byte { b[sectionAt+3*sectionSize]++; return resign(b) }, "content digests"},
-		"negative windows": {func(b []byte) []byte { le.PutUint64(b[192:], 1<<63); return resign(b) }, "negative"},
+		"flags":            {func(b []byte) []byte { b[12] = 1; return Resign(b) }, "reserved"},
+		"reserved":         {func(b []byte) []byte { b[1000] = 1; return Resign(b) }, "reserved"},
+		"digest":           {func(b []byte) []byte { b[32] = 9; return Resign(b) }, "digest algorithm"},
+		"device size":      {func(b []byte) []byte { le.PutUint64(b[184:], 1<<60); return Resign(b) }, "addresses at most"},
+		"sections":         {func(b []byte) []byte { le.PutUint64(b[SectionAt+SectionSize:], 1<<60); return Resign(b) }, "section 1"},
+		"section size":     {func(b []byte) []byte { le.PutUint64(b[SectionAt+8:], 1<<63); return Resign(b) }, "section 0"},
+		"superblock":       {func(b []byte) []byte { b[superOffset+80] ^= 2; return Resign(b) }, "superblock"},
+		"root nid":         {func(b []byte) []byte { b[superOffset+14]++; return Resign(b) }, "superblock"},
+		"size of device":   {func(b []byte) []byte { b[slotOffset+64]++; return Resign(b) }, "superblock"},
+		"content digests":  {func(b []byte) []byte { b[SectionAt+3*SectionSize]++; return Resign(b) }, "content digests"},
+		"negative windows": {func(b []byte) []byte { le.PutUint64(b[192:], 1<<63); return Resign(b) }, "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := c.forge(bytes.Clone(good))
-			if _, err := Open(bytes.NewReader(b), int64(len(b))); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := index.Open(bytes.NewReader(b), int64(len(b))); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
@@ -311,11 +230,11 @@ func TestOpenRefuses(t *testing.T) {
 
 // TestVerify: a bit that turns anywhere in the file is found.
 func TestVerify(t *testing.T) {
-	good := layerOf(file("a", "content"), implicit("b/c")).write(t)
+	good := LayerOf(File("a", "content"), Implicit("b/c")).Write(t)
 	for at := range good {
 		b := bytes.Clone(good)
 		b[at] ^= 0x10
-		x, err := Open(bytes.NewReader(b), int64(len(b)))
+		x, err := index.Open(bytes.NewReader(b), int64(len(b)))
 		if err == nil {
 			err = x.Verify(context.Background())
 		}
@@ -326,40 +245,43 @@ func TestVerify(t *testing.T) {
 }
 
 func TestSpansRefused(t *testing.T) {
-	good := layerOf(file("a", strings.Repeat("x", 10000)))
-	for name, forge := range map[string]func(s []Span){
-		"gap":           func(s []Span) { s[1].Device += 512 },
-		"order":         func(s []Span) { s[0], s[1] = s[1], s[0] },
-		"empty":         func(s []Span) { s[0].Size = 0 },
-		"too large":     func(s []Span) { s[0].Size = MaxSpanSize + 1 },
-		"blob":          func(s []Span) { s[1].Blob = 1 << 40 },
-		"negative blob": func(s []Span) { s[0].Blob = -1 },
-		"blob order":    func(s []Span) { s[2].Blob = 0 },
-		"blob size":     func(s []Span) { s[0].BlobSize = 0 },
-		"codec":         func(s []Span) { s[0].Codec = 200 },
-		"stored size":   func(s []Span) { s[0].BlobSize-- },
-		"bit":           func(s []Span) { s[0].Bit = 8 },
-		"stored bit":    func(s []Span) { s[0].Bit = 1 },
-		"window":        func(s []Span) { s[0].Codec = Deflate; s[0].Window = Range{90, 11} },
-		"window size":   func(s []Span) { s[0].Codec = Deflate; s[0].Window = Range{0, MaxWindowSize + 1} },
-		"stored window": func(s []Span) { s[0].Window = Range{0, 1} },
-		"short":         func(s []Span) { s[len(s)-1].Size -= 512; s[len(s)-1].BlobSize -= 512 },
+	good := LayerOf(File("a", strings.Repeat("x", 10000)))
+	for name, forge := range map[string]func(s []index.Span){
+		"gap":           func(s []index.Span) { s[1].Device += 512 },
+		"order":         func(s []index.Span) { s[0], s[1] = s[1], s[0] },
+		"empty":         func(s []index.Span) { s[0].Size = 0 },
+		"too large":     func(s []index.Span) { s[0].Size = index.MaxSpanSize + 1 },
+		"blob":          func(s []index.Span) { s[1].Blob = 1 << 40 },
+		"negative blob": func(s []index.Span) { s[0].Blob = -1 },
+		"blob order":    func(s []index.Span) { s[2].Blob = 0 },
+		"blob size":     func(s []index.Span) { s[0].BlobSize = 0 },
+		"codec":         func(s []index.Span) { s[0].Codec = 200 },
+		"stored size":   func(s []index.Span) { s[0].BlobSize-- },
+		"bit":           func(s []index.Span) { s[0].Bit = 8 },
+		"stored bit":    func(s []index.Span) { s[0].Bit = 1 },
+		"window":        func(s []index.Span) { s[0].Codec = index.Deflate; s[0].Window = index.Range{90, 11} },
+		"window size": func(s []index.Span) {
+			s[0].Codec = index.Deflate
+			s[0].Window = index.Range{0, index.MaxWindowSize + 1}
+		},
+		"stored window": func(s []index.Span) { s[0].Window = index.Range{0, 1} },
+		"short":         func(s []index.Span) { s[len(s)-1].Size -= 512; s[len(s)-1].BlobSize -= 512 },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := good.draft
-			d.Spans = append([]Span{}, d.Spans...)
+			d := good.Draft
+			d.Spans = append([]index.Span{}, d.Spans...)
 			forge(d.Spans)
-			if _, err := Write(new(bytes.Buffer), &d); err == nil {
+			if _, err := index.Write(new(bytes.Buffer), &d); err == nil {
 				t.Error("Write takes it")
 			}
-			b := good.write(t)
-			off := binary.LittleEndian.Uint64(b[sectionAt+sectionSize:])
+			b := good.Write(t)
+			off := binary.LittleEndian.Uint64(b[SectionAt+SectionSize:])
 			var table []byte
 			for i := range d.Spans {
-				table = d.Spans[i].append(table)
+				table = index.AppendSpan(&d.Spans[i], table)
 			}
 			copy(b[off:], table)
-			if _, err := openBytes(t, resign(b)).Spans(); !errors.Is(err, ErrCorrupt) {
+			if _, err := OpenBytes(t, Resign(b)).Spans(); !errors.Is(err, index.ErrCorrupt) {
 				t.Errorf("Spans: %v", err)
 			}
 		})

@@ -1,4 +1,4 @@
-package index
+package index_test
 
 import (
 	"bytes"
@@ -6,40 +6,30 @@ import (
 	"errors"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
-
-// smallLayers are seeds: little of everything.
-func smallLayers() []*layer {
-	return []*layer{
-		layerOf(),
-		layerOf(file("a/b", "content"), hardlink("c", "a/b"), implicit("d/e"), symlink("s", "target"), node("n", unix.S_IFCHR, 0)),
-		layerOf(file("x", "x", xattr("user.n", "value"), xattr("security.capability", "cap")), dir("o", xattr("trusted.overlay.opaque", "y"))),
-		layerOf(pieced("p", 100000, onDevice(4096, "device"+string(make([]byte, 4090))), inTree(8192, string(make([]byte, 512))))),
-		layerOf(entries(60, func(i int) entry { return file("many/"+string(rune('A'+i)), "") }), symlink("l", string(bytes.Repeat([]byte{'l'}, 600)))),
-	}
-}
 
 // FuzzOpen reads all of an index file that came from anywhere: no panic, no
 // endless loop, and what Check accepts is read without an error.
 func FuzzOpen(f *testing.F) {
-	for _, l := range smallLayers() {
-		f.Add(l.write(f), false)
-		f.Add(l.write(f), true)
+	for _, l := range Small() {
+		f.Add(l.Write(f), false)
+		f.Add(l.Write(f), true)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, forged bool) {
-		if forged && len(b) >= HeaderSize {
-			b = resign(bytes.Clone(b)) // so that damage gets past the digests
+		if forged && len(b) >= index.HeaderSize {
+			b = Resign(bytes.Clone(b)) // so that damage gets past the digests
 		}
-		x, err := Open(bytes.NewReader(b), int64(len(b)))
+		x, err := index.Open(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			return
 		}
-		checked := Check(context.Background(), x)
-		if checked != nil && !errors.Is(checked, ErrCorrupt) {
+		checked := index.Check(context.Background(), x)
+		if checked != nil && !errors.Is(checked, index.ErrCorrupt) {
 			t.Fatalf("not ErrCorrupt: %v", checked)
 		}
-		if refused := readAll(x); checked == nil && refused > 0 {
+		if refused := ReadAll(x); checked == nil && refused > 0 {
 			t.Fatalf("Check accepts it, %d reads fail", refused)
 		}
 		if checked != nil {
@@ -49,12 +39,12 @@ func FuzzOpen(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		attr := Attr{Mode: 0o700, UID: root.UID + 1, Mtime: root.Mtime}
+		attr := index.Attr{Mode: 0o700, UID: root.UID + 1, Mtime: root.Mtime}
 		var patched bytes.Buffer
-		if err := Patch(&patched, x, map[uint64]Attr{rootNid: attr}); err != nil {
+		if err := index.Patch(&patched, x, map[uint64]index.Attr{rootNid: attr}); err != nil {
 			t.Fatal(err)
 		}
-		if err := Check(context.Background(), openBytes(t, patched.Bytes())); err != nil {
+		if err := index.Check(context.Background(), OpenBytes(t, patched.Bytes())); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -1,4 +1,4 @@
-package index
+package index_test
 
 import (
 	"bytes"
@@ -10,16 +10,19 @@ import (
 
 	erofs "github.com/erofs/go-erofs"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // TestGoErofs lets another reader judge: go-erofs sees the same tree.
 func TestGoErofs(t *testing.T) {
-	l := nasty()
-	image, err := erofs.Open(bytes.NewReader(l.write(t)), erofs.WithExtraDevices(bytes.NewReader(l.device.Bytes())))
+	l := Nasty()
+	image, err := erofs.Open(bytes.NewReader(l.Write(t)), erofs.WithExtraDevices(bytes.NewReader(l.Device.Bytes())))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.walk(func(p string, n, _ *Node) {
+	walk(l, func(p string, n, _ *index.Node) {
 		name := strings.TrimPrefix(p, "/")
 		if name == "" {
 			name = "."
@@ -37,7 +40,7 @@ func TestGoErofs(t *testing.T) {
 		if n.Mtime.IsZero() {
 			sec = 0
 		}
-		if typeOfFile(st.Mode().Type()) != typeOf(n.Mode) || s.UID != n.UID || s.GID != n.GID ||
+		if modeOf(st.Mode().Type()) != n.Mode&unix.S_IFMT || s.UID != n.UID || s.GID != n.GID ||
 			s.Mtime != uint64(sec) || s.MtimeNs != uint32(nsec) || uint64(s.Rdev) != n.Rdev {
 			t.Errorf("%q: %v %+v, want %+v", p, st.Mode(), s, n)
 		}
@@ -47,7 +50,7 @@ func TestGoErofs(t *testing.T) {
 		switch n.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			got, err := fs.ReadFile(image, name)
-			if err != nil || !bytes.Equal(got, l.content(t, bytes.NewReader(l.device.Bytes()), n, 0, n.Size)) {
+			if err != nil || !bytes.Equal(got, content(t, bytes.NewReader(l.Device.Bytes()), n, 0, n.Size)) {
 				t.Errorf("%q: wrong content, %v", p, err)
 			}
 		case unix.S_IFLNK:
@@ -59,7 +62,7 @@ func TestGoErofs(t *testing.T) {
 }
 
 // acl says whether n has an ACL: go-erofs gives these names a dot too many.
-func acl(n *Node) bool {
+func acl(n *index.Node) bool {
 	_, ok := n.Xattrs["system.posix_acl_access"]
 	return ok
 }

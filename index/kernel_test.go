@@ -1,4 +1,4 @@
-package index
+package index_test
 
 import (
 	"bytes"
@@ -17,13 +17,16 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // mountTree mounts an index file over its device, as micad does, until the test ends.
-func mountTree(t testing.TB, index, device string) string {
+func mountTree(t testing.TB, file, device string) string {
 	t.Helper()
 	at := t.TempDir()
-	if err := unix.Mount(index, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV, "device="+device); err != nil {
+	if err := unix.Mount(file, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV, "device="+device); err != nil {
 		t.Fatalf("mount: %v (needs root and Linux 6.12 or later)", err)
 	}
 	t.Cleanup(func() {
@@ -35,7 +38,7 @@ func mountTree(t testing.TB, index, device string) string {
 }
 
 // fsck runs fsck.erofs on an index, extracts it and returns the directory.
-func fsck(t testing.TB, index, device string) string {
+func fsck(t testing.TB, file, device string) string {
 	t.Helper()
 	tool := os.Getenv("MICA_FSCK_EROFS")
 	if tool == "" {
@@ -45,7 +48,7 @@ func fsck(t testing.TB, index, device string) string {
 		}
 	}
 	to := filepath.Join(t.TempDir(), "extracted")
-	out, err := exec.Command(tool, "-d3", "--device="+device, "--extract="+to, index).CombinedOutput()
+	out, err := exec.Command(tool, "-d3", "--device="+device, "--extract="+to, file).CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("successfully")) || bytes.Contains(out, []byte("<E>")) {
 		t.Fatalf("%s: %v\n%s", tool, err, out)
 	}
@@ -54,30 +57,30 @@ func fsck(t testing.TB, index, device string) string {
 
 // TestKernel compares all that the kernel shows of a tree with what Write was given.
 func TestKernel(t *testing.T) {
-	for name, l := range map[string]*layer{
-		"nasty": nasty(),
-		"empty": layerOf(),
-		"large root": layerOf(dir("/", xattr("user.root", strings.Repeat("r", 450))),
-			entries(1000, func(i int) entry { return file(fmt.Sprintf("%03d", i), fmt.Sprint(i)) })),
-		"20000 entries": layerOf(entries(20000, func(i int) entry {
-			return file(fmt.Sprintf("d/%x-%s", i*7919%20000, strings.Repeat("x", i%100)), "")
+	for name, l := range map[string]*Layer{
+		"nasty": Nasty(),
+		"empty": LayerOf(),
+		"large root": LayerOf(Dir("/", Xattr("user.root", strings.Repeat("r", 450))),
+			Entries(1000, func(i int) Entry { return File(fmt.Sprintf("%03d", i), fmt.Sprint(i)) })),
+		"20000 entries": LayerOf(Entries(20000, func(i int) Entry {
+			return File(fmt.Sprintf("d/%x-%s", i*7919%20000, strings.Repeat("x", i%100)), "")
 		})),
 	} {
 		t.Run(name, func(t *testing.T) {
-			index, device := l.files(t)
-			compareKernel(t, l, mountTree(t, index, device), device)
+			file, device := l.Files(t)
+			compareKernel(t, l, mountTree(t, file, device), device)
 		})
 	}
 }
 
-func compareKernel(t *testing.T, l *layer, root, device string) {
+func compareKernel(t *testing.T, l *Layer, root, device string) {
 	dev, err := os.Open(device)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	tree, links, nids := l.open(t).Tree(), l.links(), map[*Node]uint64{l.draft.Root: rootNid}
-	l.walk(func(p string, n, parent *Node) {
+	tree, counts, nids := l.Open(t).Tree(), links(l), map[*index.Node]uint64{l.Draft.Root: rootNid}
+	walk(l, func(p string, n, parent *index.Node) {
 		at := root + p
 		var st unix.Stat_t
 		if err := unix.Lstat(at, &st); err != nil {
@@ -94,7 +97,7 @@ func compareKernel(t *testing.T, l *layer, root, device string) {
 			sec = 0
 		}
 		got := fmt.Sprint(st.Mode, st.Uid, st.Gid, st.Nlink, st.Ino, st.Size, st.Rdev, st.Mtim.Sec, st.Mtim.Nsec)
-		want := fmt.Sprint(n.Mode, n.UID, n.GID, links[n], nids[n], size, n.Rdev, sec, nsec)
+		want := fmt.Sprint(n.Mode, n.UID, n.GID, counts[n], nids[n], size, n.Rdev, sec, nsec)
 		if got != want {
 			t.Errorf("%q: stat %s, want %s", p, got, want)
 		}
@@ -112,7 +115,7 @@ func compareKernel(t *testing.T, l *layer, root, device string) {
 	})
 }
 
-func kernelXattrs(t *testing.T, at string, n *Node) {
+func kernelXattrs(t *testing.T, at string, n *index.Node) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
 	size, err := unix.Llistxattr(at, buf)
@@ -132,21 +135,21 @@ func kernelXattrs(t *testing.T, at string, n *Node) {
 	}
 }
 
-func kernelContent(t *testing.T, l *layer, at string, n *Node, device io.ReaderAt) {
+func kernelContent(t *testing.T, l *Layer, at string, n *index.Node, device io.ReaderAt) {
 	t.Helper()
 	f, err := os.Open(at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	ranges := []Range{{0, min(n.Size, 1<<20)}}
+	ranges := []index.Range{{0, min(n.Size, 1<<20)}}
 	if n.Size > 1<<20 { // pieces and holes of large files: their edges, and anywhere
-		ranges = append(ranges, Range{n.Size - 1000, 1000})
+		ranges = append(ranges, index.Range{n.Size - 1000, 1000})
 		for _, e := range n.Extents {
-			ranges = append(ranges, Range{max(e.File-5000, 0), 10000}, Range{max(e.File+e.Size-5000, 0), 10000})
+			ranges = append(ranges, index.Range{max(e.File-5000, 0), 10000}, index.Range{max(e.File+e.Size-5000, 0), 10000})
 		}
 		for range 50 {
-			ranges = append(ranges, Range{rand.Int64N(n.Size), 3000})
+			ranges = append(ranges, index.Range{rand.Int64N(n.Size), 3000})
 		}
 	}
 	for _, r := range ranges {
@@ -155,13 +158,13 @@ func kernelContent(t *testing.T, l *layer, at string, n *Node, device io.ReaderA
 		if err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(got[:k], l.content(t, device, n, r.Off, r.Size)) {
+		if !bytes.Equal(got[:k], content(t, device, n, r.Off, r.Size)) {
 			t.Errorf("%q: wrong content at %d+%d", at, r.Off, r.Size)
 		}
 	}
 }
 
-func kernelDir(t *testing.T, at string, n *Node) {
+func kernelDir(t *testing.T, at string, n *index.Node) {
 	t.Helper()
 	list, err := os.ReadDir(at)
 	if err != nil || len(list) != len(n.Children) {
@@ -169,7 +172,7 @@ func kernelDir(t *testing.T, at string, n *Node) {
 	}
 	for _, e := range list {
 		c := n.Children[e.Name()]
-		if c == nil || typeOf(c.Mode) != typeOfFile(e.Type()) {
+		if c == nil || c.Mode&unix.S_IFMT != modeOf(e.Type()) {
 			t.Errorf("%q: entry %q of type %v", at, e.Name(), e.Type())
 		}
 	}
@@ -178,28 +181,29 @@ func kernelDir(t *testing.T, at string, n *Node) {
 	}
 }
 
-// typeOfFile is typeOf for what os.ReadDir says of d_type.
-func typeOfFile(m fs.FileMode) Type {
-	return map[fs.FileMode]Type{
-		0: Regular, fs.ModeDir: Directory, fs.ModeSymlink: Symlink, fs.ModeNamedPipe: FIFO, fs.ModeSocket: Socket,
-		fs.ModeDevice: BlockDevice, fs.ModeDevice | fs.ModeCharDevice: CharDevice,
+// modeOf returns the type bits of st_mode for what os.ReadDir says of d_type.
+func modeOf(m fs.FileMode) uint32 {
+	return map[fs.FileMode]uint32{
+		0: unix.S_IFREG, fs.ModeDir: unix.S_IFDIR, fs.ModeSymlink: unix.S_IFLNK,
+		fs.ModeNamedPipe: unix.S_IFIFO, fs.ModeSocket: unix.S_IFSOCK,
+		fs.ModeDevice: unix.S_IFBLK, fs.ModeDevice | fs.ModeCharDevice: unix.S_IFCHR,
 	}[m]
 }
 
 // TestKernelLarge is about files beyond 4 GiB and a device beyond 4 GiB.
 func TestKernelLarge(t *testing.T) {
 	const gib = int64(1) << 30
-	l := layerOf(
-		func(l *layer) {
-			l.put("whole", &Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777, Extents: []Extent{{Device: 512, Size: 5*gib + 777}}}, nil)
-			l.put("far", &Node{Mode: unix.S_IFREG | 0o644, Size: 4096, Extents: []Extent{{Device: 6 * gib, Size: 4096}}}, nil)
-			l.put("hole", &Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib, Extents: []Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}}, nil)
-			l.put("sparse", &Node{Mode: unix.S_IFREG | 0o644, Size: 9*gib + 4096,
-				Extents: []Extent{{File: 4096, Device: 2 * gib, Size: 8192}, {File: 9 * gib, Device: 6 * gib, Size: 4096}}}, nil)
+	l := LayerOf(
+		func(l *Layer) {
+			l.Put("whole", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777, Extents: []index.Extent{{Device: 512, Size: 5*gib + 777}}})
+			l.Put("far", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 4096, Extents: []index.Extent{{Device: 6 * gib, Size: 4096}}})
+			l.Put("hole", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib, Extents: []index.Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}})
+			l.Put("sparse", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 9*gib + 4096,
+				Extents: []index.Extent{{File: 4096, Device: 2 * gib, Size: 8192}, {File: 9 * gib, Device: 6 * gib, Size: 4096}}})
 		},
 	)
-	l.finish(8 * gib)
-	index, device := l.files(t)
+	l.Finish(8 * gib)
+	file, device := l.Files(t)
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -210,24 +214,24 @@ func TestKernelLarge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	compareKernel(t, l, mountTree(t, index, device), device)
-	if st, err := os.Stat(index); err != nil || st.Size() > 64<<20 {
+	compareKernel(t, l, mountTree(t, file, device), device)
+	if st, err := os.Stat(file); err != nil || st.Size() > 64<<20 {
 		t.Errorf("index of %d bytes, %v", st.Size(), err)
 	}
 }
 
 // TestFsck lets fsck.erofs judge a tree and extract it.
 func TestFsck(t *testing.T) {
-	for name, l := range map[string]*layer{"nasty": nasty(), "empty": layerOf()} {
+	for name, l := range map[string]*Layer{"nasty": Nasty(), "empty": LayerOf()} {
 		t.Run(name, func(t *testing.T) {
-			index, device := l.files(t)
-			root := fsck(t, index, device)
-			l.walk(func(p string, n, _ *Node) {
+			file, device := l.Files(t)
+			root := fsck(t, file, device)
+			walk(l, func(p string, n, _ *index.Node) {
 				st, err := os.Lstat(root + p)
 				if err != nil {
 					t.Fatalf("%q: %v", p, err)
 				}
-				if typeOfFile(st.Mode().Type()) != typeOf(n.Mode) {
+				if modeOf(st.Mode().Type()) != n.Mode&unix.S_IFMT {
 					t.Errorf("%q: extracted as %v", p, st.Mode())
 				}
 				if n.Mode&unix.S_IFMT == unix.S_IFREG {
@@ -235,7 +239,7 @@ func TestFsck(t *testing.T) {
 					if err := os.Truncate(root+p, n.Size); err != nil {
 						t.Fatal(err)
 					}
-					kernelContent(t, l, root+p, n, bytes.NewReader(l.device.Bytes()))
+					kernelContent(t, l, root+p, n, bytes.NewReader(l.Device.Bytes()))
 				}
 			})
 		})

@@ -1,9 +1,10 @@
-package index
+package index_test
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"maps"
 	"path"
@@ -13,21 +14,24 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // TestTree compares what Tree reads with what Write was given.
 func TestTree(t *testing.T) {
-	for name, l := range map[string]*layer{
-		"nasty": nasty(),
-		"empty": layerOf(),
-		"large root": layerOf(dir("/", xattr("user.root", strings.Repeat("r", 400))),
-			entries(3000, func(i int) entry {
-				return file(strings.Repeat("f", i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "")
+	for name, l := range map[string]*Layer{
+		"nasty": Nasty(),
+		"empty": LayerOf(),
+		"large root": LayerOf(Dir("/", Xattr("user.root", strings.Repeat("r", 400))),
+			Entries(3000, func(i int) Entry {
+				return File(strings.Repeat("f", i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "")
 			})),
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := l.open(t)
-			if err := Check(context.Background(), x); err != nil {
+			x := l.Open(t)
+			if err := index.Check(context.Background(), x); err != nil {
 				t.Fatal(err)
 			}
 			compareTree(t, l, x.Tree())
@@ -35,10 +39,10 @@ func TestTree(t *testing.T) {
 	}
 }
 
-func compareTree(t *testing.T, l *layer, tree *Tree) {
-	links, nids := l.links(), map[*Node]uint64{}
-	device := bytes.NewReader(l.device.Bytes())
-	l.walk(func(p string, n, parent *Node) {
+func compareTree(t *testing.T, l *Layer, tree *index.Tree) {
+	counts, nids := links(l), map[*index.Node]uint64{}
+	device := bytes.NewReader(l.Device.Bytes())
+	walk(l, func(p string, n, parent *index.Node) {
 		nid := tree.Root()
 		if n != parent {
 			var err error
@@ -58,8 +62,8 @@ func compareTree(t *testing.T, l *layer, tree *Tree) {
 		if mtime.IsZero() {
 			mtime = time.Unix(0, 0)
 		}
-		if ino.Mode != n.Mode || ino.UID != n.UID || ino.GID != n.GID || !ino.Mtime.Equal(mtime) || ino.Rdev != n.Rdev || int(ino.Nlink) != links[n] {
-			t.Errorf("%s: %+v, want %+v with %d links", p, ino, n, links[n])
+		if ino.Mode != n.Mode || ino.UID != n.UID || ino.GID != n.GID || !ino.Mtime.Equal(mtime) || ino.Rdev != n.Rdev || int(ino.Nlink) != counts[n] {
+			t.Errorf("%s: %+v, want %+v with %d links", p, ino, n, counts[n])
 		}
 		compareXattrs(t, p, n, tree, nid)
 		switch n.Mode & unix.S_IFMT {
@@ -75,7 +79,7 @@ func compareTree(t *testing.T, l *layer, tree *Tree) {
 	})
 }
 
-func compareXattrs(t *testing.T, p string, n *Node, tree *Tree, nid uint64) {
+func compareXattrs(t *testing.T, p string, n *index.Node, tree *index.Tree, nid uint64) {
 	t.Helper()
 	names, err := tree.ListXattrs(nid)
 	if err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), slices.Sorted(maps.Keys(n.Xattrs))) {
@@ -86,22 +90,22 @@ func compareXattrs(t *testing.T, p string, n *Node, tree *Tree, nid uint64) {
 			t.Errorf("%s: attribute %s: %d bytes, %v, want %d", p, name, len(got), err, len(want))
 		}
 	}
-	if _, err := tree.Xattr(nid, "user.none"); !errors.Is(err, ErrNoXattr) {
+	if _, err := tree.Xattr(nid, "user.none"); !errors.Is(err, index.ErrNoXattr) {
 		t.Errorf("%s: attribute that is not there: %v", p, err)
 	}
 }
 
-func compareContent(t *testing.T, l *layer, p string, n *Node, tree *Tree, ino Inode, device *bytes.Reader) {
+func compareContent(t *testing.T, l *Layer, p string, n *index.Node, tree *index.Tree, ino index.Inode, device *bytes.Reader) {
 	t.Helper()
 	if ino.Size != n.Size {
 		t.Errorf("%s: size %d, want %d", p, ino.Size, n.Size)
 	}
-	for _, r := range []Range{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2}, {1000, 5000}} {
+	for _, r := range []index.Range{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2}, {1000, 5000}} {
 		if r.Off < 0 || r.Off > n.Size {
 			continue
 		}
 		var got []byte
-		err := tree.Extents(ino, r.Off, r.Size, func(e Extent) error {
+		err := tree.Extents(ino, r.Off, r.Size, func(e index.Extent) error {
 			if e.File != r.Off+int64(len(got)) || e.Size == 0 {
 				t.Errorf("%s: piece %d+%d at offset %d", p, e.File, e.Size, r.Off+int64(len(got)))
 			}
@@ -109,7 +113,7 @@ func compareContent(t *testing.T, l *layer, p string, n *Node, tree *Tree, ino I
 			switch {
 			case e.Data != nil:
 				copy(b, e.Data)
-			case e.Device != Hole:
+			case e.Device != index.Hole:
 				if _, err := device.ReadAt(b, e.Device); err != nil {
 					return err
 				}
@@ -117,20 +121,20 @@ func compareContent(t *testing.T, l *layer, p string, n *Node, tree *Tree, ino I
 			got = append(got, b...)
 			return nil
 		})
-		if err != nil || !bytes.Equal(got, l.content(t, device, n, r.Off, r.Size)) {
+		if err != nil || !bytes.Equal(got, content(t, device, n, r.Off, r.Size)) {
 			t.Errorf("%s: wrong content at %d+%d: %v", p, r.Off, r.Size, err)
 		}
 	}
 }
 
-func compareDir(t *testing.T, p string, n *Node, tree *Tree, nid uint64) {
+func compareDir(t *testing.T, p string, n *index.Node, tree *index.Tree, nid uint64) {
 	t.Helper()
 	want := slices.Sorted(maps.Keys(n.Children))
 	want = append(want, ".", "..")
 	slices.Sort(want)
 	var got []string
 	var cookies []uint64
-	err := tree.ReadDir(nid, 0, func(e Dirent) bool {
+	err := tree.ReadDir(nid, 0, func(e index.Dirent) bool {
 		got, cookies = append(got, e.Name), append(cookies, e.Next)
 		if c := n.Children[e.Name]; c != nil && e.Type.Mode() != c.Mode&unix.S_IFMT {
 			t.Errorf("%s: entry %q has type %d", p, e.Name, e.Type)
@@ -143,7 +147,7 @@ func compareDir(t *testing.T, p string, n *Node, tree *Tree, nid uint64) {
 	}
 	for i := 0; i < len(cookies); i += 1 + len(cookies)/10 {
 		var rest []string
-		if err := tree.ReadDir(nid, cookies[i], func(e Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
+		if err := tree.ReadDir(nid, cookies[i], func(e index.Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(rest, want[i+1:]) {
@@ -161,8 +165,8 @@ func compareDir(t *testing.T, p string, n *Node, tree *Tree, nid uint64) {
 }
 
 func TestPathAndImplicit(t *testing.T) {
-	l := layerOf(implicit("usr/share/doc"), dir("usr/share/x"), implicit("var"), dir("etc"))
-	x := l.open(t)
+	l := LayerOf(Implicit("usr/share/doc"), Dir("usr/share/x"), Implicit("var"), Dir("etc"))
+	x := l.Open(t)
 	nids, err := x.Implicit()
 	if err != nil {
 		t.Fatal(err)
@@ -183,12 +187,12 @@ func TestPathAndImplicit(t *testing.T) {
 }
 
 func TestDeterministic(t *testing.T) {
-	a := nasty()
-	first := a.write(t)
-	if !bytes.Equal(first, a.write(t)) {
+	a := Nasty()
+	first := a.Write(t)
+	if !bytes.Equal(first, a.Write(t)) {
 		t.Error("the second Write of a draft gives other bytes")
 	}
-	if !bytes.Equal(first, nasty().write(t)) {
+	if !bytes.Equal(first, Nasty().Write(t)) {
 		t.Error("equal drafts give other bytes")
 	}
 }
@@ -196,31 +200,31 @@ func TestDeterministic(t *testing.T) {
 // TestRefused is what Write must say no to, and name.
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct {
-		layer *layer
+		layer *Layer
 		want  string
 	}{
-		"long name":      {layerOf(file("d/"+strings.Repeat("n", 256), "")), "/d: name of 256 bytes"},
-		"name with NUL":  {layerOf(file("a\x00b", "")), "not allowed"},
-		"long target":    {layerOf(symlink("s", strings.Repeat("t", 4096))), "/s: target of 4096 bytes"},
-		"empty target":   {layerOf(symlink("s", "")), "/s: target of 0 bytes"},
-		"long attribute": {layerOf(file("f", "", xattr("user.x", strings.Repeat("v", 65536)))), "/f: extended attribute \"user.x\" has 65536 bytes"},
-		"attributes": {layerOf(file("f", "", func(n *Node) {
+		"long name":      {LayerOf(File("d/"+strings.Repeat("n", 256), "")), "/d: name of 256 bytes"},
+		"name with NUL":  {LayerOf(File("a\x00b", "")), "not allowed"},
+		"long target":    {LayerOf(Symlink("s", strings.Repeat("t", 4096))), "/s: target of 4096 bytes"},
+		"empty target":   {LayerOf(Symlink("s", "")), "/s: target of 0 bytes"},
+		"long attribute": {LayerOf(File("f", "", Xattr("user.x", strings.Repeat("v", 65536)))), "/f: extended attribute \"user.x\" has 65536 bytes"},
+		"attributes": {LayerOf(File("f", "", func(n *index.Node) {
 			n.Xattrs = map[string]string{}
 			for i := range 5 {
 				n.Xattrs["user."+string(rune('a'+i))] = strings.Repeat("v", 60000)
 			}
 		})), "at most 262148 of one file"},
-		"misaligned piece":  {layerOf(file("x", "x"), pieced("f", 10, Extent{Device: 513, Size: 10})), "/f: extent 0: device offset 513"},
-		"outside of device": {layerOf(pieced("f", 1000, Extent{Device: 512, Size: 1000})), "/f: extent 0: device range"},
-		"half a block":      {layerOf(pieced("f", 1000, onDevice(0, "x"), onDevice(512, "y"))), "/f: extent 0: file range"},
-		"beyond the file":   {layerOf(pieced("f", 100, onDevice(0, strings.Repeat("x", 200)))), "/f: extent 0: file range"},
-		"overlap":           {layerOf(pieced("f", 4096, onDevice(0, strings.Repeat("x", 1024)), onDevice(512, strings.Repeat("x", 512)))), "/f: extent 1: file range"},
-		"no type":           {layerOf(node("n", 0o644, 0)), "/n: no type"},
-		"linked directory":  {layerOf(dir("d"), hardlink("e", "d")), "second link to a directory"},
-		"huge table":        {layerOf(pieced("f", 1<<40, onDevice(512, strings.Repeat("x", 512)))), "/f: sparse file of 1099511627776 bytes with pieces aligned to 512 bytes"},
+		"misaligned piece":  {LayerOf(File("x", "x"), Pieced("f", 10, index.Extent{Device: 513, Size: 10})), "/f: extent 0: device offset 513"},
+		"outside of device": {LayerOf(Pieced("f", 1000, index.Extent{Device: 512, Size: 1000})), "/f: extent 0: device range"},
+		"half a block":      {LayerOf(Pieced("f", 1000, OnDevice(0, "x"), OnDevice(512, "y"))), "/f: extent 0: file range"},
+		"beyond the file":   {LayerOf(Pieced("f", 100, OnDevice(0, strings.Repeat("x", 200)))), "/f: extent 0: file range"},
+		"overlap":           {LayerOf(Pieced("f", 4096, OnDevice(0, strings.Repeat("x", 1024)), OnDevice(512, strings.Repeat("x", 512)))), "/f: extent 1: file range"},
+		"no type":           {LayerOf(Node("n", 0o644, 0)), "/n: no type"},
+		"linked directory":  {LayerOf(Dir("d"), Hardlink("e", "d")), "second link to a directory"},
+		"huge table":        {LayerOf(Pieced("f", 1<<40, OnDevice(512, strings.Repeat("x", 512)))), "/f: sparse file of 1099511627776 bytes with pieces aligned to 512 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Write(new(bytes.Buffer), &c.layer.draft)
+			_, err := index.Write(new(bytes.Buffer), &c.layer.Draft)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
@@ -230,8 +234,8 @@ func TestRefused(t *testing.T) {
 
 // TestDropped: attributes that EROFS has no number for are not in the tree.
 func TestDropped(t *testing.T) {
-	l := layerOf(file("f", "", xattr("system.nfs4_acl", "x"), xattr("com.apple.quarantine", "y"), xattr("user.", "z")))
-	x := l.open(t)
+	l := LayerOf(File("f", "", Xattr("system.nfs4_acl", "x"), Xattr("com.apple.quarantine", "y"), Xattr("user.", "z")))
+	x := l.Open(t)
 	nid, err := x.Tree().Lookup(rootNid, "f")
 	if err != nil {
 		t.Fatal(err)
@@ -242,7 +246,7 @@ func TestDropped(t *testing.T) {
 }
 
 func TestSpansFind(t *testing.T) {
-	s, err := nasty().open(t).Spans()
+	s, err := Nasty().Open(t).Spans()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,4 +261,49 @@ func TestSpansFind(t *testing.T) {
 	if got := s.Find(last.Device + last.Size); got != -1 {
 		t.Errorf("behind the end: %d", got)
 	}
+}
+
+// content returns what a file has to hold in a range.
+func content(t testing.TB, device io.ReaderAt, n *index.Node, off, size int64) []byte {
+	t.Helper()
+	b := make([]byte, min(size, n.Size-off))
+	for _, e := range n.Extents {
+		from, to := max(off, e.File), min(off+int64(len(b)), e.File+e.Size)
+		if from >= to {
+			continue
+		}
+		if e.Data != nil {
+			copy(b[from-off:to-off], e.Data[from-e.File:])
+		} else if _, err := device.ReadAt(b[from-off:to-off], e.Device+from-e.File); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+// walk calls fn for every name of the tree, directories before what is in them.
+func walk(l *Layer, fn func(p string, n, parent *index.Node)) {
+	var visit func(p string, n, parent *index.Node)
+	visit = func(p string, n, parent *index.Node) {
+		fn(p, n, parent)
+		for name, c := range n.Children {
+			visit(path.Join(p, name), c, n)
+		}
+	}
+	visit("/", l.Draft.Root, l.Draft.Root)
+}
+
+// links counts the links that every node has to have.
+func links(l *Layer) map[*index.Node]int {
+	links := map[*index.Node]int{}
+	walk(l, func(_ string, n, parent *index.Node) {
+		links[n]++
+		if n.Mode&unix.S_IFMT == unix.S_IFDIR {
+			links[n]++
+			if n != parent {
+				links[parent]++
+			}
+		}
+	})
+	return links
 }

@@ -1,4 +1,4 @@
-package index
+package index_test
 
 import (
 	"bytes"
@@ -8,33 +8,36 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
-var opaque = xattr(xattrOpaque, opaqueYes)
+var opaque = Xattr("trusted.overlay.opaque", "y")
 
-func whiteout(p string) entry { return node(p, unix.S_IFCHR, 0) }
+func whiteout(p string) Entry { return Node(p, unix.S_IFCHR, 0) }
 
 func TestMarks(t *testing.T) {
-	itself := func(l *layer) { l.dir("a").Xattrs = map[string]string{xattrOpaque: opaqueYes} }
+	itself := func(l *Layer) { l.Dir("a").Xattrs = map[string]string{"trusted.overlay.opaque": "y"} }
 	for name, c := range map[string]struct {
-		layer *layer
-		want  Marks
+		layer *Layer
+		want  index.Marks
 	}{
-		"none": {layerOf(file("a/b", "x"), node("null", unix.S_IFCHR|0o666, 0),
-			symlink("l", "a")), Marks{}},
-		"whiteout": {layerOf(file("a/b", "x"), whiteout("a/gone")), Marks{Any: true}},
-		"opaque": {layerOf(dir("a", opaque), dir("a/b"), file("a/b/c", "x"), implicit("c")),
-			Marks{Any: true}},
-		"opaque root": {layerOf(dir("/", opaque), file("a", "x")), Marks{Any: true}},
-		"opaque, implied": {layerOf(dir("a", opaque), dir("a/b"), file("a/b/c/d", "x")),
-			Marks{Any: true, Unsure: true}},
-		"implied itself": {layerOf(itself), Marks{Any: true}},
-		"implied, opaque": {layerOf(implicit("a"), dir("a/b", opaque), file("a/b/c", "x")),
-			Marks{Any: true}},
-		"another's xattrs": {layerOf(dir("a", xattr(xattrOpaque, "x"), xattr("user.a", opaqueYes))),
-			Marks{}},
+		"none": {LayerOf(File("a/b", "x"), Node("null", unix.S_IFCHR|0o666, 0),
+			Symlink("l", "a")), index.Marks{}},
+		"whiteout": {LayerOf(File("a/b", "x"), whiteout("a/gone")), index.Marks{Any: true}},
+		"opaque": {LayerOf(Dir("a", opaque), Dir("a/b"), File("a/b/c", "x"), Implicit("c")),
+			index.Marks{Any: true}},
+		"opaque root": {LayerOf(Dir("/", opaque), File("a", "x")), index.Marks{Any: true}},
+		"opaque, implied": {LayerOf(Dir("a", opaque), Dir("a/b"), File("a/b/c/d", "x")),
+			index.Marks{Any: true, Unsure: true}},
+		"implied itself": {LayerOf(itself), index.Marks{Any: true}},
+		"implied, opaque": {LayerOf(Implicit("a"), Dir("a/b", opaque), File("a/b/c", "x")),
+			index.Marks{Any: true}},
+		"another's xattrs": {LayerOf(Dir("a", Xattr("trusted.overlay.opaque", "x"), Xattr("user.a", "y"))),
+			index.Marks{}},
 	} {
-		if got, err := c.layer.open(t).Marks(); err != nil || got != c.want {
+		if got, err := c.layer.Open(t).Marks(); err != nil || got != c.want {
 			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
 		}
 	}
@@ -42,32 +45,32 @@ func TestMarks(t *testing.T) {
 
 // TestBare: the copy is the index of a tar without whiteouts.
 func TestBare(t *testing.T) {
-	build := func(marked bool) *layer {
-		with := func(e entry) entry {
+	build := func(marked bool) *Layer {
+		with := func(e Entry) Entry {
 			if marked {
 				return e
 			}
-			return func(*layer) {}
+			return func(*Layer) {}
 		}
-		attrs := []attr{mode(0o700), xattr("user.a", "a")}
+		attrs := []Attr{Mode(0o700), Xattr("user.a", "a")}
 		if marked {
 			attrs = append(attrs, opaque)
 		}
-		return layerOf(file("etc/x", "x"), with(whiteout("gone")), with(whiteout("etc/gone")), dir("d",
+		return LayerOf(File("etc/x", "x"), with(whiteout("gone")), with(whiteout("etc/gone")), Dir("d",
 			attrs...),
-			file("d/f", "f"), implicit("i/j"), with(whiteout("i/j/k")), hardlink("i/h", "etc/x"),
-			node("null", unix.S_IFCHR|0o600, 0), symlink("l", "etc"), pieced("in-tree", 4096, inTree(0,
+			File("d/f", "f"), Implicit("i/j"), with(whiteout("i/j/k")), Hardlink("i/h", "etc/x"),
+			Node("null", unix.S_IFCHR|0o600, 0), Symlink("l", "etc"), Pieced("in-tree", 4096, InTree(0,
 				strings.Repeat("d", 512))))
 	}
 	var b bytes.Buffer
-	if err := Bare(&b, build(true).open(t)); err != nil {
+	if err := index.Bare(&b, build(true).Open(t)); err != nil {
 		t.Fatal(err)
 	}
-	got := openBytes(t, b.Bytes())
-	if err := Check(context.Background(), got); err != nil {
+	got := OpenBytes(t, b.Bytes())
+	if err := index.Check(context.Background(), got); err != nil {
 		t.Error(err)
 	}
-	if err := Same(got, build(false).draft.Root); err != nil {
+	if err := index.Same(got, build(false).Draft.Root); err != nil {
 		t.Error(err)
 	}
 	if n, err := got.Implicit(); err != nil || len(n) != 2+1 { // i, i/j, etc
@@ -77,40 +80,40 @@ func TestBare(t *testing.T) {
 
 // TestPatchXattrs: attributes are added, and none is replaced.
 func TestPatchXattrs(t *testing.T) {
-	build := func() *layer {
-		return layerOf(file("a/b/c", "c"), dir("a/b", xattr("user.has", "1")),
-			file("z", "z"))
+	build := func() *Layer {
+		return LayerOf(File("a/b/c", "c"), Dir("a/b", Xattr("user.has", "1")),
+			File("z", "z"))
 	}
 	l, want := build(), build()
-	x := l.open(t)
-	a := Attr{Mode: 0o1777, UID: 3, GID: 4, Mtime: time.Unix(9, 8)}
+	x := l.Open(t)
+	a := index.Attr{Mode: 0o1777, UID: 3, GID: 4, Mtime: time.Unix(9, 8)}
 	for _, p := range []string{"/a", "/a/b"} {
-		n := want.dir(p)
+		n := want.Dir(p)
 		n.Mode, n.UID, n.GID, n.Mtime = unix.S_IFDIR|a.Mode, a.UID, a.GID, a.Mtime
 	}
 	a.Xattrs = map[string]string{"user.has": "2", "security.new": "3"}
-	want.dir("/a").Xattrs = a.Xattrs
-	want.dir("/a/b").Xattrs = map[string]string{"user.has": "1", "security.new": "3"}
+	want.Dir("/a").Xattrs = a.Xattrs
+	want.Dir("/a/b").Xattrs = map[string]string{"user.has": "1", "security.new": "3"}
 	var b bytes.Buffer
-	if err := Patch(&b, x, map[uint64]Attr{lookupPath(t, x.Tree(), "/a"): a, lookupPath(t, x.Tree(),
+	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/a"): a, LookupPath(t, x.Tree(),
 		"/a/b"): a}); err != nil {
 		t.Fatal(err)
 	}
-	got := openBytes(t, b.Bytes())
-	if err := Check(context.Background(), got); err != nil {
+	got := OpenBytes(t, b.Bytes())
+	if err := index.Check(context.Background(), got); err != nil {
 		t.Error(err)
 	}
-	if err := Same(got, want.draft.Root); err != nil {
+	if err := index.Same(got, want.Draft.Root); err != nil {
 		t.Error(err)
 	}
-	if err := Patch(&b, x, map[uint64]Attr{lookupPath(t, x.Tree(), "/z"): a}); err == nil {
+	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/z"): a}); err == nil {
 		t.Error("a file is patched like a directory")
 	}
 }
 
 // BenchmarkMarks is what each first layer waits for.
 func BenchmarkMarks(b *testing.B) {
-	x := wide(30_000).open(b)
+	x := Wide(30_000).Open(b)
 	for b.Loop() {
 		if _, err := x.Marks(); err != nil {
 			b.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // blobs is a written bundle.
@@ -24,14 +25,14 @@ type blobs struct {
 }
 
 // bundleOf bundles layers; layer i has windows of 100 bytes with the value i.
-func bundleOf(t testing.TB, layers ...*layer) *blobs {
+func bundleOf(t testing.TB, layers ...*Layer) *blobs {
 	t.Helper()
 	b := &blobs{}
 	var in []Input
 	for i, l := range layers {
-		l.draft.Layer = digest.FromString(fmt.Sprint(i))
+		l.Draft.Layer = digest.FromString(fmt.Sprint(i))
 		windows := bytes.NewBuffer(bytes.Repeat([]byte{byte(i)}, 100))
-		b.raw = append(b.raw, l.write(t))
+		b.raw = append(b.raw, l.Write(t))
 		in = append(in, Input{Index: bytes.NewReader(b.raw[i]), Size: int64(len(b.raw[i])), Windows: windows})
 	}
 	if err := Write(&b.trees, &b.windows, in); err != nil {
@@ -50,7 +51,7 @@ func (b *blobs) open(t testing.TB) *Bundle {
 }
 
 func TestBundle(t *testing.T) {
-	layers := []*layer{nasty(), layerOf(), layerOf(file("big", strings.Repeat("b", 5000)))}
+	layers := []*Layer{Nasty(), LayerOf(), LayerOf(File("big", strings.Repeat("b", 5000)))}
 	b := bundleOf(t, layers...)
 	if again := bundleOf(t, layers...); !bytes.Equal(b.trees.Bytes(), again.trees.Bytes()) || !bytes.Equal(b.windows.Bytes(), again.windows.Bytes()) {
 		t.Error("equal layers give other blobs")
@@ -60,14 +61,14 @@ func TestBundle(t *testing.T) {
 		t.Fatalf("%d layers", len(x.Layers()))
 	}
 	for i, l := range x.Layers() {
-		if l.Header != layers[i].draft.Header {
-			t.Errorf("layer %d: %+v, want %+v", i, l.Header, layers[i].draft.Header)
+		if l.Header != layers[i].Draft.Header {
+			t.Errorf("layer %d: %+v, want %+v", i, l.Header, layers[i].Draft.Header)
 		}
 		var out bytes.Buffer
 		if err := x.Extract(l.Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[i]) {
 			t.Errorf("layer %d: other bytes, %v", i, err)
 		}
-		want, err := openBytes(t, b.raw[i]).Spans()
+		want, err := OpenBytes(t, b.raw[i]).Spans()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,22 +93,22 @@ func TestBundle(t *testing.T) {
 func TestBundleDigests(t *testing.T) {
 	for name, pack := range map[string]bool{"packed": true, "not packed": false} {
 		t.Run(name, func(t *testing.T) {
-			l := layerOf(file("a", "a"))
+			l := LayerOf(File("a", "a"))
 			if !pack {
-				l = wide(maxPackedFiles)
+				l = Wide(maxPackedFiles)
 			}
-			old, digests := l.write(t), bytes.Repeat([]byte{7}, 72)
-			at := old[sectionAt+3*48:]
+			old, digests := l.Write(t), bytes.Repeat([]byte{7}, 72)
+			at := old[SectionAt+3*48:]
 			binary.LittleEndian.PutUint64(at[8:], uint64(len(digests)))
 			sum := sha256.Sum256(digests)
 			copy(at[16:], sum[:])
-			resign(old)
-			if err := index.Check(t.Context(), openBytes(t, old)); err != nil {
+			Resign(old)
+			if err := index.Check(t.Context(), OpenBytes(t, old)); err != nil {
 				t.Fatal(err)
 			}
-			last := layerOf(file("b", "b"))
-			last.draft.Layer = digest.FromString("last")
-			files := [][]byte{old, last.write(t)}
+			last := LayerOf(File("b", "b"))
+			last.Draft.Layer = digest.FromString("last")
+			files := [][]byte{old, last.Write(t)}
 			windows := []string{
 				strings.Repeat("w", 100) + string(digests), strings.Repeat("v", 100),
 			}
@@ -143,7 +144,7 @@ func TestBundleDigests(t *testing.T) {
 
 // TestBundleRepeated: an image can have the same layer twice.
 func TestBundleRepeated(t *testing.T) {
-	raw := layerOf(file("a", "a")).write(t)
+	raw := LayerOf(File("a", "a")).Write(t)
 	in := func() Input {
 		return Input{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: bytes.NewReader(make([]byte, 100))}
 	}
@@ -157,8 +158,8 @@ func TestBundleRepeated(t *testing.T) {
 }
 
 func TestBundleWindowsRefused(t *testing.T) {
-	l := layerOf(file("big", strings.Repeat("b", 5000)))
-	raw := l.write(t)
+	l := LayerOf(File("big", strings.Repeat("b", 5000)))
+	raw := l.Write(t)
 	for name, windows := range map[string]string{
 		"none": "", "too short": strings.Repeat("w", 99), "too long": strings.Repeat("w", 101),
 	} {
@@ -172,7 +173,7 @@ func TestBundleWindowsRefused(t *testing.T) {
 }
 
 func TestBundleRefused(t *testing.T) {
-	good := bundleOf(t, layerOf(file("a", "a")), layerOf(file("b", "b")))
+	good := bundleOf(t, LayerOf(File("a", "a")), LayerOf(File("b", "b")))
 	le := binary.LittleEndian
 	record := func(b []byte, i int) []byte { return b[headSize+i*recordSize:] }
 	for name, c := range map[string]struct {
@@ -210,7 +211,7 @@ func TestBundleRefused(t *testing.T) {
 
 // TestExtractRefused: what a frame holds has to be what the table says.
 func TestExtractRefused(t *testing.T) {
-	good := bundleOf(t, layerOf(file("a", "a")))
+	good := bundleOf(t, LayerOf(File("a", "a")))
 	le := binary.LittleEndian
 	for name, forge := range map[string]func(b []byte){
 		"frame":       func(b []byte) { b[len(b)-10] ^= 4 },
@@ -232,7 +233,7 @@ func TestExtractRefused(t *testing.T) {
 				t.Error(err)
 			}
 			// the decoder that met it is used again
-			good := bundleOf(t, nasty()).open(t)
+			good := bundleOf(t, Nasty()).open(t)
 			if err := good.Extract(good.Layers()[0].Layer, io.Discard); err != nil {
 				t.Errorf("a good one after it: %v", err)
 			}
@@ -243,7 +244,7 @@ func TestExtractRefused(t *testing.T) {
 // TestExtractTogether: indexes are extracted in several goroutines, which hand on decoders, nodes
 // and extents to each other, and each meets a damaged frame in between.
 func TestExtractTogether(t *testing.T) {
-	b := bundleOf(t, nasty(), wide(3000), layerOf(file("d/a", "a"), pieced("p", 5000, onDevice(512, strings.Repeat("d", 512)))))
+	b := bundleOf(t, Nasty(), Wide(3000), LayerOf(File("d/a", "a"), Pieced("p", 5000, OnDevice(512, strings.Repeat("d", 512)))))
 	bad := bytes.Clone(b.trees.Bytes())
 	last := b.open(t).Layers()[2]
 	bad[last.Frame.Off+last.Frame.Size-10] ^= 4

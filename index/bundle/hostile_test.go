@@ -5,29 +5,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
-
-// allocated returns how many bytes fn allocates.
-func allocated(fn func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	fn()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // TestBundleBomb opens bundles whose few bytes decompress to more than the table says, or whose
 // table says more than is allowed.
 func TestBundleBomb(t *testing.T) {
 	le := binary.LittleEndian
-	good := bundleOf(t, layerOf(file("a", "a")))
+	good := bundleOf(t, LayerOf(File("a", "a")))
 	// with replaces the frame, and makes the table say that the index file has size bytes.
 	with := func(frame []byte, size int64) []byte {
 		b := append(bytes.Clone(good.trees.Bytes()[:headSize+recordSize]), frame...)
@@ -61,7 +52,7 @@ func TestBundleBomb(t *testing.T) {
 			}
 			l := x.Layers()[0]
 			var written countWriter
-			n := allocated(func() { err = x.Extract(l.Layer, &written) })
+			n := Allocated(func() { err = x.Extract(l.Layer, &written) })
 			if !errors.Is(err, index.ErrCorrupt) {
 				t.Errorf("error %v", err)
 			}
@@ -74,9 +65,9 @@ func TestBundleBomb(t *testing.T) {
 		})
 	}
 
-	layers := make([]*layer, 5)
+	layers := make([]*Layer, 5)
 	for i := range layers {
-		layers[i] = layerOf(file("a", "a"))
+		layers[i] = LayerOf(File("a", "a"))
 	}
 	b := bundleOf(t, layers...)
 	one := int64(len(b.raw[0]))
@@ -102,8 +93,8 @@ func (w *countWriter) Write(p []byte) (int, error) {
 
 // FuzzBundle opens and extracts a trees blob that came from anywhere.
 func FuzzBundle(f *testing.F) {
-	f.Add(bundleOf(f, smallLayers()...).trees.Bytes())
-	f.Add(bundleOf(f, layerOf(file("a", "a"))).trees.Bytes())
+	f.Add(bundleOf(f, Small()...).trees.Bytes())
+	f.Add(bundleOf(f, LayerOf(File("a", "a"))).trees.Bytes())
 	f.Add(bundleOf(f).trees.Bytes())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, err := Open(bytes.NewReader(b), int64(len(b)), Limits{Layers: 20, IndexSize: 1 << 20})
@@ -119,61 +110,8 @@ func FuzzBundle(f *testing.F) {
 				t.Fatalf("%d bytes, the table says %d", out.Len(), l.IndexSize)
 			}
 			if y, err := index.Open(bytes.NewReader(out.Bytes()), l.IndexSize); err == nil {
-				readAll(y)
+				ReadAll(y)
 			}
 		}
 	})
-}
-
-// readAll reads all that an index has to say by every method, and returns how
-// many of the calls were refused. It goes into each directory once.
-func readAll(x *index.Layer) (refused int) {
-	count := func(err error) {
-		if err != nil {
-			refused++
-		}
-	}
-	tree := x.Tree()
-	seen := map[uint64]bool{}
-	var visit func(nid uint64, depth int)
-	visit = func(nid uint64, depth int) {
-		if seen[nid] || depth > 100 || len(seen) > 100000 {
-			return
-		}
-		seen[nid] = true
-		ino, err := tree.Inode(nid)
-		count(err)
-		names, err := tree.ListXattrs(nid)
-		count(err)
-		for _, name := range names {
-			_, err := tree.Xattr(nid, name)
-			count(err)
-		}
-		switch ino.Type() {
-		case index.Symlink:
-			_, err := tree.Readlink(nid)
-			count(err)
-		case index.Regular:
-			count(tree.Extents(ino, 0, 1<<20, func(index.Extent) error { return nil }))
-			count(tree.Extents(ino, max(ino.Size-1, 0), 10, func(index.Extent) error { return nil }))
-		case index.Directory:
-			var children []index.Dirent
-			count(tree.ReadDir(nid, 0, func(e index.Dirent) bool { children = append(children, e); return len(children) < 10000 }))
-			for _, e := range children {
-				found, err := tree.Lookup(nid, e.Name)
-				if err != nil || found != e.Nid {
-					refused++
-				}
-				visit(e.Nid, depth+1)
-			}
-			count(tree.Paths([]uint64{nid}, func(uint64, string) error { return nil }))
-		}
-	}
-	visit(tree.Root(), 0)
-	_, err := x.Spans()
-	count(err)
-	implicit, err := x.Implicit()
-	count(err)
-	count(tree.Paths(implicit, func(uint64, string) error { return nil }))
-	return refused
 }

@@ -16,24 +16,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // packable are layers with everything that a tree can have.
-func packable() map[string]*layer {
-	out := map[string]*layer{"nasty": nasty(), "empty": layerOf(), "many": wide(3000)}
-	for i, l := range smallLayers() {
+func packable() map[string]*Layer {
+	out := map[string]*Layer{"nasty": Nasty(), "empty": LayerOf(), "many": Wide(3000)}
+	for i, l := range Small() {
 		out[string(rune('a'+i))] = l
 	}
-	windows := layerOf(file("big", strings.Repeat("b", 20_000)))
-	for i := range windows.draft.Spans {
-		if s := &windows.draft.Spans[i]; i%2 == 1 {
+	windows := LayerOf(File("big", strings.Repeat("b", 20_000)))
+	for i := range windows.Draft.Spans {
+		if s := &windows.Draft.Spans[i]; i%2 == 1 {
 			s.Codec, s.Bit, s.Window = index.Deflate, uint8(i), index.Range{Off: int64(i), Size: 1}
 			if i%4 == 1 {
 				s.WindowDigest = sha256.Sum256([]byte{byte(i)}) // as older versions wrote it
 			}
 		}
 	}
-	if n := len(windows.draft.Spans); n < 4 {
+	if n := len(windows.Draft.Spans); n < 4 {
 		panic(fmt.Sprintf("%d spans: windows with and without a digest are not tested", n))
 	}
 	out["windows"] = windows
@@ -53,7 +54,7 @@ func TestPack(t *testing.T) {
 			if err := x.Extract(x.Layers()[0].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[0]) {
 				t.Errorf("other bytes, %v", err)
 			}
-			if err := index.Check(t.Context(), openBytes(t, out.Bytes())); err != nil {
+			if err := index.Check(t.Context(), OpenBytes(t, out.Bytes())); err != nil {
 				t.Error(err)
 			}
 		})
@@ -62,20 +63,20 @@ func TestPack(t *testing.T) {
 
 // TestNotPacked: what cannot be packed, or would come back as another file, travels as it is.
 func TestNotPacked(t *testing.T) {
-	odd, large := layerOf(file("a", strings.Repeat("a", 10_000))), wide(maxPackedFiles)
-	foreign := odd.write(t)
+	odd, large := LayerOf(File("a", strings.Repeat("a", 10_000))), Wide(maxPackedFiles)
+	foreign := odd.Write(t)
 	// the digest of a window that is not there
-	foreign[binary.LittleEndian.Uint64(foreign[sectionAt+48:])+48] = 1
-	for name, l := range map[string]*layer{"too many files": large, "from another writer": odd} {
-		raw := l.write(t)
+	foreign[binary.LittleEndian.Uint64(foreign[SectionAt+48:])+48] = 1
+	for name, l := range map[string]*Layer{"too many files": large, "from another writer": odd} {
+		raw := l.Write(t)
 		if l == odd {
-			raw = resign(foreign)
+			raw = Resign(foreign)
 		}
-		if err := index.Check(t.Context(), openBytes(t, raw)); err != nil {
+		if err := index.Check(t.Context(), OpenBytes(t, raw)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		var trees, windows bytes.Buffer
-		apart := bytes.NewReader(make([]byte, l.draft.WindowsSize))
+		apart := bytes.NewReader(make([]byte, l.Draft.WindowsSize))
 		if err := Write(&trees, &windows, []Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: apart}}); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -98,9 +99,9 @@ func TestNotPacked(t *testing.T) {
 }
 
 // packed returns the columns of a layer.
-func packed(t testing.TB, l *layer) *columns {
+func packed(t testing.TB, l *Layer) *columns {
 	t.Helper()
-	c, err := pack(l.write(t)[:index.HeaderSize], l.open(t))
+	c, err := pack(l.Write(t)[:index.HeaderSize], l.Open(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,9 +129,9 @@ func (c *columns) encoded(t testing.TB) []byte {
 
 // TestUnpackRefuses: columns with one thing that is wrong are corrupt.
 func TestUnpackRefuses(t *testing.T) {
-	build := func() *layer {
-		return layerOf(dir("d"), file("d/a", "a"), file("d/b", "b", xattr("user.n", "v")), hardlink("d/c", "d/a"), symlink("s", "t"),
-			node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), pieced("p", 5000, onDevice(512, strings.Repeat("d", 512)), inTree(1024, strings.Repeat("t", 512))))
+	build := func() *Layer {
+		return LayerOf(Dir("d"), File("d/a", "a"), File("d/b", "b", Xattr("user.n", "v")), Hardlink("d/c", "d/a"), Symlink("s", "t"),
+			Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("p", 5000, OnDevice(512, strings.Repeat("d", 512)), InTree(1024, strings.Repeat("t", 512))))
 	}
 	replace := func(col int, old, to string) func(c *columns) {
 		return func(c *columns) {
@@ -177,7 +178,7 @@ func TestUnpackRefuses(t *testing.T) {
 		cases["cut off: "+string(rune('a'+i))] = func(c *columns) { c[i] = c[i][:len(c[i])-1] }
 		cases["left over: "+string(rune('a'+i))] = func(c *columns) { c[i] = append(c[i], 0) }
 	}
-	size := int64(len(build().write(t)))
+	size := int64(len(build().Write(t)))
 	if _, err := unpack(new(bytes.Buffer), packed(t, build()), size); err != nil {
 		t.Fatal(err)
 	}
@@ -203,8 +204,8 @@ func TestUnpackRefuses(t *testing.T) {
 	if _, err := readColumns(bytes.NewReader(bytes.Repeat([]byte{0xff}, 100))); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("endless columns: %v", err)
 	}
-	deep := layerOf(dir(strings.Repeat("d/", 2000) + strings.Repeat("e", 96)))
-	if _, err := unpack(new(bytes.Buffer), packed(t, deep), int64(len(deep.write(t)))); !errors.Is(err, index.ErrCorrupt) {
+	deep := LayerOf(Dir(strings.Repeat("d/", 2000) + strings.Repeat("e", 96)))
+	if _, err := unpack(new(bytes.Buffer), packed(t, deep), int64(len(deep.Write(t)))); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("path of 4096 bytes: %v", err)
 	}
 }
@@ -213,8 +214,8 @@ func TestUnpackRefuses(t *testing.T) {
 // that Check accepts, as nobody else checks them. Header and spans are right, which a forger can
 // make as well; FuzzBundle has others.
 func FuzzUnpack(f *testing.F) {
-	device := layerOf()
-	device.finish(1 << 20)
+	device := LayerOf()
+	device.Finish(1 << 20)
 	spans := packed(f, device)
 	for _, l := range packable() {
 		if c := packed(f, l); c.size() < 64<<10 {
@@ -239,12 +240,12 @@ func FuzzUnpack(f *testing.F) {
 			}
 			return
 		}
-		d.Header = device.draft.Header
+		d.Header = device.Draft.Header
 		out := buffer{left: 16 << 20}
 		if _, err := index.Write(&out, d); err != nil || u.atEnd() != nil {
 			return
 		}
-		x := openBytes(t, out.Bytes())
+		x := OpenBytes(t, out.Bytes())
 		sane := index.Check(context.Background(), x)
 		c[colHeader] = out.Bytes()[:index.HeaderSize]
 		var again bytes.Buffer

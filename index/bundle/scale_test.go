@@ -6,15 +6,17 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // TestSize: the compressed tree takes no more than 12 bytes a file.
 func TestSize(t *testing.T) {
 	const files = 20_000
-	raw := wide(files).write(t)
+	raw := Wide(files).Write(t)
 	var b bytes.Buffer
 	in := &Input{Index: bytes.NewReader(raw), Size: int64(len(raw))}
-	_, packed, err := frameOf(&b, in, raw[:1024], openBytes(t, raw))
+	_, packed, err := frameOf(&b, in, raw[:1024], OpenBytes(t, raw))
 	if err != nil || !packed {
 		t.Fatalf("packed: %t, %v", packed, err)
 	}
@@ -25,7 +27,7 @@ func TestSize(t *testing.T) {
 
 // BenchmarkExtract takes a layer that is packed, as most are.
 func BenchmarkExtract(b *testing.B) {
-	bundle := bundleOf(b, wide(60_000))
+	bundle := bundleOf(b, Wide(60_000))
 	x := bundle.open(b)
 	b.SetBytes(x.Layers()[0].IndexSize)
 	b.ReportMetric(float64(bundle.trees.Len())/60_000, "B/file")
@@ -39,7 +41,7 @@ func BenchmarkExtract(b *testing.B) {
 
 // BenchmarkCompress compares the levels that an index could be compressed with.
 func BenchmarkCompress(b *testing.B) {
-	raw := wide(100_000).write(b)
+	raw := Wide(100_000).Write(b)
 	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
 		b.Run(level.String(), func(b *testing.B) {
 			b.SetBytes(int64(len(raw)))
