@@ -9,18 +9,19 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/targz"
 )
 
 // TestForgedTree: the index has all digests right, and one file shows another's bytes. No digest
 // tells before the layer is whole; then the layer's own tree takes the forged one's place.
 func TestForgedTree(t *testing.T) {
-	for name, forge := range map[string]func(etc map[string]*index.Node){
-		"another file's bytes": func(etc map[string]*index.Node) {
+	for name, forge := range map[string]func(etc map[string]*erofs.Node){
+		"another file's bytes": func(etc map[string]*erofs.Node) {
 			etc["other"].Extents[0].Device = etc["big"].Extents[0].Device
 		},
-		"setuid":            func(etc map[string]*index.Node) { etc["big"].Mode |= 0o4000 },
-		"one file too many": func(etc map[string]*index.Node) { etc["more"] = etc["big"] },
+		"setuid":            func(etc map[string]*erofs.Node) { etc["big"].Mode |= 0o4000 },
+		"one file too many": func(etc map[string]*erofs.Node) { etc["more"] = etc["big"] },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, twoLayers(t)...)

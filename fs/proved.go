@@ -11,6 +11,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
@@ -45,7 +46,7 @@ func (v *openLayer) Local() bool {
 // Tree implements proof.Layer. A panic fails the scan, and nothing else.
 func (v *openLayer) Tree(
 	ctx context.Context, tar io.Reader,
-) (root *index.Node, done func(), err error) {
+) (root *erofs.Node, done func(), err error) {
 	memory := v.t.pulls.Scan(ctx)
 	defer func() {
 		if p := recover(); p != nil {
@@ -64,7 +65,7 @@ func (v *openLayer) Compare(ctx context.Context) (cache.Verified, error) {
 
 // ReplaceIndex implements proof.Layer. Copies with inherited attributes go: they are made anew when
 // the layer is mounted by the next micad.
-func (v *openLayer) ReplaceIndex(root *index.Node) error {
+func (v *openLayer) ReplaceIndex(root *erofs.Node) error {
 	spans, err := v.index.Spans()
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
@@ -211,7 +212,7 @@ const maxLinks = 40
 const maxRest = 4 * unix.PathMax
 
 // treeDir is lookup in a tree.
-func treeDir(t *index.Tree, path string) (index.Attr, error) {
+func treeDir(t *erofs.Tree, path string) (index.Attr, error) {
 	clean, err := tartree.Resolve(path, func(p string) (string, error) {
 		ino, err := lstat(t, p)
 		if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK {
@@ -219,7 +220,7 @@ func treeDir(t *index.Tree, path string) (index.Attr, error) {
 		}
 		return t.Readlink(ino.Nid)
 	})
-	var ino index.Inode
+	var ino erofs.Inode
 	if err == nil {
 		ino, err = lstat(t, clean)
 	}
@@ -227,20 +228,13 @@ func treeDir(t *index.Tree, path string) (index.Attr, error) {
 	if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFDIR || !ino.HasXattrs {
 		return a, lookupError(&a, err)
 	}
-	keys, err := t.ListXattrs(ino.Nid)
-	if err != nil {
-		return a, err
-	}
-	for _, key := range keys {
-		if inherited(key) {
-			value, err := t.Xattr(ino.Nid, key)
-			if err != nil {
-				return a, err
-			}
-			addXattr(&a, key, value)
+	err = t.Xattrs(ino.Nid, func(name string, value []byte) bool {
+		if inherited(name) {
+			addXattr(&a, name, value)
 		}
-	}
-	return a, nil
+		return true
+	})
+	return a, err
 }
 
 func ignoreMissing(err error) error {
@@ -275,20 +269,20 @@ func addXattr(a *index.Attr, key string, value []byte) {
 
 // lstat is lstat(2) in a tree: links on the way are followed, and lead nowhere where they lead
 // out of it.
-func lstat(t *index.Tree, path string) (index.Inode, error) {
+func lstat(t *erofs.Tree, path string) (erofs.Inode, error) {
 	ino, err := t.Inode(t.Root())
-	way, links := []index.Inode{ino}, 0 // from the root on, for ".."
+	way, links := []erofs.Inode{ino}, 0 // from the root on, for ".."
 	for rest := path; err == nil && rest != ""; {
 		var name string
 		name, rest, _ = strings.Cut(rest, "/")
 		dir := way[len(way)-1]
 		switch {
 		case dir.Mode&unix.S_IFMT != unix.S_IFDIR:
-			return index.Inode{}, unix.ENOTDIR
+			return erofs.Inode{}, unix.ENOTDIR
 		case name == "" || name == ".":
 			continue
 		case name == ".." && len(way) == 1:
-			return index.Inode{}, unix.ENOENT
+			return erofs.Inode{}, unix.ENOENT
 		case name == "..":
 			way = way[:len(way)-1]
 			continue
@@ -317,7 +311,7 @@ func lstat(t *index.Tree, path string) (index.Inode, error) {
 		}
 	}
 	if err != nil {
-		return index.Inode{}, err
+		return erofs.Inode{}, err
 	}
 	return way[len(way)-1], nil
 }

@@ -29,7 +29,8 @@ var spanDecoders = sync.Pool{New: func() any { return new(spanDecoder) }}
 //
 // Calls may run in parallel. Nothing is allocated that grows with the input.
 func (s *Span) Decode(dst, blob, win []byte) error {
-	if int64(len(dst)) != s.Size || int64(len(blob)) != s.BlobSize || int64(len(win)) != s.Window.Size {
+	if int64(len(dst)) != s.Size || int64(len(blob)) != s.BlobSize ||
+		int64(len(win)) != s.Window.Size {
 		return fmt.Errorf("decode span at %d: given %d bytes of %d for %d of %d, window %d of %d",
 			s.Device, len(blob), s.BlobSize, len(dst), s.Size, len(win), s.Window.Size)
 	}
@@ -93,8 +94,9 @@ func (s *Span) decode(dst, blob, win []byte) error {
 // allocates for a frame grows with dst alone: one without a size can have a block more than dst
 // before it is refused.
 var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
-	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxSpanSize),
-		zstd.WithDecodeAllCapLimit(true), zstd.IgnoreChecksum(true))
+	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(MaxSpanSize), zstd.WithDecodeAllCapLimit(true),
+		zstd.IgnoreChecksum(true))
 })
 
 // decodeZstd fills dst from zstd frames. Their checksums are not looked at: the span's digest says

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Sections, in the order of their records in the header.
@@ -36,7 +37,7 @@ const (
 // checkSpans says what is wrong with s as the spans of a layer whose sizes are h's.
 func checkSpans(s index.Spans, h index.Header) error {
 	h.Layer, h.DiffID = digest.FromString("layer"), digest.FromString("tar")
-	root := &index.Node{Mode: unix.S_IFDIR}
+	root := &erofs.Node{Mode: unix.S_IFDIR}
 	_, err := index.Write(io.Discard, &index.Draft{Header: h, Root: root, Spans: s})
 	return err
 }

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -8,6 +9,8 @@ import (
 	"hash/crc32"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Version is the version of the index file that this package writes and the
@@ -70,8 +73,9 @@ func (h *Header) check() error {
 	if h.LayerSize < 0 || h.WindowsSize < 0 || h.DeviceSize < 0 {
 		return fmt.Errorf("sizes %d, %d, %d: negative", h.LayerSize, h.DeviceSize, h.WindowsSize)
 	}
-	if h.DeviceSize > MaxDevice {
-		return fmt.Errorf("uncompressed layer of %d bytes: an index addresses at most %d", h.DeviceSize, MaxDevice)
+	if h.DeviceSize > erofs.MaxDevice {
+		return fmt.Errorf("uncompressed layer of %d bytes: an index addresses at most %d",
+			h.DeviceSize, erofs.MaxDevice)
 	}
 	return nil
 }
@@ -105,7 +109,7 @@ const (
 )
 
 // HeaderSize is how many bytes at the start of an index file are its header.
-const HeaderSize = 1024
+const HeaderSize = erofs.SuperOffset
 
 // Sections of an index. The content digests of older writers lie outside of the file, behind the
 // windows.
@@ -172,7 +176,8 @@ func DecodeHeader(b []byte, size int64) (*FileHeader, error) {
 	}
 	// The version comes before the checksum, whose place a later version may change.
 	if v := le.Uint32(b[8:]); v > Version {
-		return nil, fmt.Errorf("index version %d is newer than this mica understands (%d): upgrade mica", v, Version)
+		return nil, fmt.Errorf(
+			"index version %d is newer than this mica understands (%d): upgrade mica", v, Version)
 	} else if v == 0 {
 		return nil, corrupt("version 0")
 	}
@@ -214,15 +219,12 @@ func (h *FileHeader) checkSections() error {
 	if end != h.size {
 		return corrupt("sections end at byte %d of %d", end, h.size)
 	}
-	tree := h.section[sectionTree].Size
-	if (HeaderSize+tree)%BlockSize != 0 || HeaderSize+tree < rootOffset+inodeSize || (HeaderSize+tree)/BlockSize > maxBlocks {
-		return corrupt("tree of %d bytes", tree)
-	}
 	if n := h.section[sectionSpans].Size; n%spanSize != 0 || n > MaxSpans*spanSize {
 		return corrupt("span table of %d bytes", n)
 	}
 	// An implicit directory is an inode of the tree.
-	if n := h.section[sectionImplicit].Size; n%8 != 0 || n/8 > tree/inodeSize {
+	most := h.section[sectionTree].Size / erofs.InodeSize
+	if n := h.section[sectionImplicit].Size; n%8 != 0 || n/8 > most {
 		return corrupt("list of implicit directories of %d bytes", n)
 	}
 	d := h.section[sectionDigests]
@@ -232,6 +234,9 @@ func (h *FileHeader) checkSections() error {
 	}
 	return nil
 }
+
+// device is what the superblock says of the device.
+func (h *Header) device() erofs.Device { return erofs.Device{Size: h.DeviceSize, DiffID: h.DiffID} }
 
 // A digest takes 72 bytes: its algorithm in 8 (1: sha256, 2: sha512), its
 // value in 64, zeros behind a shorter one.
@@ -274,11 +279,4 @@ func decodeDigest(b []byte) (digest.Digest, error) {
 	return "", corrupt("digest algorithm %d", b[0])
 }
 
-func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
+func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }

@@ -3,19 +3,21 @@ package index
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
+
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
-// Layer is an open index file. It keeps 1.5 KiB of the file, and the spans
-// once they were asked for; everything else is read when it is needed.
+// Layer is an open index file. It keeps 1 KiB of the file, and the spans once they were asked for;
+// everything else is read when it is needed.
 type Layer struct {
 	r      io.ReaderAt
 	header *FileHeader
-	inodes uint64 // that the superblock claims
-	tree   Tree
+	tree   *erofs.Tree
 	spans  atomic.Pointer[Spans] // nil until loaded
 }
 
@@ -30,53 +32,37 @@ func Open(r io.ReaderAt, size int64) (*Layer, error) {
 }
 
 func open(r io.ReaderAt, size int64) (*Layer, error) {
-	if size < rootOffset+inodeSize {
-		return nil, corrupt("file of %d bytes", size)
-	}
-	var b [HeaderSize + BlockSize]byte
-	if err := readFull(r, b[:], 0); err != nil {
+	var b [HeaderSize]byte
+	if err := read(r, b[:], 0); err != nil {
 		return nil, err
 	}
-	h, err := DecodeHeader(b[:HeaderSize], size)
+	h, err := DecodeHeader(b[:], size)
 	if err != nil {
 		return nil, err
 	}
-	l := &Layer{r: r, header: h, inodes: superInodes(b[HeaderSize:])}
-	// Only the count of inodes is not in the header as well. All other bits of the
-	// superblock follow from it, so nothing that was not meant can be set in it.
-	want := super{
-		inodes:       l.inodes,
-		blocks:       uint32(l.TreeSize() / BlockSize),
-		deviceBlocks: uint32(blocksOf(h.DeviceSize)),
-		diffID:       h.DiffID,
-	}.encode()
-	if [BlockSize]byte(b[HeaderSize:]) != want {
-		return nil, corrupt("superblock")
-	}
-	l.tree = Tree{r: r, size: l.TreeSize(), device: h.DeviceSize}
-	return l, nil
+	l := &Layer{r: r, header: h}
+	l.tree, err = erofs.Open(r, l.TreeSize(), h.device())
+	return l, err
 }
 
-// readFull reads len(p) bytes at off. A file that ends before is corrupt.
-func readFull(r io.ReaderAt, p []byte, off int64) error {
+// read fills p from off on. What is behind the file's end becomes zeros, which no digest fits.
+func read(r io.ReaderAt, p []byte, off int64) error {
 	n, err := r.ReadAt(p, off)
-	if n == len(p) {
-		return nil
+	if n < len(p) && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read index at %d: %w", off, err)
 	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return corrupt("the file ends at byte %d, before %d", off+int64(n), off+int64(len(p)))
-	}
-	return fmt.Errorf("read index at %d: %w", off, err)
+	clear(p[n:])
+	return nil
 }
 
 // Header returns the names and sizes of the layer.
 func (l *Layer) Header() Header { return l.header.Header }
 
 // Inodes returns the number of files that the tree says it has.
-func (l *Layer) Inodes() int64 { return int64(l.inodes) }
+func (l *Layer) Inodes() int64 { return l.tree.Inodes() }
 
 // Tree returns the layer's tree.
-func (l *Layer) Tree() *Tree { return &l.tree }
+func (l *Layer) Tree() *erofs.Tree { return l.tree }
 
 // TreeSize returns how many bytes from the start of the file on are the EROFS image.
 func (l *Layer) TreeSize() int64 { return HeaderSize + l.header.section[sectionTree].Size }
@@ -105,7 +91,7 @@ func (l *Layer) Spans() (Spans, error) {
 func (l *Layer) load(i int) ([]byte, error) {
 	s := &l.header.section[i]
 	b := make([]byte, s.Size)
-	if err := readFull(l.r, b, s.Off); err != nil {
+	if err := read(l.r, b, s.Off); err != nil {
 		return nil, err
 	}
 	if sha256.Sum256(b) != s.sum {
@@ -125,15 +111,33 @@ func (l *Layer) Verify(ctx context.Context) error {
 				return fmt.Errorf("verify index of layer %s: %w", l.header.Layer, err)
 			}
 			p := buf[:min(end-off, int64(len(buf)))]
-			if err := readFull(l.r, p, off); err != nil {
+			if err := read(l.r, p, off); err != nil {
 				return fmt.Errorf("verify index of layer %s: %w", l.header.Layer, err)
 			}
 			sum.Write(p)
 			off += int64(len(p))
 		}
 		if [sha256.Size]byte(sum.Sum(nil)) != s.sum {
-			return fmt.Errorf("verify index of layer %s: %w", l.header.Layer, corrupt("digest of section %d", i))
+			return fmt.Errorf("verify index of layer %s: %w", l.header.Layer,
+				corrupt("digest of section %d", i))
 		}
 	}
 	return nil
+}
+
+// Implicit returns the nids of the directories that the layer's tar does not
+// mention, in rising order.
+func (l *Layer) Implicit() ([]uint64, error) {
+	b, err := l.load(sectionImplicit)
+	if err != nil {
+		return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, err)
+	}
+	nids := make([]uint64, len(b)/8)
+	for i := range nids {
+		nids[i] = binary.LittleEndian.Uint64(b[i*8:])
+		if nids[i] == 0 || i > 0 && nids[i] <= nids[i-1] {
+			return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, corrupt("order"))
+		}
+	}
+	return nids, nil
 }

@@ -1,13 +1,12 @@
 package index
 
 import (
-	"cmp"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"io"
-	"slices"
 	"time"
+
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Attr is what Patch can change of a directory.
@@ -16,6 +15,12 @@ type Attr struct {
 	UID, GID uint32
 	Mtime    time.Time
 	Xattrs   map[string]string // to add; those that the directory has stay
+}
+
+// set makes n a directory with these attributes, but for Xattrs.
+func (a *Attr) set(n *erofs.Node) {
+	n.Mode = erofs.Directory.Mode() | a.Mode&0o7777
+	n.UID, n.GID, n.Mtime = a.UID, a.GID, a.Mtime
 }
 
 // Patch writes a copy of l's index file in which the directories of the given
@@ -37,16 +42,15 @@ func Patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 }
 
 func patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
-	r := &patchReader{r: l.r}
+	dirs := map[uint64]*erofs.Node{}
 	for nid, a := range attrs {
-		p, err := l.tree.patchInode(nid, a)
-		if err != nil {
-			return fmt.Errorf("directory %d: %w", nid, err)
-		}
-		r.patches = append(r.patches, p)
+		dirs[nid] = &erofs.Node{}
+		a.set(dirs[nid])
 	}
-	slices.SortFunc(r.patches, func(a, b inodePatch) int { return cmp.Compare(a.off, b.off) })
-
+	r, err := l.tree.Patched(dirs)
+	if err != nil {
+		return err
+	}
 	h := *l.header
 	tree := &h.section[sectionTree]
 	sum := sha256.New()
@@ -71,18 +75,19 @@ func patch(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 // patchNodes is Patch where inodes become longer.
 func patchNodes(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 	for nid := range attrs {
-		if _, err := l.tree.directory(nid); err != nil {
-			return fmt.Errorf("directory %d: %w", nid, err)
+		if ino, err := l.tree.Inode(nid); err != nil {
+			return err
+		} else if ino.Type() != erofs.Directory {
+			return corrupt("inode %d has mode %#o: not a directory", nid, ino.Mode)
 		}
 	}
-	return l.rewrite(w, func(nodes map[uint64]*Node) {
+	return l.rewrite(w, func(nodes map[uint64]*erofs.Node) {
 		for nid, a := range attrs {
 			n := nodes[nid]
 			if n == nil {
 				continue // it is not of the tree: nobody sees it
 			}
-			n.Mode = modeDir | a.Mode&modePerm
-			n.UID, n.GID, n.Mtime = a.UID, a.GID, a.Mtime
+			a.set(n)
 			for name, value := range a.Xattrs {
 				if n.Xattrs == nil {
 					n.Xattrs = map[string]string{}
@@ -93,51 +98,4 @@ func patchNodes(w io.Writer, l *Layer, attrs map[uint64]Attr) error {
 			}
 		}
 	})
-}
-
-// inodePatch replaces an inode.
-type inodePatch struct {
-	off int64 // in the file
-	b   [inodeSize]byte
-}
-
-func (t *Tree) patchInode(nid uint64, a Attr) (inodePatch, error) {
-	ino, err := t.directory(nid)
-	if err != nil {
-		return inodePatch{}, err
-	}
-	p := inodePatch{off: ino.offset()}
-	if err := t.read(p.b[:], p.off); err != nil {
-		return p, err
-	}
-	le := binary.LittleEndian
-	le.PutUint16(p.b[4:], uint16(modeDir|a.Mode&modePerm))
-	le.PutUint32(p.b[24:], a.UID)
-	le.PutUint32(p.b[28:], a.GID)
-	le.PutUint64(p.b[32:], uint64(a.Mtime.Unix()))
-	le.PutUint32(p.b[40:], uint32(a.Mtime.Nanosecond()))
-	return p, nil
-}
-
-// patchReader shows a file with patches over it.
-type patchReader struct {
-	r       io.ReaderAt
-	patches []inodePatch // in the order of their offsets
-}
-
-// ReadAt implements io.ReaderAt.
-func (r *patchReader) ReadAt(p []byte, off int64) (int, error) {
-	n, err := r.r.ReadAt(p, off)
-	i, _ := slices.BinarySearchFunc(r.patches, off-inodeSize+1, func(p inodePatch, off int64) int {
-		return cmp.Compare(p.off, off)
-	})
-	for ; i < len(r.patches) && r.patches[i].off < off+int64(n); i++ {
-		q := &r.patches[i]
-		if from := q.off - off; from >= 0 {
-			copy(p[from:n], q.b[:])
-		} else {
-			copy(p[:n], q.b[-from:])
-		}
-	}
-	return n, err
 }

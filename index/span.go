@@ -2,9 +2,6 @@ package index
 
 import "crypto/sha256"
 
-// BlockSize is the unit in which a tree points into a device: a tar block.
-const BlockSize = 512
-
 // WindowSize is how far back a deflate stream can refer: the largest window.
 const WindowSize = 32 << 10
 
@@ -14,9 +11,11 @@ type Codec uint8
 // The codecs.
 const (
 	Stored  Codec = iota // the blob's bytes are the device's: an uncompressed tar
-	Deflate              // inside a gzip member: raw deflate from bit Bit of the first byte, after a window
+	Deflate              // inside a gzip member: raw deflate from bit Bit, after a window
 	Gzip                 // a gzip member's header starts here; no window
-	Zstd                 // zstd frames (RFC 8878); no window. Not in an index: of copies of spans, which lie elsewhere
+	// Zstd: zstd frames (RFC 8878); no window. Not in an index: of copies of spans, which lie
+	// elsewhere.
+	Zstd
 	// FromStart: the span has no place of its own in the blob, which can only be decoded from its
 	// beginning. Blob and BlobSize are 0. All spans of a layer are FromStart, or none is.
 	FromStart
@@ -39,7 +38,7 @@ type Span struct {
 	// Window is the place of the encoded window in the layer's windows
 	// section; Size 0: none is needed.
 	Window       Range
-	WindowDigest [sha256.Size]byte // of the encoded window; zero: not stated, as Digest tells of a wrong one as well
+	WindowDigest [sha256.Size]byte // of the encoded window; zero: not stated, Digest tells as well
 	Digest       [sha256.Size]byte // of the span's device bytes
 }
 

@@ -10,7 +10,7 @@ import (
 const (
 	MaxSpanSize   = 64 << 20          // bytes in the device and in the blob, each
 	MaxSpans      = 1 << 20           // of one layer: a table of 112 MiB, loaded at the first read
-	MaxWindowSize = 2*WindowSize + 64 // bytes of an encoded window: package window makes at most 65,542
+	MaxWindowSize = 2*WindowSize + 64 // of an encoded window: package window makes at most 65,542
 )
 
 // A record of the span table:
@@ -106,7 +106,8 @@ func (s *Span) check(h *Header) error {
 	case s.Window.Size < 0 || s.Window.Size > MaxWindowSize || s.Window.Size > 0 && s.Codec != Deflate:
 		return fmt.Errorf("window of %d bytes", s.Window.Size)
 	case s.Window.Off < 0 || s.Window.Off > h.WindowsSize-s.Window.Size:
-		return fmt.Errorf("window at %d+%d: the windows have %d bytes", s.Window.Off, s.Window.Size, h.WindowsSize)
+		return fmt.Errorf("window at %d+%d: the windows have %d bytes",
+			s.Window.Off, s.Window.Size, h.WindowsSize)
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // xattrOpaque is the attribute by which overlayfs hides what lower layers have in a directory.
@@ -24,7 +26,7 @@ type Marks struct {
 
 // Marks looks through the whole tree.
 func (l *Layer) Marks() (Marks, error) {
-	m := marker{tree: l.walked(), implicit: map[uint64]bool{}}
+	m := marker{tree: l.tree.Buffered(), implicit: map[uint64]bool{}}
 	nids, err := l.Implicit()
 	if err != nil {
 		return Marks{}, err
@@ -32,11 +34,11 @@ func (l *Layer) Marks() (Marks, error) {
 	for _, nid := range nids {
 		m.implicit[nid] = true
 	}
-	m.todo = []markedDir{{nid: rootNid}}
+	m.todo = []markedDir{{nid: l.tree.Root()}}
 	for len(m.todo) > 0 {
 		d := m.todo[len(m.todo)-1]
 		m.todo = m.todo[:len(m.todo)-1]
-		if m.dirs++; m.dirs > l.inodes {
+		if m.dirs++; m.dirs > l.Inodes() {
 			return Marks{}, fmt.Errorf("whiteouts of layer %s: %w", l.header.Layer,
 				corrupt("directories in a circle"))
 		}
@@ -47,18 +49,13 @@ func (l *Layer) Marks() (Marks, error) {
 	return m.Marks, nil
 }
 
-// walked is the tree for whoever reads all of it, once, from front to back.
-func (l *Layer) walked() *Tree {
-	return &Tree{r: &pageReader{r: l.r, size: l.tree.size}, size: l.tree.size, device: l.tree.device}
-}
-
 // marker walks a tree and fills in Marks.
 type marker struct {
 	Marks
-	tree     *Tree
+	tree     *erofs.Tree
 	implicit map[uint64]bool
 	todo     []markedDir
-	dirs     uint64 // that were met
+	dirs     int64 // that were met
 }
 
 type markedDir struct {
@@ -67,14 +64,14 @@ type markedDir struct {
 }
 
 func (m *marker) directory(d markedDir) error {
-	ino, err := m.tree.inode(d.nid)
+	ino, err := m.tree.Inode(d.nid)
 	if err != nil {
 		return err
 	}
 	m.Unsure = m.Unsure || d.opaque && m.implicit[d.nid]
 	if ino.HasXattrs {
 		opaque := false
-		err := m.tree.eachXattr(d.nid, func(name string, value []byte) bool {
+		err := m.tree.Xattrs(d.nid, func(name string, value []byte) bool {
 			opaque = name == xattrOpaque && string(value) == opaqueYes
 			return !opaque
 		})
@@ -84,29 +81,31 @@ func (m *marker) directory(d markedDir) error {
 		m.Any, d.opaque = m.Any || opaque, d.opaque || opaque
 	}
 	var devices []uint64
-	err = m.tree.ReadDir(d.nid, 0, func(e Dirent) bool {
+	err = m.tree.ReadDir(d.nid, 0, func(e erofs.Dirent) bool {
 		switch {
 		case e.Name == "." || e.Name == "..":
-		case e.Type == Directory:
+		case e.Type == erofs.Directory:
 			m.todo = append(m.todo, markedDir{e.Nid, d.opaque})
-		case e.Type == CharDevice && !m.Any:
+		case e.Type == erofs.CharDevice && !m.Any:
 			devices = append(devices, e.Nid)
 		}
 		return true
 	})
 	for _, nid := range devices {
-		ino, inoErr := m.tree.inode(nid)
+		ino, inoErr := m.tree.Inode(nid)
 		m.Any, err = m.Any || isWhiteout(ino.Mode, ino.Rdev), errors.Join(err, inoErr)
 	}
 	return err
 }
 
-func isWhiteout(mode uint32, rdev uint64) bool { return mode == modeChar && rdev == 0 }
+func isWhiteout(mode uint32, rdev uint64) bool {
+	return mode == erofs.CharDevice.Mode() && rdev == 0
+}
 
 // Bare writes a copy of l's index file that has neither whiteouts nor opaque directories: what
 // containerd unpacks where no layer is below. Its nids are not l's.
 func Bare(w io.Writer, l *Layer) error {
-	return l.rewrite(w, func(nodes map[uint64]*Node) {
+	return l.rewrite(w, func(nodes map[uint64]*erofs.Node) {
 		for _, n := range nodes {
 			if n.Xattrs[xattrOpaque] == opaqueYes {
 				delete(n.Xattrs, xattrOpaque)
@@ -126,7 +125,7 @@ const MaxRewritten = 1 << 17
 
 // rewrite writes an index of the same layer with the nodes that change leaves of l's, which it gets
 // by nid.
-func (l *Layer) rewrite(w io.Writer, change func(nodes map[uint64]*Node)) error {
+func (l *Layer) rewrite(w io.Writer, change func(nodes map[uint64]*erofs.Node)) error {
 	d, nodes, err := l.draft(MaxRewritten)
 	if err != nil {
 		return fmt.Errorf("copy the index of layer %s: %w", l.header.Layer, err)

@@ -14,7 +14,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/internal/layertest"
-	"github.com/mica-snapshotter/mica/index"
+	image "github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // fileDevice is a store's file, read in one of several ways.
@@ -82,7 +82,7 @@ func benchLayer(b *testing.B, big int64) (l *layertest.Layer, native string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	l.Data, l.Draft.Root = nil, &index.Node{}
+	l.Data, l.Draft.Root = nil, &image.Node{}
 	unix.Sync()
 	return l, native
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Mode is a way to serve a layer.
@@ -157,9 +158,9 @@ func (p *probe) path(name string) string { return filepath.Join(p.dir, name) }
 // writeLayer writes the files "index" and "device": in the latter, the file
 // begins at the second block.
 func (p *probe) writeLayer() (err error) {
-	blocks := 1 + (len(p.content)+index.BlockSize-1)/index.BlockSize
-	device := make([]byte, blocks*index.BlockSize)
-	copy(device[index.BlockSize:], p.content)
+	blocks := 1 + (len(p.content)+erofs.BlockSize-1)/erofs.BlockSize
+	device := make([]byte, blocks*erofs.BlockSize)
+	copy(device[erofs.BlockSize:], p.content)
 	if err := os.WriteFile(p.path("device"), device, 0o600); err != nil {
 		return err
 	}

@@ -5,11 +5,10 @@ import (
 	"errors"
 	"io/fs"
 
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // errno maps an error of a Device or a tree to what the kernel is told. It is
@@ -26,7 +25,7 @@ func errno(err error) gofuse.Status {
 		return gofuse.EINTR
 	case errors.Is(err, fs.ErrNotExist):
 		return gofuse.ENOENT
-	case errors.Is(err, index.ErrNoXattr):
+	case errors.Is(err, erofs.ErrNoXattr):
 		return gofuse.ENODATA
 	case errors.Is(err, unix.ESTALE):
 		return gofuse.Status(unix.ESTALE)

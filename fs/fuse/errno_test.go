@@ -7,11 +7,11 @@ import (
 	"io/fs"
 	"testing"
 
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	gofuse "github.com/hanwen/go-fuse/v2/fuse"
-
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 func TestErrno(t *testing.T) {
@@ -28,7 +28,7 @@ func TestErrno(t *testing.T) {
 		{index.ErrCorrupt, gofuse.EIO},
 		{errInterrupted, gofuse.EINTR},
 		{fs.ErrNotExist, gofuse.ENOENT},
-		{index.ErrNoXattr, gofuse.ENODATA},
+		{erofs.ErrNoXattr, gofuse.ENODATA},
 		{unix.ESTALE, gofuse.Status(unix.ESTALE)},
 		{unix.EISDIR, gofuse.EISDIR},
 	} {

@@ -10,6 +10,7 @@ import (
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // MountTree mounts the tree of layer at dir; the contents of its files come
@@ -34,7 +35,7 @@ func MountTree(
 // treeFS is the file system of a tree mount: a node ID is a nid of the tree.
 type treeFS struct {
 	readOnly
-	tree   *index.Tree
+	tree   *erofs.Tree
 	dev    *sectors
 	length int64 // of the device
 
@@ -58,7 +59,7 @@ func newTreeFS(layer *index.Layer, dev Device) (*treeFS, error) {
 	return t, nil
 }
 
-func setAttr(ino *index.Inode, a *gofuse.Attr) {
+func setAttr(ino *erofs.Inode, a *gofuse.Attr) {
 	sec, nsec := uint64(ino.Mtime.Unix()), uint32(ino.Mtime.Nanosecond())
 	*a = gofuse.Attr{
 		Ino: ino.Nid, Mode: ino.Mode, Nlink: ino.Nlink, Owner: gofuse.Owner{Uid: ino.UID,
@@ -70,7 +71,7 @@ func setAttr(ino *index.Inode, a *gofuse.Attr) {
 	}
 }
 
-func setEntry(ino *index.Inode, out *gofuse.EntryOut) {
+func setEntry(ino *erofs.Inode, out *gofuse.EntryOut) {
 	out.NodeId = ino.Nid
 	setAttr(ino, &out.Attr)
 	out.EntryValid, out.AttrValid = forever, forever

@@ -7,14 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // treeFile is a regular file of a tree: pieces of the device, holes, and pieces
 // that lie in the tree itself.
 type treeFile struct {
-	tree *index.Tree
+	tree *erofs.Tree
 	dev  *sectors
-	ino  index.Inode
+	ino  erofs.Inode
 }
 
 var _ file = (*treeFile)(nil)
@@ -25,9 +26,9 @@ func (t *treeFS) file(node uint64) (file, error) {
 		return nil, err
 	}
 	switch ino.Type() {
-	case index.Regular:
+	case erofs.Regular:
 		return &treeFile{tree: t.tree, dev: t.dev, ino: ino}, nil
-	case index.Directory:
+	case erofs.Directory:
 		return nil, unix.EISDIR
 	}
 	return nil, unix.EINVAL
@@ -39,8 +40,8 @@ func (f *treeFile) fill(ctx context.Context, off, n int64) error {
 	if f.dev.filler == nil {
 		return nil
 	}
-	return f.tree.Extents(f.ino, off, n, func(e index.Extent) error {
-		if e.Data != nil || e.Device == index.Hole {
+	return f.tree.Extents(f.ino, off, n, func(e erofs.Extent) error {
+		if e.Data != nil || e.Device == erofs.Hole {
 			return nil
 		}
 		return f.dev.fill(ctx, e.Device, e.Size)
@@ -49,14 +50,14 @@ func (f *treeFile) fill(ctx context.Context, off, n int64) error {
 
 func (f *treeFile) readAt(ctx context.Context, p []byte, off int64) error {
 	end := off
-	err := f.tree.Extents(f.ino, off, int64(len(p)), func(e index.Extent) error {
+	err := f.tree.Extents(f.ino, off, int64(len(p)), func(e erofs.Extent) error {
 		piece := p[e.File-off:][:e.Size]
 		end = e.File + e.Size
 		switch {
 		case e.Data != nil:
 			copy(piece, e.Data)
 			return nil
-		case e.Device == index.Hole:
+		case e.Device == erofs.Hole:
 			clear(piece)
 			return nil
 		}

@@ -25,7 +25,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/internal/layertest"
-	"github.com/mica-snapshotter/mica/index"
+	image "github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // mountTree mounts a layer's tree for the test's duration.
@@ -64,10 +64,10 @@ func walk(t *testing.T, dir string) map[string]entry {
 // expected is what a walk of a draft's tree must show, but for the numbers that
 // Write chooses.
 func expected(l *layertest.Layer) map[string]entry {
-	links := make(map[*index.Node]uint64)
+	links := make(map[*image.Node]uint64)
 	entries := make(map[string]entry)
-	var visit func(path string, n *index.Node)
-	visit = func(path string, n *index.Node) {
+	var visit func(path string, n *image.Node)
+	visit = func(path string, n *image.Node) {
 		if n.Children == nil {
 			links[n]++
 		} else {
@@ -102,9 +102,9 @@ func expected(l *layertest.Layer) map[string]entry {
 		entries[e.Path] = e
 	}
 	visit(".", l.Draft.Root)
-	byPath := make(map[string]*index.Node)
-	var name func(path string, n *index.Node)
-	name = func(path string, n *index.Node) {
+	byPath := make(map[string]*image.Node)
+	var name func(path string, n *image.Node)
+	name = func(path string, n *image.Node) {
 		byPath[jsonString(path)] = n
 		for k, c := range n.Children {
 			name(filepath.Join(path, k), c)

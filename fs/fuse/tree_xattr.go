@@ -3,7 +3,7 @@ package fuse
 import (
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // anyXattrs says whether some file of the tree has extended attributes. If none
@@ -22,14 +22,14 @@ func (t *treeFS) scanXattrs() bool {
 	for found := false; len(dirs) > 0; {
 		dir := dirs[len(dirs)-1]
 		dirs = dirs[:len(dirs)-1]
-		err := t.tree.ReadDir(dir, 0, func(e index.Dirent) bool {
+		err := t.tree.ReadDir(dir, 0, func(e erofs.Dirent) bool {
 			if e.Name == ".." {
 				return true
 			}
 			ino, err := t.tree.Inode(e.Nid)
 			// What cannot be read is asked for again when somebody wants it.
 			found = err != nil || ino.HasXattrs
-			if e.Type == index.Directory && e.Name != "." {
+			if e.Type == erofs.Directory && e.Name != "." {
 				dirs = append(dirs, e.Nid)
 			}
 			return !found
@@ -59,13 +59,13 @@ func (t *treeFS) ListXAttr(
 ) (uint32, gofuse.Status) {
 	// Not ENOSYS where no file has any: the kernel would make it EOPNOTSUPP, and an empty list is
 	// what an unpacked layer gives.
-	names, err := t.tree.ListXattrs(h.NodeId)
+	var list []byte
+	err := t.tree.Xattrs(h.NodeId, func(name string, _ []byte) bool {
+		list = append(append(list, name...), 0)
+		return true
+	})
 	if err != nil {
 		return 0, errno(err)
-	}
-	var list []byte
-	for _, name := range names {
-		list = append(append(list, name...), 0)
 	}
 	return fit(dest, list)
 }

@@ -48,13 +48,14 @@ import (
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // DefaultDeadline is how long a read waits if Options do not say.
 const DefaultDeadline = 5 * time.Minute
 
 // deviceAlign is the unit of a device's length: a tar block.
-const deviceAlign = index.BlockSize
+const deviceAlign = erofs.BlockSize
 
 // Options of a Layer.
 type Options struct {

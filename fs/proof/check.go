@@ -8,6 +8,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Check reads a whole layer, s, to its end, unless that was done since it was whole: the bytes have
@@ -27,7 +28,7 @@ func (p *Proof) Check(ctx context.Context, s *store.Layer) error {
 func (p *Proof) check(ctx context.Context, s *store.Layer) error {
 	r, w := io.Pipe()
 	type scan struct {
-		root *index.Node
+		root *erofs.Node
 		done func()
 		err  error
 	}

@@ -42,6 +42,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/bundle"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // ErrDisproved is wrapped by errors that mean: the layer came whole, and its bytes are not those of
@@ -108,11 +109,11 @@ type Layer interface {
 	Local() bool
 	// Tree returns the tree of the layer's tar, and has to be told when that is not needed any
 	// more.
-	Tree(ctx context.Context, tar io.Reader) (root *index.Node, done func(), err error)
+	Tree(ctx context.Context, tar io.Reader) (root *erofs.Node, done func(), err error)
 	// Compare compares all that is on disk with its digests.
 	Compare(ctx context.Context) (cache.Verified, error)
 	// ReplaceIndex puts an index with another tree in the place of the one on disk.
-	ReplaceIndex(root *index.Node) error
+	ReplaceIndex(root *erofs.Node) error
 }
 
 // Image is one that a layer is to be shown to.

@@ -18,6 +18,7 @@ import (
 	"io"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // corrupt returns an error with index.ErrCorrupt in its chain.
@@ -38,7 +39,7 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 }
 
 // alignUp rounds n up to whole blocks of an index.
-func alignUp(n int64) int64 { return (n + index.BlockSize - 1) &^ (index.BlockSize - 1) }
+func alignUp(n int64) int64 { return (n + erofs.BlockSize - 1) &^ (erofs.BlockSize - 1) }
 
 // allZero says whether b holds zeros only.
 func allZero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // errNotPacked is returned for an index that is too large to be packed.
@@ -24,7 +25,7 @@ func pack(header []byte, l *index.Layer) (*columns, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := packer{kinds: map[kind]int{}, moments: map[moment]int{}, numbers: map[*index.Node]int{}}
+	p := packer{kinds: map[kind]int{}, moments: map[moment]int{}, numbers: map[*erofs.Node]int{}}
 	p.tree(d.Root)
 	p.spans(d.Spans)
 	p.out[colHeader] = header
@@ -40,7 +41,7 @@ type packer struct {
 	kinds   map[kind]int
 	moments map[moment]int
 	last    moment
-	numbers map[*index.Node]int // of the files so far, in the order of their inodes
+	numbers map[*erofs.Node]int // of the files so far, in the order of their inodes
 	end     int64               // in the device, of the file before
 }
 
@@ -50,9 +51,9 @@ func (p *packer) text(col int, s string)    { p.out[col] = append(append(p.out[c
 
 // tree packs the files in the order of their inodes: all entries of a directory, then those of its
 // first subdirectory and what is below, then of the next one.
-func (p *packer) tree(root *index.Node) {
+func (p *packer) tree(root *erofs.Node) {
 	p.file(root)
-	for todo := []*index.Node{root}; len(todo) > 0; {
+	for todo := []*erofs.Node{root}; len(todo) > 0; {
 		dir := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		below := len(todo)
@@ -69,7 +70,7 @@ func (p *packer) tree(root *index.Node) {
 }
 
 // entry packs what an entry stands for, and says whether that is met for the first time.
-func (p *packer) entry(n *index.Node) (first bool) {
+func (p *packer) entry(n *erofs.Node) (first bool) {
 	if number, ok := p.numbers[n]; ok {
 		p.uvarint(colEntries, 0)
 		p.uvarint(colLinks, uint64(len(p.numbers)-number))
@@ -80,7 +81,7 @@ func (p *packer) entry(n *index.Node) (first bool) {
 }
 
 // file packs a file that is met for the first time.
-func (p *packer) file(n *index.Node) {
+func (p *packer) file(n *erofs.Node) {
 	p.numbers[n] = len(p.numbers)
 	k := kind{mode: uint16(n.Mode), uid: n.UID, gid: n.GID}
 	if len(n.Xattrs) > 0 {
@@ -119,7 +120,7 @@ func (p *packer) file(n *index.Node) {
 }
 
 // isPlain tells a file that lies in the device as a whole.
-func isPlain(n *index.Node) bool {
+func isPlain(n *erofs.Node) bool {
 	return len(n.Extents) == 1 && n.Extents[0].Data == nil && n.Extents[0].File == 0 &&
 		n.Extents[0].Size == n.Size
 }
@@ -137,7 +138,7 @@ func (p *packer) time(t time.Time) {
 	p.uvarint(colTimes, uint64(number))
 }
 
-func (p *packer) xattrs(n *index.Node) {
+func (p *packer) xattrs(n *erofs.Node) {
 	p.uvarint(colXattrs, uint64(len(n.Xattrs)))
 	for _, name := range slices.Sorted(maps.Keys(n.Xattrs)) {
 		p.text(colXattrs, name)
@@ -146,24 +147,24 @@ func (p *packer) xattrs(n *index.Node) {
 	}
 }
 
-func (p *packer) place(n *index.Node) {
+func (p *packer) place(n *erofs.Node) {
 	e := n.Extents[0]
-	p.varint(colPlaces, (e.Device-p.end)/index.BlockSize-1)
+	p.varint(colPlaces, (e.Device-p.end)/erofs.BlockSize-1)
 	p.end = alignUp(e.Device + e.Size)
 }
 
-func (p *packer) pieces(n *index.Node) {
+func (p *packer) pieces(n *erofs.Node) {
 	p.uvarint(colPieces, uint64(len(n.Extents)))
 	end := int64(0)
 	for _, e := range n.Extents {
-		p.uvarint(colPieces, uint64((e.File-end)/index.BlockSize))
+		p.uvarint(colPieces, uint64((e.File-end)/erofs.BlockSize))
 		p.uvarint(colPieces, uint64(e.Size))
 		if e.Data != nil {
 			p.uvarint(colPieces, 1)
 			p.out[colPieces] = append(p.out[colPieces], e.Data...)
 		} else {
 			p.uvarint(colPieces, 0)
-			p.uvarint(colPieces, uint64(e.Device/index.BlockSize))
+			p.uvarint(colPieces, uint64(e.Device/erofs.BlockSize))
 		}
 		end = alignUp(e.File + e.Size)
 	}

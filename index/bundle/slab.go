@@ -3,7 +3,7 @@ package bundle
 import (
 	"sync"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // slabSize is how many things are allocated at once.
@@ -12,18 +12,21 @@ const slabSize = 256
 // Slabs that are in no use. Unpacking an image's layers, one after the other, then leaves little
 // garbage.
 var (
-	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]index.Node) }}
-	extentSlabs = sync.Pool{New: func() any { return new([slabSize]index.Extent) }}
+	nodeSlabs   = sync.Pool{New: func() any { return new([slabSize]erofs.Node) }}
+	extentSlabs = sync.Pool{New: func() any { return new([slabSize]erofs.Extent) }}
 )
 
 // arena holds the nodes and extents of one tree.
 type arena struct {
-	nodes   slabs[index.Node]
-	extents slabs[index.Extent]
+	nodes   slabs[erofs.Node]
+	extents slabs[erofs.Extent]
 }
 
 func newArena() *arena {
-	return &arena{nodes: slabs[index.Node]{pool: &nodeSlabs}, extents: slabs[index.Extent]{pool: &extentSlabs}}
+	return &arena{
+		nodes:   slabs[erofs.Node]{pool: &nodeSlabs},
+		extents: slabs[erofs.Extent]{pool: &extentSlabs},
+	}
 }
 
 // release gives back all that the arena handed out: nothing may refer to it any more.

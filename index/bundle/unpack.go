@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // readColumns reads what columns.write wrote, to the end of r.
@@ -75,9 +76,9 @@ type unpacker struct {
 	in      columns
 	err     error
 	names   string // what is left of that column: parts of it are the names
-	nodes   []*index.Node
+	nodes   []*erofs.Node
 	arena   *arena        // for further ones
-	list    []index.Entry // of one directory
+	list    []erofs.Entry // of one directory
 	kinds   []kind
 	moments []moment
 	end     int64 // in the device, of the file before
@@ -87,7 +88,7 @@ type unpacker struct {
 // makes are of a, which the caller releases after the draft's use.
 func newUnpacker(c *columns, a *arena) *unpacker {
 	files := min(len(c[colEntries]), maxPackedFiles) // about
-	u := &unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*index.Node, 0, files)}
+	u := &unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*erofs.Node, 0, files)}
 	u.in[colHeader], u.in[colNames] = nil, nil
 	return u
 }
@@ -167,7 +168,7 @@ func (u *unpacker) text(col int) string {
 	return string(text)
 }
 
-func (u *unpacker) root() *index.Node {
+func (u *unpacker) root() *erofs.Node {
 	n := u.entry()
 	if n != nil && n.Mode&unix.S_IFMT != unix.S_IFDIR {
 		u.fail("the root is not a directory")
@@ -187,24 +188,24 @@ func (u *unpacker) name() string {
 }
 
 // links reads the entries of a directory: it is a draft's Entries, which checks them.
-func (u *unpacker) links(*index.Node) ([]index.Entry, error) {
+func (u *unpacker) links(*erofs.Node) ([]erofs.Entry, error) {
 	u.list = u.list[:0]
 	for {
 		name := u.name()
 		if name == "" || u.err != nil {
 			// The writer adds two.
-			return append(make([]index.Entry, 0, len(u.list)+2), u.list...), u.err
+			return append(make([]erofs.Entry, 0, len(u.list)+2), u.list...), u.err
 		}
 		n := u.entry()
 		if u.err != nil {
 			return nil, u.err
 		}
-		u.list = append(u.list, index.Entry{Name: name, Node: n})
+		u.list = append(u.list, erofs.Entry{Name: name, Node: n})
 	}
 }
 
 // entry reads what an entry stands for.
-func (u *unpacker) entry() *index.Node {
+func (u *unpacker) entry() *erofs.Node {
 	number := u.uvarint(colEntries)
 	switch {
 	case u.err != nil:
@@ -230,7 +231,7 @@ func (u *unpacker) entry() *index.Node {
 }
 
 // earlier reads which file another name is for. That it is no directory the writer checks.
-func (u *unpacker) earlier() *index.Node {
+func (u *unpacker) earlier() *erofs.Node {
 	back := u.uvarint(colLinks)
 	if back == 0 || back > uint64(len(u.nodes)) {
 		u.fail("link to the file %d before, of %d", back, len(u.nodes))
@@ -240,9 +241,10 @@ func (u *unpacker) earlier() *index.Node {
 }
 
 // file reads a file of a kind.
-func (u *unpacker) file(k kind) *index.Node {
+func (u *unpacker) file(k kind) *erofs.Node {
 	n := &u.arena.nodes.next()[0]
-	*n = index.Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(), Implicit: k.flags&kindImplicit != 0}
+	*n = erofs.Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(),
+		Implicit: k.flags&kindImplicit != 0}
 	typ := n.Mode & unix.S_IFMT
 	if k.flags&^kindFlags != 0 || n.Implicit && typ != unix.S_IFDIR || k.flags&kindPieces != 0 && typ != unix.S_IFREG {
 		u.fail("flags %#x with mode %#o", k.flags, n.Mode)
@@ -285,7 +287,7 @@ func (u *unpacker) time() time.Time {
 	return time.Unix(m.sec, int64(m.nsec))
 }
 
-func (u *unpacker) xattrs(n *index.Node) {
+func (u *unpacker) xattrs(n *erofs.Node) {
 	n.Xattrs = map[string]string{}
 	for left := u.uvarint(colXattrs); left > 0 && u.err == nil; left-- {
 		name := u.text(colXattrs)
@@ -293,24 +295,26 @@ func (u *unpacker) xattrs(n *index.Node) {
 	}
 }
 
-func (u *unpacker) place(n *index.Node) {
-	at := u.end + (1+u.step(colPlaces, maxBlocks))*index.BlockSize
-	if at < 0 || at > index.MaxDevice {
+func (u *unpacker) place(n *erofs.Node) {
+	at := u.end + (1+u.step(colPlaces, maxBlocks))*erofs.BlockSize
+	if at < 0 || at > erofs.MaxDevice {
 		u.fail("file at %d", at)
 		return
 	}
 	n.Extents = u.arena.extents.next()
-	n.Extents[0] = index.Extent{Device: at, Size: n.Size} // the writer checks whether the device has that much
+	// The writer checks whether the device has that much.
+	n.Extents[0] = erofs.Extent{Device: at, Size: n.Size}
 	u.end = alignUp(at + n.Size)
 }
 
-func (u *unpacker) pieces(n *index.Node) {
+func (u *unpacker) pieces(n *erofs.Node) {
 	end := int64(0)
 	for left := u.uvarint(colPieces); left > 0 && u.err == nil; left-- {
-		e := index.Extent{File: end + u.size(colPieces, maxFile/index.BlockSize)*index.BlockSize, Size: u.size(colPieces, maxFile)}
+		hole := u.size(colPieces, maxFile/erofs.BlockSize) * erofs.BlockSize
+		e := erofs.Extent{File: end + hole, Size: u.size(colPieces, maxFile)}
 		switch u.size(colPieces, 1) {
 		case 0:
-			e.Device = u.size(colPieces, maxBlocks) * index.BlockSize
+			e.Device = u.size(colPieces, maxBlocks) * erofs.BlockSize
 		case 1:
 			e.Data = u.bytes(colPieces, uint64(e.Size))
 		}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Layer is a layer in the making.
@@ -32,7 +33,7 @@ type Layer struct {
 type Entry func(l *Layer)
 
 // Attr changes a node.
-type Attr func(n *index.Node)
+type Attr func(n *erofs.Node)
 
 var someTime = time.Unix(1700000000, 123456789)
 
@@ -48,8 +49,8 @@ func LayerOf(entries ...Entry) *Layer {
 	return l
 }
 
-func newDir() *index.Node {
-	return &index.Node{Mode: unix.S_IFDIR | 0o755, Children: map[string]*index.Node{}}
+func newDir() *erofs.Node {
+	return &erofs.Node{Mode: unix.S_IFDIR | 0o755, Children: map[string]*erofs.Node{}}
 }
 
 // Finish sets header and spans for a device of size bytes.
@@ -71,12 +72,12 @@ func (l *Layer) Finish(size int64) {
 
 // wholeBlocks rounds n bytes up to whole blocks.
 func wholeBlocks(n int64) int64 {
-	return (n + index.BlockSize - 1) / index.BlockSize * index.BlockSize
+	return (n + erofs.BlockSize - 1) / erofs.BlockSize * erofs.BlockSize
 }
 
 // alloc appends content to the device, behind a block that stands for its header.
 func (l *Layer) alloc(content string) (off int64) {
-	l.Device.Write(bytes.Repeat([]byte{'H'}, index.BlockSize))
+	l.Device.Write(bytes.Repeat([]byte{'H'}, erofs.BlockSize))
 	off = int64(l.Device.Len())
 	l.Device.WriteString(content)
 	l.Device.Write(make([]byte, wholeBlocks(int64(len(content)))-int64(len(content))))
@@ -84,7 +85,7 @@ func (l *Layer) alloc(content string) (off int64) {
 }
 
 // Dir returns a directory, which is made as an implicit one where it is missing.
-func (l *Layer) Dir(p string) *index.Node {
+func (l *Layer) Dir(p string) *erofs.Node {
 	n := l.Draft.Root
 	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
 		if name == "" || name == "." {
@@ -100,7 +101,7 @@ func (l *Layer) Dir(p string) *index.Node {
 }
 
 // Put adds a node.
-func (l *Layer) Put(p string, n *index.Node, attrs ...Attr) {
+func (l *Layer) Put(p string, n *erofs.Node, attrs ...Attr) {
 	n.Mtime = someTime
 	for _, a := range attrs {
 		a(n)
@@ -111,16 +112,16 @@ func (l *Layer) Put(p string, n *index.Node, attrs ...Attr) {
 // File is a regular file whose content lies in the device.
 func File(p, content string, attrs ...Attr) Entry {
 	return func(l *Layer) {
-		n := &index.Node{Mode: unix.S_IFREG | 0o644, Size: int64(len(content))}
+		n := &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: int64(len(content))}
 		if content != "" {
-			n.Extents = []index.Extent{{Device: l.alloc(content), Size: n.Size}}
+			n.Extents = []erofs.Extent{{Device: l.alloc(content), Size: n.Size}}
 		}
 		l.Put(p, n, attrs...)
 	}
 }
 
 // Pieced is a sparse file of size bytes.
-func Pieced(p string, size int64, pieces ...index.Extent) Entry {
+func Pieced(p string, size int64, pieces ...erofs.Extent) Entry {
 	return func(l *Layer) {
 		for i := range pieces {
 			if e := &pieces[i]; e.Device == onDevice {
@@ -128,7 +129,7 @@ func Pieced(p string, size int64, pieces ...index.Extent) Entry {
 				e.Data = nil
 			}
 		}
-		l.Put(p, &index.Node{Mode: unix.S_IFREG | 0o600, Size: size, Extents: pieces})
+		l.Put(p, &erofs.Node{Mode: unix.S_IFREG | 0o600, Size: size, Extents: pieces})
 	}
 }
 
@@ -136,15 +137,15 @@ func Pieced(p string, size int64, pieces ...index.Extent) Entry {
 const onDevice = -1
 
 // OnDevice is a piece for Pieced that lies in the device, at offset off of the file.
-func OnDevice(off int64, content string) index.Extent {
-	return index.Extent{
+func OnDevice(off int64, content string) erofs.Extent {
+	return erofs.Extent{
 		File: off, Device: onDevice, Size: int64(len(content)), Data: []byte(content),
 	}
 }
 
 // InTree is a piece for Pieced that is kept in the tree, at offset off of the file.
-func InTree(off int64, content string) index.Extent {
-	return index.Extent{File: off, Size: int64(len(content)), Data: []byte(content)}
+func InTree(off int64, content string) erofs.Extent {
+	return erofs.Extent{File: off, Size: int64(len(content)), Data: []byte(content)}
 }
 
 // Dir is a directory that the tar names.
@@ -165,13 +166,13 @@ func Implicit(p string) Entry { return func(l *Layer) { l.Dir(p) } }
 // Symlink is a symbolic link.
 func Symlink(p, target string, attrs ...Attr) Entry {
 	return func(l *Layer) {
-		l.Put(p, &index.Node{Mode: unix.S_IFLNK | 0o777, Target: target}, attrs...)
+		l.Put(p, &erofs.Node{Mode: unix.S_IFLNK | 0o777, Target: target}, attrs...)
 	}
 }
 
 // Node is a file of any type, with a device number as unix.Mkdev makes it.
 func Node(p string, mode uint32, rdev uint64, attrs ...Attr) Entry {
-	return func(l *Layer) { l.Put(p, &index.Node{Mode: mode, Rdev: rdev}, attrs...) }
+	return func(l *Layer) { l.Put(p, &erofs.Node{Mode: mode, Rdev: rdev}, attrs...) }
 }
 
 // Hardlink is a second name of what is at path old.
@@ -191,17 +192,17 @@ func Entries(n int, entry func(i int) Entry) Entry {
 }
 
 // Mode sets the permission bits.
-func Mode(m uint32) Attr { return func(n *index.Node) { n.Mode = n.Mode&unix.S_IFMT | m } }
+func Mode(m uint32) Attr { return func(n *erofs.Node) { n.Mode = n.Mode&unix.S_IFMT | m } }
 
 // Owner sets user and group.
-func Owner(uid, gid uint32) Attr { return func(n *index.Node) { n.UID, n.GID = uid, gid } }
+func Owner(uid, gid uint32) Attr { return func(n *erofs.Node) { n.UID, n.GID = uid, gid } }
 
 // Mtime sets the time of the last change, seconds and nanoseconds since the epoch.
-func Mtime(sec, nsec int64) Attr { return func(n *index.Node) { n.Mtime = time.Unix(sec, nsec) } }
+func Mtime(sec, nsec int64) Attr { return func(n *erofs.Node) { n.Mtime = time.Unix(sec, nsec) } }
 
 // Xattr adds an extended attribute, by its full name.
 func Xattr(name, value string) Attr {
-	return func(n *index.Node) {
+	return func(n *erofs.Node) {
 		n.Xattrs = maps.Clone(n.Xattrs)
 		if n.Xattrs == nil {
 			n.Xattrs = map[string]string{}

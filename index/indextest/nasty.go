@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Nasty is all that a tree can hold, in the forms that break readers.
@@ -23,7 +23,7 @@ func Nasty() *Layer {
 		File("owner", "o", Owner(4294967294, 4294967294), Mode(0o2711)),
 		File("old", "o", Mtime(-86400*365*10, 999999999)),
 		File("new", "n", Mtime(1<<33, 1)),
-		File("zero", "z", func(n *index.Node) { n.Mtime = time.Time{} }),
+		File("zero", "z", func(n *erofs.Node) { n.Mtime = time.Time{} }),
 		File(long, "long"), File(strings.Repeat("m", 254), "long"),
 		File("not-utf8-\xff\xfe", "b"), File("new\nline\ttab\x01", "c"),
 		File("!before-dot", ""), File("-", ""), File("...", ""), File(".a", ""), File("..b", ""),
@@ -75,8 +75,8 @@ func Wide(files int) *Layer {
 	l := LayerOf(Entries(files, func(i int) Entry {
 		return func(l *Layer) {
 			size := random.Int64N(20000) + 1
-			n := &index.Node{Mode: unix.S_IFREG | 0o644, Size: size,
-				Extents: []index.Extent{{Device: off + 512, Size: size}}}
+			n := &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: size,
+				Extents: []erofs.Extent{{Device: off + 512, Size: size}}}
 			l.Put(fmt.Sprintf("usr/lib/package-%d/module_%d.py", i/100, i*7919%files), n,
 				Mtime(1600000000+random.Int64N(1e7)/1000*1000, 0))
 			off += 512 + wholeBlocks(size)

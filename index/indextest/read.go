@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // SectionAt is where in an index file's header the records of its sections lie, of SectionSize
@@ -35,7 +36,7 @@ func Resign(b []byte) []byte {
 }
 
 // LookupPath returns the nid of a path of a tree.
-func LookupPath(t testing.TB, tree *index.Tree, p string) uint64 {
+func LookupPath(t testing.TB, tree *erofs.Tree, p string) uint64 {
 	t.Helper()
 	nid := tree.Root()
 	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
@@ -65,22 +66,25 @@ func ReadAll(x *index.Layer) (refused int) {
 		seen[nid] = true
 		ino, err := tree.Inode(nid)
 		count(err)
-		names, err := tree.ListXattrs(nid)
-		count(err)
+		var names []string
+		count(tree.Xattrs(nid, func(name string, _ []byte) bool {
+			names = append(names, name)
+			return true
+		}))
 		for _, name := range names {
 			_, err := tree.Xattr(nid, name)
 			count(err)
 		}
 		switch ino.Type() {
-		case index.Symlink:
+		case erofs.Symlink:
 			_, err := tree.Readlink(nid)
 			count(err)
-		case index.Regular:
-			count(tree.Extents(ino, 0, 1<<20, func(index.Extent) error { return nil }))
-			count(tree.Extents(ino, max(ino.Size-1, 0), 10, func(index.Extent) error { return nil }))
-		case index.Directory:
-			var children []index.Dirent
-			count(tree.ReadDir(nid, 0, func(e index.Dirent) bool {
+		case erofs.Regular:
+			count(tree.Extents(ino, 0, 1<<20, func(erofs.Extent) error { return nil }))
+			count(tree.Extents(ino, max(ino.Size-1, 0), 10, func(erofs.Extent) error { return nil }))
+		case erofs.Directory:
+			var children []erofs.Dirent
+			count(tree.ReadDir(nid, 0, func(e erofs.Dirent) bool {
 				children = append(children, e)
 				return len(children) < 10000
 			}))

@@ -9,10 +9,12 @@ import (
 	"io"
 	"sync/atomic"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/index/window"
-	"github.com/opencontainers/go-digest"
 )
 
 const (
@@ -203,7 +205,7 @@ func (out *output) runWindows() error {
 }
 
 // runTar has the tree made, and reads what lies behind the tar's end marker.
-func (out *output) runTar(tree func(io.Reader) (*index.Node, error)) (*index.Node, error) {
+func (out *output) runTar(tree func(io.Reader) (*erofs.Node, error)) (*erofs.Node, error) {
 	r := &tarReader{out: out}
 	root, err := tree(r)
 	switch {

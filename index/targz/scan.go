@@ -33,10 +33,11 @@ import (
 	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
-	"golang.org/x/sync/errgroup"
 )
 
 // DefaultSpanSize is the span size aimed at, in device bytes.
@@ -115,16 +116,20 @@ type Options struct {
 // Scan ends soon after ctx is cancelled, provided that a Read of blob and the
 // writers do. They are not used any more when it returns.
 func Scan(ctx context.Context, blob io.Reader, o Options) (*index.Draft, error) {
-	return scan(ctx, blob, o, func(r io.Reader) (*index.Node, error) { return tartree.Scan(r, o.Limits) })
+	return scan(ctx, blob, o, func(r io.Reader) (*erofs.Node, error) {
+		return tartree.Scan(r, o.Limits)
+	})
 }
 
 // scan is Scan with another reader of the tar.
-func scan(ctx context.Context, blob io.Reader, o Options, tree func(io.Reader) (*index.Node, error)) (*index.Draft, error) {
+func scan(ctx context.Context, blob io.Reader, o Options,
+	tree func(io.Reader) (*erofs.Node, error),
+) (*index.Draft, error) {
 	if o.SpanSize == 0 {
 		o.SpanSize = DefaultSpanSize
 	}
-	if o.DeviceSize <= 0 || o.DeviceSize > index.MaxDevice {
-		o.DeviceSize = index.MaxDevice
+	if o.DeviceSize <= 0 || o.DeviceSize > erofs.MaxDevice {
+		o.DeviceSize = erofs.MaxDevice
 	}
 	if o.SpanSize < minSpanSize || o.SpanSize > maxSpanSize {
 		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, minSpanSize, maxSpanSize)

@@ -16,9 +16,11 @@ import (
 	"testing/iotest"
 
 	kgzip "github.com/klauspost/compress/gzip"
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
+
+	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -391,7 +393,7 @@ func TestScanFaults(t *testing.T) {
 		})
 	}
 	t.Run("tree", func(t *testing.T) {
-		_, err := scan(t.Context(), bytes.NewReader(blob), Options{}, func(r io.Reader) (*index.Node, error) {
+		_, err := scan(t.Context(), bytes.NewReader(blob), Options{}, func(r io.Reader) (*erofs.Node, error) {
 			_, err := io.CopyN(io.Discard, r, 2_000_000)
 			return nil, errors.Join(err, errInjected)
 		})
@@ -401,7 +403,7 @@ func TestScanFaults(t *testing.T) {
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := scan(ctx, bytes.NewReader(blob), Options{}, func(r io.Reader) (*index.Node, error) {
+		_, err := scan(ctx, bytes.NewReader(blob), Options{}, func(r io.Reader) (*erofs.Node, error) {
 			cancel()
 			_, err := io.Copy(io.Discard, r)
 			return nil, err
@@ -424,7 +426,7 @@ func FuzzScan(f *testing.F) {
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		var dev, windows bytes.Buffer
 		d, err := scan(t.Context(), bytes.NewReader(blob), Options{SpanSize: minSpanSize, Device: &dev, Windows: &windows},
-			func(io.Reader) (*index.Node, error) { return new(index.Node), nil })
+			func(io.Reader) (*erofs.Node, error) { return new(erofs.Node), nil })
 		if err != nil {
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 )
 
@@ -234,7 +235,7 @@ func (f *failing) Read([]byte) (int, error) { return 0, errInjected }
 // TestPanic: a fault that a blob finds is an error of its scan.
 func TestPanic(t *testing.T) {
 	blob := zip(t, 6, tarOf(t, 100_000))
-	fault := func(io.Reader) (*index.Node, error) { panic("a fault") }
+	fault := func(io.Reader) (*erofs.Node, error) { panic("a fault") }
 	_, err := scan(t.Context(), bytes.NewReader(blob), Options{}, fault)
 	var p *Panic
 	var bad *Malformed
@@ -288,7 +289,7 @@ func FuzzWhole(f *testing.F) {
 		var dev bytes.Buffer
 		o := Options{SpanSize: minSpanSize, Device: &dev, DeviceSize: 64 << 20, Whole: true}
 		d, err := scan(t.Context(), bytes.NewReader(blob), o,
-			func(io.Reader) (*index.Node, error) { return new(index.Node), nil })
+			func(io.Reader) (*erofs.Node, error) { return new(erofs.Node), nil })
 		if err != nil {
 			return
 		}

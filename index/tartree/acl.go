@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 const (
@@ -31,7 +31,7 @@ const (
 
 // setACL sets one of the two ACLs. An access ACL that says no more than the
 // permission bits is not kept; the bits themselves are set by chmod afterwards.
-func (t *tree) setACL(n *index.Node, key, value string) error {
+func (t *tree) setACL(n *erofs.Node, key, value string) error {
 	if isLink(n) {
 		return nil // not supported, and so left out
 	}
@@ -145,7 +145,7 @@ func maskACL(acl string, mode uint32) string {
 
 // inheritACL gives a new inode the ACLs that its directory's default ACL means it
 // to have.
-func (t *tree) inheritACL(dir, n *index.Node) error {
+func (t *tree) inheritACL(dir, n *erofs.Node) error {
 	def, ok := dir.Xattrs[xattrDefaultACL]
 	if !ok || isLink(n) {
 		return nil

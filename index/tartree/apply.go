@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Names that mean something else than a file, from the OCI image specification,
@@ -36,7 +36,7 @@ var errWhiteout = errors.New("invalid name of a whiteout")
 type place struct {
 	name string // as the entry has it
 	path string // in the tree
-	dir  *index.Node
+	dir  *erofs.Node
 }
 
 // apply does what containerd does with one entry, in its order.
@@ -108,7 +108,7 @@ func (s *scanner) enter(name string, mtime time.Time) (place, error) {
 
 // whiteout makes the device that hides a name of the layers below. It fails, as
 // mknod(2) does, where the layer has an entry of that name already.
-func (s *scanner) whiteout(hdr *tar.Header, dir *index.Node, name string, mtime time.Time) error {
+func (s *scanner) whiteout(hdr *tar.Header, dir *erofs.Node, name string, mtime time.Time) error {
 	if name == "" || name == "." || name == ".." {
 		return errWhiteout
 	}
@@ -126,7 +126,7 @@ func (s *scanner) whiteout(hdr *tar.Header, dir *index.Node, name string, mtime 
 
 // make gives the entry's name an inode: a new one, that of a hard link's
 // target, or of the directory that is there.
-func (s *scanner) make(hdr *tar.Header, in place, name string, data stored) (*index.Node, error) {
+func (s *scanner) make(hdr *tar.Header, in place, name string, data stored) (*erofs.Node, error) {
 	dir := in.dir
 	switch hdr.Typeflag {
 	case tar.TypeDir:
@@ -156,7 +156,7 @@ func (s *scanner) make(hdr *tar.Header, in place, name string, data stored) (*in
 	return nil, fmt.Errorf("entries of type %q are not supported", hdr.Typeflag)
 }
 
-func (s *scanner) makeDir(hdr *tar.Header, dir *index.Node, name string) (*index.Node, error) {
+func (s *scanner) makeDir(hdr *tar.Header, dir *erofs.Node, name string) (*erofs.Node, error) {
 	if err := s.meter.names(len(hdr.Name) + dirTimeSize); err != nil {
 		return nil, err
 	}
@@ -169,7 +169,9 @@ func (s *scanner) makeDir(hdr *tar.Header, dir *index.Node, name string) (*index
 }
 
 // makeDevice keeps of the device numbers the 12 and 20 bits that mknod(2) takes.
-func (s *scanner) makeDevice(hdr *tar.Header, dir *index.Node, name string, typ uint32) (*index.Node, error) {
+func (s *scanner) makeDevice(
+	hdr *tar.Header, dir *erofs.Node, name string, typ uint32,
+) (*erofs.Node, error) {
 	major, minor := hdr.Devmajor, hdr.Devminor
 	if major < 0 || major > math.MaxUint32 || minor < 0 || minor > math.MaxUint32 {
 		return nil, fmt.Errorf("device number %d:%d is out of range", major, minor)
@@ -181,7 +183,7 @@ func (s *scanner) makeDevice(hdr *tar.Header, dir *index.Node, name string, typ 
 	return n, err
 }
 
-func (s *scanner) makeLink(hdr *tar.Header, dir *index.Node, name string) (*index.Node, error) {
+func (s *scanner) makeLink(hdr *tar.Header, dir *erofs.Node, name string) (*erofs.Node, error) {
 	switch {
 	case hdr.Linkname == "":
 		return nil, fmt.Errorf("symbolic link without a target: %w", unix.ENOENT)
@@ -198,7 +200,7 @@ func (s *scanner) makeLink(hdr *tar.Header, dir *index.Node, name string) (*inde
 // linkTarget finds a hard link's target. Links on the way to it are
 // followed, but not if it is one itself. A last name of "." or "..", or an empty one, is
 // taken as text: "file/" is the file.
-func (s *scanner) linkTarget(target string) (*index.Node, error) {
+func (s *scanner) linkTarget(target string) (*erofs.Node, error) {
 	parent, base := path.Split(target)
 	p, err := s.tree.resolve(parent)
 	if err != nil {
@@ -213,7 +215,7 @@ func (s *scanner) linkTarget(target string) (*index.Node, error) {
 
 // attributes sets what every kind of inode has. A hard link's entry sets them
 // for all its names.
-func (s *scanner) attributes(hdr *tar.Header, n *index.Node, mtime time.Time) error {
+func (s *scanner) attributes(hdr *tar.Header, n *erofs.Node, mtime time.Time) error {
 	s.tree.chown(n, hdr.Uid, hdr.Gid)
 	for key, value := range hdr.PAXRecords {
 		key, ok := strings.CutPrefix(key, paxXattr)

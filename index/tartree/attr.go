@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 // chown sets the owner. As in the system call, ids are 32 bits wide, one with all
 // bits set leaves the owner as it is, and what is not a directory loses its
 // capabilities. (The setuid bits, which it loses as well, are set again afterwards.)
-func (t *tree) chown(n *index.Node, uid, gid int) {
+func (t *tree) chown(n *erofs.Node, uid, gid int) {
 	const unchanged = 1<<32 - 1
 	if id := uint32(uid); id != unchanged {
 		n.UID = id
@@ -43,7 +43,7 @@ func (t *tree) chown(n *index.Node, uid, gid int) {
 	}
 }
 
-func (t *tree) dropXattr(n *index.Node, key string) {
+func (t *tree) dropXattr(n *erofs.Node, key string) {
 	value, ok := n.Xattrs[key]
 	if !ok {
 		return
@@ -57,12 +57,12 @@ func (t *tree) dropXattr(n *index.Node, key string) {
 // measured is an inode with the bytes of its xattrs. The last one is kept, or setting n of them
 // would take n² steps.
 type measured struct {
-	node  *index.Node
+	node  *erofs.Node
 	bytes int64
 }
 
 // xattrs returns how much n has; whoever changes that keeps it true.
-func (t *tree) xattrs(n *index.Node) *measured {
+func (t *tree) xattrs(n *erofs.Node) *measured {
 	if t.last.node != n {
 		t.last = measured{node: n}
 		for k, v := range n.Xattrs {
@@ -74,7 +74,7 @@ func (t *tree) xattrs(n *index.Node) *measured {
 
 // chmod sets the permission bits, and with them the access ACL's. Symbolic links
 // keep theirs.
-func chmod(n *index.Node, mode uint32) {
+func chmod(n *erofs.Node, mode uint32) {
 	if isLink(n) {
 		return
 	}
@@ -87,7 +87,7 @@ func chmod(n *index.Node, mode uint32) {
 // setxattr sets an attribute that the tar names. It leaves out silently what
 // containerd leaves out with a warning: trusted attributes, user attributes of what
 // is neither a file nor a directory, and those that ext4 does not have.
-func (t *tree) setxattr(n *index.Node, key, value string) error {
+func (t *tree) setxattr(n *erofs.Node, key, value string) error {
 	switch {
 	case strings.HasPrefix(key, xattrTrusted):
 		return nil
@@ -114,7 +114,7 @@ func (t *tree) setxattr(n *index.Node, key, value string) error {
 }
 
 // storeXattr keeps a copy of an attribute, within the limits.
-func (t *tree) storeXattr(n *index.Node, key, value string) error {
+func (t *tree) storeXattr(n *erofs.Node, key, value string) error {
 	m := t.xattrs(n)
 	size := m.bytes + int64(len(key)+len(value))
 	if old, ok := n.Xattrs[key]; ok {

@@ -3,7 +3,7 @@ package tartree
 import (
 	"fmt"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // KeptSize is the size of the largest file that is kept in the tree for what it is: the runtime
@@ -18,7 +18,7 @@ func isKept(dir, name string) bool {
 // content follows the data of one regular file as it comes by on the tape, and copies what the tree
 // keeps itself.
 type content struct {
-	node   *index.Node
+	node   *erofs.Node
 	copies []copied
 	copy   int // the first of copies that is not through
 }
@@ -32,7 +32,7 @@ type copied struct {
 
 // begin describes where the file's data lies, which is the next in the stream; keep: if it is not
 // too large, in the tree as well.
-func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep bool, t *tree) error {
+func (c *content) begin(n *erofs.Node, size int64, d stored, off int64, keep bool, t *tree) error {
 	if limit := t.meter.lim.FileSize; size > limit {
 		return fmt.Errorf("file of %d bytes: %w", size, over("FileSize", limit))
 	}
@@ -44,7 +44,7 @@ func (c *content) begin(n *index.Node, size int64, d stored, off int64, keep boo
 	if size == 0 {
 		return nil
 	}
-	n.Extents = t.extent(index.Extent{Device: off, Size: size})
+	n.Extents = t.extent(erofs.Extent{Device: off, Size: size})
 	if !keep || size > KeptSize {
 		return nil
 	}
@@ -63,7 +63,7 @@ func (c *content) place(m *meter, pieces []piece, at int64) error {
 	for _, p := range pieces {
 		end := p.off + p.size
 		from, to := end, end // what is in place
-		if (at-p.off)%index.BlockSize == 0 {
+		if (at-p.off)%erofs.BlockSize == 0 {
 			from = min(end, roundUp(p.off))
 			if to != c.node.Size {
 				to = max(from, roundDown(to))
@@ -73,7 +73,8 @@ func (c *content) place(m *meter, pieces []piece, at int64) error {
 			return err
 		}
 		if from < to {
-			c.node.Extents = append(c.node.Extents, index.Extent{File: from, Device: at + from - p.off, Size: to - from})
+			c.node.Extents = append(c.node.Extents,
+				erofs.Extent{File: from, Device: at + from - p.off, Size: to - from})
 		}
 		if err := c.copyIn(m, to, end, at+to-p.off); err != nil {
 			return err
@@ -90,13 +91,13 @@ func (c *content) copyIn(m *meter, from, to, off int64) error {
 		return nil
 	}
 	first, last := roundDown(from), min(roundUp(to), c.node.Size)
-	var e *index.Extent
+	var e *erofs.Extent
 	if k := len(c.node.Extents) - 1; k >= 0 {
 		e = &c.node.Extents[k]
 	}
 	// The piece before can have ended in the same block, or just before it.
 	if e == nil || e.Data == nil || e.File+e.Size < first {
-		c.node.Extents = append(c.node.Extents, index.Extent{File: first})
+		c.node.Extents = append(c.node.Extents, erofs.Extent{File: first})
 		e = &c.node.Extents[len(c.node.Extents)-1]
 	}
 	more := last - (e.File + e.Size)
@@ -109,8 +110,8 @@ func (c *content) copyIn(m *meter, from, to, off int64) error {
 	return nil
 }
 
-func roundUp(n int64) int64   { return n + (-n & (index.BlockSize - 1)) }
-func roundDown(n int64) int64 { return n &^ (index.BlockSize - 1) }
+func roundUp(n int64) int64   { return n + (-n & (erofs.BlockSize - 1)) }
+func roundDown(n int64) int64 { return n &^ (erofs.BlockSize - 1) }
 
 // write takes the data that lies at off in the stream.
 func (c *content) write(off int64, p []byte) {

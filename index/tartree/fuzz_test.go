@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
@@ -31,8 +31,8 @@ func FuzzScan(f *testing.F) {
 			return
 		}
 		checkTree(t, root, int64(len(data)))
-		var visit func(n *index.Node)
-		visit = func(n *index.Node) {
+		var visit func(n *erofs.Node)
+		visit = func(n *erofs.Node) {
 			for _, child := range n.Children {
 				visit(child)
 			}

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Linux's limits for a path, a name, and the links followed in one lookup.
@@ -142,7 +142,7 @@ func (t *tree) readlink(p string) (string, error) {
 
 // lookup finds the inode at an absolute path as lstat(2) would: links are followed
 // except at the end. What lies outside of the root does not exist.
-func (t *tree) lookup(p string) (*index.Node, error) {
+func (t *tree) lookup(p string) (*erofs.Node, error) {
 	if len(p) > maxPath {
 		return nil, unix.ENAMETOOLONG
 	}
@@ -194,7 +194,7 @@ func (t *tree) lookup(p string) (*index.Node, error) {
 
 // makeParent returns the directory at p, which resolve returned, and makes
 // the missing ones, marked as implicit and with the time mtime.
-func (t *tree) makeParent(p string, mtime time.Time) (*index.Node, error) {
+func (t *tree) makeParent(p string, mtime time.Time) (*erofs.Node, error) {
 	dir := t.root
 	for rest := p[1:]; rest != ""; {
 		var name string

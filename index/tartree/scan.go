@@ -38,19 +38,19 @@ import (
 	"path"
 	"time"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Scan reads an uncompressed tar up to its end marker, or the end of r, and returns
 // the root of its tree. What follows the end marker is left in r. Extents are at
-// offsets in r, multiples of index.BlockSize; their lists and file offsets are as
-// index.Node demands, and each extent begins at a multiple of index.BlockSize in
+// offsets in r, multiples of erofs.BlockSize; their lists and file offsets are as
+// erofs.Node demands, and each extent begins at a multiple of erofs.BlockSize in
 // the file and ends at one or at the file's end.
 //
 // An error names the entry. It wraps ErrLimit where the tar exceeds lim,
 // tar.ErrHeader where it is malformed, io.ErrUnexpectedEOF where it is cut off, the
 // errno where a file system would refuse the entry, and r's own error.
-func Scan(r io.Reader, lim Limits) (*index.Node, error) {
+func Scan(r io.Reader, lim Limits) (*erofs.Node, error) {
 	s := newScanner(r, lim)
 	last := ""
 	for {

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	"github.com/mica-snapshotter/mica/index/tartree"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest"
 	"github.com/mica-snapshotter/mica/index/tartree/tartreetest/nastytar"
@@ -83,11 +83,11 @@ func compare(t *testing.T, data []byte, extra bool) (refusal error) {
 }
 
 // checkTree checks what every tree must hold, whatever the tar.
-func checkTree(t *testing.T, root *index.Node, deviceSize int64) {
+func checkTree(t *testing.T, root *erofs.Node, deviceSize int64) {
 	t.Helper()
-	seen := map[*index.Node]bool{}
-	var visit func(path string, n *index.Node)
-	visit = func(path string, n *index.Node) {
+	seen := map[*erofs.Node]bool{}
+	var visit func(path string, n *erofs.Node)
+	visit = func(path string, n *erofs.Node) {
 		if n == nil {
 			t.Fatalf("%q has no node", path)
 		}
@@ -119,7 +119,7 @@ func checkTree(t *testing.T, root *index.Node, deviceSize int64) {
 	}
 }
 
-func checkExtents(t *testing.T, path string, n *index.Node, deviceSize int64) {
+func checkExtents(t *testing.T, path string, n *erofs.Node, deviceSize int64) {
 	t.Helper()
 	if n.Mode&unix.S_IFMT != unix.S_IFREG && (n.Size != 0 || n.Extents != nil) {
 		t.Fatalf("%q has content and is no file", path)
@@ -130,11 +130,11 @@ func checkExtents(t *testing.T, path string, n *index.Node, deviceSize int64) {
 		switch {
 		case e.Size <= 0 || e.File < at || end > n.Size || end < e.File:
 			t.Fatalf("%q of %d bytes: extent of %d at %d, behind %d", path, n.Size, e.Size, e.File, at)
-		case e.File%index.BlockSize != 0 || end%index.BlockSize != 0 && end != n.Size:
+		case e.File%erofs.BlockSize != 0 || end%erofs.BlockSize != 0 && end != n.Size:
 			t.Fatalf("%q of %d bytes: extent of %d at %d is not of blocks", path, n.Size, e.Size, e.File)
 		case e.Data != nil && int64(len(e.Data)) != e.Size:
 			t.Fatalf("%q: extent of %d with %d bytes", path, e.Size, len(e.Data))
-		case e.Data == nil && (e.Device%index.BlockSize != 0 || e.Device < 0 || e.Device+e.Size > deviceSize):
+		case e.Data == nil && (e.Device%erofs.BlockSize != 0 || e.Device < 0 || e.Device+e.Size > deviceSize):
 			t.Fatalf("%q: extent of %d at %d in the device of %d", path, e.Size, e.Device, deviceSize)
 		}
 		at = end
@@ -160,7 +160,7 @@ func TestOldSparse(t *testing.T) {
 
 type scanned struct {
 	data []byte
-	root *index.Node
+	root *erofs.Node
 }
 
 func scan(t testing.TB, data []byte) scanned {

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // errSparse is wrapped where a sparse file's map makes no sense.
@@ -94,8 +94,8 @@ func locate(hdr *tar.Header, t *tape) (stored, error) {
 
 func oldSparseMap(t *tape) ([]piece, error) {
 	pieces, more, err := oldSparseBlock(nil, t.header[oldSparseAt:], oldSparseCount, t.header[oldSparseMoreAt])
-	for b := t.behind; more && err == nil; b = b[index.BlockSize:] {
-		if len(b) < index.BlockSize {
+	for b := t.behind; more && err == nil; b = b[erofs.BlockSize:] {
+		if len(b) < erofs.BlockSize {
 			return nil, fmt.Errorf("%w: cut off", errSparse)
 		}
 		pieces, more, err = oldSparseBlock(pieces, b, oldBlockCount, b[oldBlockMoreAt])

@@ -6,7 +6,7 @@ import (
 	"math"
 	"strconv"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Places in a tar header block and type flags, as in POSIX pax and GNU tar.
@@ -23,7 +23,7 @@ const (
 // maxMap is how much is kept of what archive/tar reads behind a header. Its
 // own limit for sparse maps is 1 MiB; the rest is for the block that it
 // notices at.
-const maxMap = 1<<20 + 8*index.BlockSize
+const maxMap = 1<<20 + 8*erofs.BlockSize
 
 // tape is the stream that archive/tar reads from. It counts the bytes, hands the
 // data of entries to a sink while archive/tar skips over it, and keeps what
@@ -41,7 +41,7 @@ type tape struct {
 	dataLeft int64 // bytes of data before the padding
 	skipLeft int64 // bytes of padding, or of an extension header's contents
 
-	header  [index.BlockSize]byte // the last header block, valid as far as headLen
+	header  [erofs.BlockSize]byte // the last header block, valid as far as headLen
 	headLen int
 	behind  []byte // what was read behind the entry's last header block
 }
@@ -59,7 +59,7 @@ func (t *tape) Read(p []byte) (int, error) {
 func (t *tape) data(n int64, sink func(off int64, p []byte)) {
 	t.sink = sink
 	t.dataLeft = n
-	t.skipLeft = -n & (index.BlockSize - 1)
+	t.skipLeft = -n & (erofs.BlockSize - 1)
 	t.headLen = 0
 	t.behind = t.behind[:0]
 }
@@ -98,8 +98,8 @@ func (t *tape) endHeader() {
 	case typePAX, typePAXGlobal, typeGNULongName, typeGNULongTarget:
 		// A size that archive/tar does not accept ends the scan there.
 		size, _ := numeric(t.header[sizeAt : sizeAt+sizeLen])
-		if size > 0 && size < math.MaxInt64-index.BlockSize {
-			t.skipLeft = size + (-size & (index.BlockSize - 1))
+		if size > 0 && size < math.MaxInt64-erofs.BlockSize {
+			t.skipLeft = size + (-size & (erofs.BlockSize - 1))
 		}
 		t.headLen = 0
 	}

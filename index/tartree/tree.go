@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // slab is how many nodes, extents or bytes of names are allocated at once.
@@ -19,12 +19,12 @@ const (
 // to inodes in memory what Linux's system calls, called by root, do to those on
 // ext4.
 type tree struct {
-	root  *index.Node
+	root  *erofs.Node
 	meter *meter
 
-	way     []*index.Node // scratch of lookup
-	nodes   []index.Node
-	extents []index.Extent
+	way     []*erofs.Node // scratch of lookup
+	nodes   []erofs.Node
+	extents []erofs.Extent
 	names   strings.Builder
 	keys    map[string]string // names of xattrs
 	last    measured          // the inode whose xattrs were changed last
@@ -32,21 +32,21 @@ type tree struct {
 
 func newTree(m *meter) *tree {
 	return &tree{
-		root:  &index.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(0, 0)},
+		root:  &erofs.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(0, 0)},
 		meter: m,
 		keys:  map[string]string{},
 	}
 }
 
-func isType(n *index.Node, t uint32) bool { return n.Mode&unix.S_IFMT == t }
-func isDir(n *index.Node) bool            { return isType(n, unix.S_IFDIR) }
-func isLink(n *index.Node) bool           { return isType(n, unix.S_IFLNK) }
+func isType(n *erofs.Node, t uint32) bool { return n.Mode&unix.S_IFMT == t }
+func isDir(n *erofs.Node) bool            { return isType(n, unix.S_IFDIR) }
+func isLink(n *erofs.Node) bool           { return isType(n, unix.S_IFLNK) }
 
 // create makes an inode of root's, with what Linux lets it inherit from its
 // directory: the group where that has the setgid bit, and default ACLs.
-func (t *tree) create(dir *index.Node, name string, mode uint32) (*index.Node, error) {
+func (t *tree) create(dir *erofs.Node, name string, mode uint32) (*erofs.Node, error) {
 	if len(t.nodes) == 0 {
-		t.nodes = make([]index.Node, nodeSlab)
+		t.nodes = make([]erofs.Node, nodeSlab)
 	}
 	n := &t.nodes[0]
 	t.nodes = t.nodes[1:]
@@ -61,7 +61,7 @@ func (t *tree) create(dir *index.Node, name string, mode uint32) (*index.Node, e
 }
 
 // enter gives an inode a name.
-func (t *tree) enter(dir *index.Node, name string, n *index.Node) error {
+func (t *tree) enter(dir *erofs.Node, name string, n *erofs.Node) error {
 	if len(name) > maxName {
 		return unix.ENAMETOOLONG
 	}
@@ -73,7 +73,7 @@ func (t *tree) enter(dir *index.Node, name string, n *index.Node) error {
 		return err
 	}
 	if dir.Children == nil {
-		dir.Children = map[string]*index.Node{}
+		dir.Children = map[string]*erofs.Node{}
 	}
 	dir.Children[name] = n
 	return nil
@@ -98,9 +98,9 @@ func (t *tree) keep(s string) (string, error) {
 }
 
 // extent returns a list of one extent.
-func (t *tree) extent(e index.Extent) []index.Extent {
+func (t *tree) extent(e erofs.Extent) []erofs.Extent {
 	if len(t.extents) == 0 {
-		t.extents = make([]index.Extent, nodeSlab)
+		t.extents = make([]erofs.Extent, nodeSlab)
 	}
 	list := t.extents[:1:1]
 	t.extents = t.extents[1:]

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Layer is a layer on disk.
@@ -29,29 +30,31 @@ type Layer struct {
 
 // Builder collects the files of a layer.
 type Builder struct {
-	Root *index.Node
+	Root *erofs.Node
 	data bytes.Buffer // the device so far
 }
 
 // NewBuilder returns a builder of a layer with an empty root directory.
 func NewBuilder() *Builder {
-	return &Builder{Root: &index.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(1, 1), Children: map[string]*index.Node{}}}
+	return &Builder{Root: &erofs.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(1, 1),
+		Children: map[string]*erofs.Node{}}}
 }
 
 // Add puts a node at a path; directories on the way are made.
-func (b *Builder) Add(path string, n *index.Node) *index.Node {
+func (b *Builder) Add(path string, n *erofs.Node) *erofs.Node {
 	dir := b.Root
 	names := strings.Split(path, "/")
 	for _, name := range names[:len(names)-1] {
 		next := dir.Children[name]
 		if next == nil {
-			next = &index.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(2, 2), Children: map[string]*index.Node{}}
+			next = &erofs.Node{Mode: unix.S_IFDIR | 0o755, Mtime: time.Unix(2, 2),
+				Children: map[string]*erofs.Node{}}
 			dir.Children[name] = next
 		}
 		dir = next
 	}
 	if n.Mode&unix.S_IFMT == unix.S_IFDIR && n.Children == nil {
-		n.Children = map[string]*index.Node{}
+		n.Children = map[string]*erofs.Node{}
 	}
 	if n.Mtime.IsZero() {
 		n.Mtime = time.Unix(1_700_000_000, 123_456_789)
@@ -62,14 +65,14 @@ func (b *Builder) Add(path string, n *index.Node) *index.Node {
 
 // File adds a regular file whose content lies in the device, behind a block
 // that stands for a tar header.
-func (b *Builder) File(path string, mode uint32, content []byte) *index.Node {
-	n := &index.Node{Mode: unix.S_IFREG | mode, Size: int64(len(content))}
-	b.data.Write(bytes.Repeat([]byte("header! "), index.BlockSize/8))
+func (b *Builder) File(path string, mode uint32, content []byte) *erofs.Node {
+	n := &erofs.Node{Mode: unix.S_IFREG | mode, Size: int64(len(content))}
+	b.data.Write(bytes.Repeat([]byte("header! "), erofs.BlockSize/8))
 	if len(content) > 0 {
-		n.Extents = []index.Extent{{Device: int64(b.data.Len()), Size: int64(len(content))}}
+		n.Extents = []erofs.Extent{{Device: int64(b.data.Len()), Size: int64(len(content))}}
 	}
 	b.data.Write(content)
-	b.data.Write(make([]byte, (index.BlockSize-len(content)%index.BlockSize)%index.BlockSize))
+	b.data.Write(make([]byte, (erofs.BlockSize-len(content)%erofs.BlockSize)%erofs.BlockSize))
 	return b.Add(path, n)
 }
 
@@ -77,7 +80,7 @@ func (b *Builder) File(path string, mode uint32, content []byte) *index.Node {
 func (b *Builder) Write(dir string) (*Layer, error) {
 	data := b.data.Bytes()
 	if len(data) == 0 {
-		data = make([]byte, index.BlockSize)
+		data = make([]byte, erofs.BlockSize)
 	}
 	size := int64(len(data))
 	d := &index.Draft{
@@ -172,15 +175,16 @@ func Nasty() *Builder {
 	hard := b.File("dir/hard", 0o444, []byte("linked twice"))
 	b.Add("dir/sub/again", hard)
 	b.Add("other/third", hard)
-	b.Add("link", &index.Node{Mode: unix.S_IFLNK | 0o777, Target: "dir/hard"})
-	b.Add("far", &index.Node{Mode: unix.S_IFLNK | 0o777, Target: "/" + strings.Repeat("x/", 2000)})
-	b.Add("dangling", &index.Node{Mode: unix.S_IFLNK | 0o777, Target: "nowhere"})
-	b.Add("null", &index.Node{Mode: unix.S_IFCHR | 0o666, Rdev: unix.Mkdev(1, 3)})
-	b.Add("disk", &index.Node{Mode: unix.S_IFBLK | 0o660, Rdev: unix.Mkdev(259, 1_000)})
-	b.Add("fifo", &index.Node{Mode: unix.S_IFIFO | 0o600})
-	b.Add("whiteout", &index.Node{Mode: unix.S_IFCHR})
-	b.Add("opaque", &index.Node{Mode: unix.S_IFDIR | 0o700, Xattrs: map[string]string{"trusted.overlay.opaque": "y"}})
-	b.Add("sticky", &index.Node{Mode: unix.S_IFDIR | 0o1777, GID: 1 << 31})
+	b.Add("link", &erofs.Node{Mode: unix.S_IFLNK | 0o777, Target: "dir/hard"})
+	b.Add("far", &erofs.Node{Mode: unix.S_IFLNK | 0o777, Target: "/" + strings.Repeat("x/", 2000)})
+	b.Add("dangling", &erofs.Node{Mode: unix.S_IFLNK | 0o777, Target: "nowhere"})
+	b.Add("null", &erofs.Node{Mode: unix.S_IFCHR | 0o666, Rdev: unix.Mkdev(1, 3)})
+	b.Add("disk", &erofs.Node{Mode: unix.S_IFBLK | 0o660, Rdev: unix.Mkdev(259, 1_000)})
+	b.Add("fifo", &erofs.Node{Mode: unix.S_IFIFO | 0o600})
+	b.Add("whiteout", &erofs.Node{Mode: unix.S_IFCHR})
+	b.Add("opaque", &erofs.Node{Mode: unix.S_IFDIR | 0o700,
+		Xattrs: map[string]string{"trusted.overlay.opaque": "y"}})
+	b.Add("sticky", &erofs.Node{Mode: unix.S_IFDIR | 0o1777, GID: 1 << 31})
 	b.File("capable", 0o755, []byte("ping")).Xattrs = map[string]string{
 		"security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
 		"user.empty":          "", "user.long": strings.Repeat("v", 1000), "trusted.x": "y",

@@ -23,7 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // Entry is what a tree says about one path.
@@ -175,11 +175,11 @@ func xattrs(p string) (map[string]string, error) {
 }
 
 // Nodes reads a tree of nodes whose files lie in device.
-func Nodes(root *index.Node, device io.ReaderAt) (Listing, error) {
+func Nodes(root *erofs.Node, device io.ReaderAt) (Listing, error) {
 	l := Listing{}
-	groups := map[*index.Node]string{}
-	var visit func(name string, n *index.Node) error
-	visit = func(name string, n *index.Node) error {
+	groups := map[*erofs.Node]string{}
+	var visit func(name string, n *erofs.Node) error
+	visit = func(name string, n *erofs.Node) error {
 		e := Entry{
 			Mode: n.Mode, UID: n.UID, GID: n.GID, Mtime: time.Unix(n.Mtime.Unix(), int64(n.Mtime.Nanosecond())),
 			Rdev: n.Rdev, Target: n.Target, Xattrs: n.Xattrs, AnyMtime: n.Implicit, Group: name,
@@ -207,7 +207,7 @@ func Nodes(root *index.Node, device io.ReaderAt) (Listing, error) {
 }
 
 // NewReader reads a file's content through its extents.
-func NewReader(n *index.Node, device io.ReaderAt) io.Reader {
+func NewReader(n *erofs.Node, device io.ReaderAt) io.Reader {
 	var parts []io.Reader
 	at := int64(0)
 	hole := func(to int64) {

@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"crypto/sha256"
@@ -7,33 +7,43 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Where the parts of the EROFS image lie in the file, in bytes. The superblock's
-// place is EROFS's; the rest follows from it and from 512-byte blocks.
+// BlockSize is the unit in which an image points into a device, bytes: a tar block.
+const BlockSize = 512
+
+// SuperOffset is where the superblock lies in the file, in bytes. What comes before is not the
+// image's.
+const SuperOffset = 1024
+
+// InodeSize is how many bytes of an image each inode takes at the least.
+const InodeSize = 64
+
+// MaxDevice is how many bytes a device has at the most: 2 TiB.
+const MaxDevice = int64(maxBlocks) * BlockSize
+
+// Where the parts of the image lie in the file, in bytes. The superblock's place is EROFS's; the
+// rest follows from it and from 512-byte blocks.
 const (
 	blockBits   = 9 // 1<<9 == BlockSize
-	superOffset = 1024
 	superSize   = 128
-	slotOffset  = superOffset + superSize              // the one device slot, in units of its size: 9
-	slotSize    = 128                                  //
-	metaOffset  = superOffset + BlockSize              // block 3: inode nid lies at metaOffset + nid*nidSize
-	nidSize     = 32                                   //
-	rootNid     = 1                                    // as FUSE has it
-	rootOffset  = metaOffset + rootNid*nidSize         //
-	maxBlocks   = 1<<32 - 2                            // block addresses have 32 bits; all ones is a hole
-	maxInline   = BlockSize                            // inode, xattrs and inline data share one block
-	rootInline  = BlockSize - rootOffset%BlockSize     // the root's nid is fixed, so it has less room
-	nullBlock   = 1<<32 - 1                            // EROFS_NULL_ADDR: a hole
-	MaxDevice   = int64(maxBlocks) * BlockSize         // bytes of the largest device: 2 TiB
-	inodeSize   = 64                                   // extended inode
-	direntSize  = 12                                   //
+	slotOffset  = SuperOffset + superSize // the one device slot, in units of its size: 9
+	slotSize    = 128
+	metaOffset  = SuperOffset + BlockSize // inode nid lies at metaOffset + nid*nidSize
+	nidSize     = 32
+	rootNid     = 1 // as FUSE has it
+	rootOffset  = metaOffset + rootNid*nidSize
+	maxBlocks   = 1<<32 - 2                        // of 32 bits; all ones is a hole
+	maxInline   = BlockSize                        // inode, xattrs and inline data share one block
+	rootInline  = BlockSize - rootOffset%BlockSize // the root's nid is fixed, so it has less room
+	nullBlock   = 1<<32 - 1                        // EROFS_NULL_ADDR: a hole
+	direntSize  = 12
 	chunkSize   = 8                                    // one chunk index
 	maxChunks   = 1 << 22                              // of one file: a table of 32 MiB
-	wholeBits   = 21                                   // chunk bits of contiguous files: 512 B << 21 = 1 GiB
+	wholeBits   = 21                                   // of contiguous files: 512 B << 21 = 1 GiB
 	maxFile     = maxChunks << (blockBits + wholeBits) // bytes: 4 PiB
 	maxNameLen  = 255                                  // EROFS_NAME_LEN
 	maxTarget   = 4095                                 // PATH_MAX without the NUL
-	MaxEntries  = 1 << 24                              // directory entries of one tree, "." and ".." not counted
-	deviceInUse = 1                                    // device ID of the layer's device; 0 is the image itself
+	maxEntries  = 1 << 24                              // of one tree, "." and ".." not counted
+	deviceInUse = 1                                    // device ID; 0 is the image itself
 )
 
 // Superblock feature bits (erofs_fs.h).
@@ -102,23 +112,30 @@ func typeOf(mode uint32) Type {
 
 // Mode returns the type bits of st_mode for t; d_type is Mode()>>12.
 func (t Type) Mode() uint32 {
-	return [...]uint32{0, modeRegular, modeDir, modeChar, modeBlock, modeFIFO, modeSocket, modeSymlink}[t&7]
+	return [...]uint32{
+		0, modeRegular, modeDir, modeChar, modeBlock, modeFIFO, modeSocket, modeSymlink,
+	}[t&7]
+}
+
+// Device is what an image says of the device that its files lie in.
+type Device struct {
+	Size   int64         // bytes, MaxDevice at the most
+	DiffID digest.Digest // a valid digest
 }
 
 // super is what differs from one superblock to the next.
 type super struct {
-	inodes       uint64
-	blocks       uint32 // of the image
-	deviceBlocks uint32
-	diffID       digest.Digest
+	inodes uint64
+	blocks int64 // of the image
+	device Device
 }
 
 // encode returns the superblock's block: bytes 1024 to 1535 of the file. All
 // else in it is constant, so a reader can compare instead of parsing.
 //
-// It has no checksum (EROFS_FEATURE_COMPAT_SB_CHKSUM): fsck.erofs up to 1.8 at
-// least reads outside of its buffer when it checks one in blocks this small. The
-// digest of the tree in the header covers this block as well.
+// It has no checksum (EROFS_FEATURE_COMPAT_SB_CHKSUM): fsck.erofs up to 1.8 at least reads outside
+// of its buffer when it checks one in blocks this small. An index file has a digest of the whole
+// image.
 func (s super) encode() [BlockSize]byte {
 	var b [BlockSize]byte
 	le := binary.LittleEndian
@@ -127,29 +144,26 @@ func (s super) encode() [BlockSize]byte {
 	b[12] = blockBits
 	le.PutUint16(b[14:], rootNid)
 	le.PutUint64(b[16:], s.inodes)
-	le.PutUint32(b[36:], s.blocks)
+	le.PutUint32(b[36:], uint32(s.blocks))
 	le.PutUint32(b[40:], superMetaBlock)
 	copy(b[48:64], s.uuid())
 	le.PutUint32(b[80:], incompatChunked|incompatDevices)
 	le.PutUint16(b[86:], 1) // extra devices
 	le.PutUint16(b[88:], superDeviceSlotAt)
-	slot := b[slotOffset-superOffset:]
-	copy(slot[:64], s.diffID.Encoded())
-	le.PutUint32(slot[64:], s.deviceBlocks)
+	slot := b[slotOffset-SuperOffset:]
+	copy(slot[:64], s.device.DiffID.Encoded())
+	le.PutUint32(slot[64:], uint32(blocksOf(s.device.Size)))
 	return b
 }
 
 // uuid derives the volume's UUID from the diffID: equal layers, equal images.
 // Version 8 and the variant are those of RFC 9562.
 func (s super) uuid() []byte {
-	h := sha256.Sum256([]byte("mica volume " + s.diffID.String()))
+	h := sha256.Sum256([]byte("mica volume " + s.device.DiffID.String()))
 	h[6] = h[6]&0x0f | 0x80
 	h[8] = h[8]&0x3f | 0x80
 	return h[:16]
 }
-
-// superInodes reads the count of inodes from an encoded superblock.
-func superInodes(b []byte) uint64 { return binary.LittleEndian.Uint64(b[16:]) }
 
 // alignUp rounds n up to a multiple of unit, a power of two.
 func alignUp(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }

@@ -1,9 +1,9 @@
-package index
+package erofs
 
 import "time"
 
-// Node is one inode of a layer's tree while it is being built: what a scan of
-// the layer's tar produces and what Write turns into an EROFS inode.
+// Node is one inode of a tree in memory: what a scan of a layer's tar gives, and what a Plan
+// writes.
 //
 // Hard links are two directory entries that hold the same *Node.
 type Node struct {
@@ -14,7 +14,7 @@ type Node struct {
 	Size     int64     // regular files: bytes; others: ignored
 	Target   string    // symbolic links only, 1 to 4095 bytes
 
-	// Xattrs by full name. Write keeps those whose prefix EROFS knows: user.,
+	// Xattrs by full name. A Plan keeps those whose prefix EROFS knows: user.,
 	// trusted., security., system.posix_acl_access and system.posix_acl_default.
 	// Others cannot be represented and are dropped.
 	Xattrs map[string]string
@@ -30,7 +30,7 @@ type Node struct {
 	// attributes come from the same directory of the layer below, if any.
 	Implicit bool
 
-	at place // of Write's plan
+	at place // where the last Plan, or Same, has put it
 }
 
 // Extent is a piece of a regular file that lies in the layer's device, or,

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+
+	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
 // ErrTooLarge is wrapped by the errors of Layer.Draft, Bare and Patch where a tree has too many
@@ -21,8 +23,8 @@ func (l *Layer) Draft(most int) (*Draft, error) {
 }
 
 // draft is Draft, and returns the nodes by nid as well.
-func (l *Layer) draft(most int) (*Draft, map[uint64]*Node, error) {
-	if l.inodes > uint64(most) {
+func (l *Layer) draft(most int) (*Draft, map[uint64]*erofs.Node, error) {
+	if l.Inodes() > int64(most) {
 		return nil, nil, fmt.Errorf("more than %d files: %w", most, ErrTooLarge)
 	}
 	spans, err := l.Spans()
@@ -33,8 +35,8 @@ func (l *Layer) draft(most int) (*Draft, map[uint64]*Node, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	r := drafter{tree: l.walked(), nodes: map[uint64]*Node{}, most: most}
-	root, err := r.node(rootNid)
+	r := drafter{tree: l.tree.Buffered(), nodes: map[uint64]*erofs.Node{}, most: most}
+	root, err := r.node(l.tree.Root())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,15 +57,15 @@ func (l *Layer) draft(most int) (*Draft, map[uint64]*Node, error) {
 
 // drafter makes nodes of inodes.
 type drafter struct {
-	tree  *Tree
-	nodes map[uint64]*Node
+	tree  *erofs.Tree
+	nodes map[uint64]*erofs.Node
 	todo  []uint64 // directories
 	most  int      // nodes
 }
 
 func (r *drafter) directory(nid uint64) error {
 	dir, failed := r.nodes[nid], error(nil)
-	err := r.tree.ReadDir(nid, 0, func(e Dirent) bool {
+	err := r.tree.ReadDir(nid, 0, func(e erofs.Dirent) bool {
 		if e.Name != "." && e.Name != ".." {
 			dir.Children[e.Name], failed = r.node(e.Nid)
 		}
@@ -72,20 +74,20 @@ func (r *drafter) directory(nid uint64) error {
 	return errors.Join(failed, err)
 }
 
-func (r *drafter) node(nid uint64) (*Node, error) {
+func (r *drafter) node(nid uint64) (*erofs.Node, error) {
 	if n := r.nodes[nid]; n != nil {
 		return n, nil
 	}
-	ino, err := r.tree.inode(nid)
+	ino, err := r.tree.Inode(nid)
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime, Rdev: ino.Rdev}
+	n := &erofs.Node{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime, Rdev: ino.Rdev}
 	r.nodes[nid] = n
 	if len(r.nodes) > r.most {
 		return nil, fmt.Errorf("more than %d files: %w", r.most, ErrTooLarge)
 	}
-	err = r.tree.eachXattr(nid, func(name string, value []byte) bool {
+	err = r.tree.Xattrs(nid, func(name string, value []byte) bool {
 		if n.Xattrs == nil {
 			n.Xattrs = map[string]string{}
 		}
@@ -96,34 +98,37 @@ func (r *drafter) node(nid uint64) (*Node, error) {
 		return nil, err
 	}
 	switch ino.Type() {
-	case Directory:
-		n.Children = map[string]*Node{}
+	case erofs.Directory:
+		n.Children = map[string]*erofs.Node{}
 		r.todo = append(r.todo, nid)
-	case Symlink:
-		n.Target, err = r.tree.readlink(nid)
-	case Regular:
+	case erofs.Symlink:
+		n.Target, err = r.tree.Readlink(nid)
+	case erofs.Regular:
 		n.Size = ino.Size
-		err = r.tree.Extents(ino, 0, ino.Size, func(e Extent) error {
-			n.addExtent(e)
+		err = r.tree.Extents(ino, 0, ino.Size, func(e erofs.Extent) error {
+			addExtent(n, e)
 			return nil
 		})
 	}
 	return n, err
 }
 
-// addExtent adds what Tree.Extents reports to a file's extents. What lies in the tree comes in
-// parts.
-func (n *Node) addExtent(e Extent) {
+// addExtent adds what erofs.Tree.Extents reports to a file's extents. What lies in the tree comes
+// in parts.
+func addExtent(n *erofs.Node, e erofs.Extent) {
 	if e.Data == nil {
-		if e.Device != Hole {
+		if e.Device != erofs.Hole {
 			n.Extents = append(n.Extents, e)
 		}
 		return
 	}
-	if i := len(n.Extents) - 1; i >= 0 && n.Extents[i].Data != nil && n.Extents[i].File+n.Extents[i].Size == e.File {
-		n.Extents[i].Data = append(n.Extents[i].Data, e.Data...)
-		n.Extents[i].Size += e.Size
-		return
+	if i := len(n.Extents) - 1; i >= 0 {
+		last := &n.Extents[i]
+		if last.Data != nil && last.File+last.Size == e.File {
+			last.Data = append(last.Data, e.Data...)
+			last.Size += e.Size
+			return
+		}
 	}
 	e.Data = bytes.Clone(e.Data)
 	n.Extents = append(n.Extents, e)

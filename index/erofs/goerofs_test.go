@@ -1,4 +1,4 @@
-package index_test
+package erofs_test
 
 import (
 	"bytes"
@@ -8,21 +8,21 @@ import (
 	"strings"
 	"testing"
 
-	erofs "github.com/erofs/go-erofs"
+	goerofs "github.com/erofs/go-erofs"
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
 // TestGoErofs lets another reader judge: go-erofs sees the same tree.
 func TestGoErofs(t *testing.T) {
 	l := Nasty()
-	image, err := erofs.Open(bytes.NewReader(l.Write(t)), erofs.WithExtraDevices(bytes.NewReader(l.Device.Bytes())))
+	image, err := goerofs.Open(bytes.NewReader(l.Write(t)), goerofs.WithExtraDevices(bytes.NewReader(l.Device.Bytes())))
 	if err != nil {
 		t.Fatal(err)
 	}
-	walk(l, func(p string, n, _ *index.Node) {
+	walk(l, func(p string, n, _ *erofs.Node) {
 		name := strings.TrimPrefix(p, "/")
 		if name == "" {
 			name = "."
@@ -35,7 +35,7 @@ func TestGoErofs(t *testing.T) {
 			t.Errorf("%q: %v", p, err)
 			return
 		}
-		s := st.Sys().(*erofs.Stat)
+		s := st.Sys().(*goerofs.Stat)
 		sec, nsec := n.Mtime.Unix(), n.Mtime.Nanosecond()
 		if n.Mtime.IsZero() {
 			sec = 0
@@ -62,7 +62,7 @@ func TestGoErofs(t *testing.T) {
 }
 
 // acl says whether n has an ACL: go-erofs gives these names a dot too many.
-func acl(n *index.Node) bool {
+func acl(n *erofs.Node) bool {
 	_, ok := n.Xattrs["system.posix_acl_access"]
 	return ok
 }

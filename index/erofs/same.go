@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"bytes"
@@ -8,18 +8,13 @@ import (
 	"time"
 )
 
-// Same tells whether l's tree is the one that root describes: what a scan of the layer's tar gives.
-// So a tree that came from elsewhere is proved, which no digest in the index can do; l has to be
-// one that Check accepts. nil: they are the same. The error wraps ErrCorrupt and names the first
-// file that is not. root must not be used elsewhere meanwhile.
-func Same(l *Layer, root *Node) error {
-	nids, err := l.Implicit()
-	if err != nil {
-		return err
-	}
-	c := comparer{tree: l.walked(), seen: &plan{}, linked: map[uint64]*Node{},
+// Same returns nil where t is the tree that root describes and implicit are its directories with
+// Node.Implicit, else an error that wraps ErrCorrupt and names the first file that differs. Check
+// has to accept t. No node of root's may be used elsewhere meanwhile.
+func (t *Tree) Same(root *Node, implicit []uint64) error {
+	c := comparer{tree: t.Buffered(), seen: &Plan{}, linked: map[uint64]*Node{},
 		implicit: map[uint64]bool{}}
-	for _, nid := range nids {
+	for _, nid := range implicit {
 		c.implicit[nid] = true
 	}
 	c.todo = []named{{"/", rootNid, root}}
@@ -27,7 +22,7 @@ func Same(l *Layer, root *Node) error {
 		f := c.todo[len(c.todo)-1]
 		c.todo = c.todo[:len(c.todo)-1]
 		if err := c.file(&f); err != nil {
-			return fmt.Errorf("tree of layer %s: %s: %w", l.header.Layer, f.path, err)
+			return fmt.Errorf("%s: %w", f.path, err)
 		}
 	}
 	return nil
@@ -36,7 +31,7 @@ func Same(l *Layer, root *Node) error {
 // comparer walks a tree and the nodes that it ought to have.
 type comparer struct {
 	tree     *Tree
-	seen     *plan            // the plan of the nodes that were met
+	seen     *Plan            // the plan of the nodes that were met
 	linked   map[uint64]*Node // of inodes with several links
 	implicit map[uint64]bool
 	todo     []named

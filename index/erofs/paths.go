@@ -1,28 +1,10 @@
-package index
+package erofs
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
 )
-
-// Implicit returns the nids of the directories that the layer's tar does not
-// mention, in rising order.
-func (l *Layer) Implicit() ([]uint64, error) {
-	b, err := l.load(sectionImplicit)
-	if err != nil {
-		return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, err)
-	}
-	nids := make([]uint64, len(b)/8)
-	for i := range nids {
-		nids[i] = binary.LittleEndian.Uint64(b[i*8:])
-		if nids[i] == 0 || i > 0 && nids[i] <= nids[i-1] {
-			return nil, fmt.Errorf("implicit directories of layer %s: %w", l.header.Layer, corrupt("order"))
-		}
-	}
-	return nids, nil
-}
 
 // maxPath is the longest path that the kernel takes: PATH_MAX without the NUL.
 const maxPath = 4095

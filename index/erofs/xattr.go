@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"bytes"
@@ -68,10 +68,12 @@ func xattrAreaSize(xattrs map[string]string) (int64, error) {
 			continue
 		}
 		if len(name) > maxXattrName || strings.IndexByte(name, 0) >= 0 {
-			return 0, fmt.Errorf("extended attribute %.64q: a name has 1 to %d bytes other than NUL", name, maxXattrName)
+			return 0, fmt.Errorf("extended attribute %.64q: a name has 1 to %d bytes other than NUL",
+				name, maxXattrName)
 		}
 		if len(value) > maxXattrVal {
-			return 0, fmt.Errorf("extended attribute %q has %d bytes: EROFS holds at most %d", name, len(value), maxXattrVal)
+			return 0, fmt.Errorf("extended attribute %q has %d bytes: EROFS holds at most %d",
+				name, len(value), maxXattrVal)
 		}
 		n += alignUp(xattrEntry+int64(len(suffix))+int64(len(value)), 4)
 	}
@@ -79,7 +81,8 @@ func xattrAreaSize(xattrs map[string]string) (int64, error) {
 		return 0, nil
 	}
 	if n += xattrHeader; n > maxXattrArea {
-		return 0, fmt.Errorf("extended attributes take %d bytes: EROFS holds at most %d of one file", n, maxXattrArea)
+		return 0, fmt.Errorf("extended attributes take %d bytes: EROFS holds at most %d of one file",
+			n, maxXattrArea)
 	}
 	return n, nil
 }
@@ -147,7 +150,8 @@ func eachXattr(area []byte, fn func(name string, value []byte) bool) error {
 		}
 		name, ok := joinXattr(b[1], b[xattrEntry:xattrEntry+suffix])
 		if !ok || len(name) > maxXattrName || strings.IndexByte(name, 0) >= 0 {
-			return corrupt("extended attributes: name %.64q with prefix %d", b[xattrEntry:xattrEntry+suffix], b[1])
+			return corrupt("extended attributes: name %.64q with prefix %d",
+				b[xattrEntry:xattrEntry+suffix], b[1])
 		}
 		if !fn(name, b[xattrEntry+suffix:xattrEntry+suffix+value]) {
 			return nil

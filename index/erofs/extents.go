@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"encoding/binary"
@@ -90,7 +90,8 @@ func (t *Tree) chunk(b []byte, size int64) (e Extent, fromTree bool, err error) 
 	case block == nullBlock:
 		return Extent{Size: size, Device: Hole}, false, nil
 	case block*BlockSize > limit-size:
-		return e, false, corrupt("%d bytes from block %d of device %d, which has %d", size, block, device, limit)
+		return e, false, corrupt("%d bytes from block %d of device %d, which has %d",
+			size, block, device, limit)
 	}
 	return Extent{Size: size, Device: block * BlockSize}, device == 0, nil
 }
@@ -112,7 +113,8 @@ func clip(e Extent, off, end int64) Extent {
 func (r *extentReader) add(e Extent, fromTree bool) error {
 	n := &r.next
 	if !fromTree && n.Size > 0 &&
-		(e.Device == Hole && n.Device == Hole || e.Device != Hole && n.Device != Hole && e.Device == n.Device+n.Size) {
+		(e.Device == Hole && n.Device == Hole ||
+			e.Device != Hole && n.Device != Hole && e.Device == n.Device+n.Size) {
 		n.Size += e.Size
 		return nil
 	}

@@ -1,4 +1,4 @@
-package index_test
+package erofs_test
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
@@ -79,8 +79,8 @@ func compareKernel(t *testing.T, l *Layer, root, device string) {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	tree, counts, nids := l.Open(t).Tree(), links(l), map[*index.Node]uint64{l.Draft.Root: rootNid}
-	walk(l, func(p string, n, parent *index.Node) {
+	tree, counts, nids := l.Open(t).Tree(), links(l), map[*erofs.Node]uint64{l.Draft.Root: rootNid}
+	walk(l, func(p string, n, parent *erofs.Node) {
 		at := root + p
 		var st unix.Stat_t
 		if err := unix.Lstat(at, &st); err != nil {
@@ -115,7 +115,7 @@ func compareKernel(t *testing.T, l *Layer, root, device string) {
 	})
 }
 
-func kernelXattrs(t *testing.T, at string, n *index.Node) {
+func kernelXattrs(t *testing.T, at string, n *erofs.Node) {
 	t.Helper()
 	buf := make([]byte, 1<<16)
 	size, err := unix.Llistxattr(at, buf)
@@ -135,36 +135,36 @@ func kernelXattrs(t *testing.T, at string, n *index.Node) {
 	}
 }
 
-func kernelContent(t *testing.T, l *Layer, at string, n *index.Node, device io.ReaderAt) {
+func kernelContent(t *testing.T, l *Layer, at string, n *erofs.Node, device io.ReaderAt) {
 	t.Helper()
 	f, err := os.Open(at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	ranges := []index.Range{{0, min(n.Size, 1<<20)}}
+	ranges := []piece{{0, min(n.Size, 1<<20)}}
 	if n.Size > 1<<20 { // pieces and holes of large files: their edges, and anywhere
-		ranges = append(ranges, index.Range{n.Size - 1000, 1000})
+		ranges = append(ranges, piece{n.Size - 1000, 1000})
 		for _, e := range n.Extents {
-			ranges = append(ranges, index.Range{max(e.File-5000, 0), 10000}, index.Range{max(e.File+e.Size-5000, 0), 10000})
+			ranges = append(ranges, piece{max(e.File-5000, 0), 10000}, piece{max(e.File+e.Size-5000, 0), 10000})
 		}
 		for range 50 {
-			ranges = append(ranges, index.Range{rand.Int64N(n.Size), 3000})
+			ranges = append(ranges, piece{rand.Int64N(n.Size), 3000})
 		}
 	}
 	for _, r := range ranges {
-		got := make([]byte, r.Size)
-		k, err := f.ReadAt(got, r.Off)
+		got := make([]byte, r.size)
+		k, err := f.ReadAt(got, r.off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(got[:k], content(t, device, n, r.Off, r.Size)) {
-			t.Errorf("%q: wrong content at %d+%d", at, r.Off, r.Size)
+		if !bytes.Equal(got[:k], content(t, device, n, r.off, r.size)) {
+			t.Errorf("%q: wrong content at %d+%d", at, r.off, r.size)
 		}
 	}
 }
 
-func kernelDir(t *testing.T, at string, n *index.Node) {
+func kernelDir(t *testing.T, at string, n *erofs.Node) {
 	t.Helper()
 	list, err := os.ReadDir(at)
 	if err != nil || len(list) != len(n.Children) {
@@ -195,11 +195,11 @@ func TestKernelLarge(t *testing.T) {
 	const gib = int64(1) << 30
 	l := LayerOf(
 		func(l *Layer) {
-			l.Put("whole", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777, Extents: []index.Extent{{Device: 512, Size: 5*gib + 777}}})
-			l.Put("far", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 4096, Extents: []index.Extent{{Device: 6 * gib, Size: 4096}}})
-			l.Put("hole", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib, Extents: []index.Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}})
-			l.Put("sparse", &index.Node{Mode: unix.S_IFREG | 0o644, Size: 9*gib + 4096,
-				Extents: []index.Extent{{File: 4096, Device: 2 * gib, Size: 8192}, {File: 9 * gib, Device: 6 * gib, Size: 4096}}})
+			l.Put("whole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777, Extents: []erofs.Extent{{Device: 512, Size: 5*gib + 777}}})
+			l.Put("far", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 4096, Extents: []erofs.Extent{{Device: 6 * gib, Size: 4096}}})
+			l.Put("hole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib, Extents: []erofs.Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}})
+			l.Put("sparse", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 9*gib + 4096,
+				Extents: []erofs.Extent{{File: 4096, Device: 2 * gib, Size: 8192}, {File: 9 * gib, Device: 6 * gib, Size: 4096}}})
 		},
 	)
 	l.Finish(8 * gib)
@@ -226,7 +226,7 @@ func TestFsck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			file, device := l.Files(t)
 			root := fsck(t, file, device)
-			walk(l, func(p string, n, _ *index.Node) {
+			walk(l, func(p string, n, _ *erofs.Node) {
 				st, err := os.Lstat(root + p)
 				if err != nil {
 					t.Fatalf("%q: %v", p, err)

@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"bytes"

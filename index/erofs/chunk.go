@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"encoding/binary"
@@ -17,7 +17,7 @@ type piece struct {
 
 // pieces calls fn for the pieces of n in file order, without gaps up to its
 // last block, neighbours merged; blocks kept in the tree begin at block.
-func (p *plan) pieces(n *Node, block int64, fn func(piece)) error {
+func (p *Plan) pieces(n *Node, block int64, fn func(piece)) error {
 	// Nearly all files are one piece of the device: for them there is nothing to merge.
 	if len(n.Extents) == 1 && n.Extents[0].Data == nil && n.Extents[0].Size == n.Size && n.Size > 0 {
 		e := &n.Extents[0]
@@ -31,7 +31,8 @@ func (p *plan) pieces(n *Node, block int64, fn func(piece)) error {
 	emit := func(q piece) {
 		merge := q.device == last.device && q.data == nil && last.data == nil && last.end > last.off &&
 			(q.block == nullBlock && last.block == nullBlock ||
-				q.block != nullBlock && last.block != nullBlock && q.block == last.block+(last.end-last.off)/BlockSize)
+				q.block != nullBlock && last.block != nullBlock &&
+					q.block == last.block+(last.end-last.off)/BlockSize)
 		if merge {
 			last.end = q.end
 			return
@@ -71,20 +72,22 @@ func (p *plan) pieces(n *Node, block int64, fn func(piece)) error {
 }
 
 // checkExtent says why e cannot follow file offset end.
-func (p *plan) checkExtent(n *Node, e *Extent, end int64) error {
+func (p *Plan) checkExtent(n *Node, e *Extent, end int64) error {
 	switch {
 	case e.Size < 0 || e.File < end || e.File > n.Size-e.Size:
 		return fmt.Errorf("file range %d+%d in a file of %d bytes, after %d", e.File, e.Size, n.Size, end)
 	case e.File%BlockSize != 0 || e.Size%BlockSize != 0 && e.File+e.Size != n.Size:
-		return fmt.Errorf("file range %d+%d: has to be of whole blocks of %d bytes", e.File, e.Size, BlockSize)
+		return fmt.Errorf("file range %d+%d: has to be of whole blocks of %d bytes",
+			e.File, e.Size, BlockSize)
 	case e.Data != nil:
 		if int64(len(e.Data)) != e.Size {
 			return fmt.Errorf("%d bytes of data for %d", len(e.Data), e.Size)
 		}
 	case e.Device%BlockSize != 0:
-		return fmt.Errorf("device offset %d: not a multiple of %d; keep such pieces in the tree", e.Device, BlockSize)
-	case e.Device < 0 || e.Device > p.draft.DeviceSize-e.Size:
-		return fmt.Errorf("device range %d+%d: the device has %d bytes", e.Device, e.Size, p.draft.DeviceSize)
+		return fmt.Errorf("device offset %d: not a multiple of %d; keep such pieces in the tree",
+			e.Device, BlockSize)
+	case e.Device < 0 || e.Device > p.device.Size-e.Size:
+		return fmt.Errorf("device range %d+%d: the device has %d bytes", e.Device, e.Size, p.device.Size)
 	}
 	return nil
 }
@@ -92,7 +95,7 @@ func (p *plan) checkExtent(n *Node, e *Extent, end int64) error {
 // shapeFile decides how a regular file is stored: in chunks of one size, the
 // largest up to 1 GiB with which every piece begins and ends between two
 // chunks. A contiguous file of up to 1 GiB thus has one.
-func (p *plan) shapeFile(n *Node, s *shape) error {
+func (p *Plan) shapeFile(n *Node, s *shape) error {
 	if n.Size < 0 || n.Size > maxFile {
 		return fmt.Errorf("file of %d bytes: the limit is %d", n.Size, int64(maxFile))
 	}
@@ -111,8 +114,9 @@ func (p *plan) shapeFile(n *Node, s *shape) error {
 	size := int64(BlockSize) << s.bits
 	chunks := (n.Size-1)/size + 1
 	if chunks > maxChunks {
-		return fmt.Errorf("sparse file of %d bytes with pieces aligned to %d bytes: needs a table of %d chunks, the limit is %d; "+
-			"align its data (cp --sparse=always aligns to the file system's blocks), or store the file whole",
+		return fmt.Errorf("sparse file of %d bytes with pieces aligned to %d bytes: "+
+			"needs a table of %d chunks, the limit is %d; align its data "+
+			"(cp --sparse=always aligns to the file system's blocks), or store the file whole",
 			n.Size, size, chunks, maxChunks)
 	}
 	s.chunks = int32(chunks)
@@ -120,7 +124,7 @@ func (p *plan) shapeFile(n *Node, s *shape) error {
 }
 
 // appendChunks appends the chunk indexes of a file.
-func (p *plan) appendChunks(b []byte, n *Node) ([]byte, error) {
+func (p *Plan) appendChunks(b []byte, n *Node) ([]byte, error) {
 	size := int64(BlockSize) << n.at.shape.bits
 	err := p.pieces(n, n.at.block, func(q piece) {
 		for off := q.off; off < q.end; off += size {

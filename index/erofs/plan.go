@@ -1,4 +1,4 @@
-package index
+package erofs
 
 import (
 	"errors"
@@ -7,17 +7,18 @@ import (
 	"strings"
 )
 
-// plan is the layout of a draft's tree: where every inode and every block
-// lies. It is made in one pass over the nodes; the image can then be written
-// from front to back any number of times.
+// Plan is the layout of an image: where every inode and every block lies. It is made in one pass
+// over the nodes; the image can then be written from front to back any number of times.
 //
 // Inodes lie in the order in which directories are walked: all children of a
 // directory together, by name, then those of its first subdirectory, and so on. A listing
 // reads neighbours, and as tars are mostly made in such an order, device
 // offsets grow with the nids. Blocks (of directories and targets that do not
 // fit behind their inode, of file pieces kept in the tree) follow all inodes.
-type plan struct {
-	draft  *Draft
+type Plan struct {
+	root   *Node
+	list   func(dir *Node) ([]Entry, error)
+	device Device
 	nodes  []*Node   // in the order of their inodes
 	dirs   []dirPlan // in the order of their inodes
 	blocks int64     // first block behind the inodes, then of the whole image
@@ -25,7 +26,7 @@ type plan struct {
 
 // place is where a plan puts a node.
 type place struct {
-	plan  *plan // whose place it is: a draft may be written more than once
+	plan  *Plan // whose place it is: a tree may be written more than once
 	off   int64 // of the inode in the file
 	block int64 // first block of its own, relative to the first block behind the inodes
 	dir   int32 // its position in plan.dirs
@@ -50,19 +51,22 @@ type Entry struct {
 	Node *Node
 }
 
-// newPlan checks d and lays its tree out, which has about that many files.
-func newPlan(d *Draft, files int64) (*plan, error) {
-	if err := d.check(); err != nil {
-		return nil, err
-	}
-	if err := Spans(d.Spans).check(&d.Header); err != nil {
-		return nil, err
-	}
-	if d.Root == nil || d.Root.Mode&modeType != modeDir {
+// NewPlan lays out the image of the tree of root, which has about so many files. Its Extents lie in
+// the device. Memory beyond the tree's own is about 50 bytes a file.
+//
+// list returns the entries of a directory but "." and "..", in the order of their names' bytes;
+// nil: those of Node.Children. It is called once a directory, when the entry that names the
+// directory was listed: for the root, then for a directory's first subdirectory and all below it,
+// then for the next one. Two more entries may be put behind those in its slice.
+//
+// The error says, by path, what EROFS cannot represent, or is list's. No node may be part of
+// another Plan that is used meanwhile.
+func NewPlan(root *Node, list func(*Node) ([]Entry, error), d Device, files int64) (*Plan, error) {
+	if root == nil || root.Mode&modeType != modeDir {
 		return nil, errors.New("the root is not a directory")
 	}
-	p := &plan{draft: d, nodes: make([]*Node, 0, files)}
-	if err := p.walk(d.entries); err != nil {
+	p := &Plan{root: root, list: list, device: d, nodes: make([]*Node, 0, files)}
+	if err := p.walk(); err != nil {
 		return nil, err
 	}
 	if err := p.layout(); err != nil {
@@ -71,23 +75,45 @@ func newPlan(d *Draft, files int64) (*plan, error) {
 	return p, nil
 }
 
-// walk lists the nodes and counts their links. list returns the entries of a directory but "." and
-// "..", in the order of their names' bytes; it is called for each directory once, after its node
-// was met, in the order of the inodes that the entries name first.
-func (p *plan) walk(list func(dir *Node) ([]Entry, error)) error {
-	root := p.draft.Root
-	p.add(root, root)
+// Size returns how many bytes of the file the image takes, those before SuperOffset among them.
+func (p *Plan) Size() int64 { return p.blocks * BlockSize }
+
+// Implicit returns the nids of the directories with Node.Implicit, in rising order.
+func (p *Plan) Implicit() []uint64 {
+	var nids []uint64
+	for i := range p.dirs {
+		if n := p.dirs[i].node; n.Implicit {
+			nids = append(nids, n.at.nid())
+		}
+	}
+	return nids
+}
+
+// CheckPaths returns an error that wraps ErrCorrupt where a directory's path is too long for
+// Tree.Check.
+func (p *Plan) CheckPaths() error {
+	for i := range p.dirs {
+		if n := p.dirs[i].path; n > maxPath {
+			return corrupt("path of %d bytes", n)
+		}
+	}
+	return nil
+}
+
+// walk lists the nodes and counts their links.
+func (p *Plan) walk() error {
+	p.add(p.root, p.root)
 	entries := 0
 	for stack := []int{0}; len(stack) > 0; {
 		at := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		dir := p.dirs[at].node
-		links, err := list(dir)
+		links, err := p.entries(dir)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.path(at), err)
 		}
-		if entries += len(links); entries > MaxEntries {
-			return fmt.Errorf("more than %d directory entries", MaxEntries)
+		if entries += len(links); entries > maxEntries {
+			return fmt.Errorf("more than %d directory entries", maxEntries)
 		}
 		firstSub := len(p.dirs)
 		for _, l := range links {
@@ -114,7 +140,7 @@ func (p *plan) walk(list func(dir *Node) ([]Entry, error)) error {
 }
 
 // add appends a node that was met for the first time, in directory parent.
-func (p *plan) add(n, parent *Node) {
+func (p *Plan) add(n, parent *Node) {
 	n.at = place{plan: p, nlink: 1}
 	p.nodes = append(p.nodes, n)
 	if n.Mode&modeType == modeDir {
@@ -127,10 +153,10 @@ func (p *plan) add(n, parent *Node) {
 	}
 }
 
-// entries returns the entries of a directory of a draft, in the order of their names' bytes.
-func (d *Draft) entries(dir *Node) ([]Entry, error) {
-	if d.Entries != nil {
-		return d.listed(dir)
+// entries returns the entries of a directory, in the order of their names' bytes.
+func (p *Plan) entries(dir *Node) ([]Entry, error) {
+	if p.list != nil {
+		return p.listed(dir)
 	}
 	links := make([]Entry, 0, len(dir.Children)+2) // withDots adds two
 	for name, n := range dir.Children {
@@ -143,9 +169,9 @@ func (d *Draft) entries(dir *Node) ([]Entry, error) {
 	return links, nil
 }
 
-// listed returns what Draft.Entries returns, checked.
-func (d *Draft) listed(dir *Node) ([]Entry, error) {
-	links, err := d.Entries(dir)
+// listed returns what p.list returns, checked.
+func (p *Plan) listed(dir *Node) ([]Entry, error) {
+	links, err := p.list(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +188,12 @@ func (d *Draft) listed(dir *Node) ([]Entry, error) {
 
 // withDots adds "." and ".." to a directory's entries.
 func withDots(links []Entry, dir, parent *Node) []Entry {
-	at, _ := slices.BinarySearchFunc(links, ".", func(l Entry, name string) int { return strings.Compare(l.Name, name) })
-	links = slices.Insert(links, at, Entry{".", dir})
-	at, _ = slices.BinarySearchFunc(links, "..", func(l Entry, name string) int { return strings.Compare(l.Name, name) })
-	return slices.Insert(links, at, Entry{"..", parent})
+	for _, dots := range []Entry{{".", dir}, {"..", parent}} {
+		at, _ := slices.BinarySearchFunc(links, dots.Name,
+			func(l Entry, name string) int { return strings.Compare(l.Name, name) })
+		links = slices.Insert(links, at, dots)
+	}
+	return links
 }
 
 // checkName says why name cannot be a directory entry.
@@ -184,7 +212,7 @@ func checkName[T string | []byte](name T) error {
 }
 
 // layout gives every inode its offset and every block its number.
-func (p *plan) layout() error {
+func (p *Plan) layout() error {
 	pos, blocks := int64(rootOffset), int64(0)
 	for _, n := range p.nodes {
 		if n.Mode&modeType == modeDir {
@@ -231,13 +259,13 @@ type shape struct {
 // body returns the bytes from the inode's first to the last that belongs to it.
 func (s *shape) body() int64 {
 	if s.layout == layoutChunked {
-		return alignUp(inodeSize+int64(s.xattrs), chunkSize) + int64(s.chunks)*chunkSize
+		return alignUp(InodeSize+int64(s.xattrs), chunkSize) + int64(s.chunks)*chunkSize
 	}
-	return inodeSize + int64(s.xattrs) + int64(s.inline)
+	return InodeSize + int64(s.xattrs) + int64(s.inline)
 }
 
 // shape sets s, which is zero, to how n is stored; for a directory, its size must be known.
-func (p *plan) shape(n *Node, s *shape) error {
+func (p *Plan) shape(n *Node, s *shape) error {
 	area, err := xattrAreaSize(n.Xattrs)
 	if err != nil {
 		return err
@@ -253,7 +281,8 @@ func (p *plan) shape(n *Node, s *shape) error {
 	case modeSymlink:
 		s.size = int64(len(n.Target))
 		if s.size == 0 || s.size > maxTarget || strings.IndexByte(n.Target, 0) >= 0 {
-			return fmt.Errorf("target of %d bytes: a symbolic link has 1 to %d, none of them NUL", s.size, maxTarget)
+			return fmt.Errorf("target of %d bytes: a symbolic link has 1 to %d, none of them NUL",
+				s.size, maxTarget)
 		}
 		p.shapeFlat(n, s, s.size)
 	case modeRegular:
@@ -266,13 +295,13 @@ func (p *plan) shape(n *Node, s *shape) error {
 // shapeFlat decides whether the last tail bytes of directories and targets lie behind
 // their inode. Inode, attributes and tail then share a block: EROFS wants that
 // of the tail, and older kernels of a symbolic link as a whole.
-func (p *plan) shapeFlat(n *Node, s *shape, tail int64) {
+func (p *Plan) shapeFlat(n *Node, s *shape, tail int64) {
 	room := int64(maxInline)
-	if n == p.draft.Root {
+	if n == p.root {
 		room = rootInline
 	}
 	s.blocks = blocksOf(s.size)
-	if tail > 0 && inodeSize+int64(s.xattrs)+tail <= room {
+	if tail > 0 && InodeSize+int64(s.xattrs)+tail <= room {
 		s.layout, s.inline = layoutInline, int32(tail)
 		s.blocks = (s.size - tail) / BlockSize
 	}
@@ -304,9 +333,9 @@ func eachDirBlock(links []Entry, fn func(block []Entry, used int64)) {
 }
 
 // path returns the path of directory p.dirs[at], for errors.
-func (p *plan) path(at int) string {
+func (p *Plan) path(at int) string {
 	var names []string
-	for d := &p.dirs[at]; d.node != p.draft.Root; d = &p.dirs[d.parent.at.dir] {
+	for d := &p.dirs[at]; d.node != p.root; d = &p.dirs[d.parent.at.dir] {
 		names = append(names, p.dirs[d.parent.at.dir].nameOf(d.node))
 	}
 	slices.Reverse(names)
@@ -324,7 +353,7 @@ func (d *dirPlan) nameOf(child *Node) string {
 }
 
 // nodePath returns a path of n, for errors: it looks at every directory.
-func (p *plan) nodePath(n *Node) string {
+func (p *Plan) nodePath(n *Node) string {
 	for at := range p.dirs {
 		if name := p.dirs[at].nameOf(n); name != "" {
 			return join(p.path(at), name)

@@ -1,23 +1,72 @@
-package index
+package erofs
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
 	"time"
 )
 
-// Tree reads the files of a layer by nid, the number that the kernel shows as
-// st_ino. It reads with ReadAt and keeps nothing: not mapped, so that a file that was cut
-// short is an error and no SIGBUS. Whatever the bytes say, a method reads inside
-// the image only, allocates at most 256 KiB beyond what it returns, and ends.
+// Tree reads the files of an image by nid, the number that the kernel shows as st_ino. It reads
+// with ReadAt and keeps nothing: not mapped, so that a file that was cut short is an error and no
+// SIGBUS. Whatever the bytes say, a method reads inside the image only, allocates at most 256 KiB
+// beyond what it returns, and ends.
 //
 // Errors wrap ErrCorrupt for bad bytes and bad nids, or are the reader's.
 type Tree struct {
 	r      io.ReaderAt
 	size   int64 // of the image, from the start of the file on
 	device int64 // bytes of the device
+	inodes int64 // that the superblock claims
+}
+
+// Open reads and checks the superblock of an image that takes size bytes of a file, those before
+// SuperOffset among them. r is used until the last call of any method; closing it is the caller's
+// business.
+func Open(r io.ReaderAt, size int64, d Device) (*Tree, error) {
+	if size%BlockSize != 0 || size < rootOffset+InodeSize || size/BlockSize > maxBlocks {
+		return nil, corrupt("tree of %d bytes", size)
+	}
+	var b [BlockSize]byte
+	if err := readFull(r, b[:], SuperOffset); err != nil {
+		return nil, err
+	}
+	// Only the count of inodes is not known. All other bits follow from what is, so nothing that was
+	// not meant can be set.
+	inodes := binary.LittleEndian.Uint64(b[16:])
+	if inodes > uint64(size/InodeSize) ||
+		b != (super{inodes: inodes, blocks: size / BlockSize, device: d}.encode()) {
+		return nil, corrupt("superblock")
+	}
+	return &Tree{r: r, size: size, device: d.Size, inodes: int64(inodes)}, nil
+}
+
+// readFull reads len(p) bytes at off. A file that ends before is corrupt.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return corrupt("the file ends at byte %d, before %d", off+int64(n), off+int64(len(p)))
+	}
+	return fmt.Errorf("read index at %d: %w", off, err)
+}
+
+// Size returns how many bytes of the file the image takes, those before SuperOffset among them.
+func (t *Tree) Size() int64 { return t.size }
+
+// Inodes returns the number of files that the superblock says there are.
+func (t *Tree) Inodes() int64 { return t.inodes }
+
+// Buffered returns the tree for a reader of all of it, front to back: it keeps the last megabyte.
+// For one goroutine.
+func (t *Tree) Buffered() *Tree {
+	b := *t
+	b.r = &pageReader{r: t.r, size: t.size}
+	return &b
 }
 
 // Inode is what stat tells of a file.
@@ -45,7 +94,7 @@ func (i *Inode) Blocks() int64 { return blocksOf(i.Size) }
 func (i *Inode) offset() int64 { return metaOffset + int64(i.Nid)*nidSize }
 
 // body is the offset of what follows inode and attributes.
-func (i *Inode) body() int64 { return i.offset() + inodeSize + i.xattrs }
+func (i *Inode) body() int64 { return i.offset() + InodeSize + i.xattrs }
 
 // Root returns the nid of the root directory.
 func (t *Tree) Root() uint64 { return rootNid }
@@ -60,12 +109,12 @@ func (t *Tree) Inode(nid uint64) (Inode, error) {
 }
 
 func (t *Tree) inode(nid uint64) (Inode, error) {
-	if nid < rootNid || nid > uint64(t.size-metaOffset-inodeSize)/nidSize {
+	if nid < rootNid || nid > uint64(t.size-metaOffset-InodeSize)/nidSize {
 		return Inode{}, corrupt("outside of the tree")
 	}
 	buf := getBlock()
 	defer putBlock(buf)
-	b := buf[:inodeSize]
+	b := buf[:InodeSize]
 	ino := Inode{Nid: nid}
 	if err := t.read(b, ino.offset()); err != nil {
 		return Inode{}, err
@@ -78,7 +127,8 @@ func (i *Inode) decode(b []byte) error {
 	le := binary.LittleEndian
 	format := le.Uint16(b[0:])
 	i.layout = format >> 1
-	if format&1 != formatExtended || i.layout != layoutPlain && i.layout != layoutInline && i.layout != layoutChunked {
+	if format&1 != formatExtended ||
+		i.layout != layoutPlain && i.layout != layoutInline && i.layout != layoutChunked {
 		return corrupt("format %#x", format)
 	}
 	i.xattrs = xattrArea(le.Uint16(b[2:]))
@@ -176,6 +226,15 @@ func (t *Tree) readlink(nid uint64) (string, error) {
 	return string(b), nil
 }
 
+// Xattrs calls fn for the extended attributes of a file, by full name, until it returns false. The
+// value is valid during the call alone.
+func (t *Tree) Xattrs(nid uint64, fn func(name string, value []byte) bool) error {
+	if err := t.eachXattr(nid, fn); err != nil {
+		return fmt.Errorf("extended attributes of inode %d: %w", nid, err)
+	}
+	return nil
+}
+
 // Xattr returns the value of an extended attribute; ErrNoXattr where there is none.
 func (t *Tree) Xattr(nid uint64, name string) ([]byte, error) {
 	value, found := []byte(nil), false
@@ -194,26 +253,13 @@ func (t *Tree) Xattr(nid uint64, name string) ([]byte, error) {
 	return value, nil
 }
 
-// ListXattrs returns the full names of a file's extended attributes.
-func (t *Tree) ListXattrs(nid uint64) ([]string, error) {
-	var names []string
-	err := t.eachXattr(nid, func(n string, _ []byte) bool {
-		names = append(names, n)
-		return true
-	})
-	if err != nil {
-		return nil, fmt.Errorf("extended attributes of inode %d: %w", nid, err)
-	}
-	return names, nil
-}
-
 func (t *Tree) eachXattr(nid uint64, fn func(string, []byte) bool) error {
 	ino, err := t.inode(nid)
 	if err != nil || ino.xattrs == 0 {
 		return err
 	}
 	area := make([]byte, ino.xattrs) // at most 256 KiB
-	if err := t.read(area, ino.offset()+inodeSize); err != nil {
+	if err := t.read(area, ino.offset()+InodeSize); err != nil {
 		return err
 	}
 	return eachXattr(area, fn)

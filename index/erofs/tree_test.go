@@ -1,4 +1,4 @@
-package index_test
+package erofs_test
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
@@ -39,10 +40,10 @@ func TestTree(t *testing.T) {
 	}
 }
 
-func compareTree(t *testing.T, l *Layer, tree *index.Tree) {
-	counts, nids := links(l), map[*index.Node]uint64{}
+func compareTree(t *testing.T, l *Layer, tree *erofs.Tree) {
+	counts, nids := links(l), map[*erofs.Node]uint64{}
 	device := bytes.NewReader(l.Device.Bytes())
-	walk(l, func(p string, n, parent *index.Node) {
+	walk(l, func(p string, n, parent *erofs.Node) {
 		nid := tree.Root()
 		if n != parent {
 			var err error
@@ -79,41 +80,48 @@ func compareTree(t *testing.T, l *Layer, tree *index.Tree) {
 	})
 }
 
-func compareXattrs(t *testing.T, p string, n *index.Node, tree *index.Tree, nid uint64) {
+func compareXattrs(t *testing.T, p string, n *erofs.Node, tree *erofs.Tree, nid uint64) {
 	t.Helper()
-	names, err := tree.ListXattrs(nid)
-	if err != nil || !slices.Equal(slices.Sorted(slices.Values(names)), slices.Sorted(maps.Keys(n.Xattrs))) {
-		t.Errorf("%s: attributes %q, %v", p, names, err)
+	got := map[string]string{}
+	err := tree.Xattrs(nid, func(name string, value []byte) bool {
+		got[name] = string(value)
+		return true
+	})
+	if err != nil || !maps.Equal(got, n.Xattrs) {
+		t.Errorf("%s: attributes %q, %v", p, slices.Collect(maps.Keys(got)), err)
 	}
 	for name, want := range n.Xattrs {
 		if got, err := tree.Xattr(nid, name); err != nil || string(got) != want {
 			t.Errorf("%s: attribute %s: %d bytes, %v, want %d", p, name, len(got), err, len(want))
 		}
 	}
-	if _, err := tree.Xattr(nid, "user.none"); !errors.Is(err, index.ErrNoXattr) {
+	if _, err := tree.Xattr(nid, "user.none"); !errors.Is(err, erofs.ErrNoXattr) {
 		t.Errorf("%s: attribute that is not there: %v", p, err)
 	}
 }
 
-func compareContent(t *testing.T, l *Layer, p string, n *index.Node, tree *index.Tree, ino index.Inode, device *bytes.Reader) {
+// piece is a range of a file.
+type piece struct{ off, size int64 }
+
+func compareContent(t *testing.T, l *Layer, p string, n *erofs.Node, tree *erofs.Tree, ino erofs.Inode, device *bytes.Reader) {
 	t.Helper()
 	if ino.Size != n.Size {
 		t.Errorf("%s: size %d, want %d", p, ino.Size, n.Size)
 	}
-	for _, r := range []index.Range{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2}, {1000, 5000}} {
-		if r.Off < 0 || r.Off > n.Size {
+	for _, r := range []piece{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2}, {1000, 5000}} {
+		if r.off < 0 || r.off > n.Size {
 			continue
 		}
 		var got []byte
-		err := tree.Extents(ino, r.Off, r.Size, func(e index.Extent) error {
-			if e.File != r.Off+int64(len(got)) || e.Size == 0 {
-				t.Errorf("%s: piece %d+%d at offset %d", p, e.File, e.Size, r.Off+int64(len(got)))
+		err := tree.Extents(ino, r.off, r.size, func(e erofs.Extent) error {
+			if e.File != r.off+int64(len(got)) || e.Size == 0 {
+				t.Errorf("%s: piece %d+%d at offset %d", p, e.File, e.Size, r.off+int64(len(got)))
 			}
 			b := make([]byte, e.Size)
 			switch {
 			case e.Data != nil:
 				copy(b, e.Data)
-			case e.Device != index.Hole:
+			case e.Device != erofs.Hole:
 				if _, err := device.ReadAt(b, e.Device); err != nil {
 					return err
 				}
@@ -121,20 +129,20 @@ func compareContent(t *testing.T, l *Layer, p string, n *index.Node, tree *index
 			got = append(got, b...)
 			return nil
 		})
-		if err != nil || !bytes.Equal(got, content(t, device, n, r.Off, r.Size)) {
-			t.Errorf("%s: wrong content at %d+%d: %v", p, r.Off, r.Size, err)
+		if err != nil || !bytes.Equal(got, content(t, device, n, r.off, r.size)) {
+			t.Errorf("%s: wrong content at %d+%d: %v", p, r.off, r.size, err)
 		}
 	}
 }
 
-func compareDir(t *testing.T, p string, n *index.Node, tree *index.Tree, nid uint64) {
+func compareDir(t *testing.T, p string, n *erofs.Node, tree *erofs.Tree, nid uint64) {
 	t.Helper()
 	want := slices.Sorted(maps.Keys(n.Children))
 	want = append(want, ".", "..")
 	slices.Sort(want)
 	var got []string
 	var cookies []uint64
-	err := tree.ReadDir(nid, 0, func(e index.Dirent) bool {
+	err := tree.ReadDir(nid, 0, func(e erofs.Dirent) bool {
 		got, cookies = append(got, e.Name), append(cookies, e.Next)
 		if c := n.Children[e.Name]; c != nil && e.Type.Mode() != c.Mode&unix.S_IFMT {
 			t.Errorf("%s: entry %q has type %d", p, e.Name, e.Type)
@@ -147,7 +155,7 @@ func compareDir(t *testing.T, p string, n *index.Node, tree *index.Tree, nid uin
 	}
 	for i := 0; i < len(cookies); i += 1 + len(cookies)/10 {
 		var rest []string
-		if err := tree.ReadDir(nid, cookies[i], func(e index.Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
+		if err := tree.ReadDir(nid, cookies[i], func(e erofs.Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(rest, want[i+1:]) {
@@ -208,14 +216,14 @@ func TestRefused(t *testing.T) {
 		"long target":    {LayerOf(Symlink("s", strings.Repeat("t", 4096))), "/s: target of 4096 bytes"},
 		"empty target":   {LayerOf(Symlink("s", "")), "/s: target of 0 bytes"},
 		"long attribute": {LayerOf(File("f", "", Xattr("user.x", strings.Repeat("v", 65536)))), "/f: extended attribute \"user.x\" has 65536 bytes"},
-		"attributes": {LayerOf(File("f", "", func(n *index.Node) {
+		"attributes": {LayerOf(File("f", "", func(n *erofs.Node) {
 			n.Xattrs = map[string]string{}
 			for i := range 5 {
 				n.Xattrs["user."+string(rune('a'+i))] = strings.Repeat("v", 60000)
 			}
 		})), "at most 262148 of one file"},
-		"misaligned piece":  {LayerOf(File("x", "x"), Pieced("f", 10, index.Extent{Device: 513, Size: 10})), "/f: extent 0: device offset 513"},
-		"outside of device": {LayerOf(Pieced("f", 1000, index.Extent{Device: 512, Size: 1000})), "/f: extent 0: device range"},
+		"misaligned piece":  {LayerOf(File("x", "x"), Pieced("f", 10, erofs.Extent{Device: 513, Size: 10})), "/f: extent 0: device offset 513"},
+		"outside of device": {LayerOf(Pieced("f", 1000, erofs.Extent{Device: 512, Size: 1000})), "/f: extent 0: device range"},
 		"half a block":      {LayerOf(Pieced("f", 1000, OnDevice(0, "x"), OnDevice(512, "y"))), "/f: extent 0: file range"},
 		"beyond the file":   {LayerOf(Pieced("f", 100, OnDevice(0, strings.Repeat("x", 200)))), "/f: extent 0: file range"},
 		"overlap":           {LayerOf(Pieced("f", 4096, OnDevice(0, strings.Repeat("x", 1024)), OnDevice(512, strings.Repeat("x", 512)))), "/f: extent 1: file range"},
@@ -240,31 +248,17 @@ func TestDropped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if names, err := x.Tree().ListXattrs(nid); err != nil || len(names) != 0 {
-		t.Errorf("%q, %v", names, err)
-	}
-}
-
-func TestSpansFind(t *testing.T) {
-	s, err := Nasty().Open(t).Spans()
+	err = x.Tree().Xattrs(nid, func(name string, _ []byte) bool {
+		t.Errorf("%q", name)
+		return true
+	})
 	if err != nil {
-		t.Fatal(err)
-	}
-	for i, p := range s {
-		for off, want := range map[int64]int{p.Device - 1: i - 1, p.Device: i, p.Device + p.Size - 1: i} {
-			if got := s.Find(off); got != want {
-				t.Fatalf("Find(%d) = %d, want %d", off, got, want)
-			}
-		}
-	}
-	last := s[len(s)-1]
-	if got := s.Find(last.Device + last.Size); got != -1 {
-		t.Errorf("behind the end: %d", got)
+		t.Error(err)
 	}
 }
 
 // content returns what a file has to hold in a range.
-func content(t testing.TB, device io.ReaderAt, n *index.Node, off, size int64) []byte {
+func content(t testing.TB, device io.ReaderAt, n *erofs.Node, off, size int64) []byte {
 	t.Helper()
 	b := make([]byte, min(size, n.Size-off))
 	for _, e := range n.Extents {
@@ -282,9 +276,9 @@ func content(t testing.TB, device io.ReaderAt, n *index.Node, off, size int64) [
 }
 
 // walk calls fn for every name of the tree, directories before what is in them.
-func walk(l *Layer, fn func(p string, n, parent *index.Node)) {
-	var visit func(p string, n, parent *index.Node)
-	visit = func(p string, n, parent *index.Node) {
+func walk(l *Layer, fn func(p string, n, parent *erofs.Node)) {
+	var visit func(p string, n, parent *erofs.Node)
+	visit = func(p string, n, parent *erofs.Node) {
 		fn(p, n, parent)
 		for name, c := range n.Children {
 			visit(path.Join(p, name), c, n)
@@ -294,9 +288,9 @@ func walk(l *Layer, fn func(p string, n, parent *index.Node)) {
 }
 
 // links counts the links that every node has to have.
-func links(l *Layer) map[*index.Node]int {
-	links := map[*index.Node]int{}
-	walk(l, func(_ string, n, parent *index.Node) {
+func links(l *Layer) map[*erofs.Node]int {
+	links := map[*erofs.Node]int{}
+	walk(l, func(_ string, n, parent *erofs.Node) {
 		links[n]++
 		if n.Mode&unix.S_IFMT == unix.S_IFDIR {
 			links[n]++

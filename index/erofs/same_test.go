@@ -1,4 +1,4 @@
-package index_test
+package erofs_test
 
 import (
 	"errors"
@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/erofs"
 	. "github.com/mica-snapshotter/mica/index/indextest"
 )
 
@@ -26,13 +27,13 @@ func TestSame(t *testing.T) {
 			Pieced("p", 100_000, OnDevice(4096, strings.Repeat("d", 4096)), InTree(8192, strings.Repeat("t", 512))),
 		)
 	}
-	of := func(l *Layer, p string) *index.Node {
+	of := func(l *Layer, p string) *erofs.Node {
 		i := strings.LastIndex(p, "/")
 		return l.Dir(p[:max(i, 0)]).Children[p[i+1:]]
 	}
 	for name, change := range map[string]func(l *Layer){
 		"one file's bytes for another's": func(l *Layer) { of(l, "a/one").Extents[0].Device = of(l, "a/two").Extents[0].Device },
-		"bytes from a file's middle":     func(l *Layer) { of(l, "a/one").Extents[0].Device += index.BlockSize },
+		"bytes from a file's middle":     func(l *Layer) { of(l, "a/one").Extents[0].Device += erofs.BlockSize },
 		"shorter":                        func(l *Layer) { of(l, "a/two").Size, of(l, "a/two").Extents[0].Size = 999, 999 },
 		"setuid":                         func(l *Layer) { of(l, "x").Mode |= unix.S_ISUID },
 		"owner":                          func(l *Layer) { of(l, "x").UID = 1 },
@@ -51,7 +52,7 @@ func TestSame(t *testing.T) {
 		"not implicit":                   func(l *Layer) { of(l, "i/j").Implicit = false },
 		"hole for bytes":                 func(l *Layer) { of(l, "p").Extents = of(l, "p").Extents[1:] },
 		"bytes for a hole": func(l *Layer) {
-			of(l, "p").Extents = append(of(l, "p").Extents, index.Extent{File: 10_240, Device: 512, Size: 512})
+			of(l, "p").Extents = append(of(l, "p").Extents, erofs.Extent{File: 10_240, Device: 512, Size: 512})
 		},
 		"bytes in the tree": func(l *Layer) { of(l, "p").Extents[1].Data = []byte(strings.Repeat("u", 512)) },
 		"moved in the file": func(l *Layer) { of(l, "p").Extents[0].File = 0 },
@@ -75,7 +76,7 @@ func TestSame(t *testing.T) {
 // had it, but nowhere else, and with no other content.
 func TestSameKept(t *testing.T) {
 	content := strings.Repeat("root:x:0:0::/:", 100)
-	build := func() (*Layer, *index.Extent) {
+	build := func() (*Layer, *erofs.Extent) {
 		l := LayerOf(File("before", "b"), File("passwd", content))
 		e := &l.Draft.Root.Children["passwd"].Extents[0]
 		e.Data = []byte(content)
@@ -83,14 +84,14 @@ func TestSameKept(t *testing.T) {
 	}
 	honest, _ := build()
 	for name, c := range map[string]struct {
-		change func(e *index.Extent)
+		change func(e *erofs.Extent)
 		same   bool
 	}{
-		"kept":         {func(*index.Extent) {}, true},
-		"in place":     {func(e *index.Extent) { e.Data = nil }, true},
-		"elsewhere":    {func(e *index.Extent) { e.Data = nil; e.Device -= index.BlockSize }, false},
-		"other bytes":  {func(e *index.Extent) { e.Data[700] = 'X' }, false},
-		"other device": {func(e *index.Extent) { e.Device = 0 }, true}, // which no index says
+		"kept":         {func(*erofs.Extent) {}, true},
+		"in place":     {func(e *erofs.Extent) { e.Data = nil }, true},
+		"elsewhere":    {func(e *erofs.Extent) { e.Data = nil; e.Device -= erofs.BlockSize }, false},
+		"other bytes":  {func(e *erofs.Extent) { e.Data[700] = 'X' }, false},
+		"other device": {func(e *erofs.Extent) { e.Device = 0 }, true}, // which no index says
 	} {
 		l, e := build()
 		c.change(e)
