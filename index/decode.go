@@ -15,7 +15,7 @@ import (
 // spanDecoder is what decoding a span needs beside the caller's slices.
 type spanDecoder struct {
 	inflate.Decoder
-	window [WindowSize]byte
+	window [window.Size]byte
 }
 
 // Tables and window are 60 KiB: worth keeping between spans.

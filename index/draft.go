@@ -8,12 +8,8 @@ import (
 	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
-// ErrTooLarge is wrapped by the errors of Layer.Draft, Bare and Patch where a tree has too many
-// files.
-var ErrTooLarge = errors.New("too large")
-
-// Draft returns what the index file was made of. It is in memory, some 400 bytes a file: the error
-// wraps ErrTooLarge where there are more than most files.
+// Draft returns what the index file was made of. It is in memory, some 400 bytes a file: more than
+// most files are an error.
 func (l *Layer) Draft(most int) (*Draft, error) {
 	d, _, err := l.draft(most)
 	if err != nil {
@@ -25,7 +21,7 @@ func (l *Layer) Draft(most int) (*Draft, error) {
 // draft is Draft, and returns the nodes by nid as well.
 func (l *Layer) draft(most int) (*Draft, map[uint64]*erofs.Node, error) {
 	if l.Inodes() > int64(most) {
-		return nil, nil, fmt.Errorf("more than %d files: %w", most, ErrTooLarge)
+		return nil, nil, fmt.Errorf("more than %d files", most)
 	}
 	spans, err := l.Spans()
 	if err != nil {
@@ -85,7 +81,7 @@ func (r *drafter) node(nid uint64) (*erofs.Node, error) {
 	n := &erofs.Node{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime, Rdev: ino.Rdev}
 	r.nodes[nid] = n
 	if len(r.nodes) > r.most {
-		return nil, fmt.Errorf("more than %d files: %w", r.most, ErrTooLarge)
+		return nil, fmt.Errorf("more than %d files", r.most)
 	}
 	err = r.tree.Xattrs(nid, func(name string, value []byte) bool {
 		if n.Xattrs == nil {

@@ -2,9 +2,6 @@ package index
 
 import "crypto/sha256"
 
-// WindowSize is how far back a deflate stream can refer: the largest window.
-const WindowSize = 32 << 10
-
 // Codec says how the device bytes of a span lie in the blob.
 type Codec uint8
 

@@ -4,13 +4,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sort"
+
+	"github.com/mica-snapshotter/mica/index/window"
 )
 
 // Bounds of one span: what a reader must be ready to hold in memory.
 const (
-	MaxSpanSize   = 64 << 20          // bytes in the device and in the blob, each
-	MaxSpans      = 1 << 20           // of one layer: a table of 112 MiB, loaded at the first read
-	MaxWindowSize = 2*WindowSize + 64 // of an encoded window: package window makes at most 65,542
+	MaxSpanSize   = 64 << 20           // bytes in the device and in the blob, each
+	MaxSpans      = 1 << 20            // of one layer: a table of 112 MiB, loaded at the first read
+	MaxWindowSize = 2*window.Size + 64 // of an encoded window: package window makes at most 65,542
 )
 
 // A record of the span table:

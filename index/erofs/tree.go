@@ -55,9 +55,6 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 	return fmt.Errorf("read index at %d: %w", off, err)
 }
 
-// Size returns how many bytes of the file the image takes, those before SuperOffset among them.
-func (t *Tree) Size() int64 { return t.size }
-
 // Inodes returns the number of files that the superblock says there are.
 func (t *Tree) Inodes() int64 { return t.inodes }
 

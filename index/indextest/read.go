@@ -110,7 +110,6 @@ func ReadAll(x *index.Layer) (refused int) {
 // Allocated returns how many bytes fn allocates, whether freed again or not.
 func Allocated(fn func()) uint64 {
 	var before, after runtime.MemStats
-	runtime.GC()
 	runtime.ReadMemStats(&before)
 	fn()
 	runtime.ReadMemStats(&after)

@@ -74,7 +74,7 @@ func BenchmarkInflate(b *testing.B) {
 	}
 	// As a scan does it: 256 KiB at a time behind 32 KiB of history, stopping
 	// at every block.
-	buf := make([]byte, WindowSize+256<<10)
+	buf := make([]byte, windowSize+256<<10)
 	run("mica-pieces", func() error {
 		d.Reset(0)
 		d.StopAtBlocks = true
@@ -89,8 +89,8 @@ func BenchmarkInflate(b *testing.B) {
 			at += r
 			switch s {
 			case OutputFull:
-				copy(buf, buf[w-WindowSize:])
-				w = WindowSize
+				copy(buf, buf[w-windowSize:])
+				w = windowSize
 			case StreamEnd:
 				return nil
 			case NeedInput:

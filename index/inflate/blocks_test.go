@@ -144,7 +144,7 @@ func TestBlocks(t *testing.T) {
 func TestFarthest(t *testing.T) {
 	// A match of 3 at distance 24577 + 8191 = 32768.
 	src := new(bitWriter).bits(3, 3).length(257).dist(29).bits(8191, 13).end().bytes()
-	hist := bytes.Repeat([]byte("."), WindowSize)
+	hist := bytes.Repeat([]byte("."), windowSize)
 	copy(hist, "xyz")
 	for _, tt := range []struct {
 		hist []byte
@@ -213,16 +213,16 @@ func fromBlock(t *testing.T, src []byte, bit uint8, before, want []byte) {
 	d.Reset(bit)
 	d.Track = true
 	d.SetHistory(before)
-	first := make([]byte, min(len(want), WindowSize)+777)
+	first := make([]byte, min(len(want), windowSize)+777)
 	if _, _, _, err := d.Decode(first, 0, src); err != nil {
 		t.Fatal(err)
 	}
-	hist := make([]byte, WindowSize)
+	hist := make([]byte, windowSize)
 	for _, r := range d.Refs {
 		if r.Back < 1 || r.Size < 1 || r.Size > r.Back || int(r.Back) > len(before) {
 			t.Fatalf("reference %+v", r)
 		}
-		copy(hist[WindowSize-r.Back:][:r.Size], before[len(before)-int(r.Back):])
+		copy(hist[windowSize-r.Back:][:r.Size], before[len(before)-int(r.Back):])
 	}
 	if len(d.Refs) == 0 {
 		hist = nil

@@ -12,9 +12,9 @@ const (
 	// length of its content, 4 bytes each, little-endian.
 	TrailerSize = 8
 
-	// MaxHeader bounds a gzip header: an extra field of 64 KiB, name and
+	// maxHeader bounds a gzip header: an extra field of 64 KiB, name and
 	// comment.
-	MaxHeader = 128 << 10
+	maxHeader = 128 << 10
 
 	fixedHeader = 10
 
@@ -33,7 +33,7 @@ var (
 )
 
 // Header returns the length of the gzip header (RFC 1952, 2.3) at the start of
-// src. ErrShort: it may be one, but needs more bytes, of which MaxHeader are
+// src. ErrShort: it may be one, but needs more bytes, of which maxHeader are
 // enough. Reserved flags are ignored, as compress/gzip does.
 func Header(src []byte) (int, error) {
 	magic := []byte{0x1f, 0x8b, 8}
@@ -45,9 +45,9 @@ func Header(src []byte) (int, error) {
 	}
 	flags := src[3]
 	short := ErrShort
-	if len(src) >= MaxHeader {
+	if len(src) >= maxHeader {
 		short = ErrHeader
-		src = src[:MaxHeader]
+		src = src[:maxHeader]
 	}
 	n := fixedHeader
 	if flags&flagExtra != 0 {

@@ -41,7 +41,7 @@ func TestHeader(t *testing.T) {
 		{"method", []byte{0x1f, 0x8b, 7, 0, 0, 0, 0, 0, 0, 0}, ErrHeader},
 		{"magic", []byte("hello"), ErrHeader},
 		{"wrong crc", badCRC, ErrHeader},
-		{"name without end", header(flagName, strings.Repeat("n", MaxHeader)), ErrHeader},
+		{"name without end", header(flagName, strings.Repeat("n", maxHeader)), ErrHeader},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

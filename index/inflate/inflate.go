@@ -22,8 +22,8 @@ import (
 	"math/bits"
 )
 
-// WindowSize is the farthest that a match can refer back, in bytes.
-const WindowSize = 32 << 10
+// windowSize is the farthest that a match can refer back, in bytes.
+const windowSize = 32 << 10
 
 // MinInput is the number of unread bytes of src with which Decode is sure to
 // make progress: the longest block header (17 + 19×3 bits, then 316 code
@@ -33,18 +33,18 @@ const MinInput = 576
 // ErrCorrupt is wrapped by the errors for input that is no deflate stream.
 var ErrCorrupt = errors.New("corrupt deflate stream")
 
-// CorruptError says what is wrong with a stream, and where.
-type CorruptError struct {
+// corruptError says what is wrong with a stream, and where.
+type corruptError struct {
 	Bit    int64 // offset from the first bit of the src of the failing call
 	Reason string
 }
 
-func (e *CorruptError) Error() string {
+func (e *corruptError) Error() string {
 	return fmt.Sprintf("corrupt deflate stream at bit %d: %s", e.Bit, e.Reason)
 }
 
 // Unwrap makes errors.Is(err, ErrCorrupt) true.
-func (e *CorruptError) Unwrap() error { return ErrCorrupt }
+func (e *corruptError) Unwrap() error { return ErrCorrupt }
 
 // Status says why Decode returned.
 type Status uint8
@@ -66,7 +66,7 @@ const (
 
 // Ref is a match that reaches into the history: a range of bytes before dst[0].
 type Ref struct {
-	Back int32 // the range begins that many bytes before dst[0]; 1 to WindowSize
+	Back int32 // the range begins that many bytes before dst[0]; 1 to windowSize
 	Size int32 // bytes of the range, all of them before dst[0]
 }
 
@@ -86,7 +86,7 @@ type Decoder struct {
 	// Track makes Decode append to Refs what matches refer to in the history.
 	Track bool
 	// Refs belongs to the caller between calls: empty it at will. One call
-	// appends at most one entry for each three bytes of the first WindowSize bytes
+	// appends at most one entry for each three bytes of the first windowSize bytes
 	// of dst.
 	Refs []Ref
 
@@ -118,7 +118,7 @@ func (d *Decoder) Reset(bit uint8) {
 }
 
 // SetHistory says what lies before dst[0] of the next calls. The slice is not
-// copied. More than its last WindowSize bytes is never looked at.
+// copied. More than its last windowSize bytes is never looked at.
 func (d *Decoder) SetHistory(hist []byte) { d.hist = hist }
 
 // Bit is the number of low bits of the next src's first byte that are already
@@ -137,7 +137,7 @@ func (d *Decoder) Decode(dst []byte, w int, src []byte) (nw, r int, s Status, er
 	}
 	w, s, err = d.run(dst, w, &in)
 	if err != nil {
-		var c *CorruptError
+		var c *corruptError
 		if errors.As(err, &c) {
 			c.Bit = int64(in.r)*8 - int64(in.n)
 		}
@@ -244,7 +244,7 @@ func (d *Decoder) copyStored(dst []byte, w int, in *reader) (nw int, done bool) 
 // It reports false where it begins before the history.
 func (d *Decoder) far(dst []byte, w, dist, length int) bool {
 	back := dist - w
-	if back > len(d.hist) || back > WindowSize {
+	if back > len(d.hist) || back > windowSize {
 		return false
 	}
 	n := min(length, back)
@@ -338,7 +338,7 @@ func (in *reader) take(n uint) uint32 {
 	return v
 }
 
-func corrupt(reason string) error { return &CorruptError{Reason: reason} }
+func corrupt(reason string) error { return &corruptError{Reason: reason} }
 
 // reverse mirrors the low n bits of v: deflate sends codes from their top bit.
 func reverse(v uint32, n uint) uint32 {

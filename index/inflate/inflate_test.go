@@ -33,7 +33,7 @@ func inflate(src []byte, inStep, outStep int) ([]byte, int, error) {
 			}
 			given = min(given+inStep, len(src))
 		case OutputFull:
-			hist := out[max(0, len(out)-WindowSize):]
+			hist := out[max(0, len(out)-windowSize):]
 			d.SetHistory(bytes.Clone(hist))
 			w = 0
 		case StreamEnd:
@@ -115,7 +115,7 @@ func samples() map[string][]byte {
 	for i := range skew {
 		skew[i] = byte(min(255, int(rnd.ExpFloat64()*9)))
 	}
-	farRep := append(bytes.Clone(noise[:WindowSize]), noise[:WindowSize]...)
+	farRep := append(bytes.Clone(noise[:windowSize]), noise[:windowSize]...)
 	return map[string][]byte{
 		"empty": nil,
 		"one":   {42},

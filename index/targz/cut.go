@@ -3,7 +3,6 @@ package targz
 import (
 	"math"
 
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/inflate"
 	"github.com/mica-snapshotter/mica/index/window"
 )
@@ -29,7 +28,7 @@ type place struct {
 // candidate is a place and what a span from there on needs.
 type candidate struct {
 	place
-	window [index.WindowSize]byte
+	window [window.Size]byte
 	n      int // bytes of window: fewer near a member's start
 	refs   window.Set
 	cost   int
@@ -87,7 +86,7 @@ func (c *cutter) add(p place, history []byte) {
 		c.settle(k)
 		return
 	}
-	k.n = copy(k.window[:], history[max(0, len(history)-index.WindowSize):])
+	k.n = copy(k.window[:], history[max(0, len(history)-window.Size):])
 	c.live = append(c.live, k)
 }
 
@@ -113,7 +112,7 @@ func (c *cutter) refer(refs []inflate.Ref) {
 // advance says that the device is decoded up to an offset, and returns the
 // candidate where a span begins once that is decided. It belongs to the caller.
 func (c *cutter) advance(device int64) *candidate {
-	for len(c.live) > 0 && device-c.live[0].device >= index.WindowSize {
+	for len(c.live) > 0 && device-c.live[0].device >= window.Size {
 		c.settleOldest()
 	}
 	switch {

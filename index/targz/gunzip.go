@@ -9,6 +9,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/inflate"
+	"github.com/mica-snapshotter/mica/index/window"
 )
 
 // gunzipper decodes a blob of gzip members and cuts it into spans.
@@ -35,7 +36,7 @@ type gunzipper struct {
 
 // gunzip is the inflating goroutine of a scan.
 func gunzip(in *input, out *output, spans *[]index.Span) error {
-	g := &gunzipper{in: in, out: out, spans: spans, w: index.WindowSize}
+	g := &gunzipper{in: in, out: out, spans: spans, w: window.Size}
 	g.cut.size = out.o.SpanSize
 	g.d.StopAtBlocks = true
 	var err error
@@ -64,10 +65,10 @@ func gunzip(in *input, out *output, spans *[]index.Span) error {
 }
 
 // device is the offset of the next byte in the device.
-func (g *gunzipper) device() int64 { return g.first + int64(g.w-index.WindowSize) }
+func (g *gunzipper) device() int64 { return g.first + int64(g.w-window.Size) }
 
 // index is where a device offset lies in buf.mem.
-func (g *gunzipper) index(device int64) int { return int(device-g.first) + index.WindowSize }
+func (g *gunzipper) index(device int64) int { return int(device-g.first) + window.Size }
 
 // more reads on; a blob that ends here is truncated.
 func (g *gunzipper) more() (err error) {
@@ -268,9 +269,9 @@ func (g *gunzipper) flush() error {
 	if err != nil {
 		return err
 	}
-	copy(buf.mem[:index.WindowSize], full.mem[g.w-index.WindowSize:g.w])
+	copy(buf.mem[:window.Size], full.mem[g.w-window.Size:g.w])
 	g.out.put(full)
-	g.buf, g.w, g.first = buf, index.WindowSize, next
+	g.buf, g.w, g.first = buf, window.Size, next
 	return nil
 }
 

@@ -7,8 +7,9 @@ import (
 	"hash"
 	"io"
 
-	"github.com/mica-snapshotter/mica/index/inflate"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/index/inflate"
 )
 
 const (
@@ -52,11 +53,9 @@ func newInput(ctx context.Context, blob io.Reader) *input {
 // run reads the blob to its end.
 func (in *input) run() error {
 	for {
-		var c *chunk
-		select {
-		case <-in.ctx.Done():
-			return in.ctx.Err()
-		case c = <-in.free:
+		c, err := receive(in.ctx, in.free)
+		if err != nil {
+			return err
 		}
 		atEnd, err := in.fill(in.ctx, c)
 		if err != nil {
@@ -121,15 +120,9 @@ func readFull(ctx context.Context, r io.Reader, p []byte) (n int, atEnd bool, er
 // the next chunk behind it. All slices of earlier calls become invalid. io.EOF
 // at the end of the blob, with left alone.
 func (in *input) more(left []byte) ([]byte, error) {
-	var c *chunk
-	var ok bool
-	select {
-	case <-in.ctx.Done():
-		return left, in.ctx.Err()
-	case c, ok = <-in.filled:
-	}
-	if !ok {
-		return left, io.EOF
+	c, err := receive(in.ctx, in.filled)
+	if err != nil {
+		return left, err
 	}
 	var src []byte
 	if len(left) <= reserve {

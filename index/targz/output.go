@@ -31,11 +31,11 @@ const (
 
 // buffer is a stretch of the device behind a window's length of history.
 type buffer struct {
-	mem  [index.WindowSize + bufferSize]byte
+	mem  [window.Size + bufferSize]byte
 	refs atomic.Int32
 }
 
-func (b *buffer) data() []byte { return b.mem[index.WindowSize:] }
+func (b *buffer) data() []byte { return b.mem[window.Size:] }
 
 // piece is a stretch of the device on its way to be hashed and scanned.
 type piece struct {
@@ -63,7 +63,7 @@ type output struct {
 }
 
 func newOutput(ctx context.Context, o Options) *output {
-	n := int((maxSpan(o.SpanSize)-minSpan(o.SpanSize)+index.WindowSize)/bufferSize) + heldSlack + queued
+	n := int((maxSpan(o.SpanSize)-minSpan(o.SpanSize)+window.Size)/bufferSize) + heldSlack + queued
 	out := &output{
 		ctx:     ctx,
 		o:       o,
@@ -81,16 +81,15 @@ func newOutput(ctx context.Context, o Options) *output {
 
 // get waits for a buffer that nobody uses.
 func (out *output) get() (*buffer, error) {
-	select {
-	case <-out.ctx.Done():
-		return nil, out.ctx.Err()
-	case b := <-out.free:
-		if b == nil {
-			b = new(buffer)
-		}
-		b.refs.Store(1)
-		return b, nil
+	b, err := receive(out.ctx, out.free)
+	if err != nil {
+		return nil, err
 	}
+	if b == nil {
+		b = new(buffer)
+	}
+	b.refs.Store(1)
+	return b, nil
 }
 
 // put gives up a use of a buffer.
@@ -103,31 +102,15 @@ func (out *output) put(b *buffer) {
 // send passes a piece to both users and gives up the caller's use of the buffer.
 func (out *output) send(p piece) error {
 	p.buf.refs.Add(1)
-	if err := out.sendTo(out.tar, piece{p.buf, p.data, false}); err != nil {
+	if err := send(out.ctx, out.tar, piece{p.buf, p.data, false}); err != nil {
 		return err
 	}
-	return out.sendTo(out.device, p)
-}
-
-func (out *output) sendTo(to chan<- piece, p piece) error {
-	select {
-	case <-out.ctx.Done():
-		return out.ctx.Err()
-	case to <- p:
-		return nil
-	}
+	return send(out.ctx, out.device, p)
 }
 
 // sendWindow passes on the candidate at which a span begins, one for each span in
 // order; nil for the first.
-func (out *output) sendWindow(c *candidate) error {
-	select {
-	case <-out.ctx.Done():
-		return out.ctx.Err()
-	case out.windows <- c:
-		return nil
-	}
-}
+func (out *output) sendWindow(c *candidate) error { return send(out.ctx, out.windows, c) }
 
 // close says that all has been sent.
 func (out *output) close() {
@@ -140,15 +123,9 @@ func (out *output) close() {
 func (out *output) runDevice() error {
 	span := sha256.New()
 	for {
-		var p piece
-		var ok bool
-		select {
-		case <-out.ctx.Done():
-			return out.ctx.Err()
-		case p, ok = <-out.device:
-		}
-		if !ok {
-			return nil
+		p, err := receive(out.ctx, out.device)
+		if err != nil {
+			return ended(err)
 		}
 		if int64(len(p.data)) > out.o.DeviceSize-out.size {
 			return fmt.Errorf("uncompressed layer: %w of %d bytes (Options.DeviceSize)", tartree.ErrLimit, out.o.DeviceSize)
@@ -172,15 +149,9 @@ func (out *output) runDevice() error {
 // runWindows encodes the spans' windows and writes them to Windows.
 func (out *output) runWindows() error {
 	for {
-		var c *candidate
-		var ok bool
-		select {
-		case <-out.ctx.Done():
-			return out.ctx.Err()
-		case c, ok = <-out.windows:
-		}
-		if !ok {
-			return nil
+		c, err := receive(out.ctx, out.windows)
+		if err != nil {
+			return ended(err)
 		}
 		if c == nil || c.member {
 			out.ranges = append(out.ranges, index.Range{})
@@ -216,10 +187,8 @@ func (out *output) runTar(tree func(io.Reader) (*erofs.Node, error)) (*erofs.Nod
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	for {
-		if err := r.next(); errors.Is(err, io.EOF) {
-			return root, nil
-		} else if err != nil {
-			return nil, err
+		if err := r.next(); err != nil {
+			return root, ended(err)
 		}
 	}
 }
@@ -242,22 +211,15 @@ type tarReader struct {
 	p   piece
 }
 
-// next gives up the piece at hand and waits for another one.
+// next gives up the piece at hand and waits for another one; io.EOF behind the last.
 func (r *tarReader) next() error {
 	if r.p.buf != nil {
 		r.out.put(r.p.buf)
 		r.p = piece{}
 	}
-	var ok bool
-	select {
-	case <-r.out.ctx.Done():
-		return r.out.ctx.Err()
-	case r.p, ok = <-r.out.tar:
-	}
-	if !ok {
-		return io.EOF
-	}
-	return nil
+	var err error
+	r.p, err = receive(r.out.ctx, r.out.tar)
+	return err
 }
 
 func (r *tarReader) Read(p []byte) (int, error) {
