@@ -112,10 +112,11 @@ func (v *openLayer) start() {
 	t, s := v.t, v.store
 	rec := s.Record()
 	v.origins = source.NewOrigins(t.o.Remote, t.o.ReadDeadline, &t.prefetch, rec.Refs)
+	pushed := t.copies.Feed(&rec)
 	o := layer.Options{
 		Blob:     source.New(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
 		Unpack:   v.unpack,
-		Copy:     t.prefetch.CopyOf(&rec),
+		Push:     pushed,
 		Budget:   t.budget,
 		Deadline: t.o.ReadDeadline,
 		Complete: v.lastCame,
@@ -127,6 +128,7 @@ func (v *openLayer) start() {
 	}
 	v.proof = proof.New(v, t.o.LocalIndexes, t.log)
 	v.data = layer.New(v.index, t.cache.Guard(s, v.whole()), o)
+	pushed.Open(v.data)
 	ctx, stop := context.WithCancel(t.ctx)
 	v.stop = stop
 	t.goes(func(context.Context) { v.tend(ctx) })

@@ -18,7 +18,7 @@ var _ pull.Host = pullHost{}
 func (t *Table) newPulls() *pull.Pulls {
 	return pull.New(t.ctx, pullHost{t}, pull.Options{
 		Root: t.o.Root, Remote: t.o.Remote, Store: t.store, Cache: t.cache, Budget: t.budget,
-		Prefetch: &t.prefetch, Profiles: t.o.Profiles,
+		Prefetch: &t.prefetch, Copies: t.copies, Profiles: t.o.Profiles,
 		Whole:    t.o.Mode == Local || t.o.LocalIndexes,
 		Early:    t.o.Fetch.Fill != fetch.None,
 		Limited:  t.o.Fetch.Bandwidth > 0,

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/cache"
+	"github.com/mica-snapshotter/mica/fs/copies"
 	"github.com/mica-snapshotter/mica/fs/erofs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
@@ -67,6 +68,7 @@ type Table struct {
 	store    *store.Store
 	names    *names
 	prefetch source.Prefetch
+	copies   *copies.Copies
 	cache    *cache.Cache
 	budget   *line.Budget
 	memory   *fuse.Memory
@@ -176,6 +178,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	t := &Table{
 		o: o, log: o.Log, store: s, names: n,
 		budget:  budget,
+		copies:  copies.New(budget, o.Log),
 		memory:  fuse.NewMemory(0),
 		entries: map[digest.Digest]*tableEntry{},
 		claims: demand{wanted: map[digest.Digest]bool{},

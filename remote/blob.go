@@ -110,17 +110,8 @@ func (b *Blob) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.spooled != nil {
-		return held{s}, nil
-	}
 	return s, nil
 }
-
-// held is a range that is read from a spool: when it comes says nothing of the way to the registry.
-type held struct{ *stream }
-
-// Held implements an interface of package layer.
-func (held) Held() {}
 
 func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 	what := b.what()

@@ -36,7 +36,6 @@ type fake struct {
 
 	mu       sync.Mutex
 	present  map[int64]bool
-	planned  map[int64]bool
 	expected int64
 	most     int // requests at a time
 	running  int
@@ -82,7 +81,7 @@ func (f *fake) Next(off, end int64, _ line.Priority) (layer.Run, error) {
 	if i+1 < last && !f.present[i+1] {
 		n = 2
 	}
-	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2, Planned: f.planned[i]}, nil
+	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2}, nil
 }
 
 func (f *fake) Fetch(ctx context.Context, off, n int64, prio line.Priority) error {
@@ -230,32 +229,6 @@ func TestFillAgain(t *testing.T) {
 		s.Fill(a.id())
 		time.Sleep(time.Minute)
 		expect(t, l, "fill a 2+1")
-	})
-}
-
-// TestPlanned: a replay waits for what is about to come by another way, but not for ever, and
-// fetches what lies behind it meanwhile; fills wait with it.
-func TestPlanned(t *testing.T) {
-	run(t, Options{FillRequests: 1}, func(t *testing.T, s *Scheduler, l *log) {
-		a, b, c := l.layer("a", 1), l.layer("b", 1), l.layer("c", 2)
-		a.planned, b.planned = map[int64]bool{0: true}, map[int64]bool{0: true}
-		r := s.Replay([]Range{{a.id(), 0, 1}, {b.id(), 0, 1}, {c.id(), 1000, 1}}, nil)
-		for _, f := range []*fake{a, b, c} {
-			f.delay = 0
-			s.Add(f.id(), f)
-		}
-		s.Fill(c.id())
-		expect(t, l, "replay c 1+1")
-		time.Sleep(plannedMost / 2)
-		expect(t, l)
-		a.mu.Lock()
-		delete(a.planned, 0)
-		a.mu.Unlock()
-		time.Sleep(plannedAgain)
-		expect(t, l, "replay a 0+1")
-		time.Sleep(plannedMost)
-		<-r.done
-		expect(t, l, "replay b 0+1", "fill c 0+1")
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"math"
 	"slices"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -47,26 +46,6 @@ type Replay struct {
 type part struct {
 	Range
 	order int
-	// What is about to come without a request is put off until then, and for the first time then.
-	later, first time.Time
-}
-
-const (
-	plannedAgain = 10 * time.Millisecond // how long what is about to come is put off before it is looked at again
-	plannedMost  = 2 * time.Second       // how long in all
-	plannedParts = 8                     // so many parts are put off at a time; those behind them are not looked at
-)
-
-// putOff puts off a place whose bytes are about to come without a request, for as long as that may
-// take.
-func (s *Scheduler) putOff(p *place, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p.todo.first.IsZero() {
-		p.todo.first = now
-	}
-	p.todo.later = now.Add(plannedAgain)
-	return now.Sub(p.todo.first) < plannedMost
 }
 
 // use is what a replay has to do with one layer. Guarded by Scheduler.mu.
@@ -211,7 +190,7 @@ func (r *Replay) advanceLocked(g *part, off int64) {
 		r.endLocked()
 		return
 	}
-	g.Off, g.first = off, time.Time{}
+	g.Off = off
 }
 
 // dropLocked drops what is left of a layer.

@@ -96,10 +96,6 @@ func (s *Scheduler) next(ctx context.Context) (*job, time.Duration) {
 		if err == nil {
 			run, err = l.Next(p.off, p.end, p.prio)
 		}
-		if err == nil && run.Planned && p.replay != nil && s.putOff(p, now) {
-			p.entry.users.Done()
-			continue
-		}
 		if j := s.begin(p, run, err, now); j != nil {
 			return j, 0
 		}
@@ -124,11 +120,7 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 		}
 		return true
 	}
-	p, later := s.replayPlaceLocked(usable, now)
-	if later > 0 {
-		return nil, nil, min(wait, later)
-	}
-	if p != nil {
+	if p = s.replayPlaceLocked(usable); p != nil {
 		if s.running.replay >= s.o.ReplayRequests {
 			return nil, nil, forever
 		}
@@ -147,30 +139,22 @@ func (s *Scheduler) choose(now time.Time) (p *place, expected []Range, wait time
 }
 
 // replayPlaceLocked returns the place of the replay whose turn it is; nil where replays have
-// nothing to fetch now. later is how long all that they have is put off.
-func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool, now time.Time) (p *place, later time.Duration) {
+// nothing to fetch now.
+func (s *Scheduler) replayPlaceLocked(usable func(*entry) bool) *place {
 	for i, r := range s.replays {
-		putOff := 0
 		for _, g := range r.todo {
 			e := s.layers[g.Layer]
 			if e == nil || !usable(e) {
 				continue
 			}
-			if left := g.later.Sub(now); left > 0 {
-				if later == 0 || left < later {
-					later = left
-				}
-				if putOff++; putOff == plannedParts {
-					break
-				}
-				continue
-			}
 			// Replays take turns.
 			s.replays = append(slices.Delete(s.replays, i, i+1), r)
-			return &place{entry: e, prio: line.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g}, 0
+			return &place{
+				entry: e, prio: line.Replay, off: g.Off, end: g.Off + g.Size, replay: r, todo: g,
+			}
 		}
 	}
-	return nil, later
+	return nil
 }
 
 func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {

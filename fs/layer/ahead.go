@@ -102,17 +102,14 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	}
 	var missing []int
 	first, last := spans.Cut(from, to)
-	places := l.places(spans)
 	for i := first; i < last; i++ {
 		f := l.flights[i]
 		taken := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)
-		s := places.at(i)
-		if !taken && !l.store.Present(i) && affordable(l.o.Budget, &s) == nil {
+		if !taken && !l.store.Present(i) && affordable(l.o.Budget, &spans[i]) == nil {
 			missing = append(missing, i)
 		}
 	}
-	for _, e := range plan(places, missing, l.request(line.Ahead)) {
-		g := l.startLocked(ctx, places, e, line.Ahead)
+	for _, g := range l.startLocked(ctx, spans, missing, line.Ahead) {
 		l.expireAfterLocked(g, aheadPatience)
 	}
 }

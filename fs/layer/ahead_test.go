@@ -23,14 +23,14 @@ type streaming struct {
 	delay func(call int64) time.Duration // until a body begins
 }
 
-func (s *streaming) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+func (s *streaming) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	call := s.calls.Add(1)
 	if s.delay != nil {
 		if err := sleep(ctx, s.delay(call)); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	return &body{s: s, ctx: ctx, off: off, end: off + n}, false, nil
+	return &body{s: s, ctx: ctx, off: off, end: off + n}, nil
 }
 
 type body struct {

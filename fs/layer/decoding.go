@@ -15,7 +15,6 @@ import (
 type decoding struct {
 	layer   *Layer
 	group   *group
-	places  places
 	request *line.Request
 	windows *line.Request // nil: there are none
 
@@ -27,22 +26,21 @@ type decoding struct {
 func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
 	ctx = context.WithoutCancel(ctx) // the source, which ends with it, says what was wrong
 	for i := e.first; i < e.first+e.n; i++ {
-		s := d.places.at(i)
+		s, f := &d.group.spans[i], d.group.flight(i)
 		blob, err := d.request.Get(ctx, s.Blob, s.BlobSize)
 		if err != nil {
 			return err
 		}
 		work.Go(func() error {
-			return line.Guarded(func() error { return d.one(i, blob) })
+			return line.Guarded(func() error { return d.one(f, s, blob) })
 		})
 	}
 	return nil
 }
 
-// one decodes, verifies, delivers and stores span i, of which all bytes are here.
-func (d *decoding) one(i int, blob []byte) error {
-	l, s, f := d.layer, d.places.at(i), d.group.flight(i)
-	budget := l.o.Budget
+// one decodes, verifies, delivers and stores a span, of which all bytes are here.
+func (d *decoding) one(f *flight, s *index.Span, blob []byte) error {
+	l, budget := d.layer, d.layer.o.Budget
 	var window []byte
 	if s.Window.Size > 0 {
 		if d.windows == nil {
@@ -62,7 +60,7 @@ func (d *decoding) one(i int, blob []byte) error {
 		return err
 	}
 	buf := budget.Buffer(s.Size)
-	err := l.decode(&s, buf.B, blob, window)
+	err := l.decode(s, buf.B, blob, window)
 	budget.Decoders.Release(1)
 	if err != nil {
 		buf.Free()
@@ -71,10 +69,10 @@ func (d *decoding) one(i int, blob []byte) error {
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.bad = append(d.bad, corruption{i, err})
+		d.bad = append(d.bad, corruption{f.span, err})
 		return nil
 	}
-	l.keep(f, &s, buf)
+	l.keep(f, s, buf)
 	return nil
 }
 
@@ -100,7 +98,6 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *line.Buffer) {
 	buf.Free()
 	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) {
 		l.section.drop(l.o.Budget)
-		l.leaveCopy()
 		if l.o.Complete != nil {
 			l.o.Complete()
 		}

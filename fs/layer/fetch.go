@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/line"
+	"github.com/mica-snapshotter/mica/index"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -49,14 +50,6 @@ func (l *Layer) run(g *group) {
 			bad = append(bad, b...)
 		}
 		admitted.Close()
-		if len(bad) > 0 && g.places.copied(todo[0].first) {
-			if todo, admitted, err = l.planAnew(g, bad); err != nil {
-				l.giveUp(g, err)
-				return
-			}
-			try = 0 // of the layer's blob
-			continue
-		}
 		todo = todo[:0]
 		var wrong error
 		for _, b := range bad {
@@ -107,10 +100,18 @@ func (l *Layer) finish(g *group) {
 	g.cancel(nil)
 }
 
-// begin waits until the group's request may be sent. Until then more urgent readers can take spans
-// out of it; it returns what is left.
+// begin waits until the group's request may be sent. Until then more urgent readers, and what is
+// offered, can take spans out of it; it returns what is left.
 func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
-	l.wantWindows(g, g.extent)
+	if g.pushed {
+		select {
+		case <-l.o.Push.Over():
+		case <-g.ctx.Done():
+		}
+	}
+	if g.ctx.Err() == nil {
+		l.wantWindows(g, g.extent)
+	}
 	admitted, err := l.admit(g, []extent{g.extent})
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,7 +125,7 @@ func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 			left = append(left, f.span)
 		}
 	}
-	todo := plan(g.places, left, maxRequest)
+	todo := plan(g.spans, left, maxRequest)
 	if len(todo) > 1 {
 		admitted.Share()
 	}
@@ -134,7 +135,7 @@ func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 // wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader
 // waits for it.
 func (l *Layer) wantWindows(g *group, e extent) {
-	if g.claim.Priority() > line.Demand && e.windowRange(g.places).size() > 0 {
+	if g.claim.Priority() > line.Demand && e.windowRange(g.spans).size() > 0 {
 		l.keepWindows(g.ctx)
 	}
 }
@@ -143,7 +144,7 @@ func (l *Layer) wantWindows(g *group, e extent) {
 func (l *Layer) admit(g *group, todo []extent) (*line.Grant, error) {
 	var need int64
 	for _, e := range todo {
-		need = max(need, e.blobRange(g.places).size()+e.windowRange(g.places).size())
+		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
 	admitted, err := l.o.Budget.Admit(g.ctx, l.host(), need, g.claim)
 	if len(todo) > 1 {
@@ -190,56 +191,38 @@ type corruption struct {
 func (l *Layer) fetchExtent(
 	g *group, e extent, try int, admitted *line.Grant,
 ) ([]corruption, error) {
-	places, ctx := g.places, g.ctx
-	if places.copied(e.first) {
-		var cancel context.CancelFunc
-		ctx, cancel = fromCopy(ctx, e.blobRange(places))
-		defer cancel()
-	}
-	work, ctx := errgroup.WithContext(ctx)
-	d := decoding{layer: l, group: g, places: places}
-	if r := e.windowRange(places); r.size() > 0 {
+	work, ctx := errgroup.WithContext(g.ctx)
+	d := decoding{layer: l, group: g}
+	if r := e.windowRange(g.spans); r.size() > 0 {
 		w, done := l.windowsOf(ctx, r, try)
 		defer done()
 		d.windows = w
 	}
 	var pieces []line.Range
 	for i := e.first; i < e.first+e.n; i++ {
-		s := places.at(i)
+		s := &g.spans[i]
 		pieces = append(pieces, line.Range{Off: s.Blob, Size: s.BlobSize})
 	}
-	src := l.source(places, e)
-	open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-		return l.open(ctx, src, off, n)
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		return l.open(ctx, l.o.Blob, off, n)
 	}
 	d.request = admitted.Request(ctx, g.claim, pieces, open)
 	defer d.request.Close()
 	work.Go(func() error { return d.receive(ctx, work, e) })
-	err := work.Wait()
-	if err != nil && places.copied(e.first) {
-		d.bad, err = l.notCopied(g, e, err)
-	}
-	if err != nil {
+	if err := work.Wait(); err != nil {
 		return nil, err
 	}
-	l.suspect(d.bad, places)
+	l.suspect(d.bad, g.spans)
 	return d.bad, nil
 }
 
-// suspect tells the sources what they got wrong. A copy gets no second chance.
-func (l *Layer) suspect(bad []corruption, places places) {
+// suspect tells the sources what they got wrong.
+func (l *Layer) suspect(bad []corruption, spans index.Spans) {
 	for _, b := range bad {
-		s := places.at(b.span)
-		if places.copied(b.span) {
-			if l.leaveCopy() {
-				l.log.Warn("the copy of what a start reads is of no use: all is fetched from the layer",
-					"err", b.err)
-			}
-		} else {
-			l.counters.corrupt.Add(1)
-			l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
-		}
-		l.source(places, extent{b.span, 1}).Suspect(s.Blob, s.BlobSize)
+		s := &spans[b.span]
+		l.counters.corrupt.Add(1)
+		l.log.Warn("fetched bytes are wrong", "span", b.span, "err", b.err)
+		l.o.Blob.Suspect(s.Blob, s.BlobSize)
 		if l.o.Windows != nil && s.Window.Size > 0 {
 			l.o.Windows.Suspect(s.Window.Off, s.Window.Size)
 		}

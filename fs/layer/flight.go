@@ -51,10 +51,11 @@ type flight struct {
 // group is the flights that one request brings, with the goroutine that runs it.
 type group struct {
 	extent  extent
-	places  places // by which it was planned; of its goroutine
+	spans   index.Spans
 	claim   *line.Claim
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
-	begun   bool      // its request has been admitted; guarded by Layer.mu
+	pushed  bool      // it begins when the push is over
+	begun   bool      // its request has been admitted, or its span was offered; guarded by Layer.mu
 	whole   bool      // it is a stream of the whole blob: see whole.go
 	moved   time.Time // when a stream has brought something last; guarded by Layer.mu
 	ctx     context.Context
@@ -141,7 +142,6 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		return nil, errClosed
 	}
 	var missing []int
-	places := l.places(spans)
 	for i := spans.Find(w.off); i < len(spans) && spans[i].Device < w.end; i++ {
 		// A flight leaves the table only after the store, or the spares, have
 		// its span: whoever finds it in none of the three is the first.
@@ -162,8 +162,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		// The background wants it in the store.
 		give := func(data []byte) { w.copySpan(&spans[i], data) }
 		if w.background() || !l.o.Budget.Spares.Use(l, i, give) {
-			s := places.at(i)
-			if err := affordable(l.o.Budget, &s); err != nil {
+			if err := affordable(l.o.Budget, &spans[i]); err != nil {
 				l.leaveLocked(w, errNobody)
 				return nil, fmt.Errorf("span %d: %w", i, err)
 			}
@@ -180,8 +179,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		}
 		missing = nil
 	}
-	for _, e := range plan(places, missing, l.request(w.prio)) {
-		g := l.startLocked(ctx, places, e, w.prio)
+	for _, g := range l.startLocked(ctx, spans, missing, w.prio) {
 		for _, f := range g.flights {
 			l.attachLocked(w, f, &spans[f.span])
 		}
@@ -206,12 +204,35 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 	w.pending[f] = struct{}{}
 }
 
-// startLocked starts the fetch of an extent. Flights of groups that have not begun yet come over to
-// it.
+// startLocked starts the fetch of missing spans, in rising order. Those that are coming wait for
+// the push.
 func (l *Layer) startLocked(
-	ctx context.Context, p places, e extent, prio line.Priority,
+	ctx context.Context, spans index.Spans, missing []int, prio line.Priority,
+) (all []*group) {
+	var now, pushed []int
+	for _, i := range missing {
+		if l.coming(i, prio) {
+			pushed = append(pushed, i)
+		} else {
+			now = append(now, i)
+		}
+	}
+	extents := plan(spans, now, l.request(prio))
+	for n, e := range append(extents, plan(spans, pushed, l.request(prio))...) {
+		g := l.groupLocked(ctx, spans, e, prio)
+		g.pushed = n >= len(extents)
+		l.running.Go(func() { l.run(g) })
+		all = append(all, g)
+	}
+	return all
+}
+
+// groupLocked makes a group of an extent. Flights of groups that have not begun yet come over to
+// it.
+func (l *Layer) groupLocked(
+	ctx context.Context, spans index.Spans, e extent, prio line.Priority,
 ) *group {
-	g := &group{extent: e, places: p, claim: line.NewClaim(prio), done: make(chan struct{})}
+	g := &group{extent: e, spans: spans, claim: line.NewClaim(prio), done: make(chan struct{})}
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for i := e.first; i < e.first+e.n; i++ {
@@ -232,7 +253,6 @@ func (l *Layer) startLocked(
 		f.claim = line.NewClaim(prio) // nothing waits at a meter for it yet
 		g.flights = append(g.flights, f)
 	}
-	l.running.Go(func() { l.run(g) })
 	return g
 }
 
@@ -246,10 +266,14 @@ func (l *Layer) await(ctx context.Context, w *waiter) error {
 	defer limit.Stop()
 	select {
 	case <-w.done:
+		err := w.err
+		if errors.Is(err, errOffered) {
+			err = l.anew(ctx, w.want)
+		}
 		if w.err != nil {
 			l.leave(w, errNobody)
 		}
-		return w.err
+		return err
 	case <-ctx.Done():
 		if l.leave(w, errNobody); w.ended {
 			return w.err

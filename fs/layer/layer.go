@@ -14,8 +14,9 @@
 // The body of a request is cut into spans as it arrives: who reads the first does not wait for the
 // last.
 //
-// Fill and Fetch go the same way without bytes to copy; FUSE calls Fill before ReadAt. A Copy may
-// hold some spans, coded otherwise, in another blob. A layer of index.FromStart spans comes as one
+// Fill and Fetch go the same way without bytes to copy; FUSE calls Fill before ReadAt. A Push may
+// bring some spans, coded otherwise, without being asked: what wants one of them waits for it, and
+// fetches it when the push is over without it. A layer of index.FromStart spans comes as one
 // stream, from its beginning.
 //
 // What is fetched has a line.Priority: bytes in flight, decoded bytes and decoders go to the more
@@ -26,7 +27,7 @@
 // # Concurrency
 //
 // A span is fetched once however many readers want it: a flight has the readers
-// that wait for it, a group the flights that one request brings and the
+// that wait for it, a group the flights that one request, or one offer, brings and the
 // goroutine that runs it. A reader that is interrupted leaves the group running: it ends when
 // nobody has waited for any of it for some seconds, or at once if its request was not sent yet.
 // The goroutines belong to the Layer; Close ends them and waits. Memory is bounded over all layers
@@ -65,7 +66,7 @@ type Options struct {
 	// layer whose spans are index.FromStart. Errors wrap index.ErrCorrupt where the blob's bytes
 	// are wrong, and else are those of blob, or of ctx. May be nil.
 	Unpack func(ctx context.Context, blob io.Reader) (io.ReadCloser, error)
-	Copy   *Copy // spans that are to come from elsewhere; may be nil
+	Push   Push // may be nil
 	Budget *line.Budget
 	// Deadline is how long one read waits for what cannot be fetched; 0:
 	// DefaultDeadline.
@@ -89,7 +90,6 @@ type Layer struct {
 	name       string // the layer's digest
 	deviceSize int64
 	spans      atomic.Pointer[index.Spans] // nil until needed; see table
-	copy       atomic.Pointer[Copy]        // nil: there is none, or none that is used
 	completed  atomic.Bool                 // Complete was called, and no missing span was written since
 	counters   counters
 	expects    expectations
@@ -132,7 +132,7 @@ func (w *want) copySpan(s *index.Span, data []byte) {
 }
 
 // New returns a Layer that reads ix's device from st, which gets from
-// o.Blob, or o.Copy, what it lacks. No I/O. It is paired with Close; st stays the caller's.
+// o.Blob what it lacks. No I/O. It is paired with Close; st stays the caller's.
 func New(ix Index, st Store, o Options) *Layer {
 	if o.Budget == nil {
 		o.Budget = line.New(0, 0)
@@ -154,8 +154,6 @@ func New(ix Index, st Store, o Options) *Layer {
 		flights:    map[int]*flight{},
 	}
 	st.Know(ix.Spans, l.scratch)
-	l.copy.Store(o.Copy)
-	l.o.Copy = nil // what it holds goes when it is not used any more
 	return l
 }
 
@@ -249,6 +247,19 @@ func (l *Layer) present(off, end int64) bool {
 		}
 	}
 	return true
+}
+
+// table returns the spans, loaded if need be.
+func (l *Layer) table() (index.Spans, error) {
+	if t := l.spans.Load(); t != nil {
+		return *t, nil
+	}
+	spans, err := l.index.Spans()
+	if err != nil {
+		return nil, err
+	}
+	l.spans.Store(&spans)
+	return spans, nil
 }
 
 // unreadable notes why the store did not return what it has; that it has not is no reason.

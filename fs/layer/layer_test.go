@@ -121,11 +121,11 @@ type memory struct {
 
 func (m *memory) Size() int64 { return int64(len(m.b)) }
 
-func (m *memory) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+func (m *memory) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	call := int(m.calls.Add(1))
 	m.bytes.Add(n)
 	if off < 0 || off+n > int64(len(m.b)) {
-		return nil, false, io.ErrUnexpectedEOF
+		return nil, io.ErrUnexpectedEOF
 	}
 	p := bytes.Clone(m.b[off : off+n])
 	err := ctx.Err()
@@ -133,14 +133,12 @@ func (m *memory) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, 
 		err = m.fault(ctx, call, p, off)
 	}
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	return io.NopCloser(bytes.NewReader(p)), false, nil
+	return io.NopCloser(bytes.NewReader(p)), nil
 }
 
 func (m *memory) Suspect(_, _ int64) {}
-
-func (m *memory) Planned(_, _ int64) bool { return false }
 
 func (m *memory) Place() string { return "" }
 

@@ -43,16 +43,16 @@ type far struct {
 	wire *wire
 }
 
-func (f *far) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+func (f *far) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if err := sleep(ctx, f.wire.rtt/2); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	// The server puts everything on the line at once.
 	b := &farBody{ctx: ctx, rest: f.b[off : off+n]}
 	for left := int(n); left > 0; left -= farPiece {
 		b.at = append(b.at, f.wire.depart(min(left, farPiece)))
 	}
-	return b, false, sleep(ctx, time.Until(b.at[0]))
+	return b, sleep(ctx, time.Until(b.at[0]))
 }
 
 const farPiece = 32 << 10

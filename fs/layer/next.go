@@ -5,8 +5,7 @@ import "github.com/mica-snapshotter/mica/fs/line"
 // Run is neighbouring spans that are missing.
 type Run struct {
 	Off, Size int64 // in the device, bytes; whole spans
-	Bytes     int64 // in the blob, or in a copy
-	Planned   bool  // some of these are about to come without being asked for
+	Bytes     int64 // in the blob
 }
 
 // Next returns the first run of missing spans that hold any of the device's bytes [off, end), no
@@ -27,21 +26,19 @@ func (l *Layer) Next(off, end int64, prio line.Priority) (Run, error) {
 	if i == last {
 		return Run{}, nil
 	}
-	e, request, places := extent{i, 1}, l.request(prio), l.places(spans)
+	e, request := extent{i, 1}, l.request(prio)
 	for i++; i < last && !l.store.Present(i); i++ {
 		longer := extent{e.first, e.n + 1}
-		if !longer.joins(places, request) {
+		if !longer.joins(spans, request) {
 			break
 		}
 		e = longer
 	}
-	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(places)
+	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
 	run := Run{Off: first.Device, Size: final.Device + final.Size - first.Device, Bytes: at.size()}
 	if spans.FromStart() {
 		h := l.index.Header() // about
 		run.Bytes = int64(float64(run.Size) / float64(max(h.DeviceSize, 1)) * float64(h.LayerSize))
-		return run, nil
 	}
-	run.Planned = l.source(places, e).Planned(at.from, at.size())
 	return run, nil
 }

@@ -31,12 +31,12 @@ type trapped struct {
 	armed bool
 }
 
-func (s *trapped) Range(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-	b, _, err := s.streaming.Range(ctx, off, n)
+func (s *trapped) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	b, err := s.streaming.Range(ctx, off, n)
 	if err == nil && s.armed {
 		b = panicking{b}
 	}
-	return b, false, err
+	return b, err
 }
 
 // TestPanics: a panic in any goroutine of a fetch is an error of the reads that wait for it. It

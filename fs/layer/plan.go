@@ -40,29 +40,26 @@ func (l *Layer) request(prio line.Priority) int64 {
 	return min(n, l.o.Budget.Fetch.Size())
 }
 
-// extent is a run of neighbouring spans that one request brings: of the blob all, or of a copy.
+// extent is a run of neighbouring spans that one request brings.
 type extent struct{ first, n int }
 
-// byteRange is a range of bytes in a blob, or in a copy.
+// byteRange is a range of bytes in a blob.
 type byteRange struct{ from, to int64 }
 
 func (r byteRange) size() int64 { return r.to - r.from }
 
-// blobRange is where the extent lies in the blob, or in a copy. Neighbours can share a byte.
-func (e extent) blobRange(p places) byteRange {
-	first, last := p.at(e.first), p.at(e.first+e.n-1)
+// blobRange is where the extent lies in the blob. Neighbours can share a byte.
+func (e extent) blobRange(spans index.Spans) byteRange {
+	first, last := &spans[e.first], &spans[e.first+e.n-1]
 	return byteRange{first.Blob, last.Blob + last.BlobSize}
 }
 
 // windowRange is where the windows that the extent needs lie in the windows
 // section; empty where it needs none.
-func (e extent) windowRange(p places) byteRange {
+func (e extent) windowRange(spans index.Spans) byteRange {
 	var r byteRange
-	if p.copied(e.first) {
-		return r
-	}
 	for i := e.first; i < e.first+e.n; i++ {
-		w := p.Spans[i].Window
+		w := spans[i].Window
 		switch {
 		case w.Size == 0:
 		case r.to == 0:
@@ -77,12 +74,12 @@ func (e extent) windowRange(p places) byteRange {
 // plan divides missing spans, in rising order, into requests: neighbours go
 // together as long as their ranges in blob and windows do, and request bytes
 // are enough. What a demand brings beyond what was asked for is decided here.
-func plan(p places, missing []int, request int64) []extent {
+func plan(spans index.Spans, missing []int, request int64) []extent {
 	var all []extent
 	for _, i := range missing {
 		if n := len(all); n > 0 && i == all[n-1].first+all[n-1].n {
 			e := extent{all[n-1].first, all[n-1].n + 1}
-			if e.joins(p, request) {
+			if e.joins(spans, request) {
 				all[n-1] = e
 				continue
 			}
@@ -93,29 +90,21 @@ func plan(p places, missing []int, request int64) []extent {
 }
 
 // joins says whether the extent's last span fits to the ones before it.
-func (e extent) joins(p places, request int64) bool {
-	copied := p.copied(e.first + e.n - 1)
-	if copied != p.copied(e.first) {
-		return false
-	}
-	last, before := p.at(e.first+e.n-1), p.at(e.first+e.n-2)
-	size := last.Device + last.Size - p.Spans[e.first].Device
-	if p.FromStart() {
-		return size <= request
+func (e extent) joins(spans index.Spans, request int64) bool {
+	last, before := &spans[e.first+e.n-1], &spans[e.first+e.n-2]
+	if spans.FromStart() {
+		return last.Device+last.Size-spans[e.first].Device <= request
 	}
 	if gap := last.Blob - (before.Blob + before.BlobSize); gap > maxGap || gap < -1 {
 		return false
 	}
-	w := e.windowRange(p)
-	b := extent{e.first, e.n - 1}.windowRange(p)
+	w := e.windowRange(spans)
+	b := extent{e.first, e.n - 1}.windowRange(spans)
 	// The index is not trusted to have the windows in order.
 	if w.size()-b.size()-last.Window.Size > maxGap {
 		return false
 	}
-	if copied && size > copyRatio*request {
-		return false
-	}
-	return e.blobRange(p).size()+w.size() <= request
+	return e.blobRange(spans).size()+w.size() <= request
 }
 
 // affordable says whether a span fits into the budget by itself.

@@ -41,30 +41,10 @@ func TestPlan(t *testing.T) {
 		"windows count":         {table(windowed(0, 10, 0, 60), windowed(10, 10, 60, 60)), []int{0, 1}, 100, []extent{{0, 1}, {1, 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := plan(places{Spans: c.spans}, c.missing, c.request); !slices.Equal(got, c.want) {
+			if got := plan(c.spans, c.missing, c.request); !slices.Equal(got, c.want) {
 				t.Errorf("got %v, want %v", got, c.want)
 			}
 		})
-	}
-}
-
-// TestPlanCopy: one request brings spans of the copy or of the blob, even where their places there
-// look like neighbours.
-func TestPlanCopy(t *testing.T) {
-	p := places{
-		table(at(0, 10), windowed(10, 10, 0, 5), at(20, 10), at(30, 10), at(40, 10)),
-		&Copy{Frames: map[int]index.Range{1: {Off: 10, Size: 10}, 2: {Off: 20, Size: 10}}},
-	}
-	want := []extent{{0, 1}, {1, 2}, {3, 2}}
-	if got := plan(p, []int{0, 1, 2, 3, 4}, 1000); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if got := want[1].windowRange(p); got.size() != 0 {
-		t.Errorf("frames need the windows %v", got)
-	}
-	p.copy = nil
-	if got := plan(p, []int{0, 1, 2, 3, 4}, 1000); !slices.Equal(got, []extent{{0, 5}}) {
-		t.Errorf("without the copy: %v", got)
 	}
 }
 
@@ -76,7 +56,7 @@ func TestWindowRange(t *testing.T) {
 	}{
 		{extent{0, 1}, byteRange{}}, {extent{0, 2}, byteRange{100, 105}}, {extent{0, 4}, byteRange{100, 112}}, {extent{2, 2}, byteRange{105, 112}},
 	} {
-		if got := c.e.windowRange(places{Spans: s}); got != c.want {
+		if got := c.e.windowRange(s); got != c.want {
 			t.Errorf("windows of %v are %v, want %v", c.e, got, c.want)
 		}
 	}

@@ -14,16 +14,11 @@ import (
 type Source interface {
 	Size() int64
 	// Range returns n bytes from off on as they come. The stream brings all of them or an error,
-	// and ends soon after ctx; Range tries for as long as ctx lasts where trying can help. held
-	// says that the bytes were asked for before: when they come says nothing of the way to the
-	// source.
-	Range(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error)
+	// and ends soon after ctx; Range tries for as long as ctx lasts where trying can help.
+	Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 	// Suspect tells that the n bytes from off on which the source returned last were wrong, so
 	// that it can ask somebody else when they are asked for again.
 	Suspect(off, n int64)
-	// Planned says whether any of the n bytes from off on are about to come by another way than
-	// being asked for. A reader that cannot wait for them asks.
-	Planned(off, n int64) bool
 	// Place names the registry that is asked first. What one registry's answers tell of the way
 	// to it says nothing of the way to another.
 	Place() string
@@ -81,17 +76,17 @@ var (
 func (l *Layer) host() *line.Host { return l.o.Budget.Host(l.o.Blob.Place()) }
 
 // open begins to read a range of a source.
-func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, bool, error) {
+func (l *Layer) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
 	l.counters.requests.Add(1)
-	body, held, err := src.Range(ctx, off, n)
+	body, err := src.Range(ctx, off, n)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	return &counted{body, &l.counters}, held, nil
+	return &counted{body, &l.counters}, nil
 }
 
 // openWindows begins to read a range of the windows section.
-func (l *Layer) openWindows(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+func (l *Layer) openWindows(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	return l.open(ctx, l.o.Windows, off, n)
 }
 

@@ -32,7 +32,7 @@ func (l *Layer) wholeLocked(
 ) *group {
 	g := &group{
 		whole: true, begun: true, moved: time.Now(),
-		extent: extent{0, len(spans)}, places: places{Spans: spans}, flights: make([]*flight, len(spans)),
+		extent: extent{0, len(spans)}, spans: spans, flights: make([]*flight, len(spans)),
 		claim: line.NewClaim(prio), done: make(chan struct{}),
 	}
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -82,7 +82,7 @@ func (l *Layer) runWhole(g *group) {
 
 // bringWhole brings what is left of a stream's flights.
 func (l *Layer) bringWhole(g *group) error {
-	claims := make([]*line.Claim, len(g.places.Spans))
+	claims := make([]*line.Claim, len(g.spans))
 	l.mu.Lock()
 	for i, f := range g.flights {
 		if f != nil && !f.ended {
@@ -90,11 +90,11 @@ func (l *Layer) bringWhole(g *group) error {
 		}
 	}
 	l.mu.Unlock()
-	return l.stream(g.ctx, g.places.Spans, claims, func(i int, buf *line.Buffer) error {
+	return l.stream(g.ctx, g.spans, claims, func(i int, buf *line.Buffer) error {
 		l.mu.Lock()
 		g.moved = time.Now()
 		l.mu.Unlock()
-		l.keep(g.flights[i], &g.places.Spans[i], buf)
+		l.keep(g.flights[i], &g.spans[i], buf)
 		return nil
 	})
 }
@@ -136,7 +136,7 @@ func (l *Layer) stream(
 		cancel(fmt.Errorf("%w for %v", errStalled, l.o.Deadline))
 	})
 	defer idle.Stop()
-	blob, _, err := l.open(ctx, l.o.Blob, 0, l.o.Blob.Size())
+	blob, err := l.open(ctx, l.o.Blob, 0, l.o.Blob.Size())
 	if err != nil {
 		return because(ctx, err)
 	}

@@ -42,19 +42,6 @@ func TestHosts(t *testing.T) {
 	})
 }
 
-// TestHeld: how soon bytes come that are here already says nothing of how long others take.
-func TestHeld(t *testing.T) {
-	b := New(0, 0)
-	h := b.Host("")
-	blob := newBlob()
-	blob.held = true
-	mustRead(t, h, 0, 5000, Demand, blob)
-	if h.flow.base > 0 {
-		t.Errorf("the round trip is %v", h.flow.base)
-	}
-	nothingTaken(t, b, h)
-}
-
 // readRange reads [off, end) by an admitted request.
 func readRange(
 	t *testing.T, h *Host, off, end int64, prio Priority, open Opener,

@@ -42,6 +42,9 @@ const (
 	DefaultDecodeBytes = 24 << 20
 )
 
+// frameBytes is the size of Budget.Frames.
+const frameBytes = 16 << 20
+
 // ErrTooLarge is wrapped where something needs more than a Meter has in all.
 var ErrTooLarge = errors.New("larger than the memory budget")
 
@@ -71,6 +74,7 @@ type Budget struct {
 	Decode   *Meter // bytes that are decoded
 	Decoders *Meter // decoders at work
 	Windows  *Meter // bytes of windows sections that are kept
+	Frames   *Meter // bytes of frames that were asked for before a layer wanted them
 	Spares   Spares
 	Starts   *Starts
 
@@ -95,6 +99,7 @@ func New(fetch, decode int64) *Budget {
 		Decode:   newMeter(decode),
 		Decoders: newMeter(int64(runtime.GOMAXPROCS(0))),
 		Windows:  &Meter{size: fetch / 4, free: fetch / 4},
+		Frames:   &Meter{size: frameBytes, free: frameBytes},
 		Spares:   Spares{limit: decode / 4},
 		readers:  readers{since: time.Now()},
 		compares: make(chan struct{}, ComparesMost),

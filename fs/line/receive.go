@@ -14,12 +14,12 @@ import (
 // receive fills a part.
 func (r *Request) receive(p *part) error {
 	start := time.Now()
-	body, held, err := r.open(r.ctx, p.off, p.end-p.off)
+	body, err := r.open(r.ctx, p.off, p.end-p.off)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	if r.grant != nil && !held {
+	if r.grant != nil {
 		r.host.flow.answered(time.Since(start), r.grant.filled)
 	}
 	for n := 0; ; {

@@ -16,9 +16,8 @@ const (
 	gapBuffer = 4 << 10
 )
 
-// Opener begins to read n bytes of a blob from off on. held says that they were asked for before:
-// when they come says nothing of the way to the host.
-type Opener = func(ctx context.Context, off, n int64) (body io.ReadCloser, held bool, err error)
+// Opener begins to read n bytes of a blob from off on.
+type Opener = func(ctx context.Context, off, n int64) (io.ReadCloser, error)
 
 // Range is n bytes of a blob.
 type Range struct{ Off, Size int64 }

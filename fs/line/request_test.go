@@ -16,7 +16,6 @@ import (
 // blob is a source of bytes.
 type blob struct {
 	b     string
-	held  bool
 	calls atomic.Int64
 }
 
@@ -28,9 +27,9 @@ func newBlob() *blob {
 	return &blob{b: b.String()}
 }
 
-func (b *blob) open(_ context.Context, off, n int64) (io.ReadCloser, bool, error) {
+func (b *blob) open(_ context.Context, off, n int64) (io.ReadCloser, error) {
 	b.calls.Add(1)
-	return io.NopCloser(strings.NewReader(b.b[off : off+n])), b.held, nil
+	return io.NopCloser(strings.NewReader(b.b[off : off+n])), nil
 }
 
 // TestStriped: a request over several connections brings the same bytes, also across what two of
@@ -82,7 +81,7 @@ func TestPieces(t *testing.T) {
 func TestEarlyEnd(t *testing.T) {
 	b := New(0, 0)
 	h, src := b.Host(""), newBlob()
-	open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
+	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return src.open(ctx, off, n-100)
 	}
 	r := h.Request(t.Context(), 0, 1000, open)
@@ -126,9 +125,9 @@ func TestLend(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			open := func(ctx context.Context, off, n int64) (io.ReadCloser, bool, error) {
-				body, held, err := src.open(ctx, off, n)
-				return &halting{Reader: body, goOn: goOn}, held, err
+			open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+				body, err := src.open(ctx, off, n)
+				return &halting{Reader: body, goOn: goOn}, err
 			}
 			r := g.Request(t.Context(), c, []Range{{0, 1000}, {1000, 59_000}}, open)
 			if p, err := r.Get(t.Context(), 0, 1000); err != nil || string(p) != src.b[:1000] {

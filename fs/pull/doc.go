@@ -6,7 +6,7 @@
 // every layer of the image at once, so that later calls find their layers there.
 //
 //	Announce, Begin ─▶ Pull ─┬─ look-up: referrers ─▶ trees, of all layers ─┐
-//	                         │     ├─▶ source.Prefetch: what a start reads  ├─▶ install ──┐
+//	                         │     ├─▶ copies.Push: what a start reads      ├─▶ install ──┐
 //	                         │     └─▶ Host.Replay: a profile               │             ▼
 //	                         └─ job, of each layer ◀────────────────────────┘         fs/store
 //	                               └─ no index: manifest ─▶ download and scan ──────────┘

@@ -8,10 +8,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/fs/copies"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/fs/proof"
-	"github.com/mica-snapshotter/mica/fs/source"
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 )
 
@@ -23,17 +22,14 @@ const (
 	earlyFarRequests, earlyFarRequest = 16, 256 << 10
 	// earlyFarLater is how many bytes requests have when each connection has had one.
 	earlyFarLater = 1 << 20
-	// earlyPiece is how many bytes are kept until all of them have been read.
-	earlyPiece = 1 << 20
 	// earlyFar is how long the first answer of a registry takes, connection included, that is far
 	// away.
 	earlyFar = 50 * time.Millisecond
-	// limitedCopy is how many bytes of a copy are fetched before the index where there is a limit
-	// of bandwidth.
+	// limitedCopy is how many bytes of a copy are pushed where there is a limit of bandwidth.
 	limitedCopy = 8 << 20
 	// windowsBytes is how many bytes of the windows are fetched for an image without a copy.
 	windowsBytes = 1 << 20
-	// earlyFor is how long they are asked for, and kept for nobody.
+	// earlyFor is how long these are asked for, and kept.
 	earlyFor = 15 * time.Second
 )
 
@@ -48,43 +44,31 @@ func (p *Pull) fetchEarly(refs, indexes []ocispec.Descriptor, took time.Duration
 	if !ok || err != nil {
 		return // whoever opens it will meet the error
 	}
-	requests := earlyRequests
-	if took >= earlyFar {
-		requests = earlyFarRequests
+	if !p.pushCopy(refs, x, took) {
+		p.fetchWindows(x)
 	}
-	plan, ok := p.earlyCopy(refs, x, took)
-	if !ok {
-		plan = p.earlyWindows(x)
-	}
-	if len(plan) == 0 {
-		return
-	}
-	p.all.o.Log.DebugContext(p.ctx, "fetching before the index",
-		"ref", p.name(), "requests", len(plan))
+}
+
+// fetchWindows begins to fetch the first of an index's windows. It leaves the trees the requests
+// that they need.
+func (p *Pull) fetchWindows(x artifact.Index) {
+	n := min(x.Windows.Size, windowsBytes)
+	left := p.left()
+	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
+	size := quickest(max(left, 1), n, p.roundTrip).even(n)
+	early := p.all.o.Prefetch.Early(x.Windows, n, size)
 	p.all.host.Go(func(context.Context) {
-		defer p.all.o.Prefetch.Drop(plan)
 		ctx, cancel := context.WithTimeout(p.ctx, earlyFor)
 		defer cancel()
-		p.all.o.Prefetch.Fetch(ctx, p.image, plan, requests)
-		<-ctx.Done()
+		early.Fetch(ctx, p.image)
 	})
 }
 
-// earlyWindows makes room for the first of an index's windows. It leaves the trees the requests
-// that they need.
-func (p *Pull) earlyWindows(x artifact.Index) source.Plan {
-	r := index.Range{Size: min(x.Windows.Size, windowsBytes)}
-	left := p.left()
-	left -= quickest(left, x.Trees.Size, p.roundTrip).requests(x.Trees.Size)
-	size := quickest(max(left, 1), r.Size, p.roundTrip).even(r.Size)
-	return p.all.o.Prefetch.Plan(x.Windows, []index.Range{r}, size, func(int) int64 { return size })
-}
-
-// earlyCopy plans what the copy of a profile has of layers that are not here, and has these layers
-// read it there. false: there is none that is usable.
-func (p *Pull) earlyCopy(
+// pushCopy begins to push what the copy of a profile has of layers that are not here. false: there
+// is none that is usable.
+func (p *Pull) pushCopy(
 	refs []ocispec.Descriptor, x artifact.Index, took time.Duration,
-) (source.Plan, bool) {
+) bool {
 	d, _ := published.Newest(refs)
 	c, ok, err := published.CopyOf(d)
 	if err != nil {
@@ -92,28 +76,23 @@ func (p *Pull) earlyCopy(
 			"ref", p.name(), "artifact", d.Digest, "err", err)
 	}
 	if !ok || c.Trees != x.Trees.Digest {
-		return nil, false
+		return false
 	}
 	missing := p.missing()
-	c.Frames = slices.DeleteFunc(c.Frames, func(f published.Frame) bool {
-		return !slices.Contains(missing, f.Layer)
-	})
-	context.AfterFunc(p.ctx, p.all.o.Prefetch.AddCopy(source.FoundCopy{
+	push := p.all.o.Copies.Begin(p.ctx, copies.Copy{
 		Image: p.image, Repository: proof.RepositoryOf(p.name()), Windows: x.Windows.Digest,
-		Copy: &c,
-	}))
-	var ranges []index.Range
-	for _, f := range c.Frames {
-		if f.Off+f.Size > limitedCopy && p.all.o.Limited {
-			break // all the rest is the scheduler's, which keeps to it
-		}
-		if n := len(ranges); n > 0 && ranges[n-1].Off+ranges[n-1].Size == f.Off {
-			ranges[n-1].Size += f.Size
-		} else {
-			ranges = append(ranges, f.Range)
-		}
+		Blob: c.Blob,
+		Frames: slices.DeleteFunc(c.Frames, func(f published.Frame) bool {
+			// Behind limitedCopy all is the scheduler's, which keeps to the limit.
+			return !slices.Contains(missing, f.Layer) ||
+				p.all.o.Limited && f.Off+f.Size > limitedCopy
+		}),
+	})
+	requests := earlyRequests
+	if took >= earlyFar {
+		requests = earlyFarRequests
 	}
-	request := func(n int) int64 { // bytes of the nth
+	size := func(n int) int64 { // bytes of the nth request
 		switch {
 		case took < earlyFar:
 			return earlyRequest
@@ -122,7 +101,8 @@ func (p *Pull) earlyCopy(
 		}
 		return earlyFarLater
 	}
-	return p.all.o.Prefetch.Plan(c.Blob, ranges, min(earlyPiece, request(0)), request), true
+	p.all.host.Go(func(context.Context) { push.Run(requests, size) })
+	return true
 }
 
 // missing returns the layers of the image that are not here.

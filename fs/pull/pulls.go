@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/cache"
+	"github.com/mica-snapshotter/mica/fs/copies"
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/proof"
@@ -48,6 +49,7 @@ type Options struct {
 	Cache     *cache.Cache
 	Budget    *line.Budget
 	Prefetch  *source.Prefetch
+	Copies    *copies.Copies
 	Profiles  *profile.Dir  // of what starts have read on this node; may be nil
 	Whole     bool          // layers are downloaded whole, and no index is looked for
 	Early     bool          // something is fetched before the index is here

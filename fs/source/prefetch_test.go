@@ -5,9 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -47,14 +44,6 @@ func prefetchImage(t *testing.T, handle http.HandlerFunc) (*remote.Image, *Origi
 	return image, o, asked
 }
 
-// asked says whether the piece with a byte of a blob has been asked for.
-func (e *Prefetch) asked(blob ocispec.Descriptor, off int64) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	p := e.findLocked(blob, off)
-	return p != nil && p.buf != nil
-}
-
 // TestPrefetch: a source takes what was fetched early, asks for the rest, and asks for all where
 // that is wrong or does not come.
 func TestPrefetch(t *testing.T) {
@@ -68,129 +57,68 @@ func TestPrefetch(t *testing.T) {
 		serves(blob)(rw, r)
 	})
 	e := o.prefetch
-	d := digest.FromBytes(blob)
-	const windows = 64 // the source begins there in the blob
-	s := New(o, d, int64(len(blob)), windows, int64(len(blob))-windows)
+	d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: int64(len(blob))}
+	const begin = 64 // the source begins there in the blob
+	s := New(o, d.Digest, d.Size, begin, d.Size-begin)
 	read := func(off, n int64, requests int64) {
 		t.Helper()
 		before := asked("image")
-		body, _, err := s.Range(t.Context(), off, n)
+		body, err := s.Range(t.Context(), off, n)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer body.Close()
 		got, err := io.ReadAll(body)
-		if err != nil || !bytes.Equal(got, blob[windows+off:windows+off+n]) {
+		if err != nil || !bytes.Equal(got, blob[begin+off:begin+off+n]) {
 			t.Errorf("read [%d, +%d): %d bytes, %v", off, n, len(got), err)
 		}
 		if more := asked("image") - before; more != requests {
 			t.Errorf("read [%d, +%d): %d requests, want %d", off, n, more, requests)
 		}
 	}
-	ranges := []index.Range{{Off: 1064, Size: 100_000}}
-	alone := func(pieces []*piece) Plan { return runsOf(pieces, func(int) int64 { return 0 }) }
-	pieces := e.add(&feed{}, s.desc, ranges, 30_000)
-	if len(pieces) != 4 || len(e.add(&feed{}, s.desc, ranges, 30_000)) != 0 {
-		t.Errorf("%d pieces", len(pieces))
+	fetch := func() (stop func()) {
+		t.Helper()
+		early := e.Early(d, 100_000, 30_000)
+		if len(early.pieces) != 4 || len(e.Early(d, 100_000, 30_000).pieces) != 0 {
+			t.Errorf("%d pieces", len(early.pieces))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		before := asked("image")
+		go func() {
+			defer close(done)
+			early.Fetch(ctx, image)
+		}()
+		eventually(t, "all are asked for", func() bool { return asked("image") >= before+4 })
+		return func() { cancel(); <-done }
 	}
-	e.Fetch(t.Context(), image, alone(pieces), 2)
-	read(1000, 40_000, 0)
+	stop := fetch()
+	read(0, 99_000, 0)
 	read(60_000, 60_000, 1) // all that is there, and more
-	read(0, 2000, 1)        // begins before it
-	read(41_000, 19_000, 0) // what was left
-	read(1000, 100_000, 1)  // it was taken
-	if e.taken != 0 {
-		t.Errorf("%d bytes are left", e.taken)
+	read(41_000, 0, 0)
+	read(110_000, 1000, 1)
+	s.Suspect(40_000, 5) // in the second piece
+	read(0, 29_000, 0)
+	read(0, 40_000, 1)
+	stop()
+	read(0, 1000, 1)
+	if e.bytes != 0 || len(e.pieces) != 0 {
+		t.Errorf("%d bytes of %d blobs are left", e.bytes, len(e.pieces))
 	}
-
-	pieces = e.add(&feed{}, s.desc, ranges, 30_000)
-	e.Fetch(t.Context(), image, alone(pieces), 2)
-	pieces[1].buf[7] ^= 1
-	s.Suspect(40_000, 5)
-	read(31_000, 20_000, 1)
-	e.drop(pieces...)
+	if other := e.Early(d, prefetchBytes+1, 30_000); len(other.pieces) != 0 {
+		t.Error("more is kept than there is room for")
+	}
 
 	broken.Store(true)
-	pieces = e.add(&feed{}, s.desc, ranges, 30_000)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		e.Fetch(ctx, image, alone(pieces), 2)
-	}()
-	eventually(t, "they are asked for", func() bool { return e.asked(s.desc, windows+1000) })
-	body, _, err := s.Range(t.Context(), 1000, 100)
+	stop = fetch()
+	body, err := s.Range(t.Context(), 1000, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer body.Close()
-	<-done
+	stop()
 	broken.Store(false)
 	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, blob[1064:1164]) {
 		t.Errorf("after early requests failed: %q, %v", got, err)
 	}
-	if e.taken != 0 {
-		t.Errorf("%d bytes of requests that failed are left", e.taken)
-	}
-}
-
-// TestPrefetchRoom: of a copy that is larger than there is room for comes more as readers read;
-// what they pass, or ask for themselves, holds nothing up.
-func TestPrefetchRoom(t *testing.T) {
-	const size, part, request = 2*prefetchBytes + 4<<20, 1 << 20, 4 << 20
-	blob := make([]byte, size)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(blob)
-	image, o, asked := prefetchImage(t, serves(blob))
-	e := o.prefetch
-	desc := ocispec.Descriptor{Digest: digest.FromString("copy"), Size: size}
-	s := newCopy(image, e, desc)
-	read := func(off, n int64) {
-		t.Helper()
-		body, _, err := s.Range(t.Context(), off, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer body.Close()
-		got, err := io.ReadAll(body)
-		if err != nil || !bytes.Equal(got, blob[off:off+n]) {
-			t.Fatalf("read [%d, +%d): %d bytes, %v", off, n, len(got), err)
-		}
-	}
-
-	runs := runsOf(e.add(&feed{}, desc, []index.Range{{Size: size}}, part), func(int) int64 { return request })
-	requests := int64(len(runs))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		e.Fetch(t.Context(), image, runs, 2)
-	}()
-	const full = prefetchBytes / request
-	eventually(t, "the room is full", func() bool { return e.Unread() == prefetchBytes && asked("image") == full })
-	if !s.Planned(prefetchBytes-part, 2*part) || s.Planned(0, prefetchBytes) {
-		t.Error("what is planned is not what there is no room for")
-	}
-	other := ocispec.Descriptor{Digest: digest.FromString("other"), Size: size}
-	e.drop(e.add(&feed{}, other, []index.Range{{Size: size}}, part)[1:]...)
-	if e.planned(other, 0, size) {
-		t.Error("another pull waits for this one's readers")
-	}
-	e.drop(slices.Clone(e.pieces[other.Digest])...)
-	last := int64(size) - request
-	read(last, request) // a reader who does not wait
-	if n := asked("image"); n != full+1 || s.Planned(last, request) {
-		t.Errorf("%d requests, and it is planned: %t", n, s.Planned(last, request))
-	}
-	for off := int64(part); off < last; off += part { // the first is never read
-		eventually(t, "the next piece is asked for", func() bool { return e.asked(s.desc, off) })
-		read(off, part)
-	}
-	<-done
-	if n := asked("image"); n != requests {
-		t.Errorf("%d requests, want %d", n, requests)
-	}
-	if n := e.Unread(); n != part {
-		t.Errorf("%d bytes are left, want the first piece", n)
-	}
-	eventually(t, "what readers have passed is dropped", func() bool { e.dropUnread(); return e.Unread() == 0 })
 }

@@ -3,12 +3,8 @@ package source
 import (
 	"context"
 	"io"
-	"sync"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -16,110 +12,16 @@ import (
 // bytes then makes himself: a copy may be shorter than it is said to be.
 const stall = 2 * time.Second
 
-// run is pieces that lie one behind the other: one request brings them.
-type run []*piece
-
-// size returns how many bytes the pieces have.
-func (r run) size() (n int64) {
-	for _, p := range r {
-		n += p.size
-	}
-	return n
-}
-
-// Plan is ranges of a blob that Fetch brings, in its order.
-type Plan []run
-
-// Plan plans ranges of a blob as far as they are not planned, or here: in pieces of at most size
-// bytes, which are kept until all of them have been read, by requests of which the nth has at most
-// request(n) bytes. Pair it with Drop.
-func (e *Prefetch) Plan(
-	blob ocispec.Descriptor, ranges []index.Range, size int64, request func(n int) int64,
-) Plan {
-	return runsOf(e.add(&feed{}, blob, ranges, size), request)
-}
-
-// Drop forgets what is left of a plan.
-func (e *Prefetch) Drop(plan Plan) {
-	for _, r := range plan {
-		e.drop(r...)
-	}
-}
-
-// Unread returns how many bytes are kept for readers, and those on their way.
-func (e *Prefetch) Unread() int64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.taken
-}
-
-// runsOf makes runs of pieces of one blob, the nth of which has at most request(n) bytes.
-func runsOf(pieces []*piece, request func(n int) int64) (runs Plan) {
-	for _, p := range pieces {
-		if n := len(runs); n > 0 {
-			r := runs[n-1]
-			if last := r[len(r)-1]; last.off+last.size == p.off && r.size()+p.size <= request(n-1) {
-				runs[n-1] = append(r, p)
-				continue
-			}
-		}
-		runs = append(runs, run{p})
-	}
-	return runs
-}
-
-// Fetch brings what is planned of one blob, so many requests at a time, and as there is room. If
-// one does not come, no further one is made.
-func (e *Prefetch) Fetch(ctx context.Context, image *remote.Image, runs Plan, requests int) {
-	var running sync.WaitGroup
-	defer running.Wait()
-	slots := make(chan struct{}, requests)
-	for i, r := range runs {
-		slots <- struct{}{}
-		if !e.begin(ctx, &r) {
-			<-slots
-			continue
-		}
-		running.Go(func() {
-			defer func() { <-slots }()
-			lost := r[r.fetch(ctx, image):]
-			if len(lost) > 0 {
-				for _, later := range runs[i+1:] {
-					e.spareAll(later)
-				}
-			}
-			for _, p := range lost {
-				e.drop(p) // those who read it ask themselves
-				p.advance(0)
-			}
-		})
-	}
-}
-
-// fetch brings the pieces, and returns how many have come whole.
-func (r run) fetch(ctx context.Context, image *remote.Image) (came int) {
-	body, err := openImpatient(ctx, image.Blob(r[0].desc), r[0].off, r.size())
-	if err != nil {
-		return 0
-	}
-	defer body.Close()
-	for _, p := range r {
-		if p.fill(body) != nil {
-			break
-		}
-		came++
-	}
-	return came
-}
-
-// impatient is a range of a blob, for who can do without: it ends when nothing comes for stall.
+// impatient is what Impatient returns.
 type impatient struct {
 	*Watched
 	body   io.Closer
 	cancel context.CancelFunc
 }
 
-func openImpatient(ctx context.Context, blob *remote.Blob, off, n int64) (io.ReadCloser, error) {
+// Impatient returns n bytes of a blob from off on, for who can do without: they end when nothing
+// comes for two seconds.
+func Impatient(ctx context.Context, blob *remote.Blob, off, n int64) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	opening := time.AfterFunc(stall, cancel)
 	body, err := blob.Range(ctx, off, n)

@@ -3,18 +3,17 @@
 //
 // # The data's way
 //
-//	fs/layer ── Range ─▶ Source ─┬─ Prefetch: chunks that a pull has asked for ─▶ copied from memory
+//	fs/layer ── Range ─▶ Source ─┬─ Prefetch: what a pull has asked for ─▶ copied from memory
 //	                             └─ Origins: the images that brought the layer ─▶ remote
 //
-// A pull plans what a start is likely to read (Plan) before there is an index that could say which
-// layer wants it, and has it fetched in few large requests (Fetch). A Source takes from it what it
-// has, and asks for the rest. Whoever reads verifies these bytes as all others.
+// A pull of an image without a copy of what a start reads (package copies) has the first windows
+// fetched before there is an index that could say which layer wants them. A Source takes from it
+// what it has, and asks for the rest. Whoever reads verifies these bytes as all others.
 //
 // # Concurrency
 //
-// All methods may run in parallel. Prefetch keeps at most prefetchBytes that nobody has read, of
-// all pulls together: a request waits until there is room. Locks are held in the order Prefetch,
-// piece, and never over the network.
+// All methods may run in parallel. Prefetch keeps at most prefetchBytes, of all pulls together. No
+// lock is held over the network, or another one.
 package source
 
 import (
@@ -105,11 +104,9 @@ func (o *Origins) Add(ref string) bool {
 type Source struct {
 	prefetch *Prefetch
 	origins  *Origins
-	// image is instead of origins the one that has it, which is asked only if it answers at once.
-	image *remote.Image
-	desc  ocispec.Descriptor // of the whole blob
-	off   int64              // where the source begins in the blob
-	size  int64
+	desc     ocispec.Descriptor // of the whole blob
+	off      int64              // where the source begins in the blob
+	size     int64
 }
 
 // New returns a source of the size bytes from off on of a blob of blobSize bytes.
@@ -118,59 +115,34 @@ func New(o *Origins, d digest.Digest, blobSize, off, size int64) *Source {
 	return &Source{prefetch: o.prefetch, origins: o, desc: desc, off: off, size: size}
 }
 
-// newCopy returns the source of a copy that lies beside an image.
-func newCopy(image *remote.Image, e *Prefetch, d ocispec.Descriptor) *Source {
-	return &Source{prefetch: e, image: image, desc: d, size: d.Size}
-}
-
-// blob returns the blob where it can be read.
-func (s *Source) blob() (*remote.Blob, error) {
-	if s.image != nil {
-		return s.image.Blob(s.desc), nil
-	}
-	return s.origins.Blob(s.desc)
-}
-
 // Size returns the number of bytes.
 func (s *Source) Size() int64 { return s.size }
 
 // Range returns n bytes from off on as they come: where one registry breaks off, another goes on.
 // It waits for registries that do not answer until ctx ends, and for those that refuse as long as
-// the origins have patience. held: the first of the bytes, at least, were asked for in advance.
-func (s *Source) Range(
-	ctx context.Context, off, n int64,
-) (body io.ReadCloser, held bool, err error) {
+// the origins have patience.
+func (s *Source) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off < 0 || n < 0 || n > s.size-off {
-		return nil, false, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range",
+		return nil, fmt.Errorf("read [%d, +%d) of %d bytes of blob %s: out of range",
 			off, n, s.size, s.desc.Digest)
 	}
-	if n > 0 && s.prefetch.reach(s.desc, s.off+off) != nil {
-		return &heldBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, true, nil
+	if s.prefetch.find(s.desc.Digest, s.off+off) != nil {
+		return &earlyBody{s: s, ctx: ctx, off: s.off + off, end: s.off + off + n}, nil
 	}
-	body, err = s.ask(ctx, s.off+off, n)
-	return body, false, err
+	return s.ask(ctx, s.off+off, n)
 }
 
-// ask asks the registries for n bytes from off on, in the blob. Nobody else need do so.
+// ask asks the registries for n bytes from off on, in the blob.
 func (s *Source) ask(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	s.prefetch.spare(s.desc, off, n)
-	blob, err := s.blob()
+	blob, err := s.origins.Blob(s.desc)
 	if err != nil {
 		return nil, err
-	}
-	if s.image != nil {
-		return openImpatient(ctx, blob, off, n)
 	}
 	return blob.Range(ctx, off, n)
 }
 
 // Place implements layer.Source.
-func (s *Source) Place() string {
-	if s.image != nil {
-		return "" // it is asked for a copy alone
-	}
-	return RegistryOf(s.origins.Latest())
-}
+func (s *Source) Place() string { return RegistryOf(s.origins.Latest()) }
 
 // RegistryOf returns the registry that a reference names. (If it has a mirror, the way is most
 // often the mirror's.)
@@ -179,18 +151,10 @@ func RegistryOf(ref string) string {
 	return host
 }
 
-// Planned implements layer.Source.
-func (s *Source) Planned(off, n int64) bool { return s.prefetch.planned(s.desc, s.off+off, n) }
-
-// Suspect implements layer.Source: whoever sent these bytes is asked last for a while. Of a copy
-// nothing more is fetched in advance.
+// Suspect implements layer.Source: whoever sent these bytes is asked last for a while.
 func (s *Source) Suspect(off, n int64) {
-	if s.image != nil {
-		s.prefetch.suspect(s.desc.Digest, 0, s.size)
-		return
-	}
 	s.prefetch.suspect(s.desc.Digest, s.off+off, n)
-	if blob, err := s.blob(); err == nil { // else nobody sent them
+	if blob, err := s.origins.Blob(s.desc); err == nil { // else nobody sent them
 		blob.Suspect(s.off+off, n)
 	}
 }

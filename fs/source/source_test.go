@@ -84,7 +84,7 @@ func TestOrigins(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		body, _, err := s.Range(ctx, 0, s.Size())
+		body, err := s.Range(ctx, 0, s.Size())
 		if err != nil {
 			return err
 		}

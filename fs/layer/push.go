@@ -1,0 +1,108 @@
+package layer
+
+import (
+	"context"
+	"errors"
+
+	"github.com/mica-snapshotter/mica/fs/line"
+	"github.com/mica-snapshotter/mica/index"
+)
+
+// Push brings some of a layer's spans without being asked: it calls Offer. What waits for a span
+// that is coming fetches it when the push is over. Parallel calls are made.
+type Push interface {
+	// Coming says whether a span is about to be offered; sent: whether it is on its way already.
+	Coming(span int, sent bool) bool
+	// Over is closed when nothing is coming any more, and what was offered is used.
+	Over() <-chan struct{}
+}
+
+// frameExcess is how many times as many bytes as span and window have a frame has at most: a larger
+// one saves nothing, and is left alone.
+const frameExcess = 2
+
+// errOffered is the error of a flight whose frames were wrong. Its waiters ask anew.
+var errOffered = errors.New("what was offered is wrong")
+
+// coming says whether who wants a span that urgently waits for the push: a reader does so only for
+// what is on its way.
+func (l *Layer) coming(i int, prio line.Priority) bool {
+	return l.o.Push != nil && l.o.Push.Coming(i, prio == line.Demand)
+}
+
+// Lacks says whether a span is neither here nor on its way by a request.
+func (l *Layer) Lacks(i int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lacksLocked(i)
+}
+
+func (l *Layer) lacksLocked(i int) bool {
+	f := l.flights[i]
+	return !l.closed && (f == nil || !f.group.begun) && !l.store.Present(i)
+}
+
+// Offer takes a span that the layer lacks from its zstd frames. Those who wait for it get it from
+// there, or fetch it if the frames are wrong. done is called when they are not used any more, with
+// what was wrong.
+func (l *Layer) Offer(ctx context.Context, i int, frames []byte, done func(wrong error)) {
+	spans, err := l.table()
+	if err != nil || i >= len(spans) || spans.FromStart() ||
+		int64(len(frames)) > frameExcess*(spans[i].BlobSize+spans[i].Window.Size) ||
+		affordable(l.o.Budget, &spans[i]) != nil || !l.offered(ctx, spans, i, frames, done) {
+		done(nil)
+	}
+}
+
+// offered begins to decode what is offered, unless the layer does not lack it.
+func (l *Layer) offered(
+	ctx context.Context, spans index.Spans, i int, frames []byte, done func(wrong error),
+) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.lacksLocked(i) {
+		return false
+	}
+	prio := line.Replay
+	if f := l.flights[i]; f != nil {
+		prio = min(prio, f.claim.Priority())
+	}
+	g := l.groupLocked(ctx, spans, extent{i, 1}, prio)
+	g.begun = true
+	l.running.Go(func() { l.unpack(g, frames, done) })
+	return true
+}
+
+// anew fetches what is wanted, some of which was wrong as offered: when all of that is known, so
+// that neighbours come by one request.
+func (l *Layer) anew(ctx context.Context, w want) error {
+	select {
+	case <-l.o.Push.Over():
+	case <-ctx.Done():
+	}
+	return l.fetchWanted(ctx, w)
+}
+
+// unpack is run for a group whose only span was offered.
+func (l *Layer) unpack(g *group, frames []byte, done func(wrong error)) {
+	defer close(g.done)
+	defer l.finish(g)
+	l.counters.fetched.Add(int64(len(frames)))
+	f := g.flights[0]
+	s := g.spans[f.span]
+	s.Codec, s.Bit, s.Window, s.BlobSize = index.Zstd, 0, index.Range{}, int64(len(frames))
+	d := decoding{layer: l, group: g}
+	err := line.Guarded(func() error { return d.one(f, &s, frames) })
+	if err == nil && len(d.bad) > 0 {
+		err = d.bad[0].err
+	}
+	if err != nil && g.ctx.Err() != nil {
+		done(nil)
+		l.giveUp(g, err)
+		return
+	}
+	done(err) // first: who asks anew is not to wait for the push again
+	if err != nil {
+		l.retire(f, errOffered)
+	}
+}
