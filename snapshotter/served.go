@@ -45,12 +45,7 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	if found, err := s.exists(ctx, name); err != nil {
 		return err
 	} else if found {
-		for req, err := range s.requests(ctx, key, target, info.Labels) {
-			if err == nil {
-				s.tellServed(ctx, key, req)
-			}
-			break
-		}
+		s.tellExisting(ctx, key, name, target, info.Labels)
 		return existsError(target)
 	}
 	var first request
@@ -102,17 +97,53 @@ func (s *Snapshotter) tellServed(ctx context.Context, key string, req request) {
 	}
 }
 
-// Serves reports whether there is a snapshot of a served layer that makes this chain.
-func (s *Snapshotter) Serves(ctx context.Context, chain digest.Digest) (bool, error) {
+// tellExisting is tellServed for a snapshot that is there. The labels may name another blob, which
+// nobody has compared with anything.
+func (s *Snapshotter) tellExisting(
+	ctx context.Context, key, name string, target digest.Digest, labels map[string]string,
+) {
+	if s.blobs == nil {
+		return
+	}
+	served, err := s.Serves(ctx, target)
+	if err != nil {
+		s.log.WarnContext(ctx, "nobody is told of a layer's blob", "snapshot", name, "err", err)
+		return
+	}
+	for req, err := range s.requests(ctx, key, target, labels) {
+		if err == nil {
+			s.blobs.Asked(req.layer.Digest)
+			if slices.Contains(served, req.layer.Digest) {
+				s.tellServed(ctx, key, req)
+			} else {
+				s.blobs.Refused(req.layer.Digest)
+			}
+		}
+		return
+	}
+}
+
+// Serves returns the layers of which there are served snapshots that make this chain.
+func (s *Snapshotter) Serves(ctx context.Context, chain digest.Digest) ([]digest.Digest, error) {
 	all, err := s.list(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	return slices.ContainsFunc(all, func(info snapshots.Info) bool {
-		return info.Kind == snapshots.KindCommitted &&
-			strings.HasPrefix(info.Name, servedPrefix) &&
-			strings.HasSuffix(info.Name, "/"+chain.String())
-	}), nil
+	var layers []digest.Digest
+	for _, info := range all {
+		if info.Kind != snapshots.KindCommitted || !strings.HasPrefix(info.Name, servedPrefix) ||
+			!strings.HasSuffix(info.Name, "/"+chain.String()) {
+			continue
+		}
+		r, err := recordOf(info)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			layers = append(layers, r.Layer)
+		}
+	}
+	return layers, nil
 }
 
 // serveRequest is serve for one layer, that of one image. It returns why the layer cannot be

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -116,6 +117,13 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 	if lines.onTerminal() {
 		bars.clear()
 	}
+	layers, err := readLayers(ctx, store, children, image.Target)
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", named, err)
+	}
+	if layers == 0 {
+		return fmt.Errorf("fetch %s: it has no layers for %s: choose with --platform", named, p.platform)
+	}
 	if p.quiet {
 		_, err = fmt.Fprintln(stdout, named)
 		return err
@@ -123,4 +131,26 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 	_, err = fmt.Fprintf(stdout, "%s: %s downloaded, all blobs are in containerd\n", named,
 		units.HumanSize(float64(im.Stats().BytesDown)))
 	return err
+}
+
+// readLayers reads a byte of each layer, and counts them: a content plugin downloads blobs when they
+// are read.
+func readLayers(
+	ctx context.Context, store content.Provider, children images.HandlerFunc, target ocispec.Descriptor,
+) (n int, err error) {
+	err = images.Walk(ctx, images.HandlerFunc(
+		func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+			if !images.IsLayerType(d.MediaType) {
+				return children(ctx, d)
+			}
+			n++
+			r, err := store.ReaderAt(ctx, d)
+			if err != nil {
+				return nil, err
+			}
+			defer r.Close()
+			_, err = io.ReadFull(io.NewSectionReader(r, 0, 1), make([]byte, 1))
+			return nil, err
+		}), target)
+	return n, err
 }

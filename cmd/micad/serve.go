@@ -237,9 +237,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 			return err
 		}
 	}
-	if d.content, err = openContents(ctx, d); err != nil {
-		return err
-	}
+	d.content = openContents(ctx, d)
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
@@ -292,7 +290,7 @@ func (d *daemon) openSnapshotter(ctx context.Context, serving bool) error {
 }
 
 func (d *daemon) close() error {
-	err := errors.Join(d.snapshotter.Close(), d.table.Close(), d.content.close())
+	err := errors.Join(d.content.close(), d.snapshotter.Close(), d.table.Close())
 	if d.containerd != nil {
 		err = errors.Join(err, d.containerd.Close())
 	}

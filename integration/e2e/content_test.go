@@ -137,7 +137,7 @@ func TestContentAway(t *testing.T) {
 	mustf(t, r.Down(), "stop the registry")
 	archive := filepath.Join(t.TempDir(), "image.tar")
 	out, err := n.Ctr(fixture.Context(t), "images", "export", archive, ref)
-	if err == nil || !strings.Contains(out+err.Error(), "as soon as the registry answers") {
+	if err == nil || !strings.Contains(out+err.Error(), "tried again when the blob is read again") {
 		t.Errorf("without a registry the export says %v: %s", err, out)
 	}
 	mustf(t, r.Up(), "start the registry")

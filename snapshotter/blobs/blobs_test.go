@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -26,6 +27,7 @@ type world struct {
 	t       *testing.T
 	root    string
 	blobs   map[string][]byte // by reference; nil: the registry hangs
+	more    []string          // references that others name
 	fetched atomic.Int64      // bytes
 }
 
@@ -39,8 +41,10 @@ func newWorld(t *testing.T) *world {
 func (w *world) open() {
 	w.t.Helper()
 	s, err := Open(w.t.Context(), Options{
-		Root: filepath.Join(w.root, "content"), Path: filepath.Join(w.root, "mica", "blobs.db"),
+		Root: filepath.Join(w.root, "content"), Dir: filepath.Join(w.root, "blobs"),
+		Write: func(path string, b []byte) error { return os.WriteFile(path, b, 0o600) },
 		Fetch: w.fetch, Stall: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		More: func(context.Context, digest.Digest) []string { return w.more },
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -68,6 +72,9 @@ func (w *world) fetch(
 		return nil, ctx.Err()
 	case int64(len(b)) != desc.Size:
 		return nil, errors.New("a blob of another size")
+	case strings.HasPrefix(ref, "breaks/"):
+		return io.NopCloser(io.MultiReader(strings.NewReader("garbage"),
+			iotest.ErrReader(errors.New("broken off")))), nil
 	}
 	w.fetched.Add(int64(len(b)) - off)
 	return io.NopCloser(bytes.NewReader(b[off:])), nil
@@ -182,23 +189,44 @@ func TestClaimSizes(t *testing.T) {
 	}
 }
 
-// TestClaimsDamaged: a file that is none is put aside.
+// TestClaimBroken: what a source has sent before it broke off is not what the next one goes on from.
+// A source that only others name is asked too.
+func TestClaimBroken(t *testing.T) {
+	w := newWorld(t)
+	b := bytes.Repeat([]byte("blob"), 1<<18)
+	w.blobs["honest/image"], w.blobs["breaks/image"] = b, b
+	d := w.claim("breaks/image", b, len(b))
+	if _, err := w.read(d); !errdefs.IsUnavailable(err) {
+		t.Error(err)
+	}
+	w.more = []string{"breaks/image", "honest/image"}
+	if got, err := w.read(d); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestClaimsDamaged: a claim that cannot be read costs no other.
 func TestClaimsDamaged(t *testing.T) {
 	w := newWorld(t)
-	w.claim("here/image", []byte("blob"), 4)
+	d := w.claim("here/image", []byte("blob"), 4)
+	w.claim("here/image", []byte("other"), 5)
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(w.root, "mica", "blobs.db")
-	if err := os.WriteFile(path, bytes.Repeat([]byte("x"), 1<<16), 0o600); err != nil {
+	path := filepath.Join(w.root, "blobs", "sha256", digest.FromString("other").Encoded())
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	w.open()
-	if all := w.walk(); len(all) > 0 {
+	if all := w.walk(); !slices.Equal(all, []digest.Digest{d}) {
 		t.Errorf("it holds %v", all)
 	}
-	if _, err := os.Stat(path + ".damaged"); err != nil {
-		t.Error(err)
+	for _, size := range []int64{-1, 0, maxSize + 1} {
+		desc := ocispec.Descriptor{Digest: digest.FromString("x"), Size: size}
+		if err := w.Claim(t.Context(), desc, "here/image"); err == nil ||
+			w.Note(desc, "here/image") {
+			t.Errorf("claimed with %d bytes", size)
+		}
 	}
 }
 
@@ -273,8 +301,85 @@ func TestFetchAllOther(t *testing.T) {
 				t.Errorf("%+v", status)
 			}
 		}
-		if took := time.Since(start); took > 2*askedWait {
+		if took := time.Since(start); took > 5*askedWait/2 {
 			t.Errorf("told %v: it takes %v", told, took)
 		}
+	}
+}
+
+// TestFetchAllTogether: two pulls that share a layer both learn what becomes of it, also where
+// containerd has it already and asks for those above alone.
+func TestFetchAllTogether(t *testing.T) {
+	w := newWorld(t)
+	base, one, two := digest.FromString("base"), digest.FromString("one"), digest.FromString("two")
+	w.Expect([]digest.Digest{base, one})
+	w.Expect([]digest.Digest{base, two})
+	for i, d := range []digest.Digest{one, two} {
+		go w.Asked(d)
+		start := time.Now()
+		cw, status := w.write(base, 1)
+		if status.Offset != 0 {
+			t.Errorf("%d: %+v", i, status)
+		}
+		if took := time.Since(start); took >= askedWait {
+			t.Errorf("%d: it takes %v", i, took)
+		}
+		cw.Close()
+		if err := w.Abort(t.Context(), "ns/1/layer-"+base.String()); err != nil {
+			t.Error(err)
+		}
+	}
+	go w.Decided(two, false)
+	go w.Decided(one, false)
+	for _, d := range []digest.Digest{one, two} {
+		if _, status := w.write(d, 1); status.Offset != 0 {
+			t.Errorf("%+v", status)
+		}
+	}
+}
+
+// TestFetchAllAgain: what became of a layer once says nothing of the next pull.
+func TestFetchAllAgain(t *testing.T) {
+	w := newWorld(t)
+	d := digest.FromString("blob")
+	for range 2 {
+		w.Expect([]digest.Digest{d})
+		go func() {
+			w.Asked(d)
+			time.Sleep(askedWait / 4)
+			w.Note(ocispec.Descriptor{Digest: d, Size: 4}, "here/image")
+			w.Decided(d, true)
+		}()
+		cw, status := w.write(d, 4)
+		if status.Offset != 4 {
+			t.Errorf("%+v", status)
+		}
+		cw.Close()
+		if err := errors.Join(w.Abort(t.Context(), "ns/1/layer-"+d.String()),
+			w.Delete(t.Context(), d)); err != nil {
+			t.Error(err)
+		}
+	}
+	w.Expect([]digest.Digest{d}) // by another snapshotter
+	start := time.Now()
+	if _, status := w.write(d, 4); status.Offset != 0 || time.Since(start) > 2*askedWait {
+		t.Errorf("%+v after %v", status, time.Since(start))
+	}
+}
+
+// TestWriteClaimed: what a client writes is kept, although the blob is claimed.
+func TestWriteClaimed(t *testing.T) {
+	w := newWorld(t)
+	d := w.claim("gone/image", []byte("blob"), 4)
+	if _, err := (written{w.Store}).Info(t.Context(), d); !errdefs.IsNotFound(err) {
+		t.Errorf("to who writes it, it is there: %v", err)
+	}
+	err := content.WriteBlob(t.Context(), written{w.Store}, "write", strings.NewReader("blob"),
+		ocispec.Descriptor{Digest: d, Size: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.read(d); err != nil || string(got) != "blob" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

@@ -9,21 +9,16 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
-	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
-	maxSources = 8 // of one blob that are remembered
-	lockWait   = 10 * time.Second
+	maxSources   = 8       // of one blob that are remembered
+	maxClaimFile = 1 << 16 // bytes
 )
-
-var claimsBucket = []byte("claims")
 
 // claim is what is known of a blob that is not there.
 type claim struct {
@@ -45,165 +40,162 @@ func (c claim) info(d digest.Digest) content.Info {
 	return content.Info{Digest: d, Size: c.size(), CreatedAt: c.Since, UpdatedAt: c.Since}
 }
 
-// claims are kept in a file, by the blobs' digests.
+// with adds a source. The first one stays, because it has said the size.
+func (c claim) with(from source) claim {
+	sources := slices.Clone(c.Sources)
+	if len(sources) == 0 || sources[0] != from {
+		sources = append(slices.DeleteFunc(sources, func(s source) bool { return s == from }), from)
+	}
+	if len(sources) > maxSources {
+		sources = slices.Delete(sources, 1, 2)
+	}
+	return claim{sources, c.Since}
+}
+
+// claims are kept in a folder, a file for each blob: DIR/ALGORITHM/HEX.
 type claims struct {
-	db *bolt.DB
+	dir   string
+	write func(path string, content []byte) error
 
 	mu    sync.Mutex
-	noted map[digest.Digest]claim // those that are on their way into the file
+	all   map[digest.Digest]claim
+	files map[digest.Digest]bool // those that are in a file
 }
 
-// openClaims opens the file at path. One that is damaged is put aside: its blobs cannot be read until
-// their images are pulled again.
-func openClaims(path string, log *slog.Logger) (*claims, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
+// loadClaims reads the folder. What cannot be read is left out: its image has to be pulled again.
+func loadClaims(
+	dir string, write func(path string, content []byte) error, log *slog.Logger,
+) *claims {
+	c := &claims{dir: dir, write: write, all: map[digest.Digest]claim{},
+		files: map[digest.Digest]bool{}}
+	paths, err := filepath.Glob(filepath.Join(dir, "*", "*"))
+	if err != nil {
+		log.Error("blobs that served layers stand for are not known", "folder", dir, "err", err)
 	}
-	db, err := openDB(path)
-	// an Errno is not about what stands in the file
-	if err != nil && !errors.As(err, new(syscall.Errno)) && !errors.Is(err, bolterrors.ErrTimeout) {
-		log.Error("the list of blobs that served layers stand for is damaged: pull the images anew "+
-			"whose blobs are missed", "path", path, "err", err)
-		if err := os.Rename(path, path+".damaged"); err != nil {
-			return nil, fmt.Errorf("put %s aside: %w", path, err)
+	for _, path := range paths {
+		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(path))),
+			filepath.Base(path))
+		now, err := readClaim(path)
+		if err = errors.Join(err, d.Validate()); err != nil {
+			log.Error("a blob that a served layer stands for is not known any more: where it is "+
+				"missed, remove its image and pull it again", "path", path, "err", err)
+			continue
 		}
-		db, err = openDB(path)
+		c.all[d], c.files[d] = now, true
 	}
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	return &claims{db: db, noted: map[digest.Digest]claim{}}, nil
+	return c
 }
 
-// Claimed returns the blobs that a Store has claimed which is not open: none where there is no file.
-func Claimed(path string, log *slog.Logger) (all []digest.Digest, err error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	c, err := openClaims(path, log)
+func readClaim(path string) (c claim, err error) {
+	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	err = c.each(func(d digest.Digest, _ claim) error {
+	if info.Size() > maxClaimFile {
+		return c, fmt.Errorf("%d bytes are more than a claim has", info.Size())
+	}
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err == nil && (len(c.Sources) == 0 || c.size() < 0) {
+		err = errors.New("no claim")
+	}
+	return c, err
+}
+
+// Claimed returns the blobs that a Store has claimed that is not open.
+func Claimed(dir string, log *slog.Logger) (all []digest.Digest) {
+	for d := range loadClaims(dir, nil, log).all {
 		all = append(all, d)
-		return nil
-	})
-	return all, errors.Join(err, c.Close())
+	}
+	return all
 }
 
-func openDB(path string) (*bolt.DB, error) {
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait})
-	if err != nil {
-		return nil, err
-	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		_, err := tx.CreateBucketIfNotExists(claimsBucket)
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
-	return db, nil
+func (c *claims) path(d digest.Digest) string {
+	return filepath.Join(c.dir, d.Algorithm().String(), d.Encoded())
 }
 
-func (c *claims) Close() error { return c.db.Close() }
-
-// note makes a claim in memory, until it is added or removed. Where there is one already that says
-// another size, it returns false.
-func (c *claims) note(d digest.Digest, from source) bool {
-	if now, ok := c.get(d); ok {
-		return now.size() == from.Size
-	}
+func (c *claims) get(d digest.Digest) (claim, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.noted[d] = claim{Sources: []source{from}, Since: time.Now().UTC()}
+	now, ok := c.all[d]
+	return now, ok
+}
+
+// note makes a claim in memory, until it is kept or removed. Where there is one already that says
+// another size, it returns false.
+func (c *claims) note(d digest.Digest, from source) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, ok := c.all[d]
+	if !ok {
+		now.Since = time.Now().UTC()
+	} else if now.size() != from.Size {
+		return false
+	}
+	c.all[d] = now.with(from)
 	return true
 }
 
-// forget drops what is in memory alone.
-func (c *claims) forget(d digest.Digest) (ok bool) {
+// add adds a source to a claim, and returns it.
+func (c *claims) add(d digest.Digest, from source) claim {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, ok = c.noted[d]
-	delete(c.noted, d)
-	return ok
-}
-
-// add adds a source to a claim, and returns the claim.
-func (c *claims) add(d digest.Digest, from source) (claim, error) {
-	now, ok := c.kept(d)
-	if ok && now.Sources[len(now.Sources)-1] == from {
-		c.forget(d)
-		return now, nil
+	now, ok := c.all[d]
+	if !ok {
+		now.Since = time.Now().UTC()
 	}
-	err := c.db.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket(claimsBucket)
-		if now, ok = parse(b.Get([]byte(d))); !ok {
-			now = claim{Since: time.Now().UTC()}
-		}
-		first := len(now.Sources) > 0 && now.Sources[0] == from
-		if !first {
-			now.Sources = append(
-				slices.DeleteFunc(now.Sources, func(s source) bool { return s == from }), from)
-		}
-		if len(now.Sources) > maxSources { // the first has said the size
-			now.Sources = slices.Delete(now.Sources, 1, 2)
-		}
-		value, err := json.Marshal(now)
-		if err != nil {
-			return err
-		}
-		return b.Put([]byte(d), value)
-	})
-	if err == nil {
-		c.forget(d)
+	if next := now.with(from); !slices.Equal(next.Sources, now.Sources) {
+		now = next
+		c.all[d], c.files[d] = now, false
 	}
-	return now, err
+	return now
 }
 
-func parse(value []byte) (c claim, ok bool) {
-	return c, value != nil && json.Unmarshal(value, &c) == nil && len(c.Sources) > 0
-}
-
-// get returns a claim. One that cannot be read is none.
-func (c *claims) get(d digest.Digest) (claim, bool) {
+// keep writes a claim into its file. A claim that is gone is none: ok is false.
+func (c *claims) keep(d digest.Digest) (ok bool, err error) {
 	c.mu.Lock()
-	now, ok := c.noted[d]
-	c.mu.Unlock()
-	if ok {
-		return now, true
+	defer c.mu.Unlock()
+	now, ok := c.all[d]
+	if !ok || c.files[d] {
+		return ok, nil
 	}
-	return c.kept(d)
-}
-
-// kept is get from the file.
-func (c *claims) kept(d digest.Digest) (found claim, ok bool) {
-	err := c.db.View(func(tx *bolt.Tx) error {
-		found, ok = parse(tx.Bucket(claimsBucket).Get([]byte(d)))
-		return nil
-	})
-	return found, ok && err == nil
+	b, err := json.Marshal(now)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(c.path(d)), 0o700)
+	}
+	if err == nil {
+		err = c.write(c.path(d), b)
+	}
+	c.files[d] = err == nil
+	return ok, err
 }
 
 // remove reports whether there was a claim.
 func (c *claims) remove(d digest.Digest) (ok bool, err error) {
-	noted := c.forget(d)
-	if _, ok = c.kept(d); !ok {
-		return noted, nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok = c.all[d]; !ok {
+		return false, nil
 	}
-	return true, c.db.Update(func(tx *bolt.Tx) error {
-		return tx.Bucket(claimsBucket).Delete([]byte(d))
-	})
+	if err = os.Remove(c.path(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return true, err
+	}
+	delete(c.all, d)
+	delete(c.files, d)
+	return true, nil
 }
 
-// each calls fn for every claim in the file: containerd is told of no other.
-func (c *claims) each(fn func(digest.Digest, claim) error) error {
-	return c.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(claimsBucket).ForEach(func(key, value []byte) error {
-			if found, ok := parse(value); ok {
-				return fn(digest.Digest(key), found)
-			}
-			return nil
-		})
-	})
+// list returns the claims that are in files: containerd is told of no other.
+func (c *claims) list() map[digest.Digest]claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kept := map[digest.Digest]claim{}
+	for d, now := range c.all {
+		if c.files[d] {
+			kept[d] = now
+		}
+	}
+	return kept
 }

@@ -36,9 +36,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -58,10 +60,8 @@ type Fetch func(ctx context.Context, ref string, desc ocispec.Descriptor, off in
 // Store is containerd's content store on disk, and the blobs that are claimed.
 type Store struct {
 	content.Store // containerd's files
+	o             Options
 	claims        *claims
-	fetch         Fetch
-	log           *slog.Logger
-	stall         time.Duration // without a byte, a download is given up
 
 	life     context.Context
 	end      context.CancelFunc
@@ -72,9 +72,12 @@ type Store struct {
 
 // Options is what a Store is made of.
 type Options struct {
-	Root  string        // containerd's folder of content: ROOT/io.containerd.content.v1.content
-	Path  string        // of the file that keeps the claims
-	Fetch Fetch         // of blobs that are read
+	Root  string                                  // containerd's folder of content: ROOT/io.containerd.content.v1.content
+	Dir   string                                  // the folder that keeps the claims
+	Write func(path string, content []byte) error // replaces a file, and has it on disk
+	Fetch Fetch                                   // of blobs that are read
+	// More returns references that are said to have a blob, beside those that claimed it.
+	More  func(ctx context.Context, d digest.Digest) []string
 	Stall time.Duration // how long a download may bring nothing
 	Log   *slog.Logger
 }
@@ -85,20 +88,33 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open containerd's content: %w", err)
 	}
-	c, err := openClaims(o.Path, o.Log)
-	if err != nil {
-		return nil, err
-	}
-	s := &Store{Store: files, claims: c, fetch: o.Fetch, log: o.Log, stall: o.Stall}
+	s := &Store{Store: files, claims: loadClaims(o.Dir, o.Write, o.Log), o: o}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
-	return s, nil
+	return s, s.sweep()
 }
 
-// Close ends downloads and closes the claims.
+// sweep ends downloads of a former run whose blobs are not claimed any more.
+func (s *Store) sweep() error {
+	all, err := s.Store.ListStatuses(s.life)
+	if err != nil {
+		return fmt.Errorf("list writes of content: %w", err)
+	}
+	for _, status := range all {
+		hex, ok := strings.CutPrefix(status.Ref, fetchRef)
+		if _, claimed := s.claims.get(digest.Digest(hex)); ok && !claimed {
+			if err := s.Abort(s.life, status.Ref); err != nil {
+				return fmt.Errorf("end write %s: %w", status.Ref, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Close ends downloads.
 func (s *Store) Close() error {
 	s.end()
 	s.fetching.Wait()
-	return s.claims.Close()
+	return nil
 }
 
 // Claim says that a blob is there although it is not: a reference has it, with this size. A blob that
@@ -108,26 +124,34 @@ func (s *Store) Claim(ctx context.Context, desc ocispec.Descriptor, ref string) 
 	if err := desc.Digest.Validate(); err != nil {
 		return fmt.Errorf("claim blob %q: %w", desc.Digest, err)
 	}
-	if desc.Size < 0 {
+	if desc.Size <= 0 || desc.Size > maxSize {
 		return fmt.Errorf("claim blob %s: it has %d bytes", desc.Digest, desc.Size)
 	}
-	if _, err := s.Store.Info(ctx, desc.Digest); !errdefs.IsNotFound(err) {
-		s.claims.forget(desc.Digest)
+	if s.Here(ctx, desc.Digest) {
+		_, err := s.claims.remove(desc.Digest)
 		return err
 	}
-	c, err := s.claims.add(desc.Digest, source{ref, desc.Size})
-	if err != nil || c.size() == desc.Size {
+	c := s.claims.add(desc.Digest, source{ref, desc.Size})
+	if c.size() == desc.Size {
+		_, err := s.claims.keep(desc.Digest)
 		return err
 	}
-	s.log.Warn("images say different sizes of one blob: it is downloaded", "blob", desc.Digest,
+	s.o.Log.Warn("images say different sizes of one blob: it is downloaded", "blob", desc.Digest,
 		"sources", c.Sources)
-	return s.bring(ctx, desc.Digest, c)
+	return s.bring(ctx, desc.Digest)
 }
 
-// Note is Claim for a moment: Claim has to follow before containerd is told of the blob. It reports
+// Note is Claim in memory: Claim has to follow before containerd is told of the blob. It reports
 // whether it could: only Claim settles which of two sizes is right.
 func (s *Store) Note(desc ocispec.Descriptor, ref string) bool {
-	return desc.Size >= 0 && s.claims.note(desc.Digest, source{ref, desc.Size})
+	return desc.Digest.Validate() == nil && desc.Size > 0 && desc.Size <= maxSize &&
+		s.claims.note(desc.Digest, source{ref, desc.Size})
+}
+
+// Here reports whether a blob is on disk, as a whole.
+func (s *Store) Here(ctx context.Context, d digest.Digest) bool {
+	_, err := s.Store.Info(ctx, d)
+	return err == nil
 }
 
 // Info implements content.Store.
@@ -149,22 +173,17 @@ func (s *Store) Walk(ctx context.Context, fn content.WalkFunc, matching ...strin
 		return err
 	}
 	// without a blob there is no folder
-	if err := s.Store.Walk(ctx, fn, matching...); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	var claimed []content.Info // fn may delete
-	err = s.claims.each(func(d digest.Digest, c claim) error {
-		info := c.info(d)
-		if _, err := s.Store.Info(ctx, d); errdefs.IsNotFound(err) &&
-			filter.Match(content.AdaptInfo(info)) {
-			claimed = append(claimed, info)
+	if _, err := os.Stat(filepath.Join(s.o.Root, "blobs")); err == nil {
+		err = s.Store.Walk(ctx, fn, matching...)
+		if err != nil {
+			return err
 		}
-		return nil
-	})
-	if err != nil {
-		return err
 	}
-	for _, info := range claimed {
+	for d, c := range s.claims.list() {
+		info := c.info(d)
+		if s.Here(ctx, d) || !filter.Match(content.AdaptInfo(info)) {
+			continue
+		}
 		if err := fn(info); err != nil {
 			return err
 		}
@@ -176,7 +195,7 @@ func (s *Store) Walk(ctx context.Context, fn content.WalkFunc, matching ...strin
 func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	claimed, err := s.claims.remove(d)
 	if err == nil && claimed {
-		err = s.Abort(ctx, fetchRef+d.Encoded()) // a download that was given up
+		err = s.Abort(ctx, fetchRef+d.String()) // a download that was given up
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
@@ -190,11 +209,10 @@ func (s *Store) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.
 	if !errdefs.IsNotFound(err) {
 		return r, err
 	}
-	c, ok := s.claims.get(desc.Digest)
-	if !ok {
+	if _, ok := s.claims.get(desc.Digest); !ok {
 		return nil, err
 	}
-	if err := s.bring(ctx, desc.Digest, c); err != nil {
+	if err := s.bring(ctx, desc.Digest); err != nil {
 		return nil, err
 	}
 	return s.Store.ReaderAt(ctx, desc)
@@ -216,77 +234,121 @@ func (s *Store) ListStatuses(ctx context.Context, matching ...string) ([]content
 // fetchRef begins the names of downloads of claimed blobs.
 const fetchRef = "mica-fetch-"
 
+// maxSize bounds what an image may say of a blob's size, bytes.
+const maxSize = 1 << 40
+
+// errForgotten: nobody has the blob any more.
+var errForgotten = fmt.Errorf("the blob's image was removed meanwhile: %w", errdefs.ErrNotFound)
+
 // bring downloads a claimed blob. The download goes on where this reader leaves, because others may
 // wait for it.
-func (s *Store) bring(ctx context.Context, d digest.Digest, c claim) error {
-	done := s.group.DoChan(d.String(), func() (any, error) {
-		s.fetching.Add(1)
+func (s *Store) bring(ctx context.Context, d digest.Digest) error {
+	s.fetching.Add(1)
+	done := s.group.DoChan(d.String(), func() (any, error) { return nil, s.download(d) })
+	ended := make(chan error, 1)
+	go func() {
 		defer s.fetching.Done()
-		return nil, s.download(d, c)
-	})
+		ended <- (<-done).Err
+	}()
 	select {
-	case r := <-done:
-		return r.Err
+	case err := <-ended:
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// download tries the sources of the blob, the latest first.
-func (s *Store) download(d digest.Digest, c claim) error {
+// download tries the sources of the blob, the latest first, and then those that others name.
+func (s *Store) download(d digest.Digest) error {
+	c, ok := s.claims.get(d)
+	if !ok {
+		return errForgotten
+	}
 	start := time.Now()
+	sources := slices.Clone(c.Sources)
+	slices.Reverse(sources)
 	var errs []error
-	for _, from := range slices.Backward(c.Sources) {
-		err := s.downloadFrom(from.Ref, ocispec.Descriptor{Digest: d, Size: from.Size})
+	asked := false
+	for i := 0; ; i++ {
+		if i == len(sources) && !asked {
+			asked = true
+			for _, ref := range s.o.More(s.life, d) {
+				if more := (source{ref, c.size()}); !slices.Contains(sources, more) {
+					sources = append(sources, more)
+				}
+			}
+		}
+		if i >= len(sources) {
+			break
+		}
+		from := sources[i]
+		desc := ocispec.Descriptor{Digest: d, Size: from.Size}
+		resumed, err := s.downloadFrom(from.Ref, desc)
+		if resumed && errdefs.IsFailedPrecondition(err) { // what was there was wrong, maybe
+			_, err = s.downloadFrom(from.Ref, desc)
+		}
 		if err == nil || errdefs.IsAlreadyExists(err) {
-			s.log.Info("blob of a served layer is downloaded for a reader of it", "ref", from.Ref,
+			s.o.Log.Info("blob of a served layer is downloaded for a reader of it", "ref", from.Ref,
 				"blob", d, "bytes", from.Size, "took", time.Since(start))
 			_, err = s.claims.remove(d)
 			return err
 		}
-		if errs = append(errs, fmt.Errorf("%s: %w", from.Ref, err)); s.life.Err() != nil {
-			break
+		errs = append(errs, fmt.Errorf("%s: %w", from.Ref, err))
+		if errors.Is(err, errForgotten) || errors.Is(err, syscall.ENOSPC) || s.life.Err() != nil {
+			break // another source does not help
 		}
 	}
 	return fmt.Errorf("blob %s is not on this node, because its layer is served without it, and "+
-		"cannot be downloaded now; containers of the layer are not concerned, and reading the blob "+
-		"works again as soon as the registry answers: %w: %w", d, errdefs.ErrUnavailable,
-		errors.Join(errs...))
+		"cannot be downloaded now; containers of the layer are not concerned; it is tried again "+
+		"when the blob is read again: %w: %w", d, errdefs.ErrUnavailable, errors.Join(errs...))
 }
 
-// downloadFrom brings a blob from one reference, or the rest of it.
-func (s *Store) downloadFrom(ref string, desc ocispec.Descriptor) (err error) {
+// downloadFrom brings a blob from one reference. It goes on where a download broke off when micad
+// ended, and says so; another one leaves nothing.
+func (s *Store) downloadFrom(ref string, desc ocispec.Descriptor) (resumed bool, err error) {
 	ctx, cancel := context.WithCancelCause(s.life)
 	defer cancel(nil)
-	name := fetchRef + desc.Digest.Encoded()
+	name := fetchRef + desc.Digest.String()
 	w, err := s.Store.Writer(ctx, content.WithRef(name), content.WithDescriptor(desc))
 	if err != nil {
-		return err
+		return false, err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
+	defer func() {
+		err = errors.Join(err, w.Close())
+		if err != nil && s.life.Err() == nil && !errdefs.IsAlreadyExists(err) {
+			err = errors.Join(err, ignoreMissing(s.Abort(s.life, name)))
+		}
+	}()
 	status, err := w.Status()
 	if err != nil {
-		return err
+		return false, err
 	}
-	timer := time.AfterFunc(s.stall, func() {
-		cancel(fmt.Errorf("nothing came for %v", s.stall))
+	resumed = status.Offset > 0
+	timer := time.AfterFunc(s.o.Stall, func() {
+		cancel(fmt.Errorf("nothing came for %v", s.o.Stall))
 	})
 	defer timer.Stop()
-	r, err := s.fetch(ctx, ref, desc, status.Offset)
+	r, err := s.o.Fetch(ctx, ref, desc, status.Offset)
 	if err == nil {
 		defer r.Close()
-		_, err = io.CopyBuffer(struct{ io.Writer }{w}, alive{r, func() { timer.Reset(s.stall) }},
+		_, err = io.CopyBuffer(struct{ io.Writer }{w}, alive{r, func() { timer.Reset(s.o.Stall) }},
 			make([]byte, 1<<20))
 	}
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return err
+		return resumed, err
 	}
-	err = w.Commit(ctx, desc.Size, desc.Digest)
-	if err != nil && !errdefs.IsAlreadyExists(err) { // what has come is not the blob
-		err = errors.Join(err, w.Close(), s.Abort(ctx, name))
+	if _, ok := s.claims.get(desc.Digest); !ok {
+		return resumed, errForgotten
+	}
+	return resumed, w.Commit(ctx, desc.Size, desc.Digest)
+}
+
+func ignoreMissing(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
 	}
 	return err
 }

@@ -3,12 +3,14 @@ package blobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
@@ -21,13 +23,12 @@ const (
 	deafTime = time.Minute
 )
 
-// pulls are the pulls whose layers may be served, by the layers' blobs. The zero value is ready.
+// pulls are the pulls whose layers may be served. The zero value is ready.
 type pulls struct {
-	mu     sync.Mutex
-	layers map[digest.Digest]*pull
-	order  []*pull       // the oldest first
-	came   chan struct{} // closed by the next Expect; nil: nobody waits for it
-	deaf   time.Time     // until then nobody does
+	mu      sync.Mutex
+	all     []*pull       // the oldest first
+	changed chan struct{} // closed by the next change; nil: nobody waits for it
+	deaf    time.Time     // until then nobody waits to be told of a pull
 }
 
 // maxPulls is how many pulls are remembered.
@@ -35,135 +36,136 @@ const maxPulls = 64
 
 // pull is one whose manifest has come.
 type pull struct {
-	layers []digest.Digest
-	asked  chan struct{} // closed: containerd has asked for a layer to be served
-	once   sync.Once
-	other  atomic.Bool // a writer has waited for that in vain: it is another snapshotter's pull
-
-	mu      sync.Mutex
-	decided map[digest.Digest]chan struct{} // closed: the layer is served and claimed, or will not be
+	layers  []digest.Digest        // lowest first
+	asked   bool                   // containerd has asked for a layer to be served
+	other   bool                   // that was waited for in vain: it is another snapshotter's pull
+	decided map[digest.Digest]bool // the layer is served, or will not be
 }
 
-// Expect tells of an image that containerd has begun to pull. Its layers may be asked for.
-func (s *Store) Expect(layers []digest.Digest) {
-	p := &pull{layers: layers, asked: make(chan struct{}), decided: map[digest.Digest]chan struct{}{}}
-	for _, d := range layers {
-		p.decided[d] = make(chan struct{})
-	}
-	s.pulls.mu.Lock()
-	defer s.pulls.mu.Unlock()
-	if s.pulls.layers == nil {
-		s.pulls.layers = map[digest.Digest]*pull{}
-	}
-	if s.pulls.order = append(s.pulls.order, p); len(s.pulls.order) > maxPulls {
-		s.pulls.forgetLocked(s.pulls.order[0])
-		s.pulls.order = s.pulls.order[1:]
-	}
-	for _, d := range layers {
-		s.pulls.layers[d] = p
-	}
-	if s.pulls.came != nil {
-		close(s.pulls.came)
-		s.pulls.came = nil
-	}
-}
-
-func (p *pulls) forgetLocked(old *pull) {
-	for _, d := range old.layers {
-		if p.layers[d] == old {
-			delete(p.layers, d)
-		}
-	}
-}
-
-func (p *pulls) of(d digest.Digest) *pull {
+// change makes a change.
+func (p *pulls) change(fn func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.layers[d]
+	fn()
+	if p.changed != nil {
+		close(p.changed)
+		p.changed = nil
+	}
 }
 
-// Asked tells that containerd asks for a layer to be served.
+// Expect tells of an image that containerd has begun to pull. Its layers may be asked for. What was
+// known of them from earlier pulls does not count.
+func (s *Store) Expect(layers []digest.Digest) {
+	s.pulls.change(func() {
+		for _, p := range s.pulls.all {
+			for _, d := range layers {
+				if slices.Contains(p.layers, d) {
+					p.asked, p.other = false, false
+					delete(p.decided, d)
+				}
+			}
+		}
+		s.pulls.all = append(s.pulls.all, &pull{layers: layers, decided: map[digest.Digest]bool{}})
+		if len(s.pulls.all) > maxPulls {
+			s.pulls.all = slices.Delete(s.pulls.all, 0, 1)
+		}
+	})
+}
+
+// Asked tells that containerd asks for a layer to be served: it has those below.
 func (s *Store) Asked(d digest.Digest) {
-	if p := s.pulls.of(d); p != nil {
-		p.once.Do(func() { close(p.asked) })
-		p.other.Store(false)
-	}
+	s.pulls.change(func() {
+		for _, p := range s.pulls.all {
+			if i := slices.Index(p.layers, d); i >= 0 {
+				p.asked, p.other = true, false
+				p.decide(p.layers[:i])
+			}
+		}
+	})
 }
 
 // Decided tells that a layer is served, and claimed, or that containerd has been told to unpack it
 // and those above.
 func (s *Store) Decided(d digest.Digest, served bool) {
-	p := s.pulls.of(d)
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	above := false
-	for _, l := range p.layers {
-		if above = above || l == d; l == d || above && !served {
-			if c := p.decided[l]; c != nil {
-				close(c)
-				p.decided[l] = nil
+	s.pulls.change(func() {
+		for _, p := range s.pulls.all {
+			i := slices.Index(p.layers, d)
+			switch {
+			case i < 0:
+			case served:
+				p.decide(p.layers[i : i+1])
+			default:
+				p.decide(p.layers[i:])
 			}
 		}
+	})
+}
+
+func (p *pull) decide(layers []digest.Digest) {
+	for _, d := range layers {
+		p.decided[d] = true
 	}
 }
 
-// find returns the pull that a layer belongs to. It waits for it to be told of; nil: it was not.
-func (p *pulls) find(ctx context.Context, d digest.Digest, late <-chan time.Time) *pull {
-	for {
-		p.mu.Lock()
-		found := p.layers[d]
-		if found != nil || time.Now().Before(p.deaf) {
-			p.mu.Unlock()
-			return found
-		}
-		if p.came == nil {
-			p.came = make(chan struct{})
-		}
-		came := p.came
-		p.mu.Unlock()
-		select {
-		case <-came:
-		case <-late:
-			p.mu.Lock()
-			p.deaf = time.Now().Add(deafTime)
-			p.mu.Unlock()
-			return nil
-		case <-ctx.Done():
-			return nil
+// state is what is known of a layer: whether there is a pull with it, whether such a pull's layers
+// were asked for, may still be asked for, and whether it is decided what becomes of the layer.
+func (p *pulls) stateLocked(d digest.Digest) (known, asked, hope, decided bool) {
+	for _, one := range p.all {
+		if slices.Contains(one.layers, d) {
+			known, asked, hope = true, asked || one.asked, hope || !one.other
+			decided = decided || one.decided[d]
 		}
 	}
+	return known, asked, hope, decided
 }
 
 // await returns when it is known whether a layer is served, or nobody asks for its image.
 func (s *Store) await(ctx context.Context, d digest.Digest) {
-	late := time.NewTimer(askedWait)
-	defer late.Stop()
-	p := s.pulls.find(ctx, d, late.C)
-	if p == nil || p.other.Load() {
-		return
+	unasked, undecided := time.NewTimer(askedWait), time.NewTimer(s.o.Stall)
+	defer unasked.Stop()
+	defer undecided.Stop()
+	p := &s.pulls
+	for {
+		if _, ok := s.claims.get(d); ok {
+			return
+		}
+		p.mu.Lock()
+		known, asked, hope, decided := p.stateLocked(d)
+		deaf := time.Now().Before(p.deaf)
+		if p.changed == nil {
+			p.changed = make(chan struct{})
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		late := undecided.C
+		switch {
+		case decided, known && !hope, !known && deaf:
+			return
+		case !asked:
+			late = unasked.C
+		}
+		select {
+		case <-changed:
+		case <-late:
+			if !asked {
+				s.pulls.change(func() { p.giveUpLocked(d, known) })
+			}
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
-	select {
-	case <-p.asked:
-	case <-late.C:
-		p.other.Store(true)
-		return
-	case <-ctx.Done():
-		return
+}
+
+// giveUpLocked notes that it was waited in vain for a layer's pull to be told of, or asked for.
+func (p *pulls) giveUpLocked(d digest.Digest, known bool) {
+	if !known {
+		p.deaf = time.Now().Add(deafTime)
 	}
-	p.mu.Lock()
-	decided := p.decided[d]
-	p.mu.Unlock()
-	if decided == nil {
-		return
-	}
-	late.Reset(s.stall)
-	select {
-	case <-decided:
-	case <-late.C:
-	case <-ctx.Done():
+	for _, one := range p.all {
+		if slices.Contains(one.layers, d) {
+			one.other = !one.asked
+		}
 	}
 }
 
@@ -187,6 +189,29 @@ func (s *Store) Writer(ctx context.Context, opts ...content.WriterOpt) (content.
 		return w, nil
 	}
 	return &claimedWriter{Writer: w, ctx: ctx, store: s, layer: d}, nil
+}
+
+// Server serves containerd's content API.
+func (s *Store) Server() contentapi.ContentServer {
+	return server{contentserver.New(s), contentserver.New(written{s})}
+}
+
+// server writes to one store, and does all else with another.
+type server struct {
+	contentapi.ContentServer
+	writes contentapi.ContentServer
+}
+
+// Write implements contentapi.ContentServer.
+func (s server) Write(w contentapi.Content_WriteServer) error { return s.writes.Write(w) }
+
+// written is a Store for whoever writes a blob: one that is claimed is not there. The service would
+// throw away what was written.
+type written struct{ *Store }
+
+// Info implements content.Store.
+func (w written) Info(ctx context.Context, d digest.Digest) (content.Info, error) {
+	return w.Store.Store.Info(ctx, d)
 }
 
 // layerOf returns the layer that the name of a write is about: containerd ends it on layer-DIGEST.
@@ -216,7 +241,14 @@ func (w *claimedWriter) Status() (content.Status, error) {
 		return status, err
 	}
 	w.store.await(w.ctx, w.layer)
-	if c, ok := w.store.claims.get(w.layer); ok {
+	c, ok := w.store.claims.get(w.layer)
+	if !ok || c.size() != status.Total || w.store.Here(w.ctx, w.layer) {
+		return status, nil
+	}
+	if ok, err := w.store.claims.keep(w.layer); err != nil {
+		w.store.o.Log.Warn("a layer's blob is downloaded because it cannot be noted that it need "+
+			"not be", "layer", w.layer, "err", err)
+	} else if ok {
 		status.Offset, status.Total, status.Expected = c.size(), c.size(), w.layer
 		w.found = &status
 	}
@@ -237,8 +269,12 @@ func (w *claimedWriter) Write(p []byte) (int, error) {
 	return w.Writer.Write(p)
 }
 
-// Truncate implements content.Writer.
+// Truncate implements content.Writer. A commit begins with it where its client has not seen that all
+// of the blob is there.
 func (w *claimedWriter) Truncate(size int64) error {
+	if w.found != nil && size == 0 {
+		return nil
+	}
 	w.found = nil
 	return w.Writer.Truncate(size)
 }

@@ -75,13 +75,82 @@ func (c *Client) keep(ctx context.Context, d ocispec.Descriptor, noted map[strin
 	}
 	status, err := w.Status()
 	if err == nil && status.Offset != d.Size {
-		err = errors.New("containerd does not find it: its content_sharing_policy has to be " +
+		err = errors.New("containerd does not find it; its content_sharing_policy has to be " +
 			`"shared"`)
 	}
-	if err != nil {
-		return errors.Join(err, w.Close(), c.content.Abort(ctx, ref))
+	if err == nil {
+		err = w.Commit(ctx, d.Size, d.Digest, content.WithLabels(noted))
 	}
-	return w.Commit(ctx, d.Size, d.Digest, content.WithLabels(noted))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		err = errors.Join(err, w.Close())
+		if aborted := c.content.Abort(ctx, ref); !errdefs.IsNotFound(aborted) {
+			err = errors.Join(err, aborted)
+		}
+	}
+	return err
+}
+
+// Sources returns references that namespaces note for a blob: of repositories that it was pulled
+// from.
+func (c *Client) Sources(ctx context.Context, d digest.Digest) ([]string, error) {
+	spaces, err := c.namespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var refs []string
+	for _, ns := range spaces {
+		ctx := namespaces.WithNamespace(ctx, ns)
+		info, err := c.content.Info(ctx, d)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return refs, err
+		}
+		all, err := c.list(ctx)
+		if err != nil {
+			return refs, err
+		}
+		found, err := c.pulledFrom(info, namesOf(all))
+		if err == nil { // else it is not said where it comes from
+			refs = append(refs, found...)
+		}
+	}
+	return refs, nil
+}
+
+func (c *Client) namespaces(ctx context.Context) ([]string, error) {
+	r, err := namespacesapi.NewNamespacesClient(c.conn).List(ctx,
+		&namespacesapi.ListNamespacesRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		return nil, fmt.Errorf("list containerd's namespaces: %w", err)
+	}
+	names := make([]string, len(r.Namespaces))
+	for i, ns := range r.Namespaces {
+		names[i] = ns.Name
+	}
+	return names, nil
+}
+
+// EachImage calls fn for every image of every namespace, until ctx ends.
+func (c *Client) EachImage(ctx context.Context, fn func(namespace, image string)) error {
+	spaces, err := c.namespaces(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ns := range spaces {
+		all, err := c.list(namespaces.WithNamespace(ctx, ns))
+		if err != nil {
+			return err
+		}
+		for _, image := range all {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			fn(ns, image.Name)
+		}
+	}
+	return nil
 }
 
 // Absent is a layer of an image whose blob a namespace does not have.
@@ -91,9 +160,11 @@ type Absent struct {
 	Refs  []string      // where its image was pulled from
 }
 
-// Absent returns the layers of an image, of those manifests that containerd has, whose blobs it does not
-// have.
-func (c *Client) Absent(ctx context.Context, namespace, image string) ([]Absent, error) {
+// Absent returns the layers of an image, of those manifests that containerd has, whose blobs it does
+// not have, or that are not there when has is asked.
+func (c *Client) Absent(
+	ctx context.Context, namespace, image string, has func(digest.Digest) bool,
+) ([]Absent, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	all, err := c.list(ctx)
 	if err != nil {
@@ -116,10 +187,10 @@ func (c *Client) Absent(ctx context.Context, namespace, image string) ([]Absent,
 		var refs []string
 		for i, d := range doc.layers {
 			_, err := c.content.Info(ctx, d)
-			if err == nil {
+			if err == nil && has(d) {
 				continue
 			}
-			if !errdefs.IsNotFound(err) {
+			if err != nil && !errdefs.IsNotFound(err) {
 				return nil, err
 			}
 			if refs == nil {
@@ -168,31 +239,38 @@ func (c *Client) WatchImages(
 // Drop takes blobs out of all namespaces in which they cannot be read. Where a blob can be read, it
 // stays.
 func (c *Client) Drop(ctx context.Context, blobs []digest.Digest) error {
-	all, err := namespacesapi.NewNamespacesClient(c.conn).List(ctx,
-		&namespacesapi.ListNamespacesRequest{}, grpc.WaitForReady(true))
+	spaces, err := c.namespaces(ctx)
 	if err != nil {
-		return fmt.Errorf("list containerd's namespaces: %w", err)
+		return err
 	}
-	for _, ns := range all.Namespaces {
-		ctx := namespaces.WithNamespace(ctx, ns.Name)
+	for _, ns := range spaces {
+		ctx := namespaces.WithNamespace(ctx, ns)
 		for _, d := range blobs {
-			if _, err := c.content.Info(ctx, d); err != nil {
-				continue
-			}
-			// containerd has noted the size: only reading finds out
-			if r, err := c.content.ReaderAt(ctx, ocispec.Descriptor{Digest: d}); err == nil {
-				_, err = r.ReadAt(make([]byte, 1), 0)
-				r.Close()
-				if !errdefs.IsNotFound(err) {
-					continue
-				}
-			}
-			if err := c.content.Delete(ctx, d); err != nil && !errdefs.IsNotFound(err) {
-				return fmt.Errorf("drop blob %s of namespace %s: %w", d, ns.Name, err)
+			if err := c.drop(ctx, d); err != nil {
+				return fmt.Errorf("drop blob %s of namespace %s: %w", d, ns, err)
 			}
 		}
 	}
 	return nil
+}
+
+func (c *Client) drop(ctx context.Context, d digest.Digest) error {
+	_, err := c.content.Info(ctx, d)
+	if err == nil {
+		var r content.ReaderAt
+		// containerd has noted the size: only reading finds out
+		if r, err = c.content.ReaderAt(ctx, ocispec.Descriptor{Digest: d}); err == nil {
+			_, err = r.ReadAt(make([]byte, 1), 0)
+			r.Close()
+		}
+		if errdefs.IsNotFound(err) {
+			err = c.content.Delete(ctx, d)
+		}
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // ContentPlugin returns the name of the plugin that keeps containerd's content: "content" is its
