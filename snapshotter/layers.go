@@ -118,9 +118,9 @@ type Images interface {
 	// those that have layers above it. The known references tell of registries' ports.
 	With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]Image,
 		error)
-	// Claiming returns the images of a namespace, those that were pulled last first, that containerd has or
-	// is pulling and whose config claims the chain for some of their layers. With an error comes
-	// an image that has no references, or none.
+	// Claiming returns the images of a namespace, those that were pulled last first, that
+	// containerd has or is pulling and whose config claims the chain for some of their layers. With
+	// an error comes an image that has no references, or none.
 	Claiming(ctx context.Context, namespace string, chain digest.Digest) iter.Seq2[Image, error]
 	// Named returns the image with this manifest, which containerd may still be pulling as ref.
 	Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (Image, error)

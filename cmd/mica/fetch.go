@@ -133,10 +133,11 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 	return err
 }
 
-// readLayers reads a byte of each layer, and counts them: a content plugin downloads blobs when they
-// are read.
+// readLayers reads a byte of each layer, and counts them: a content plugin downloads blobs when
+// they are read.
 func readLayers(
-	ctx context.Context, store content.Provider, children images.HandlerFunc, target ocispec.Descriptor,
+	ctx context.Context, store content.Provider, children images.HandlerFunc,
+	target ocispec.Descriptor,
 ) (n int, err error) {
 	err = images.Walk(ctx, images.HandlerFunc(
 		func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {

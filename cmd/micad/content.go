@@ -203,7 +203,8 @@ func (c *contents) watch(ctx context.Context, s *snapshotter.Snapshotter) {
 	}, look)
 }
 
-// look tells containerd of an image's blobs that it does not have, as far as their layers are served.
+// look tells containerd of an image's blobs that it does not have, as far as their layers are
+// served.
 func (c *contents) look(ctx context.Context, s *snapshotter.Snapshotter, namespace, image string) {
 	absent, err := c.containerd.Absent(ctx, namespace, image, func(d digest.Digest) bool {
 		_, err := c.store.Info(ctx, d)
@@ -237,8 +238,8 @@ func (c *contents) asked(ctx context.Context) bool {
 }
 
 // watchContent serves what contents is for. Where micad was containerd's content plugin once and is
-// none any more, containerd is told which blobs it does not have: it would believe to have them, and
-// not download them.
+// none any more, containerd is told which blobs it does not have: it would believe to have them,
+// and not download them.
 func (d *daemon) watchContent(ctx context.Context) {
 	if d.content != nil {
 		d.content.watch(ctx, d.snapshotter)

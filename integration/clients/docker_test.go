@@ -51,8 +51,8 @@ func debian(t *testing.T) (r *registry.Registry, ref string, size int64) {
 	return r, ref, size
 }
 
-// TestDocker: with the content plugin everything that Docker does with an image works on one that is
-// lazy, as it does on overlayfs.
+// TestDocker: with the content plugin everything that Docker does with an image works on one that
+// is lazy, as it does on overlayfs.
 func TestDocker(t *testing.T) {
 	r, ref, size := debian(t)
 	ctx := fixture.Context(t)

@@ -31,6 +31,15 @@ func export(t *testing.T, n *node.Node, ref string) []byte {
 	return b
 }
 
+// runs runs an image's program.
+func runs(t *testing.T, n *node.Node, snapshotter, ref, id string) {
+	t.Helper()
+	out := fixture.Run(t, n, snapshotter, ref, id)
+	if !strings.HasSuffix(out, images.Ready+"\n") {
+		t.Errorf("%s: by %s the program prints %q", id, snapshotter, out)
+	}
+}
+
 // TestContent: with micad as content plugin an image of which little is here is a whole one for all
 // that reads blobs.
 func TestContent(t *testing.T) {
@@ -60,9 +69,7 @@ func TestContent(t *testing.T) {
 	if got := r.Traffic().Down; got > size/100 {
 		t.Errorf("overlayfs downloaded %d bytes of what is here", got)
 	}
-	if out := fixture.Run(t, n, "overlayfs", ref, "plain"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("by overlayfs the program prints %q", out)
-	}
+	runs(t, n, "overlayfs", ref, "plain")
 
 	// and what nobody refers to any more is forgotten
 	fixture.Ctr(t, n, "images", "rm", "--sync", ref)
@@ -92,9 +99,7 @@ func TestContentPush(t *testing.T) {
 	}
 	plain := fixture.Node(t, node.Options{NoMicad: true})
 	fixture.Pull(t, plain, "overlayfs", to)
-	if out := fixture.Run(t, plain, "overlayfs", to, "pushed"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("what was pushed prints %q", out)
-	}
+	runs(t, plain, "overlayfs", to, "pushed")
 }
 
 // TestContentFetchAll: a client that wants all blobs of an image, as Docker does, gets them told.
@@ -116,9 +121,7 @@ func TestContentFetchAll(t *testing.T) {
 	if got := r.Traffic().Down; got > size/100 {
 		t.Errorf("the pull downloaded %d bytes of an image of %d", got, size)
 	}
-	if out := fixture.Run(t, n, mica, ref, "program"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("the program prints %q", out)
-	}
+	runs(t, n, mica, ref, "program")
 	fixture.Ctr(t, n, "images", "check", "name=="+ref)
 	export(t, n, ref)
 
@@ -149,9 +152,7 @@ func TestContentOff(t *testing.T) {
 	r, ref, size := debian(t, true)
 	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
 	fixture.Pull(t, n, mica, ref)
-	if out := fixture.Run(t, n, mica, ref, "with"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("the program prints %q", out)
-	}
+	runs(t, n, mica, ref, "with")
 	n.SwitchContent(false)
 	restart(t, n)
 	r.ResetTraffic()
@@ -161,13 +162,9 @@ func TestContentOff(t *testing.T) {
 		}
 		return ""
 	})
-	if out := fixture.Run(t, n, mica, ref, "without"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("the program prints %q", out)
-	}
+	runs(t, n, mica, ref, "without")
 	fixture.Pull(t, n, "overlayfs", ref)
-	if out := fixture.Run(t, n, "overlayfs", ref, "plain"); !strings.HasSuffix(out, images.Ready+"\n") {
-		t.Errorf("by overlayfs the program prints %q", out)
-	}
+	runs(t, n, "overlayfs", ref, "plain")
 	if got := r.Traffic().Down; got < size*8/10 {
 		t.Errorf("%d bytes of an image of %d were downloaded: from where has it the rest?", got, size)
 	}

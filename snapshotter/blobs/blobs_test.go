@@ -83,7 +83,8 @@ func (w *world) fetch(
 func (w *world) claim(ref string, b []byte, size int) digest.Digest {
 	w.t.Helper()
 	d := digest.FromBytes(b)
-	if err := w.Claim(w.t.Context(), ocispec.Descriptor{Digest: d, Size: int64(size)}, ref); err != nil {
+	desc := ocispec.Descriptor{Digest: d, Size: int64(size)}
+	if err := w.Claim(w.t.Context(), desc, ref); err != nil {
 		w.t.Fatal(err)
 	}
 	return d
@@ -105,8 +106,8 @@ func (w *world) walk() (all []digest.Digest) {
 	return all
 }
 
-// TestClaim: a claimed blob is there, across restarts, until it is deleted; who reads it downloads it
-// once.
+// TestClaim: a claimed blob is there, across restarts, until it is deleted; who reads it downloads
+// it once.
 func TestClaim(t *testing.T) {
 	w := newWorld(t)
 	b := bytes.Repeat([]byte("blob"), 1<<18)
@@ -148,8 +149,8 @@ func TestClaim(t *testing.T) {
 	}
 }
 
-// TestClaimWrongBytes: what does not have the digest is not believed, and another source is asked; so
-// is one that sends nothing.
+// TestClaimWrongBytes: what does not have the digest is not believed, and another source is asked;
+// so is one that sends nothing.
 func TestClaimWrongBytes(t *testing.T) {
 	w := newWorld(t)
 	b := bytes.Repeat([]byte("blob"), 1<<18)
@@ -189,8 +190,8 @@ func TestClaimSizes(t *testing.T) {
 	}
 }
 
-// TestClaimBroken: what a source has sent before it broke off is not what the next one goes on from.
-// A source that only others name is asked too.
+// TestClaimBroken: what a source has sent before it broke off is not what the next one goes on
+// from. A source that only others name is asked too.
 func TestClaimBroken(t *testing.T) {
 	w := newWorld(t)
 	b := bytes.Repeat([]byte("blob"), 1<<18)
@@ -230,8 +231,8 @@ func TestClaimsDamaged(t *testing.T) {
 	}
 }
 
-// write does what containerd does: it opens a writer of a blob, in a transaction, and asks how much is
-// there.
+// write does what containerd does: it opens a writer of a blob, in a transaction, and asks how much
+// is there.
 func (w *world) write(d digest.Digest, size int64) (content.Writer, content.Status) {
 	w.t.Helper()
 	cw, err := w.Writer(w.t.Context(), content.WithRef("ns/1/layer-"+d.String()),

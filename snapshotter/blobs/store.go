@@ -7,16 +7,16 @@
 //	                                                └─▶ claims: a blob that a served layer stands for
 //	                                                      └─ read ─▶ Fetch ─▶ local
 //
-// A claim says how large a blob is and which references have it. Who asks for a claimed blob is told
-// that it is there. Who reads it waits until it has been downloaded into containerd's files, as a
-// whole and compared with its digest; from then on it is an ordinary blob, and the claim is over.
-// Everything else passes through.
+// A claim says how large a blob is and which references have it. Who asks for a claimed blob is
+// told that it is there. Who reads it waits until it has been downloaded into containerd's files,
+// as a whole and compared with its digest; from then on it is an ordinary blob, and the claim is
+// over. Everything else passes through.
 //
 // # Lives
 //
-// containerd's database says which blobs a namespace has; the store says which of these can be read.
-// A claim lasts until containerd's collector deletes the blob, which is when no image of any namespace
-// refers to it: the snapshots of its layer may be gone long before.
+// containerd's database says which blobs a namespace has; the store says which of these can be
+// read. A claim lasts until containerd's collector deletes the blob, which is when no image of any
+// namespace refers to it: the snapshots of its layer may be gone long before.
 //
 // # Pulls that fetch all
 //
@@ -52,8 +52,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Fetch streams a blob of a reference from an offset on: desc.Size - off bytes and io.EOF, or another
-// error. The bytes need not be right.
+// Fetch streams a blob of a reference from an offset on: desc.Size - off bytes and io.EOF, or
+// another error. The bytes need not be right.
 type Fetch func(ctx context.Context, ref string, desc ocispec.Descriptor, off int64) (io.ReadCloser,
 	error)
 
@@ -72,7 +72,7 @@ type Store struct {
 
 // Options is what a Store is made of.
 type Options struct {
-	Root  string                                  // containerd's folder of content: ROOT/io.containerd.content.v1.content
+	Root  string                                  // containerd's folder of content
 	Dir   string                                  // the folder that keeps the claims
 	Write func(path string, content []byte) error // replaces a file, and has it on disk
 	Fetch Fetch                                   // of blobs that are read
@@ -117,9 +117,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Claim says that a blob is there although it is not: a reference has it, with this size. A blob that
-// is there is not claimed. Where another reference has said another size, the blob is downloaded at
-// once, because its digest alone tells who is right.
+// Claim says that a blob is there although it is not: a reference has it, with this size. A blob
+// that is there is not claimed. Where another reference has said another size, the blob is
+// downloaded at once, because its digest alone tells who is right.
 func (s *Store) Claim(ctx context.Context, desc ocispec.Descriptor, ref string) error {
 	if err := desc.Digest.Validate(); err != nil {
 		return fmt.Errorf("claim blob %q: %w", desc.Digest, err)
@@ -191,7 +191,8 @@ func (s *Store) Walk(ctx context.Context, fn content.WalkFunc, matching ...strin
 	return nil
 }
 
-// Delete implements content.Store. Deleting what is not there is no error, as in containerd's files.
+// Delete implements content.Store. Deleting what is not there is no error, as in containerd's
+// files.
 func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	claimed, err := s.claims.remove(d)
 	if err == nil && claimed {
@@ -279,6 +280,10 @@ func (s *Store) download(d digest.Digest) error {
 			}
 		}
 		if i >= len(sources) {
+			break
+		}
+		if _, ok := s.claims.get(d); !ok {
+			errs = append(errs, errForgotten)
 			break
 		}
 		from := sources[i]

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// askedWait is how long a writer waits for containerd to tell of its image and ask for the first
-	// layer: it does so at the same moment, if the image is to be served at all.
+	// askedWait is how long a writer waits for containerd to tell of its image and ask for the
+	// first layer: it does so at the same moment, if the image is to be served at all.
 	askedWait = 100 * time.Millisecond
 	// deafTime is how long nobody waits again to be told, after it was in vain.
 	deafTime = time.Minute
@@ -169,10 +169,10 @@ func (p *pulls) giveUpLocked(d digest.Digest, known bool) {
 	}
 }
 
-// Writer implements content.Store. A client that fetches all blobs of an image, beside unpacking it,
-// opens the writer of a layer's blob inside a transaction, without saying what it is going to
-// write, and then asks how much is there. That question waits until it is known whether the layer is
-// served. If so, all of the blob is there.
+// Writer implements content.Store. A client that fetches all blobs of an image, beside unpacking
+// it, opens the writer of a layer's blob inside a transaction, without saying what it is going to
+// write, and then asks how much is there. That question waits until it is known whether the layer
+// is served. If so, all of the blob is there.
 func (s *Store) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
 	w, err := s.Store.Writer(ctx, opts...)
 	if err != nil {
@@ -269,8 +269,8 @@ func (w *claimedWriter) Write(p []byte) (int, error) {
 	return w.Writer.Write(p)
 }
 
-// Truncate implements content.Writer. A commit begins with it where its client has not seen that all
-// of the blob is there.
+// Truncate implements content.Writer. A commit begins with it where its client has not seen that
+// all of the blob is there.
 func (w *claimedWriter) Truncate(size int64) error {
 	if w.found != nil && size == 0 {
 		return nil

@@ -160,8 +160,8 @@ type Absent struct {
 	Refs  []string      // where its image was pulled from
 }
 
-// Absent returns the layers of an image, of those manifests that containerd has, whose blobs it does
-// not have, or that are not there when has is asked.
+// Absent returns the layers of an image, of those manifests that containerd has, whose blobs it
+// does not have, or that are not there when has is asked.
 func (c *Client) Absent(
 	ctx context.Context, namespace, image string, has func(digest.Digest) bool,
 ) ([]Absent, error) {

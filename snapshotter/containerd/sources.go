@@ -49,8 +49,8 @@ func locators(names []string, host, repository string) []string {
 
 // locateAll returns a repository's references, with the port that the registry has in the names of
 // the same repository's images, or else in those of the host's other images and in containerd's
-// config_path, where these agree. Where there are none, guess says to take the usual port for a host
-// that has a name of the kind that registries at that port have.
+// config_path, where these agree. Where there are none, guess says to take the usual port for a
+// host that has a name of the kind that registries at that port have.
 func (c *Client) locateAll(names []string, host, repository string, guess bool) []string {
 	if host == dockerHub {
 		return []string{host + "/" + repository}
