@@ -45,7 +45,7 @@ step() {
 		;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
-	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients ;;
+	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;
 	soak)
 		go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}"
 		go -C integration test -count=1 -v -timeout 30m ./sametree -run TestRandomImages -seed 1000 -seeds 1000

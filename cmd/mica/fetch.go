@@ -2,23 +2,22 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/docker/go-units"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/mica-snapshotter/mica/remote"
 )
 
 // fetchAtOnce is how many blobs are downloaded at a time.
@@ -44,14 +43,10 @@ func fetchCommand() *cobra.Command {
 }
 
 // fetch brings the blobs of the image that the name has here, whatever the registry has by now.
-func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string) (err error) {
-	named, err := reference.ParseDockerRef(name)
+func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string) error {
+	named, platform, err := p.parse(name)
 	if err != nil {
-		return fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG)", name, err)
-	}
-	platform, err := platforms.Parse(p.platform)
-	if err != nil {
-		return fmt.Errorf("--platform %q: %w", p.platform, err)
+		return err
 	}
 	client, _, err := p.containerd.open(ctx)
 	if err != nil {
@@ -59,20 +54,11 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 	}
 	defer client.Close()
 	lines := p.progressTo(stderr)
-	bars := lines.terminal
-	if bars == nil {
-		bars = &progress{}
-	}
-	p.registry.stderr, p.registry.plainHTTP = lines, p.plainHTTP
-	registry, err := p.registry.client()
+	registry, im, err := p.open(lines, named)
 	if err != nil {
 		return err
 	}
 	defer registry.Close()
-	im, err := registry.Image(named.String())
-	if err != nil {
-		return err
-	}
 	ctx = namespaces.WithNamespace(ctx, p.namespace)
 	image, err := client.ImageService().Get(ctx, named.String())
 	if errdefs.IsNotFound(err) {
@@ -82,21 +68,39 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 	if err != nil {
 		return err
 	}
-	lease, err := client.LeasesService().Create(ctx, leases.WithRandomID(),
-		leases.WithExpiration(leaseLife))
+	var layers int
+	err = leased(ctx, client, lines, func(ctx context.Context) error {
+		layers, err = fetchBlobs(ctx, client.ContentStore(), im, image.Target, platform, lines)
+		return err
+	})
 	if err != nil {
+		return fmt.Errorf("fetch %s: %w", named, err)
+	}
+	if layers == 0 {
+		return fmt.Errorf("fetch %s: it has no layers for %s: choose with --platform", named,
+			p.platform)
+	}
+	if p.quiet {
+		_, err = fmt.Fprintln(stdout, named)
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
-		defer cancel()
-		err = errors.Join(err, client.LeasesService().Delete(ctx, lease))
-	}()
-	ctx = leases.WithLease(ctx, lease.ID)
-	store := client.ContentStore()
-	noted, err := docker.AppendDistributionSourceLabel(store, named.String())
+	_, err = fmt.Fprintf(stdout, "%s: %s downloaded, all blobs are in containerd\n", named,
+		units.HumanSize(float64(im.Stats().BytesDown)))
+	return err
+}
+
+// fetchBlobs downloads what is missing of an image, and returns how many layers it has.
+func fetchBlobs(
+	ctx context.Context, store content.Store, im *remote.Image, target ocispec.Descriptor,
+	platform ocispec.Platform, lines *pullLines,
+) (layers int, err error) {
+	bars := lines.terminal
+	if bars == nil {
+		bars = &progress{}
+	}
+	noted, err := docker.AppendDistributionSourceLabel(store, im.Ref())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	children := images.SetChildrenLabels(store, images.FilterPlatforms(
 		images.ChildrenHandler(store), platforms.OnlyStrict(platform)))
@@ -110,27 +114,14 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 			return &download{bar.reader(body), body, bar}, nil
 		})
 	err = images.Dispatch(ctx, images.Handlers(remotes.FetchHandler(store, fetcher), children,
-		noted), semaphore.NewWeighted(fetchAtOnce), image.Target)
-	if err != nil {
-		return fmt.Errorf("fetch %s: %w", named, err)
-	}
+		noted), semaphore.NewWeighted(fetchAtOnce), target)
 	if lines.onTerminal() {
 		bars.clear()
 	}
-	layers, err := readLayers(ctx, store, children, image.Target)
 	if err != nil {
-		return fmt.Errorf("fetch %s: %w", named, err)
+		return 0, err
 	}
-	if layers == 0 {
-		return fmt.Errorf("fetch %s: it has no layers for %s: choose with --platform", named, p.platform)
-	}
-	if p.quiet {
-		_, err = fmt.Fprintln(stdout, named)
-		return err
-	}
-	_, err = fmt.Fprintf(stdout, "%s: %s downloaded, all blobs are in containerd\n", named,
-		units.HumanSize(float64(im.Stats().BytesDown)))
-	return err
+	return readLayers(ctx, store, children, target)
 }
 
 // readLayers reads a byte of each layer, and counts them: a content plugin downloads blobs when

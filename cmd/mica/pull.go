@@ -81,12 +81,9 @@ func (p *pull) add(cmd *cobra.Command) {
 }
 
 func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (err error) {
-	named, err := reference.ParseDockerRef(name)
+	named, _, err := p.parse(name)
 	if err != nil {
-		return fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG)", name, err)
-	}
-	if _, err := platforms.Parse(p.platform); err != nil {
-		return fmt.Errorf("--platform %q: %w", p.platform, err)
+		return err
 	}
 	client, micad, err := p.containerd.open(ctx)
 	if err != nil {
@@ -99,16 +96,11 @@ func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (
 		return err
 	}
 	defer w.end()
-	p.registry.stderr, p.registry.plainHTTP = w, p.plainHTTP
-	registry, err := p.registry.client()
+	registry, im, err := p.open(w, named)
 	if err != nil {
 		return err
 	}
 	defer registry.Close()
-	im, err := registry.Image(named.String())
-	if err != nil {
-		return err
-	}
 	ctx = namespaces.WithNamespace(ctx, p.namespace)
 	if err := p.pull(ctx, client, im, w); err != nil {
 		return p.explain(ctx, im, w, err)
@@ -125,6 +117,34 @@ func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (
 	return err
 }
 
+// parse reads the image's name, and the platform.
+func (p *pull) parse(name string) (reference.Named, ocispec.Platform, error) {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return nil, ocispec.Platform{}, fmt.Errorf("image %q: %w: name it as in `docker pull` "+
+			"(HOST/NAME:TAG)", name, err)
+	}
+	platform, err := platforms.Parse(p.platform)
+	if err != nil {
+		err = fmt.Errorf("--platform %q: %w", p.platform, err)
+	}
+	return named, platform, err
+}
+
+// open returns an image at its registry. What is told of the registry goes to told.
+func (p *pull) open(told io.Writer, named reference.Named) (*remote.Client, *remote.Image, error) {
+	p.registry.stderr, p.registry.plainHTTP = told, p.plainHTTP
+	registry, err := p.registry.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	im, err := registry.Image(named.String())
+	if err != nil {
+		registry.Close()
+	}
+	return registry, im, err
+}
+
 // progressTo returns where it is told what is waited for.
 func (p *pull) progressTo(stderr io.Writer) *pullLines {
 	l := &pullLines{w: stderr, quiet: p.quiet}
@@ -134,11 +154,10 @@ func (p *pull) progressTo(stderr io.Writer) *pullLines {
 	return l
 }
 
-// pull has containerd's client pull an image. Whatever comes of it, no lease is left; where it
-// fails or is interrupted, neither is what it had brought.
+// pull has containerd's client pull an image.
 func (p *pull) pull(
 	ctx context.Context, client *containerd.Client, im *remote.Image, w *pullWatch,
-) (err error) {
+) error {
 	name := p.containerd.snapshotter
 	watched := watchedSnapshotter{client.SnapshotService(name), w}
 	puller, err := containerd.New(socketPath(p.containerd.address), containerd.WithServices(
@@ -147,31 +166,41 @@ func (p *pull) pull(
 		return err
 	}
 	defer puller.Close()
+	annotate := snapshotters.AppendInfoHandlerWrapper(im.Ref())
+	return leased(ctx, client, w, func(ctx context.Context) error {
+		_, err := puller.Pull(ctx, im.Ref(),
+			containerd.WithPlatform(p.platform),
+			containerd.WithPullUnpack,
+			containerd.WithPullSnapshotter(name),
+			containerd.WithResolver(resolver{im, w}),
+			containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler {
+				return w.handler(annotate(h))
+			}))
+		return err
+	})
+}
+
+// leased calls fn with a lease of its own. Whatever comes of it, no lease is left; where fn fails,
+// neither is what it had brought.
+func leased(
+	ctx context.Context, client *containerd.Client, told io.Writer,
+	fn func(ctx context.Context) error,
+) error {
 	lease, err := client.LeasesService().Create(ctx, leases.WithRandomID(),
 		leases.WithExpiration(leaseLife))
 	if err != nil {
 		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
-		defer cancel()
-		var opts []leases.DeleteOpt
-		if err != nil {
-			opts = append(opts, leases.SynchronousDelete)
-		}
-		if err := client.LeasesService().Delete(ctx, lease, opts...); err != nil {
-			w.sayf("containerd keeps for a day what the pull has brought: %v", err)
-		}
-	}()
-	annotate := snapshotters.AppendInfoHandlerWrapper(im.Ref())
-	_, err = puller.Pull(leases.WithLease(ctx, lease.ID), im.Ref(),
-		containerd.WithPlatform(p.platform),
-		containerd.WithPullUnpack,
-		containerd.WithPullSnapshotter(name),
-		containerd.WithResolver(resolver{im, w}),
-		containerd.WithImageHandlerWrapper(func(h images.Handler) images.Handler {
-			return w.handler(annotate(h))
-		}))
+	err = fn(leases.WithLease(ctx, lease.ID))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tidyTimeout)
+	defer cancel()
+	var opts []leases.DeleteOpt
+	if err != nil {
+		opts = append(opts, leases.SynchronousDelete)
+	}
+	if err := client.LeasesService().Delete(ctx, lease, opts...); err != nil {
+		fmt.Fprintf(told, "containerd keeps for a day what was brought: %v\n", err)
+	}
 	return err
 }
 
