@@ -21,11 +21,12 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// export writes an image into an archive and returns its bytes.
+// export writes an image into an archive and returns its bytes. By the transfer service ctr may end
+// before all has come.
 func export(t *testing.T, n *node.Node, ref string) []byte {
 	t.Helper()
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	fixture.Ctr(t, n, "images", "export", archive, ref)
+	fixture.Ctr(t, n, "images", "export", "--local", archive, ref)
 	b, err := os.ReadFile(archive)
 	mustf(t, err, "archive")
 	return b
@@ -139,7 +140,7 @@ func TestContentAway(t *testing.T) {
 	fixture.Pull(t, n, mica, ref)
 	mustf(t, r.Down(), "stop the registry")
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	out, err := n.Ctr(fixture.Context(t), "images", "export", archive, ref)
+	out, err := n.Ctr(fixture.Context(t), "images", "export", "--local", archive, ref)
 	if err == nil || !strings.Contains(out+err.Error(), "tried again when the blob is read again") {
 		t.Errorf("without a registry the export says %v: %s", err, out)
 	}

@@ -36,7 +36,7 @@ func TestExport(t *testing.T) {
 		t.Errorf("of an image that is not there: %v", err)
 	}
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	fixture.Ctr(t, n, "images", "export", "--platform", "linux/"+runtime.GOARCH, archive, ref)
+	fixture.Ctr(t, n, "images", "export", "--local", "--platform", "linux/"+runtime.GOARCH, archive, ref)
 	there := blobsOf(t, archive)
 	for _, d := range mustLayers(t, img) {
 		if !there[d] {
