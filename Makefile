@@ -10,7 +10,8 @@ MODULES  := . integration
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
 
-.PHONY: all build install tools test unit race integration clients matrix soak lint fmt fuzz bench microbench demo clean
+.PHONY: all build install tools test unit race integration clients matrix soak lint fmt fuzz \
+	bench microbench demo clean
 
 all: build
 

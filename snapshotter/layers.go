@@ -133,8 +133,10 @@ type Blobs interface {
 	// Served tells that a namespace has a snapshot of the layer: containerd will soon be told so.
 	// It may block for as long as it takes to tell containerd of the blob.
 	Served(ctx context.Context, namespace string, l Layer)
-	// Refused tells that containerd has to unpack the layer, and those above it. It does not block.
-	Refused(layer digest.Digest)
+	// Refused tells that a layer is not to stand for its blob: containerd has to unpack it, then
+	// above says that it has to unpack those above too, or its snapshot is another blob's. It does
+	// not block.
+	Refused(layer digest.Digest, above bool)
 }
 
 // Mounted is a layer that can be read.

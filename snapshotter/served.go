@@ -84,7 +84,7 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	default:
 		s.fallBack(ctx, first, firstWhy)
 		if s.blobs != nil {
-			s.blobs.Refused(first.layer.Digest)
+			s.blobs.Refused(first.layer.Digest, true)
 		}
 	}
 	return errOrdinary
@@ -116,7 +116,7 @@ func (s *Snapshotter) tellExisting(
 			if slices.Contains(served, req.layer.Digest) {
 				s.tellServed(ctx, key, req)
 			} else {
-				s.blobs.Refused(req.layer.Digest)
+				s.blobs.Refused(req.layer.Digest, false)
 			}
 		}
 		return

@@ -132,7 +132,7 @@ func (c *contents) expect(layers []digest.Digest) {
 func (c *contents) Asked(layer digest.Digest) { c.store.Asked(layer) }
 
 // Refused implements snapshotter.Blobs.
-func (c *contents) Refused(layer digest.Digest) { c.store.Decided(layer, false) }
+func (c *contents) Refused(layer digest.Digest, above bool) { c.store.Decided(layer, above) }
 
 // Served implements snapshotter.Blobs. It returns for the topmost layer of an image when containerd
 // knows of all the image's blobs that it is told of: then the pull ends, and they may be asked for.
@@ -143,7 +143,7 @@ func (c *contents) Served(ctx context.Context, namespace string, l snapshotter.L
 	if err == nil && !c.store.Note(desc, l.Ref) {
 		err = c.store.Claim(ctx, desc, l.Ref)
 	}
-	c.store.Decided(l.Digest, err == nil)
+	c.store.Decided(l.Digest, false)
 	if err != nil {
 		c.log.Warn("containerd is not told of a served layer's blob: the image cannot be exported",
 			"ref", l.Ref, "layer", l.Digest, "err", err)
@@ -194,7 +194,7 @@ func (c *contents) tell(namespace, ref string, desc ocispec.Descriptor) {
 func (c *contents) watch(ctx context.Context, s *snapshotter.Snapshotter) {
 	look := func(namespace, image string) { c.look(ctx, s, namespace, image) }
 	c.containerd.WatchImages(ctx, func() {
-		if !c.asked(ctx) {
+		if !c.isPlugin(ctx) {
 			return
 		}
 		if err := c.containerd.EachImage(ctx, look); err != nil && ctx.Err() == nil {
@@ -227,8 +227,8 @@ func (c *contents) look(ctx context.Context, s *snapshotter.Snapshotter, namespa
 	}
 }
 
-// asked says whether containerd asks micad for content.
-func (c *contents) asked(ctx context.Context) bool {
+// isPlugin says whether containerd asks micad for content.
+func (c *contents) isPlugin(ctx context.Context) bool {
 	plugin, err := c.containerd.ContentPlugin(ctx)
 	if err == nil && plugin == ownContent {
 		c.log.Warn("content_store is set, and containerd keeps its content itself: images that are " +

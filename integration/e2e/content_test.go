@@ -87,17 +87,16 @@ func TestContent(t *testing.T) {
 
 // TestContentPush: a push moves what the other registry does not have.
 func TestContentPush(t *testing.T) {
-	r, ref, _ := debian(t, true)
+	r, ref, size := debian(t, true)
 	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
 	fixture.Pull(t, n, mica, ref)
-	other := fixture.Referrers(t)
-	to := other.Host() + "/other/debian:test"
-	fixture.Ctr(t, n, "images", "push", "--plain-http", to, ref)
 	r.ResetTraffic()
-	fixture.Ctr(t, n, "images", "push", "--plain-http", other.Host()+"/third/debian:test", ref)
-	if got := r.Traffic().BlobBytes(); got > 0 {
-		t.Errorf("%d bytes were downloaded for a registry that has them", got)
+	fixture.Ctr(t, n, "images", "push", "--plain-http", r.Host()+"/team/debian:test", ref)
+	if got := r.Traffic().BlobBytes(); got > size/100 {
+		t.Errorf("%d bytes were downloaded for the registry that they came from", got)
 	}
+	to := fixture.Referrers(t).Host() + "/other/debian:test"
+	fixture.Ctr(t, n, "images", "push", "--plain-http", to, ref)
 	plain := fixture.Node(t, node.Options{NoMicad: true})
 	fixture.Pull(t, plain, "overlayfs", to)
 	runs(t, plain, "overlayfs", to, "pushed")
@@ -133,7 +132,6 @@ func TestContentFetchAll(t *testing.T) {
 }
 
 // TestContentAway: a blob that cannot be had is a clear error, and works when the registry is back.
-// A container runs all the while.
 func TestContentAway(t *testing.T) {
 	r, ref, _ := debian(t, true)
 	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true, Micad: `pull_deadline = "3s"`})

@@ -263,8 +263,8 @@ func TestFetchAll(t *testing.T) {
 		if !w.Note(ocispec.Descriptor{Digest: d, Size: 4}, "here/image") {
 			t.Error("not noted")
 		}
-		w.Decided(d, true)
-		w.Decided(above, false)
+		w.Decided(d, false)
+		w.Decided(above, true)
 	}()
 	cw, status := w.write(d, 4)
 	if status.Offset != 4 || cw.Digest() != d {
@@ -330,8 +330,8 @@ func TestFetchAllTogether(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	go w.Decided(two, false)
-	go w.Decided(one, false)
+	go w.Decided(two, true)
+	go w.Decided(one, true)
 	for _, d := range []digest.Digest{one, two} {
 		if _, status := w.write(d, 1); status.Offset != 0 {
 			t.Errorf("%+v", status)
@@ -349,7 +349,7 @@ func TestFetchAllAgain(t *testing.T) {
 			w.Asked(d)
 			time.Sleep(askedWait / 4)
 			w.Note(ocispec.Descriptor{Digest: d, Size: 4}, "here/image")
-			w.Decided(d, true)
+			w.Decided(d, false)
 		}()
 		cw, status := w.write(d, 4)
 		if status.Offset != 4 {

@@ -90,7 +90,10 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{Store: files, claims: loadClaims(o.Dir, o.Write, o.Log), o: o}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
-	return s, s.sweep()
+	if err := s.sweep(); err != nil {
+		o.Log.Warn("downloads that nobody wants any more are left over", "err", err)
+	}
+	return s, nil
 }
 
 // sweep ends downloads of a former run whose blobs are not claimed any more.
@@ -196,9 +199,9 @@ func (s *Store) Walk(ctx context.Context, fn content.WalkFunc, matching ...strin
 func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	claimed, err := s.claims.remove(d)
 	if err == nil && claimed {
-		err = s.Abort(ctx, fetchRef+d.String()) // a download that was given up
+		err = ignoreMissing(s.Abort(ctx, fetchRef+d.String())) // a download that was given up
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil {
 		return err
 	}
 	return s.Store.Delete(ctx, d)

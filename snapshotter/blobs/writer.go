@@ -84,18 +84,17 @@ func (s *Store) Asked(d digest.Digest) {
 	})
 }
 
-// Decided tells that a layer is served, and claimed, or that containerd has been told to unpack it
-// and those above.
-func (s *Store) Decided(d digest.Digest, served bool) {
+// Decided tells that a layer is served, and claimed, or will not be; above: nor will those above it.
+func (s *Store) Decided(d digest.Digest, above bool) {
 	s.pulls.change(func() {
 		for _, p := range s.pulls.all {
 			i := slices.Index(p.layers, d)
 			switch {
 			case i < 0:
-			case served:
-				p.decide(p.layers[i : i+1])
-			default:
+			case above:
 				p.decide(p.layers[i:])
+			default:
+				p.decide(p.layers[i : i+1])
 			}
 		}
 	})
@@ -227,7 +226,7 @@ type claimedWriter struct {
 	ctx   context.Context
 	store *Store
 	layer digest.Digest
-	asked int             // how often the status was asked for
+	stats int             // how often the status was asked for
 	found *content.Status // of the claimed blob
 }
 
@@ -237,7 +236,7 @@ func (w *claimedWriter) Status() (content.Status, error) {
 		return *w.found, nil
 	}
 	status, err := w.Writer.Status()
-	if w.asked++; err != nil || w.asked != 2 || status.Offset > 0 {
+	if w.stats++; err != nil || w.stats != 2 || status.Offset > 0 {
 		return status, err
 	}
 	w.store.await(w.ctx, w.layer)
