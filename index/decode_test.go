@@ -50,7 +50,8 @@ func newGzipLayer(t testing.TB, n, member int) *gzipLayer {
 		rest = rest[k:]
 	}
 	l.blob = blob.Bytes()
-	d, err := targz.Scan(context.Background(), bytes.NewReader(l.blob), targz.Options{SpanSize: 64 << 10, Windows: &windows})
+	d, err := targz.Scan(context.Background(), bytes.NewReader(l.blob),
+		targz.Options{SpanSize: 64 << 10, Windows: &windows})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,18 +104,21 @@ func zstdSpan(t testing.TB, data []byte, frame int) (*index.Span, []byte) {
 		blob = z.EncodeAll(rest[:n], blob)
 		rest = rest[n:]
 	}
-	return &index.Span{Size: int64(len(data)), BlobSize: int64(len(blob)), Codec: index.Zstd, Digest: sha256.Sum256(data)}, blob
+	return &index.Span{Size: int64(len(data)), BlobSize: int64(len(blob)), Codec: index.Zstd,
+		Digest: sha256.Sum256(data)}, blob
 }
 
 func TestSpanDecodeZstd(t *testing.T) {
 	l := newGzipLayer(t, 700_000, 1<<30)
 	noise := make([]byte, 300_000)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
-	for name, data := range map[string][]byte{"text": l.device, "zeros": make([]byte, 1<<20), "noise": noise, "a byte": {7}} {
+	for name, data := range map[string][]byte{"text": l.device, "zeros": make([]byte, 1<<20),
+		"noise": noise, "a byte": {7}} {
 		for _, frame := range []int{len(data), (len(data) + 3) / 4} {
 			s, blob := zstdSpan(t, data, frame)
 			mem := bytes.Repeat([]byte{0xaa}, len(data)+300)
-			if err := s.Decode(mem[:s.Size], blob, nil); err != nil || !bytes.Equal(mem[:s.Size], data) {
+			if err := s.Decode(mem[:s.Size], blob, nil); err != nil ||
+				!bytes.Equal(mem[:s.Size], data) {
 				t.Fatalf("%s, in frames of %d: %v", name, frame, err)
 			}
 			if !bytes.Equal(mem[s.Size:], bytes.Repeat([]byte{0xaa}, 300)) {
@@ -132,7 +136,8 @@ func TestSpanDecodeZstd(t *testing.T) {
 				}
 			}
 			s.BlobSize--
-			if err := s.Decode(mem[:s.Size], blob[:s.BlobSize], nil); !errors.Is(err, index.ErrCorrupt) {
+			if err := s.Decode(mem[:s.Size], blob[:s.BlobSize], nil); !errors.Is(err,
+				index.ErrCorrupt) {
 				t.Errorf("%s, cut: %v", name, err)
 			}
 		}
@@ -150,7 +155,8 @@ func TestSpanDecodeCorrupt(t *testing.T) {
 			inner = s
 		}
 	}
-	stored := &index.Span{Size: 3, BlobSize: 3, Codec: index.Stored, Digest: sha256.Sum256([]byte("abc"))}
+	stored := &index.Span{Size: 3, BlobSize: 3, Codec: index.Stored,
+		Digest: sha256.Sum256([]byte("abc"))}
 	tests := []struct {
 		name   string
 		span   *index.Span
@@ -159,9 +165,22 @@ func TestSpanDecodeCorrupt(t *testing.T) {
 	}{
 		{"gzip as it is", first, nil, true},
 		{"deflate as it is", inner, nil, true},
-		{"digest", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Digest[0]++; return b, w }, false},
-		{"window's digest stated", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.WindowDigest = sha256.Sum256(w); return b, w }, true},
-		{"window's digest", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.WindowDigest[3]++; return b, w }, false},
+		{"digest", inner, func(s *index.Span, b, w []byte) ([]byte,
+			[]byte) {
+			s.Digest[0]++
+			return b, w
+		}, false},
+		{"window's digest stated", inner,
+			func(s *index.Span, b, w []byte) ([]byte,
+				[]byte) {
+				s.WindowDigest = sha256.Sum256(w)
+				return b, w
+			}, true},
+		{"window's digest", inner, func(s *index.Span, b, w []byte) ([]byte,
+			[]byte) {
+			s.WindowDigest[3]++
+			return b, w
+		}, false},
 		{"another window", inner, func(s *index.Span, b, _ []byte) ([]byte, []byte) {
 			w := []byte{0, 1, 0, 0, 'x'}
 			s.Window.Size = int64(len(w))
@@ -172,18 +191,65 @@ func TestSpanDecodeCorrupt(t *testing.T) {
 			s.Window.Size = int64(len(w))
 			return b, w
 		}, false},
-		{"window left out", inner, func(s *index.Span, b, _ []byte) ([]byte, []byte) { s.Window.Size = 0; return b, nil }, false},
-		{"bit", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Bit = (s.Bit + 1) % 8; return b, w }, false},
-		{"no bit", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Bit = 8; return b, w }, false},
-		{"codec", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Codec = 77; return b, w }, false},
-		{"gzip for deflate", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Codec = index.Gzip; return b, w }, false},
-		{"deflate for gzip", first, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.Codec = index.Deflate; return b, w }, false},
-		{"blob flipped", first, func(_ *index.Span, b, w []byte) ([]byte, []byte) { b[len(b)/2] ^= 4; return b, w }, false},
-		{"blob cut", first, func(s *index.Span, b, w []byte) ([]byte, []byte) { s.BlobSize /= 2; return b[:s.BlobSize], w }, false},
-		{"blob empty", inner, func(s *index.Span, _, w []byte) ([]byte, []byte) { s.BlobSize = 0; return nil, w }, false},
-		{"stored", stored, func(_ *index.Span, _, _ []byte) ([]byte, []byte) { return []byte("abc"), nil }, true},
-		{"stored, differs", stored, func(_ *index.Span, _, _ []byte) ([]byte, []byte) { return []byte("abd"), nil }, false},
-		{"stored, too short", stored, func(s *index.Span, _, _ []byte) ([]byte, []byte) { s.BlobSize = 2; return []byte("ab"), nil }, false},
+		{"window left out", inner, func(s *index.Span, b, _ []byte) ([]byte,
+			[]byte) {
+			s.Window.Size = 0
+			return b, nil
+		}, false},
+		{"bit", inner, func(s *index.Span, b, w []byte) ([]byte,
+			[]byte) {
+			s.Bit = (s.Bit + 1) % 8
+			return b, w
+		}, false},
+		{"no bit", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) {
+			s.Bit = 8
+			return b,
+				w
+		}, false},
+		{"codec", inner, func(s *index.Span, b, w []byte) ([]byte, []byte) {
+			s.Codec = 77
+			return b,
+				w
+		}, false},
+		{"gzip for deflate", inner,
+			func(s *index.Span, b, w []byte) ([]byte, []byte) {
+				s.Codec = index.Gzip
+				return b,
+					w
+			}, false},
+		{"deflate for gzip", first,
+			func(s *index.Span, b, w []byte) ([]byte, []byte) {
+				s.Codec = index.Deflate
+				return b,
+					w
+			}, false},
+		{"blob flipped", first, func(_ *index.Span, b, w []byte) ([]byte,
+			[]byte) {
+			b[len(b)/2] ^= 4
+			return b, w
+		}, false},
+		{"blob cut", first, func(s *index.Span, b, w []byte) ([]byte,
+			[]byte) {
+			s.BlobSize /= 2
+			return b[:s.BlobSize], w
+		}, false},
+		{"blob empty", inner, func(s *index.Span, _, w []byte) ([]byte,
+			[]byte) {
+			s.BlobSize = 0
+			return nil, w
+		}, false},
+		{"stored", stored, func(_ *index.Span, _, _ []byte) ([]byte, []byte) {
+			return []byte("abc"),
+				nil
+		}, true},
+		{"stored, differs", stored,
+			func(_ *index.Span, _, _ []byte) ([]byte, []byte) { return []byte("abd"), nil }, false},
+		{"stored, too short", stored,
+			func(s *index.Span, _, _ []byte) ([]byte, []byte) {
+				s.BlobSize = 2
+				return []byte("ab"),
+					nil
+			}, false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -204,7 +270,8 @@ func TestSpanDecodeCorrupt(t *testing.T) {
 	}
 	s := *first
 	blob, window := l.parts(&s)
-	if err := s.Decode(make([]byte, s.Size+1), blob, window); err == nil || errors.Is(err, index.ErrCorrupt) {
+	if err := s.Decode(make([]byte, s.Size+1), blob, window); err == nil ||
+		errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("wrong length of dst: error %v", err)
 	}
 }

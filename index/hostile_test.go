@@ -83,7 +83,8 @@ func TestHugeClaims(t *testing.T) {
 func TestHostileSpans(t *testing.T) {
 	h := index.Header{LayerSize: 10 << 20, DeviceSize: 8192, WindowsSize: 1000}
 	pair := func(change func(a, b *index.Span)) index.Spans {
-		s := index.Spans{{Size: 4096, BlobSize: 4096, Codec: index.Deflate}, {Device: 4096, Size: 4096, Blob: 4096, BlobSize: 4096, Codec: index.Deflate}}
+		s := index.Spans{{Size: 4096, BlobSize: 4096, Codec: index.Deflate},
+			{Device: 4096, Size: 4096, Blob: 4096, BlobSize: 4096, Codec: index.Deflate}}
 		change(&s[0], &s[1])
 		return s
 	}
@@ -98,10 +99,19 @@ func TestHostileSpans(t *testing.T) {
 		"behind the device":     pair(func(_, b *index.Span) { b.Size = 8192 }),
 		"of nothing":            pair(func(_, b *index.Span) { b.BlobSize = 0 }),
 		"of 1 GiB":              pair(func(_, b *index.Span) { b.Size = 1 << 30 }),
-		"window outside":        pair(func(_, b *index.Span) { b.Window = index.Range{Off: 990, Size: 11} }),
-		"window overflows":      pair(func(_, b *index.Span) { b.Window = index.Range{Off: 1<<63 - 1, Size: 11} }),
-		"window of 1 MiB":       pair(func(_, b *index.Span) { b.Window = index.Range{Size: 1 << 20} }),
-		"too many":              make(index.Spans, index.MaxSpans+1),
+		"window outside": pair(func(_,
+			b *index.Span) {
+			b.Window = index.Range{Off: 990, Size: 11}
+		}),
+		"window overflows": pair(func(_,
+			b *index.Span) {
+			b.Window = index.Range{Off: 1<<63 - 1, Size: 11}
+		}),
+		"window of 1 MiB": pair(func(_,
+			b *index.Span) {
+			b.Window = index.Range{Size: 1 << 20}
+		}),
+		"too many": make(index.Spans, index.MaxSpans+1),
 	} {
 		if err := checkSpans(s, h); err == nil {
 			t.Errorf("%s: accepted", name)
@@ -116,7 +126,8 @@ func TestHostileSpans(t *testing.T) {
 // ends.
 func TestDeflateBomb(t *testing.T) {
 	zeros := gzipOf(t, make([]byte, 64<<20))
-	s := index.Span{Size: 1 << 20, BlobSize: int64(len(zeros)), Codec: index.Gzip, Digest: sha256.Sum256(make([]byte, 1<<20))}
+	s := index.Span{Size: 1 << 20, BlobSize: int64(len(zeros)), Codec: index.Gzip,
+		Digest: sha256.Sum256(make([]byte, 1<<20))}
 	dst := make([]byte, s.Size)
 	var err error
 	n := Allocated(func() { err = s.Decode(dst, zeros, nil) })

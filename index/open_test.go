@@ -19,27 +19,50 @@ func TestOpenRefuses(t *testing.T) {
 		forge func(b []byte) []byte
 		want  string
 	}{
-		"short":            {func(b []byte) []byte { return b[:1000] }, "corrupt"},
-		"cut":              {func(b []byte) []byte { return b[:len(b)-1] }, "the file has"},
-		"longer":           {func(b []byte) []byte { return append(b, 0) }, "the file has"},
-		"magic":            {func(b []byte) []byte { b[0]++; return Resign(b) }, "not an index file"},
-		"newer":            {func(b []byte) []byte { le.PutUint32(b[8:], 7); return b }, "index version 7 is newer than this mica understands (1): upgrade mica"},
-		"bit":              {func(b []byte) []byte { b[180] ^= 1; return b }, "header checksum"},
-		"flags":            {func(b []byte) []byte { b[12] = 1; return Resign(b) }, "reserved"},
-		"reserved":         {func(b []byte) []byte { b[1000] = 1; return Resign(b) }, "reserved"},
-		"digest":           {func(b []byte) []byte { b[32] = 9; return Resign(b) }, "digest algorithm"},
-		"device size":      {func(b []byte) []byte { le.PutUint64(b[184:], 1<<60); return Resign(b) }, "addresses at most"},
-		"sections":         {func(b []byte) []byte { le.PutUint64(b[SectionAt+SectionSize:], 1<<60); return Resign(b) }, "section 1"},
-		"section size":     {func(b []byte) []byte { le.PutUint64(b[SectionAt+8:], 1<<63); return Resign(b) }, "section 0"},
-		"superblock":       {func(b []byte) []byte { b[superOffset+80] ^= 2; return Resign(b) }, "superblock"},
-		"root nid":         {func(b []byte) []byte { b[superOffset+14]++; return Resign(b) }, "superblock"},
-		"size of device":   {func(b []byte) []byte { b[slotOffset+64]++; return Resign(b) }, "superblock"},
-		"content digests":  {func(b []byte) []byte { b[SectionAt+3*SectionSize]++; return Resign(b) }, "content digests"},
-		"negative windows": {func(b []byte) []byte { le.PutUint64(b[192:], 1<<63); return Resign(b) }, "negative"},
+		"short":  {func(b []byte) []byte { return b[:1000] }, "corrupt"},
+		"cut":    {func(b []byte) []byte { return b[:len(b)-1] }, "the file has"},
+		"longer": {func(b []byte) []byte { return append(b, 0) }, "the file has"},
+		"magic": {func(b []byte) []byte { b[0]++; return Resign(b) },
+			"not an index file"},
+		"newer": {func(b []byte) []byte { le.PutUint32(b[8:], 7); return b },
+			"index version 7 is newer than this mica understands (1): upgrade mica"},
+		"bit":      {func(b []byte) []byte { b[180] ^= 1; return b }, "header checksum"},
+		"flags":    {func(b []byte) []byte { b[12] = 1; return Resign(b) }, "reserved"},
+		"reserved": {func(b []byte) []byte { b[1000] = 1; return Resign(b) }, "reserved"},
+		"digest": {func(b []byte) []byte { b[32] = 9; return Resign(b) },
+			"digest algorithm"},
+		"device size": {func(b []byte) []byte {
+			le.PutUint64(b[184:],
+				1<<60)
+			return Resign(b)
+		}, "addresses at most"},
+		"sections": {func(b []byte) []byte {
+			le.PutUint64(b[SectionAt+SectionSize:],
+				1<<60)
+			return Resign(b)
+		}, "section 1"},
+		"section size": {func(b []byte) []byte {
+			le.PutUint64(b[SectionAt+8:],
+				1<<63)
+			return Resign(b)
+		}, "section 0"},
+		"superblock": {func(b []byte) []byte { b[superOffset+80] ^= 2; return Resign(b) },
+			"superblock"},
+		"root nid": {func(b []byte) []byte { b[superOffset+14]++; return Resign(b) },
+			"superblock"},
+		"size of device": {func(b []byte) []byte { b[slotOffset+64]++; return Resign(b) },
+			"superblock"},
+		"content digests": {func(b []byte) []byte { b[SectionAt+3*SectionSize]++; return Resign(b) }, "content digests"},
+		"negative windows": {func(b []byte) []byte {
+			le.PutUint64(b[192:],
+				1<<63)
+			return Resign(b)
+		}, "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := c.forge(bytes.Clone(good))
-			if _, err := index.Open(bytes.NewReader(b), int64(len(b))); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := index.Open(bytes.NewReader(b), int64(len(b))); err == nil ||
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
@@ -112,7 +135,8 @@ func TestSpansFind(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, p := range s {
-		for off, want := range map[int64]int{p.Device - 1: i - 1, p.Device: i, p.Device + p.Size - 1: i} {
+		for off, want := range map[int64]int{p.Device - 1: i - 1, p.Device: i,
+			p.Device + p.Size - 1: i} {
 			if got := s.Find(off); got != want {
 				t.Fatalf("Find(%d) = %d, want %d", off, got, want)
 			}

@@ -15,14 +15,16 @@ import (
 
 func TestPatch(t *testing.T) {
 	build := func() *Layer {
-		return LayerOf(Implicit("usr/share"), Dir("usr/share/doc", Mode(0o700)), Implicit("var"), File("var/f", "content"), File("etc/x", "x"))
+		return LayerOf(Implicit("usr/share"), Dir("usr/share/doc", Mode(0o700)), Implicit("var"),
+			File("var/f", "content"), File("etc/x", "x"))
 	}
 	l := build()
 	x := l.Open(t)
 	attrs := map[uint64]index.Attr{}
 	want := build()
 	for p, a := range map[string]index.Attr{
-		"/usr":       {Mode: unix.S_IFDIR | 0o2775, UID: 10, GID: 4294967294, Mtime: time.Unix(-5, 7)},
+		"/usr": {Mode: unix.S_IFDIR | 0o2775, UID: 10, GID: 4294967294,
+			Mtime: time.Unix(-5, 7)},
 		"/usr/share": {Mode: 0o1777, UID: 11, GID: 12, Mtime: time.Unix(1<<33, 999999999)},
 		"/":          {Mode: 0o711, Mtime: time.Unix(1, 0)},
 	} {
@@ -45,7 +47,9 @@ func TestPatch(t *testing.T) {
 	if err := index.Check(context.Background(), OpenBytes(t, b.Bytes())); err != nil {
 		t.Error(err)
 	}
-	if err := index.Patch(new(bytes.Buffer), x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/var/f"): {}}); !errors.Is(err, index.ErrCorrupt) {
+	if err := index.Patch(new(bytes.Buffer), x,
+		map[uint64]index.Attr{LookupPath(t, x.Tree(),
+			"/var/f"): {}}); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("patch of a file: %v", err)
 	}
 }

@@ -101,7 +101,10 @@ func BenchmarkWrite(b *testing.B) {
 }
 
 func BenchmarkLookup(b *testing.B) {
-	x := LayerOf(Entries(20_000, func(i int) Entry { return File(fmt.Sprintf("d/%05d", i), "") })).Open(b)
+	x := LayerOf(Entries(20_000, func(i int) Entry {
+		return File(fmt.Sprintf("d/%05d", i),
+			"")
+	})).Open(b)
 	dir := LookupPath(b, x.Tree(), "/d")
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {

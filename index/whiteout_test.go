@@ -34,7 +34,8 @@ func TestMarks(t *testing.T) {
 		"implied itself": {LayerOf(itself), index.Marks{Any: true}},
 		"implied, opaque": {LayerOf(Implicit("a"), Dir("a/b", opaque), File("a/b/c", "x")),
 			index.Marks{Any: true}},
-		"another's xattrs": {LayerOf(Dir("a", Xattr("trusted.overlay.opaque", "x"), Xattr("user.a", "y"))),
+		"another's xattrs": {LayerOf(Dir("a", Xattr("trusted.overlay.opaque", "x"),
+			Xattr("user.a", "y"))),
 			index.Marks{}},
 	} {
 		if got, err := c.layer.Open(t).Marks(); err != nil || got != c.want {
@@ -56,11 +57,13 @@ func TestBare(t *testing.T) {
 		if marked {
 			attrs = append(attrs, opaque)
 		}
-		return LayerOf(File("etc/x", "x"), with(whiteout("gone")), with(whiteout("etc/gone")), Dir("d",
-			attrs...),
+		return LayerOf(File("etc/x", "x"), with(whiteout("gone")), with(whiteout("etc/gone")),
+			Dir("d",
+				attrs...),
 			File("d/f", "f"), Implicit("i/j"), with(whiteout("i/j/k")), Hardlink("i/h", "etc/x"),
-			Node("null", unix.S_IFCHR|0o600, 0), Symlink("l", "etc"), Pieced("in-tree", 4096, InTree(0,
-				strings.Repeat("d", 512))))
+			Node("null", unix.S_IFCHR|0o600, 0), Symlink("l", "etc"), Pieced("in-tree", 4096,
+				InTree(0,
+					strings.Repeat("d", 512))))
 	}
 	var b bytes.Buffer
 	if err := index.Bare(&b, build(true).Open(t)); err != nil {
@@ -95,8 +98,9 @@ func TestPatchXattrs(t *testing.T) {
 	want.Dir("/a").Xattrs = a.Xattrs
 	want.Dir("/a/b").Xattrs = map[string]string{"user.has": "1", "security.new": "3"}
 	var b bytes.Buffer
-	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/a"): a, LookupPath(t, x.Tree(),
-		"/a/b"): a}); err != nil {
+	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/a"): a,
+		LookupPath(t, x.Tree(),
+			"/a/b"): a}); err != nil {
 		t.Fatal(err)
 	}
 	got := OpenBytes(t, b.Bytes())
@@ -106,7 +110,8 @@ func TestPatchXattrs(t *testing.T) {
 	if err := index.Same(got, want.Draft.Root); err != nil {
 		t.Error(err)
 	}
-	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(), "/z"): a}); err == nil {
+	if err := index.Patch(&b, x, map[uint64]index.Attr{LookupPath(t, x.Tree(),
+		"/z"): a}); err == nil {
 		t.Error("a file is patched like a directory")
 	}
 }

@@ -96,6 +96,9 @@ func (d *duration) UnmarshalText(text []byte) error {
 	return err
 }
 
+// MarshalText writes what UnmarshalText takes.
+func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
 func defaults() config {
 	c := config{
 		Root:         defaultRoot,
@@ -105,7 +108,8 @@ func defaults() config {
 		ReadDeadline: duration(5 * time.Minute),
 		PullDeadline: duration(time.Minute),
 	}
-	c.Fetch.Fill = fetch.All
+	c.MountOptions, c.Remote.DockerConfigs = []string{}, []string{}
+	c.Fetch.Fill, c.Fetch.Requests = fetch.All, fetch.DefaultFillRequests
 	c.Index.Trust = "repository"
 	c.Remote.ConfigPath = "/etc/containerd/certs.d"
 	c.Remote.Downloads = 4

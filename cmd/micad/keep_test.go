@@ -22,8 +22,10 @@ const mainEnv = "MICA_TEST_MAIN"
 // TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and
 // waits.
 func TestMain(m *testing.M) {
-	if os.Getenv(mainEnv) != "" {
+	if os.Getenv(mainEnv) != "" ||
+		len(os.Args) > 1 && (os.Args[1] == "keep" || os.Args[1] == keepExec) {
 		main()
+		os.Exit(0)
 	}
 	if note := os.Getenv(noteEnv); note != "" && len(os.Args) == 1 {
 		if err := os.WriteFile(note, []byte(strconv.Itoa(os.Getpid())), 0o600); err != nil {
@@ -31,9 +33,6 @@ func TestMain(m *testing.M) {
 		}
 		time.Sleep(2 * time.Minute)
 		os.Exit(0)
-	}
-	if ran, err := keep(os.Args[1:]); ran {
-		exit(err)
 	}
 	os.Exit(m.Run())
 }

@@ -5,12 +5,14 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
+
+	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
@@ -22,12 +24,12 @@ func main() {
 	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
 		exit(err)
 	}
-	if ran, err := keep(os.Args[1:]); ran {
+	if ran, err := becomeKept(os.Args[1:]); ran {
 		exit(err)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	if err := command(&options{}).ExecuteContext(ctx); err != nil {
 		stop()
 		exit(err)
 	}
@@ -55,67 +57,70 @@ func exit(err error) {
 	os.Exit(1)
 }
 
-// run runs the daemon until ctx ends.
-func run(ctx context.Context, args []string) error {
-	o, err := parse(args)
-	if err != nil || o.done {
-		return err
+// command returns micad's command line. Its flags set o.
+func command(o *options) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "micad",
+		Short:         "Serve image layers to containerd before they have arrived",
+		Version:       version,
+		Args:          noArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.run(cmd.Context())
+		},
 	}
-	c, err := o.config()
-	if err != nil {
-		return err
-	}
-	tuneMemory()
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: c.LogLevel}))
-	return serve(ctx, c, log)
-}
-
-// options is what the flags say.
-type options struct {
-	path, root, address, logLevel string
-	given                         map[string]bool // the flags that are set
-	done                          bool            // a flag asked for words only, which are printed
-}
-
-const usage = `Usage: micad [FLAG...]
-       micad keep [FLAG...]     under a parent that keeps containers alive while micad is away (systemd does the same)
-
-`
-
-func parse(args []string) (o options, err error) {
-	flags := flag.NewFlagSet("micad", flag.ContinueOnError)
+	root.SetVersionTemplate("micad {{.Version}}\n")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return configError{err} })
+	flags := root.PersistentFlags()
+	flags.SortFlags = false
 	flags.StringVar(&o.path, "config", defaultConfig, "configuration file")
 	flags.StringVar(&o.root, "root", "", "folder for all state (over the configuration's root)")
 	flags.StringVar(&o.address, "address", "",
 		"socket to listen at (over the configuration's address)")
 	flags.StringVar(&o.logLevel, "log-level", "",
 		"debug, info, warn or error (over the configuration's log_level)")
-	showVersion := flags.Bool("version", false, "print the version and exit")
-	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
-		flags.PrintDefaults()
+	o.given = flags.Changed
+	root.AddCommand(keepCommand(o), configCommand(o))
+	return root
+}
+
+// noArgs is cobra.NoArgs with an error that ends micad for good.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return configError{fmt.Errorf("unexpected argument %q: see %s --help", args[0],
+			cmd.CommandPath())}
 	}
-	o.given = map[string]bool{}
-	err = flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return options{done: true}, nil
-	case err != nil:
-		return o, configError{err}
-	case flags.NArg() > 0:
-		return o,
-			configError{fmt.Errorf("unexpected argument %q: micad takes flags only (see micad --help)",
-				flags.Arg(0))}
-	case *showVersion:
-		fmt.Println("micad", version)
-		o.done = true
+	return nil
+}
+
+// options is what the flags say.
+type options struct {
+	path, root, address, logLevel string
+	given                         func(flag string) bool // whether a flag is set
+}
+
+// run runs the daemon until ctx ends.
+func (o *options) run(ctx context.Context) error {
+	c, err := o.config()
+	if err != nil {
+		return err
 	}
-	flags.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
-	return o, nil
+	tuneMemory()
+	level := new(slog.LevelVar)
+	level.Set(c.LogLevel)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	hup := heedHangUps()
+	reloading, stop := context.WithCancel(ctx)
+	var reloader sync.WaitGroup
+	reloader.Go(func() { o.reload(reloading, hup, c, level, log) })
+	defer reloader.Wait()
+	defer stop()
+	return serve(ctx, c, log)
 }
 
 // config returns the configuration that the flags name and change. The error is a configError.
-func (o options) config() (config, error) {
+func (o *options) config() (config, error) {
 	c, err := o.changed()
 	if err == nil {
 		if err = c.cleanPaths(); err != nil {
@@ -129,15 +134,15 @@ func (o options) config() (config, error) {
 }
 
 // changed is config before its paths are looked at.
-func (o options) changed() (config, error) {
-	c, err := readConfig(o.path, o.given["config"])
+func (o *options) changed() (config, error) {
+	c, err := readConfig(o.path, o.given("config"))
 	if err != nil {
 		return c, err
 	}
-	if o.given["root"] {
+	if o.given("root") {
 		c.Root = o.root
 	}
-	if o.given["address"] {
+	if o.given("address") {
 		c.Address = o.address
 	}
 	if o.logLevel != "" {

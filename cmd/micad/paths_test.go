@@ -16,8 +16,8 @@ func configure(t *testing.T, text string, flags ...string) (config, error) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o, err := parse(append([]string{"--config", path}, flags...))
-	if err != nil {
+	o := &options{}
+	if err := command(o).ParseFlags(append([]string{"--config", path}, flags...)); err != nil {
 		t.Fatal(err)
 	}
 	return o.config()

@@ -107,12 +107,15 @@ func benchTargets() []benchTarget {
 	}
 	hybrid := func(b *testing.B, l *layertest.Layer) fuse.Device {
 		b.Helper()
-		d, large := direct(0, 0, false)(b, l).(*fileDevice), direct(0, unix.O_DIRECT, false)(b, l).(*fileDevice)
+		d, large := direct(0, 0, false)(b, l).(*fileDevice), direct(0, unix.O_DIRECT, false)(b,
+			l).(*fileDevice)
 		d.direct = large.fd
 		return d
 	}
-	plain, dontcache, dropped, odirect := direct(0, 0, false), direct(rwfDontcache, 0, false), direct(0, 0, true), direct(0, unix.O_DIRECT, false)
-	over := func(dev func(*testing.B, *layertest.Layer) fuse.Device, o erofs.Options) func(*testing.B, *layertest.Layer, string) string {
+	plain, dontcache, dropped, odirect := direct(0, 0, false), direct(rwfDontcache, 0,
+		false), direct(0, 0, true), direct(0, unix.O_DIRECT, false)
+	over := func(dev func(*testing.B, *layertest.Layer) fuse.Device,
+		o erofs.Options) func(*testing.B, *layertest.Layer, string) string {
 		return func(b *testing.B, l *layertest.Layer, _ string) string {
 			b.Helper()
 			m, err := fuse.MountDevice(b.Context(), b.TempDir(), dev(b, l), fuse.Options{})
@@ -123,7 +126,8 @@ func benchTargets() []benchTarget {
 			return mounted(b, l.Index, m.DevicePath(), o)
 		}
 	}
-	tree := func(dev func(*testing.B, *layertest.Layer) fuse.Device) func(*testing.B, *layertest.Layer, string) string {
+	tree := func(dev func(*testing.B, *layertest.Layer) fuse.Device) func(*testing.B,
+		*layertest.Layer, string) string {
 		return func(b *testing.B, l *layertest.Layer, _ string) string {
 			b.Helper()
 			m, err := fuse.MountTree(b.Context(), b.TempDir(), l.Open(b), dev(b, l), fuse.Options{})

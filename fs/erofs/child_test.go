@@ -73,7 +73,8 @@ func tryChild(t testing.TB, verb string, args ...string) ([]byte, error) {
 	err := cmd.Run()
 	var code *exec.ExitError
 	if errors.As(err, &code) && code.ExitCode() > 1 {
-		return nil, fmt.Errorf("%s: %w", strings.TrimSpace(msg.String()), unix.Errno(code.ExitCode()))
+		return nil, fmt.Errorf("%s: %w", strings.TrimSpace(msg.String()),
+			unix.Errno(code.ExitCode()))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, msg.String())

@@ -90,7 +90,8 @@ func TestDirect(t *testing.T) {
 				var m erofs.Mounter
 				defer m.Close()
 				dir := t.TempDir()
-				if _, err := m.Mount(l.Index, device, dir, erofs.Options{Backing: backing}); err != nil {
+				if _, err := m.Mount(l.Index, device, dir,
+					erofs.Options{Backing: backing}); err != nil {
 					t.Fatal(err)
 				}
 				defer func() {
@@ -103,7 +104,8 @@ func TestDirect(t *testing.T) {
 					switch {
 					case backing == erofs.File && !errors.Is(err, unix.EINVAL):
 						t.Errorf("over files: %v; docs/limits.md says EINVAL", err)
-					case backing == erofs.Loop && (err != nil || string(out) != fmt.Sprintln(len(sizes)+1)):
+					case backing == erofs.Loop &&
+						(err != nil || string(out) != fmt.Sprintln(len(sizes)+1)):
 						t.Errorf("%s bytes at a time: %v, %q files", size, err, out)
 					}
 				}

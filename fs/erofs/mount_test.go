@@ -62,7 +62,8 @@ func TestMount(t *testing.T) {
 				t.Fatalf("backing %q, %v; want %q", got, err, tt.want)
 			}
 			m, ok, err := mountinfo.Top(dir)
-			if err != nil || !ok || m.Type != erofs.Type || !strings.HasPrefix(m.Options, "ro,") || got == erofs.File && m.Source != l.Index {
+			if err != nil || !ok || m.Type != erofs.Type || !strings.HasPrefix(m.Options, "ro,") ||
+				got == erofs.File && m.Source != l.Index {
 				t.Errorf("mount table: %+v, %v, %v", m, ok, err)
 			}
 			if got := erofs.Standalone(m); got != tt.o.Standalone {
@@ -71,7 +72,8 @@ func TestMount(t *testing.T) {
 			if !erofs.Shows(m, l.Index) || erofs.Shows(m, l.Index+"x") {
 				t.Errorf("it is not known what %+v shows", m)
 			}
-			if direct := strings.Contains(m.Super, "directio"); direct != (got == erofs.File && !tt.o.Buffered) {
+			if direct := strings.Contains(m.Super,
+				"directio"); direct != (got == erofs.File && !tt.o.Buffered) {
 				t.Errorf("directio: %v, in %s", direct, m.Super)
 			}
 			if b := inChild(t, "read", filepath.Join(dir, "file")); !bytes.Equal(b, content) {
@@ -101,7 +103,8 @@ func attached(t *testing.T, l *layertest.Layer) int {
 	n := 0
 	for _, f := range files {
 		b, err := os.ReadFile(f)
-		if name := strings.TrimSpace(string(b)); err == nil && (name == l.Index || name == l.Device) {
+		if name := strings.TrimSpace(string(b)); err == nil &&
+			(name == l.Index || name == l.Device) {
 			n++
 		}
 	}
@@ -197,11 +200,13 @@ func TestMountFailureLeavesNothing(t *testing.T) {
 						t.Errorf("left: %v, %v", mounts, err)
 					}
 				}
-				waitFor(t, "the loop devices to go", func() bool { return attached(t, l) == before })
+				waitFor(t, "the loop devices to go",
+					func() bool { return attached(t, l) == before })
 			})
 		}
 	}
-	if _, err := erofs.Mount(l.Index, l.Device, t.TempDir(), erofs.Options{Backing: "tape"}); !errors.Is(err, unix.EINVAL) {
+	if _, err := erofs.Mount(l.Index, l.Device, t.TempDir(),
+		erofs.Options{Backing: "tape"}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("unknown backing: %v", err)
 	}
 }
@@ -223,7 +228,8 @@ func TestReadAhead(t *testing.T) {
 	}
 	before := list()
 	l, dir := smallLayer(t, []byte("x")), t.TempDir()
-	if _, err := erofs.Mount(l.Index, l.Device, dir, erofs.Options{Backing: erofs.File, ReadAhead: 3 << 20}); err != nil {
+	if _, err := erofs.Mount(l.Index, l.Device, dir,
+		erofs.Options{Backing: erofs.File, ReadAhead: 3 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = erofs.Unmount(dir) }()
@@ -251,7 +257,8 @@ func TestMounter(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	f, err := fuse.MountDevice(t.Context(), served, &fileDevice{fd: int(dev.Fd()), size: int64(len(l.Data))}, fuse.Options{})
+	f, err := fuse.MountDevice(t.Context(), served,
+		&fileDevice{fd: int(dev.Fd()), size: int64(len(l.Data))}, fuse.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,11 +277,13 @@ func TestMounter(t *testing.T) {
 		}
 	}
 	t.Logf("%v a mount, with a read of it", time.Since(start)/mounts)
-	if _, err := m.Mount(l.Index, filepath.Join(served, "other"), t.TempDir(), erofs.Options{}); !errors.Is(err, unix.ENOENT) {
+	if _, err := m.Mount(l.Index, filepath.Join(served, "other"), t.TempDir(),
+		erofs.Options{}); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a device that is not there: %v, want ENOENT", err)
 	}
 	m.Close()
-	if _, err := m.Mount(l.Index, f.DevicePath(), t.TempDir(), erofs.Options{Backing: "tape"}); !errors.Is(err, unix.EINVAL) {
+	if _, err := m.Mount(l.Index, f.DevicePath(), t.TempDir(),
+		erofs.Options{Backing: "tape"}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("after Close, which ends the child only: %v, want EINVAL", err)
 	}
 	m.Close()

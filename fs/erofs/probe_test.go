@@ -41,14 +41,16 @@ func TestProbe(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
-	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(table), "comma") {
+	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil ||
+		strings.Contains(string(table), "comma") {
 		t.Errorf("left mounted, or %v", err)
 	}
 	goleak.VerifyNone(t, ignore)
 }
 
 func TestProbeElsewhere(t *testing.T) {
-	if _, err := erofs.Probe(t.Context(), filepath.Join(t.TempDir(), "missing")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := erofs.Probe(t.Context(), filepath.Join(t.TempDir(), "missing")); !errors.Is(err,
+		os.ErrNotExist) {
 		t.Errorf("got %v, want ErrNotExist", err)
 	}
 }
@@ -79,7 +81,8 @@ func TestKilledProbe(t *testing.T) {
 			t.Fatalf("left behind: %v, %v", left, err)
 		}
 	}
-	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(table), dir) {
+	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil ||
+		strings.Contains(string(table), dir) {
 		t.Errorf("left mounted, or %v", err)
 	}
 }

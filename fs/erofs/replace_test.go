@@ -39,7 +39,8 @@ func TestReplace(t *testing.T) {
 	mount(dir)
 	defer func() { _ = erofs.Unmount(dir) }()
 	// Not this process: it serves nothing here, but others do that are tested the same way.
-	watch := exec.CommandContext(t.Context(), "sh", "-c", `while [ -e "$0" ]; do read x < "$1" || { echo "no file"; exit 1; }; done`,
+	watch := exec.CommandContext(t.Context(), "sh", "-c",
+		`while [ -e "$0" ]; do read x < "$1" || { echo "no file"; exit 1; }; done`,
 		l.Index, filepath.Join(dir, "file"))
 	var said bytes.Buffer
 	watch.Stdout, watch.Stderr = &said, &said

@@ -119,11 +119,12 @@ func TestDeviceConcurrentReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	var fills atomic.Int64
-	dev := &fillDevice{memDevice: memDevice{data: data}, fill: func(context.Context, int64, int64) error {
-		fills.Add(1)
-		time.Sleep(time.Millisecond)
-		return nil
-	}}
+	dev := &fillDevice{memDevice: memDevice{data: data},
+		fill: func(context.Context, int64, int64) error {
+			fills.Add(1)
+			time.Sleep(time.Millisecond)
+			return nil
+		}}
 	m := mountDevice(t, dev, fuse.Options{Memory: fuse.NewMemory(1 << 20)})
 	var wg sync.WaitGroup
 	for i := range 6 {
@@ -157,13 +158,14 @@ func TestWaitingReadsHoldNoMemory(t *testing.T) {
 	const size = 64 << 20
 	data := layertest.Random(4096, 3)
 	data = append(data, make([]byte, size-len(data))...)
-	dev := &fillDevice{memDevice: memDevice{data: data}, fill: func(ctx context.Context, off, n int64) error {
-		if off == 0 {
-			return nil
-		}
-		<-ctx.Done()
-		return ctx.Err()
-	}}
+	dev := &fillDevice{memDevice: memDevice{data: data},
+		fill: func(ctx context.Context, off, n int64) error {
+			if off == 0 {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
 	m := mountDevice(t, dev, fuse.Options{Memory: fuse.NewMemory(1 << 20)})
 	for i := range 20 {
 		cmd := childCmd(t, "read", m.DevicePath(), strconv.Itoa((i+1)<<21), strconv.Itoa(1<<20),
@@ -243,10 +245,11 @@ func TestPanicBecomesEIO(t *testing.T) {
 }
 
 func TestKilledReaderEndsPromptly(t *testing.T) {
-	m := mountDevice(t, &memDevice{data: make([]byte, 8<<20), before: func(ctx context.Context, _ int64, _ int) error {
-		<-ctx.Done()
-		return ctx.Err()
-	}}, fuse.Options{})
+	m := mountDevice(t, &memDevice{data: make([]byte, 8<<20),
+		before: func(ctx context.Context, _ int64, _ int) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}, fuse.Options{})
 	cmd := childCmd(t, "read", m.DevicePath(), "0", "-1")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -274,14 +277,15 @@ func TestUnmountBusy(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	release := make(chan struct{})
 	data := layertest.Random(4096, 6)
-	m, err := fuse.MountDevice(t.Context(), t.TempDir(), &memDevice{data: data, before: func(ctx context.Context, _ int64, _ int) error {
-		select {
-		case <-release:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}}, fuse.Options{})
+	m, err := fuse.MountDevice(t.Context(), t.TempDir(),
+		&memDevice{data: data, before: func(ctx context.Context, _ int64, _ int) error {
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}}, fuse.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

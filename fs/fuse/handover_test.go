@@ -330,11 +330,12 @@ func TestLeaveAndAdopt(t *testing.T) {
 	ignore := goleak.IgnoreCurrent()
 	data := layertest.Random(1<<20, 22)
 	stuck := make(chan struct{})
-	m, err := fuse.MountDevice(t.Context(), t.TempDir(), &memDevice{data: data, before: func(ctx context.Context, _ int64, _ int) error {
-		close(stuck)
-		<-ctx.Done()
-		return ctx.Err()
-	}}, fuse.Options{})
+	m, err := fuse.MountDevice(t.Context(), t.TempDir(),
+		&memDevice{data: data, before: func(ctx context.Context, _ int64, _ int) error {
+			close(stuck)
+			<-ctx.Done()
+			return ctx.Err()
+		}}, fuse.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,11 +140,12 @@ func TestKilledAmongSignals(t *testing.T) {
 	for _, how := range []string{"map", "direct"} {
 		t.Run(how, func(t *testing.T) {
 			ended := make(chan error, 1)
-			dev := &memDevice{data: l.Data, before: func(ctx context.Context, _ int64, _ int) error {
-				<-ctx.Done()
-				ended <- ctx.Err()
-				return ctx.Err()
-			}}
+			dev := &memDevice{data: l.Data,
+				before: func(ctx context.Context, _ int64, _ int) error {
+					<-ctx.Done()
+					ended <- ctx.Err()
+					return ctx.Err()
+				}}
 			m := mountTree(t, l, dev)
 			cmd := childCmd(t, "signals", filepath.Join(m.Dir(), "big"), how, "1000")
 			if err := cmd.Start(); err != nil {

@@ -342,12 +342,13 @@ func TestConcurrentRandomReads(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var calls atomic.Int64
-			dev := &memDevice{data: l.Data, before: func(ctx context.Context, _ int64, _ int) error {
-				if calls.Add(1)%7 == 0 {
-					time.Sleep(3 * time.Millisecond)
-				}
-				return ctx.Err()
-			}}
+			dev := &memDevice{data: l.Data,
+				before: func(ctx context.Context, _ int64, _ int) error {
+					if calls.Add(1)%7 == 0 {
+						time.Sleep(3 * time.Millisecond)
+					}
+					return ctx.Err()
+				}}
 			dir := mountTop(t, tt.top, l, dev, tt.o)
 			var wg sync.WaitGroup
 			for i := range 6 {
@@ -380,16 +381,17 @@ func TestInterrupt(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			entered, left := make(chan struct{}, 1000), make(chan error, 1000)
 			release := make(chan struct{})
-			dev := &memDevice{data: l.Data, before: func(ctx context.Context, _ int64, _ int) error {
-				entered <- struct{}{}
-				select {
-				case <-ctx.Done():
-					left <- ctx.Err()
-					return ctx.Err()
-				case <-release:
-					return nil
-				}
-			}}
+			dev := &memDevice{data: l.Data,
+				before: func(ctx context.Context, _ int64, _ int) error {
+					entered <- struct{}{}
+					select {
+					case <-ctx.Done():
+						left <- ctx.Err()
+						return ctx.Err()
+					case <-release:
+						return nil
+					}
+				}}
 			dir := mountTop(t, tt.top, l, dev, tt.o)
 			defer close(release)
 			cmd := childCmd(t, "read", filepath.Join(dir, "big"), "0", "1048576", tt.flag)

@@ -26,19 +26,30 @@ func TestStarts(t *testing.T) {
 		ended time.Time
 		want  time.Duration
 	}{
-		"no start":                  {load: busy, read: reading, last: now, quiet: time.Hour},
-		"start, idle machine":       {until: start, read: reading, last: now, load: idle, quiet: time.Hour},
-		"start, busy machine":       {until: start, read: reading, last: now, load: busy, quiet: time.Hour, want: lookAgain},
-		"busy, and long held":       {until: start, read: reading, last: now.Add(-trickle), load: busy, quiet: time.Hour},
-		"busy, but reads wait":      {until: start, read: reading, last: now, load: busy, quiet: time.Millisecond},
-		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(), last: now, load: busy, quiet: time.Hour},
-		"busy, and about to read":   {until: start, told: now.Add(-announced / 2), last: now, load: busy, quiet: time.Hour, want: lookAgain},
-		"busy, but never read":      {until: start, told: now.Add(-announced), last: now, load: busy, quiet: time.Hour},
-		"start that is long over":   {until: now.Add(-time.Second), read: reading, last: now, load: busy, quiet: time.Hour},
-		"replay":                    {load: idle, quiet: time.Millisecond, began: now, want: lookAgain},
-		"replay that hangs":         {load: idle, quiet: time.Millisecond, began: now.Add(-2 * replayTime)},
+		"no start": {load: busy, read: reading, last: now, quiet: time.Hour},
+		"start, idle machine": {until: start, read: reading, last: now, load: idle,
+			quiet: time.Hour},
+		"start, busy machine": {until: start, read: reading, last: now, load: busy,
+			quiet: time.Hour, want: lookAgain},
+		"busy, and long held": {until: start, read: reading, last: now.Add(-trickle),
+			load: busy, quiet: time.Hour},
+		"busy, but reads wait": {until: start, read: reading, last: now, load: busy,
+			quiet: time.Millisecond},
+		"busy, but nothing is read": {until: start, read: now.Add(-time.Second).UnixNano(),
+			last: now, load: busy, quiet: time.Hour},
+		"busy, and about to read": {until: start, told: now.Add(-announced / 2), last: now,
+			load: busy, quiet: time.Hour, want: lookAgain},
+		"busy, but never read": {until: start, told: now.Add(-announced), last: now,
+			load: busy, quiet: time.Hour},
+		"start that is long over": {until: now.Add(-time.Second), read: reading, last: now,
+			load: busy, quiet: time.Hour},
+		"replay": {load: idle, quiet: time.Millisecond, began: now,
+			want: lookAgain},
+		"replay that hangs": {load: idle, quiet: time.Millisecond,
+			began: now.Add(-2 * replayTime)},
 		"reads waited for a replay": {until: start, read: reading, last: now, load: busy, quiet: 100 * time.Millisecond, ended: now.Add(-120 * time.Millisecond), want: lookAgain},
-		"reads wait after a replay": {until: start, read: reading, last: now, load: busy, quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
+		"reads wait after a replay": {until: start, read: reading, last: now, load: busy,
+			quiet: 10 * time.Millisecond, ended: now.Add(-120 * time.Millisecond)},
 	} {
 		s := Starts{
 			until: tc.until, told: tc.told, last: tc.last, load: tc.load,
@@ -123,7 +134,8 @@ func TestLoad(t *testing.T) {
 	if own < 30*time.Millisecond || busy < own-4*tick {
 		t.Errorf("the machine worked %v, of that this process %v", busy, own)
 	}
-	if want := float64(busy-own) / float64(l.at.Sub(begin)); others < want-0.01 || others > want+0.01 {
+	if want := float64(busy-own) / float64(l.at.Sub(begin)); others < want-0.01 ||
+		others > want+0.01 {
 		t.Errorf("others used %.2f cores, want %.2f", others, want)
 	}
 }

@@ -13,10 +13,12 @@ import (
 
 func TestManifestRoundTrip(t *testing.T) {
 	want := New(digest.FromString("trees"), 5, digest.FromString("windows"), 7)
-	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 5}
+	subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest,
+		Digest: digest.FromString("image"), Size: 5}
 	m := want.Manifest(subject, time.Unix(5, 0))
 	if m.Subject.Digest != subject.Digest || m.ArtifactType != Type {
-		t.Errorf("manifest of type %s for %v, want %s for %v", m.ArtifactType, m.Subject, Type, subject)
+		t.Errorf("manifest of type %s for %v, want %s for %v", m.ArtifactType, m.Subject, Type,
+			subject)
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -24,29 +26,36 @@ func TestManifestRoundTrip(t *testing.T) {
 	}
 	d := ocispec.Descriptor{Annotations: m.Annotations}
 	got, err := Parse(b)
-	if err != nil || got.Trees.Digest != want.Trees.Digest || got.Windows.Size != want.Windows.Size {
+	if err != nil || got.Trees.Digest != want.Trees.Digest ||
+		got.Windows.Size != want.Windows.Size {
 		t.Errorf("Parse: %v, %v; want %v", got, err, want)
 	}
 	got, ok, err := FromReferrer(d)
-	if err != nil || !ok || got.Trees.Digest != want.Trees.Digest || got.Windows.Digest != want.Windows.Digest || got.Trees.Size != 5 {
+	if err != nil || !ok || got.Trees.Digest != want.Trees.Digest ||
+		got.Windows.Digest != want.Windows.Digest || got.Trees.Size != 5 {
 		t.Errorf("FromReferrer: %v, %v, %v; want %v", got, ok, err, want)
 	}
 }
 
 func TestOf(t *testing.T) {
 	entry := func(name, kind, created string) ocispec.Descriptor {
-		return ocispec.Descriptor{Digest: digest.FromString(name), ArtifactType: kind, Annotations: map[string]string{ocispec.AnnotationCreated: created}}
+		return ocispec.Descriptor{Digest: digest.FromString(name), ArtifactType: kind,
+			Annotations: map[string]string{ocispec.AnnotationCreated: created}}
 	}
-	old, last := entry("old", Type, "2026-01-02T00:00:00Z"), entry("last", Type, "2026-01-02T00:00:00.5Z")
-	undated, other := entry("undated", Type, "yesterday"), entry("other", "text/plain", "2027-01-01T00:00:00Z")
+	old, last := entry("old", Type, "2026-01-02T00:00:00Z"), entry("last", Type,
+		"2026-01-02T00:00:00.5Z")
+	undated, other := entry("undated", Type, "yesterday"), entry("other", "text/plain",
+		"2027-01-01T00:00:00Z")
 	got := Of(Type, []ocispec.Descriptor{undated, old, other, last})
-	if len(got) != 3 || got[0].Digest != last.Digest || got[1].Digest != old.Digest || got[2].Digest != undated.Digest {
+	if len(got) != 3 || got[0].Digest != last.Digest || got[1].Digest != old.Digest ||
+		got[2].Digest != undated.Digest {
 		t.Errorf("got %v, want the last, the old, the undated", got)
 	}
 }
 
 func TestForeignReferrers(t *testing.T) {
-	d := ocispec.Descriptor{Annotations: New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{}, time.Time{}).Annotations}
+	d := ocispec.Descriptor{Annotations: New(digest.FromString("t"), 1, digest.FromString("w"),
+		1).Manifest(ocispec.Descriptor{}, time.Time{}).Annotations}
 	with := func(key, value string) ocispec.Descriptor {
 		c := d
 		c.Annotations = map[string]string{}
@@ -72,10 +81,12 @@ func TestForeignReferrers(t *testing.T) {
 }
 
 func TestLayers(t *testing.T) {
-	want := []Layer{{digest.FromString("a"), digest.FromString("tar a"), 512, 1}, {digest.FromString("b"), digest.FromString("tar b"), 1 << 40, 1 << 20}}
+	want := []Layer{{digest.FromString("a"), digest.FromString("tar a"), 512, 1},
+		{digest.FromString("b"), digest.FromString("tar b"), 1 << 40, 1 << 20}}
 	x := New(digest.FromString("t"), 1, digest.FromString("w"), 1)
 	x.Layers = want
-	got, err := Layers(ocispec.Descriptor{Annotations: x.Manifest(ocispec.Descriptor{}, time.Time{}).Annotations})
+	got, err := Layers(ocispec.Descriptor{Annotations: x.Manifest(ocispec.Descriptor{},
+		time.Time{}).Annotations})
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("Layers: %v, %v; want %v", got, err, want)
 	}
@@ -107,7 +118,8 @@ func FuzzLayers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		list, err := Layers(ocispec.Descriptor{Annotations: map[string]string{annotationLayers: text}})
 		for _, l := range list {
-			if err != nil || l.Digest.Validate() != nil || l.DiffID.Validate() != nil || l.Size < 0 || l.Inodes < 0 {
+			if err != nil || l.Digest.Validate() != nil || l.DiffID.Validate() != nil ||
+				l.Size < 0 || l.Inodes < 0 {
 				t.Errorf("accepted %+v, %v", l, err)
 			}
 		}
@@ -115,7 +127,8 @@ func FuzzLayers(f *testing.F) {
 }
 
 func FuzzParse(f *testing.F) {
-	b, err := json.Marshal(New(digest.FromString("t"), 1, digest.FromString("w"), 1).Manifest(ocispec.Descriptor{Digest: digest.FromString("s")}, time.Time{}))
+	b, err := json.Marshal(New(digest.FromString("t"), 1, digest.FromString("w"),
+		1).Manifest(ocispec.Descriptor{Digest: digest.FromString("s")}, time.Time{}))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -124,7 +137,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("{}"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, err := Parse(b)
-		if err == nil && (x.Trees.Digest.Validate() != nil || x.Trees.Size < 0 || x.Windows.Size < 0) {
+		if err == nil && (x.Trees.Digest.Validate() != nil || x.Trees.Size < 0 ||
+			x.Windows.Size < 0) {
 			t.Errorf("accepted %v", x)
 		}
 	})

@@ -121,7 +121,8 @@ func open(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 	}
 	count := int64(le.Uint32(head[12:]))
 	if count > int64(lim.Layers) {
-		return nil, fmt.Errorf("bundle of %d layers: %w of %d (Limits.Layers)", count, ErrLimit, lim.Layers)
+		return nil, fmt.Errorf("bundle of %d layers: %w of %d (Limits.Layers)", count, ErrLimit,
+			lim.Layers)
 	}
 	if count*recordSize > size-headSize || !allZero(head[16:]) {
 		return nil, corrupt("%d layers in a bundle of %d bytes", count, size)
@@ -143,9 +144,11 @@ func open(r io.ReaderAt, size int64, lim Limits) (*Bundle, error) {
 			return nil, fmt.Errorf("layer %s: index of %d bytes behind %d of other layers: %w of %d (Limits.IndexSize)",
 				l.Layer, l.IndexSize, unpacked, ErrLimit, lim.IndexSize)
 		case l.Frame.Off != frame || l.Frame.Size <= 0 || l.Frame.Size > size-frame:
-			return nil, corrupt("layer %s: frame at %d+%d, not at %d", l.Layer, l.Frame.Off, l.Frame.Size, frame)
+			return nil, corrupt("layer %s: frame at %d+%d, not at %d", l.Layer, l.Frame.Off,
+				l.Frame.Size, frame)
 		case l.Windows.Off != windows:
-			return nil, corrupt("layer %s: windows at %d, not at %d", l.Layer, l.Windows.Off, windows)
+			return nil, corrupt("layer %s: windows at %d, not at %d", l.Layer, l.Windows.Off,
+				windows)
 		case seen[l.Layer]:
 			return nil, corrupt("layer %s: twice", l.Layer)
 		}
@@ -173,7 +176,8 @@ func (l *Record) decode(b []byte) error {
 	}
 	l.digests = int64(le.Uint64(b[232:]))
 	const limit = 1 << 50 // so that sums stay far from overflow
-	if l.IndexSize < index.HeaderSize || l.Windows.Off < 0 || l.Windows.Off > limit || l.Windows.Size > limit ||
+	if l.IndexSize < index.HeaderSize || l.Windows.Off < 0 || l.Windows.Off > limit ||
+		l.Windows.Size > limit ||
 		l.digests < 0 || l.digests > limit || b[formAt] > formPacked || !allZero(b[formAt+1:]) {
 		return corrupt("record")
 	}

@@ -33,7 +33,8 @@ func bundleOf(t testing.TB, layers ...*Layer) *blobs {
 		l.Draft.Layer = digest.FromString(fmt.Sprint(i))
 		windows := bytes.NewBuffer(bytes.Repeat([]byte{byte(i)}, 100))
 		b.raw = append(b.raw, l.Write(t))
-		in = append(in, Input{Index: bytes.NewReader(b.raw[i]), Size: int64(len(b.raw[i])), Windows: windows})
+		in = append(in, Input{Index: bytes.NewReader(b.raw[i]), Size: int64(len(b.raw[i])),
+			Windows: windows})
 	}
 	if err := Write(&b.trees, &b.windows, in); err != nil {
 		t.Fatal(err)
@@ -53,7 +54,8 @@ func (b *blobs) open(t testing.TB) *Bundle {
 func TestBundle(t *testing.T) {
 	layers := []*Layer{Nasty(), LayerOf(), LayerOf(File("big", strings.Repeat("b", 5000)))}
 	b := bundleOf(t, layers...)
-	if again := bundleOf(t, layers...); !bytes.Equal(b.trees.Bytes(), again.trees.Bytes()) || !bytes.Equal(b.windows.Bytes(), again.windows.Bytes()) {
+	if again := bundleOf(t, layers...); !bytes.Equal(b.trees.Bytes(), again.trees.Bytes()) ||
+		!bytes.Equal(b.windows.Bytes(), again.windows.Bytes()) {
 		t.Error("equal layers give other blobs")
 	}
 	x := b.open(t)
@@ -80,7 +82,8 @@ func TestBundle(t *testing.T) {
 			t.Errorf("layer %d: windows of another layer", i)
 		}
 	}
-	if err := x.Extract(digest.FromString("none"), io.Discard); err == nil || !strings.Contains(err.Error(), "not in the bundle") {
+	if err := x.Extract(digest.FromString("none"), io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "not in the bundle") {
 		t.Errorf("layer that is not there: %v", err)
 	}
 	if _, err := x.Spans(digest.FromString("none")); err == nil {
@@ -146,7 +149,8 @@ func TestBundleDigests(t *testing.T) {
 func TestBundleRepeated(t *testing.T) {
 	raw := LayerOf(File("a", "a")).Write(t)
 	in := func() Input {
-		return Input{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: bytes.NewReader(make([]byte, 100))}
+		return Input{Index: bytes.NewReader(raw), Size: int64(len(raw)),
+			Windows: bytes.NewReader(make([]byte, 100))}
 	}
 	var b blobs
 	if err := Write(&b.trees, &b.windows, []Input{in(), in()}); err != nil {
@@ -164,7 +168,9 @@ func TestBundleWindowsRefused(t *testing.T) {
 		"none": "", "too short": strings.Repeat("w", 99), "too long": strings.Repeat("w", 101),
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := Write(io.Discard, io.Discard, []Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: strings.NewReader(windows)}})
+			err := Write(io.Discard, io.Discard,
+				[]Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)),
+					Windows: strings.NewReader(windows)}})
 			if err == nil || !strings.Contains(err.Error(), "has to be 100 bytes") {
 				t.Error(err)
 			}
@@ -181,28 +187,53 @@ func TestBundleRefused(t *testing.T) {
 		lim   Limits
 		want  string
 	}{
-		"short":        {forge: func(b []byte) []byte { return b[:60] }, want: "bundle of 60 bytes"},
-		"magic":        {forge: func(b []byte) []byte { b[0]++; return b }, want: "not a bundle"},
-		"newer":        {forge: func(b []byte) []byte { b[8] = 4; return b }, want: "bundle version 4 is newer than this mica understands (3): upgrade mica"},
-		"layers":       {forge: func(b []byte) []byte { le.PutUint32(b[12:], 1<<31); return b }, want: "over the limit of 1000 (Limits.Layers)"},
-		"limit":        {lim: Limits{Layers: 1}, want: "over the limit of 1 (Limits.Layers)"},
-		"index limit":  {lim: Limits{IndexSize: 2000}, want: "over the limit of 2000 (Limits.IndexSize)"},
-		"index size":   {forge: func(b []byte) []byte { le.PutUint64(record(b, 0)[160:], 1<<40); return b }, want: "(Limits.IndexSize)"},
-		"count":        {forge: func(b []byte) []byte { le.PutUint32(b[12:], 900); return b }, want: "900 layers in a bundle"},
-		"twice":        {forge: func(b []byte) []byte { copy(record(b, 1)[:72], record(b, 0)[:72]); return b }, want: "twice"},
-		"frame":        {forge: func(b []byte) []byte { record(b, 0)[200]++; return b }, want: "frame at"},
-		"frame size":   {forge: func(b []byte) []byte { le.PutUint64(record(b, 1)[208:], 1<<62); return b }, want: "frame at"},
-		"cut":          {forge: func(b []byte) []byte { return b[:len(b)-1] }, want: "frame at"},
-		"windows":      {forge: func(b []byte) []byte { record(b, 1)[216]++; return b }, want: "windows at"},
-		"windows size": {forge: func(b []byte) []byte { le.PutUint64(record(b, 1)[224:], 1<<62); return b }, want: "record"},
-		"reserved":     {forge: func(b []byte) []byte { record(b, 1)[250] = 1; return b }, want: "record"},
+		"short": {forge: func(b []byte) []byte { return b[:60] },
+			want: "bundle of 60 bytes"},
+		"magic": {forge: func(b []byte) []byte { b[0]++; return b }, want: "not a bundle"},
+		"newer": {forge: func(b []byte) []byte { b[8] = 4; return b },
+			want: "bundle version 4 is newer than this mica understands (3): upgrade mica"},
+		"layers": {forge: func(b []byte) []byte { le.PutUint32(b[12:], 1<<31); return b },
+			want: "over the limit of 1000 (Limits.Layers)"},
+		"limit": {lim: Limits{Layers: 1}, want: "over the limit of 1 (Limits.Layers)"},
+		"index limit": {lim: Limits{IndexSize: 2000},
+			want: "over the limit of 2000 (Limits.IndexSize)"},
+		"index size": {forge: func(b []byte) []byte {
+			le.PutUint64(record(b, 0)[160:],
+				1<<40)
+			return b
+		}, want: "(Limits.IndexSize)"},
+		"count": {forge: func(b []byte) []byte { le.PutUint32(b[12:], 900); return b },
+			want: "900 layers in a bundle"},
+		"twice": {forge: func(b []byte) []byte {
+			copy(record(b, 1)[:72],
+				record(b, 0)[:72])
+			return b
+		}, want: "twice"},
+		"frame": {forge: func(b []byte) []byte { record(b, 0)[200]++; return b },
+			want: "frame at"},
+		"frame size": {forge: func(b []byte) []byte {
+			le.PutUint64(record(b, 1)[208:],
+				1<<62)
+			return b
+		}, want: "frame at"},
+		"cut": {forge: func(b []byte) []byte { return b[:len(b)-1] }, want: "frame at"},
+		"windows": {forge: func(b []byte) []byte { record(b, 1)[216]++; return b },
+			want: "windows at"},
+		"windows size": {forge: func(b []byte) []byte {
+			le.PutUint64(record(b, 1)[224:],
+				1<<62)
+			return b
+		}, want: "record"},
+		"reserved": {forge: func(b []byte) []byte { record(b, 1)[250] = 1; return b },
+			want: "record"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := bytes.Clone(good.trees.Bytes())
 			if c.forge != nil {
 				b = c.forge(b)
 			}
-			if _, err := Open(bytes.NewReader(b), int64(len(b)), c.lim); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := Open(bytes.NewReader(b), int64(len(b)), c.lim); err == nil ||
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
 			}
 		})
@@ -229,7 +260,8 @@ func TestExtractRefused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err, index.ErrCorrupt) {
+			if err := x.Extract(x.Layers()[0].Layer, io.Discard); !errors.Is(err,
+				index.ErrCorrupt) {
 				t.Error(err)
 			}
 			// the decoder that met it is used again
@@ -244,7 +276,8 @@ func TestExtractRefused(t *testing.T) {
 // TestExtractTogether: indexes are extracted in several goroutines, which hand on decoders, nodes
 // and extents to each other, and each meets a damaged frame in between.
 func TestExtractTogether(t *testing.T) {
-	b := bundleOf(t, Nasty(), Wide(3000), LayerOf(File("d/a", "a"), Pieced("p", 5000, OnDevice(512, strings.Repeat("d", 512)))))
+	b := bundleOf(t, Nasty(), Wide(3000),
+		LayerOf(File("d/a", "a"), Pieced("p", 5000, OnDevice(512, strings.Repeat("d", 512)))))
 	bad := bytes.Clone(b.trees.Bytes())
 	last := b.open(t).Layers()[2]
 	bad[last.Frame.Off+last.Frame.Size-10] ^= 4
@@ -259,10 +292,12 @@ func TestExtractTogether(t *testing.T) {
 			for round := range 20 {
 				at := (i + round) % 3
 				var out bytes.Buffer
-				if err := good.Extract(good.Layers()[at].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[at]) {
+				if err := good.Extract(good.Layers()[at].Layer, &out); err != nil ||
+					!bytes.Equal(out.Bytes(), b.raw[at]) {
 					t.Errorf("layer %d: other bytes, %v", at, err)
 				}
-				if err := broken.Extract(last.Layer, io.Discard); !errors.Is(err, index.ErrCorrupt) {
+				if err := broken.Extract(last.Layer, io.Discard); !errors.Is(err,
+					index.ErrCorrupt) {
 					t.Errorf("broken frame: %v", err)
 				}
 			}

@@ -54,7 +54,8 @@ const kindSize = 11
 // append encodes k.
 func (k kind) append(b []byte) []byte {
 	le := binary.LittleEndian
-	return le.AppendUint32(le.AppendUint32(le.AppendUint16(append(b, k.flags), k.mode), k.uid), k.gid)
+	return le.AppendUint32(le.AppendUint32(le.AppendUint16(append(b, k.flags), k.mode), k.uid),
+		k.gid)
 }
 
 // decodeKind is append's inverse.

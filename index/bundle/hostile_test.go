@@ -38,12 +38,13 @@ func TestBundleBomb(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, b := range map[string][]byte{
-		"64 MiB of zeros":        with(zeros, 0),
-		"as many as it says":     with(zeros, 64<<20),
-		"many frames":            with(bytes.Repeat(zeros, 16), 0),
-		"window of 64 MiB":       with(wide.EncodeAll(make([]byte, 65<<20), nil), 65<<20),
-		"size of 2^60":           with([]byte("\x28\xb5\x2f\xfd\xe4\x00\x00\x00\x00\x00\x00\x00\x10\x01\x00\x00"), 0),
-		"skippable frames alone": with(bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"), 1<<16), 0),
+		"64 MiB of zeros":    with(zeros, 0),
+		"as many as it says": with(zeros, 64<<20),
+		"many frames":        with(bytes.Repeat(zeros, 16), 0),
+		"window of 64 MiB":   with(wide.EncodeAll(make([]byte, 65<<20), nil), 65<<20),
+		"size of 2^60":       with([]byte("\x28\xb5\x2f\xfd\xe4\x00\x00\x00\x00\x00\x00\x00\x10\x01\x00\x00"), 0),
+		"skippable frames alone": with(bytes.Repeat([]byte("\x50\x2a\x4d\x18\x00\x00\x00\x00"),
+			1<<16), 0),
 	} {
 		t.Run(name, func(t *testing.T) {
 			x, err := Open(bytes.NewReader(b), int64(len(b)), Limits{})
@@ -72,13 +73,15 @@ func TestBundleBomb(t *testing.T) {
 	b := bundleOf(t, layers...)
 	one := int64(len(b.raw[0]))
 	open := func(limit int64) error {
-		_, err := Open(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()), Limits{IndexSize: limit})
+		_, err := Open(bytes.NewReader(b.trees.Bytes()), int64(b.trees.Len()),
+			Limits{IndexSize: limit})
 		return err
 	}
 	if err := open(5 * one); err != nil {
 		t.Error(err)
 	}
-	if err := open(5*one - 1); !errors.Is(err, ErrLimit) || !strings.Contains(err.Error(), "Limits.IndexSize") {
+	if err := open(5*one - 1); !errors.Is(err, ErrLimit) ||
+		!strings.Contains(err.Error(), "Limits.IndexSize") {
 		t.Errorf("five indexes that are too large together: %v", err)
 	}
 }

@@ -51,7 +51,8 @@ func TestPack(t *testing.T) {
 				t.Error("not packed")
 			}
 			var out bytes.Buffer
-			if err := x.Extract(x.Layers()[0].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), b.raw[0]) {
+			if err := x.Extract(x.Layers()[0].Layer, &out); err != nil ||
+				!bytes.Equal(out.Bytes(), b.raw[0]) {
 				t.Errorf("other bytes, %v", err)
 			}
 			if err := index.Check(t.Context(), OpenBytes(t, out.Bytes())); err != nil {
@@ -77,7 +78,9 @@ func TestNotPacked(t *testing.T) {
 		}
 		var trees, windows bytes.Buffer
 		apart := bytes.NewReader(make([]byte, l.Draft.WindowsSize))
-		if err := Write(&trees, &windows, []Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)), Windows: apart}}); err != nil {
+		if err := Write(&trees, &windows,
+			[]Input{{Index: bytes.NewReader(raw), Size: int64(len(raw)),
+				Windows: apart}}); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		b, err := Open(bytes.NewReader(trees.Bytes()), int64(trees.Len()), Limits{})
@@ -85,7 +88,8 @@ func TestNotPacked(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		var out bytes.Buffer
-		if err := b.Extract(b.Layers()[0].Layer, &out); err != nil || !bytes.Equal(out.Bytes(), raw) {
+		if err := b.Extract(b.Layers()[0].Layer, &out); err != nil ||
+			!bytes.Equal(out.Bytes(), raw) {
 			t.Errorf("%s: other bytes, %v", name, err)
 		}
 		if b.Layers()[0].Packed {
@@ -130,8 +134,10 @@ func (c *columns) encoded(t testing.TB) []byte {
 // TestUnpackRefuses: columns with one thing that is wrong are corrupt.
 func TestUnpackRefuses(t *testing.T) {
 	build := func() *Layer {
-		return LayerOf(Dir("d"), File("d/a", "a"), File("d/b", "b", Xattr("user.n", "v")), Hardlink("d/c", "d/a"), Symlink("s", "t"),
-			Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("p", 5000, OnDevice(512, strings.Repeat("d", 512)), InTree(1024, strings.Repeat("t", 512))))
+		return LayerOf(Dir("d"), File("d/a", "a"), File("d/b", "b", Xattr("user.n", "v")),
+			Hardlink("d/c", "d/a"), Symlink("s", "t"),
+			Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("p", 5000,
+				OnDevice(512, strings.Repeat("d", 512)), InTree(1024, strings.Repeat("t", 512))))
 	}
 	replace := func(col int, old, to string) func(c *columns) {
 		return func(c *columns) {
@@ -142,32 +148,39 @@ func TestUnpackRefuses(t *testing.T) {
 		}
 	}
 	cases := map[string]func(c *columns){
-		"other layer":           func(c *columns) { c[colHeader][40] ^= 1 },
-		"header cut off":        func(c *columns) { c[colHeader] = c[colHeader][:index.HeaderSize-1] },
-		"names out of order":    replace(colNames, "a\x00b\x00", "b\x00a\x00"),
-		"a name twice":          replace(colNames, "a\x00b\x00", "a\x00a\x00"),
-		"dots":                  replace(colNames, "a\x00b\x00", "..\x00b\x00"),
-		"slash":                 replace(colNames, "a\x00b\x00", "a\x00b/c\x00"),
-		"long name":             replace(colNames, "a\x00b\x00", "a\x00"+strings.Repeat("b", 256)+"\x00"),
-		"other name":            replace(colNames, "null\x00", "zero\x00"),
-		"target with other":     replace(colTargets, "t", "u"),
-		"empty target":          replace(colTargets, "t", ""),
-		"link to nothing":       func(c *columns) { c[colLinks] = []byte{100} },
-		"link to itself":        func(c *columns) { c[colLinks] = []byte{0} },
-		"link to the root":      func(c *columns) { c[colLinks] = []byte{8} },
-		"unknown kind":          func(c *columns) { c[colEntries][0] = 2 },
-		"unknown mtime":         func(c *columns) { c[colTimes][0] = 9 },
-		"unknown flag":          func(c *columns) { c[colKinds][0] = 0x80 },
-		"the root a file":       func(c *columns) { c[colKinds][2] = 0x80 },
-		"no type":               func(c *columns) { c[colKinds][2] = 0 },
-		"far away":              func(c *columns) { c[colPlaces][0] = 0x7e },
-		"before the device":     func(c *columns) { c[colPlaces][0] = 0x7f },
-		"more bytes":            func(c *columns) { c[colNumbers] = append([]byte{1}, c[colNumbers]...) },
-		"other piece":           func(c *columns) { c[colPieces][0]++ },
-		"more attributes":       func(c *columns) { c[colXattrs][0]++ },
-		"long value":            func(c *columns) { c[colXattrs][8] = 0x7f },
-		"span too long":         func(c *columns) { c[colSpans][0]++ },
-		"one more span":         func(c *columns) { c[colSpans] = append(c[colSpans], c[colSpans]...) },
+		"other layer":        func(c *columns) { c[colHeader][40] ^= 1 },
+		"header cut off":     func(c *columns) { c[colHeader] = c[colHeader][:index.HeaderSize-1] },
+		"names out of order": replace(colNames, "a\x00b\x00", "b\x00a\x00"),
+		"a name twice":       replace(colNames, "a\x00b\x00", "a\x00a\x00"),
+		"dots":               replace(colNames, "a\x00b\x00", "..\x00b\x00"),
+		"slash":              replace(colNames, "a\x00b\x00", "a\x00b/c\x00"),
+		"long name": replace(colNames, "a\x00b\x00",
+			"a\x00"+strings.Repeat("b", 256)+"\x00"),
+		"other name":        replace(colNames, "null\x00", "zero\x00"),
+		"target with other": replace(colTargets, "t", "u"),
+		"empty target":      replace(colTargets, "t", ""),
+		"link to nothing":   func(c *columns) { c[colLinks] = []byte{100} },
+		"link to itself":    func(c *columns) { c[colLinks] = []byte{0} },
+		"link to the root":  func(c *columns) { c[colLinks] = []byte{8} },
+		"unknown kind":      func(c *columns) { c[colEntries][0] = 2 },
+		"unknown mtime":     func(c *columns) { c[colTimes][0] = 9 },
+		"unknown flag":      func(c *columns) { c[colKinds][0] = 0x80 },
+		"the root a file":   func(c *columns) { c[colKinds][2] = 0x80 },
+		"no type":           func(c *columns) { c[colKinds][2] = 0 },
+		"far away":          func(c *columns) { c[colPlaces][0] = 0x7e },
+		"before the device": func(c *columns) { c[colPlaces][0] = 0x7f },
+		"more bytes": func(c *columns) {
+			c[colNumbers] = append([]byte{1},
+				c[colNumbers]...)
+		},
+		"other piece":     func(c *columns) { c[colPieces][0]++ },
+		"more attributes": func(c *columns) { c[colXattrs][0]++ },
+		"long value":      func(c *columns) { c[colXattrs][8] = 0x7f },
+		"span too long":   func(c *columns) { c[colSpans][0]++ },
+		"one more span": func(c *columns) {
+			c[colSpans] = append(c[colSpans],
+				c[colSpans]...)
+		},
 		"endless number":        func(c *columns) { c[colTimes] = bytes.Repeat([]byte{0xff}, 20) },
 		"one more file's times": func(c *columns) { c[colTimes] = append(c[colTimes], 0) },
 	}
@@ -201,11 +214,13 @@ func TestUnpackRefuses(t *testing.T) {
 	if _, err := readColumns(bytes.NewReader(append(good, 0))); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("a byte too many: %v", err)
 	}
-	if _, err := readColumns(bytes.NewReader(bytes.Repeat([]byte{0xff}, 100))); !errors.Is(err, index.ErrCorrupt) {
+	if _, err := readColumns(bytes.NewReader(bytes.Repeat([]byte{0xff}, 100))); !errors.Is(err,
+		index.ErrCorrupt) {
 		t.Errorf("endless columns: %v", err)
 	}
 	deep := LayerOf(Dir(strings.Repeat("d/", 2000) + strings.Repeat("e", 96)))
-	if _, err := unpack(new(bytes.Buffer), packed(t, deep), int64(len(deep.Write(t)))); !errors.Is(err, index.ErrCorrupt) {
+	if _, err := unpack(new(bytes.Buffer), packed(t, deep),
+		int64(len(deep.Write(t)))); !errors.Is(err, index.ErrCorrupt) {
 		t.Errorf("path of 4096 bytes: %v", err)
 	}
 }
@@ -219,10 +234,12 @@ func FuzzUnpack(f *testing.F) {
 	spans := packed(f, device)
 	for _, l := range packable() {
 		if c := packed(f, l); c.size() < 64<<10 {
-			f.Add(c[colEntries], c[colKinds], c[colLinks], c[colNames], c[colTimes], c[colMoments], c[colNumbers], c[colPlaces], c[colTargets], c[colXattrs], c[colPieces])
+			f.Add(c[colEntries], c[colKinds], c[colLinks], c[colNames], c[colTimes], c[colMoments],
+				c[colNumbers], c[colPlaces], c[colTargets], c[colXattrs], c[colPieces])
 		}
 	}
-	f.Fuzz(func(t *testing.T, entries, kinds, links, names, times, moments, numbers, places, targets,
+	f.Fuzz(func(t *testing.T, entries, kinds, links, names, times, moments, numbers, places,
+		targets,
 		xattrs, pieces []byte) {
 		c := columns{
 			colEntries: entries, colKinds: kinds, colLinks: links, colNames: names, colTimes: times,

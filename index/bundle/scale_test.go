@@ -42,10 +42,12 @@ func BenchmarkExtract(b *testing.B) {
 // BenchmarkCompress compares the levels that an index could be compressed with.
 func BenchmarkCompress(b *testing.B) {
 	raw := Wide(100_000).Write(b)
-	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression} {
+	for _, level := range []zstd.EncoderLevel{zstd.SpeedDefault, zstd.SpeedBetterCompression,
+		zstd.SpeedBestCompression} {
 		b.Run(level.String(), func(b *testing.B) {
 			b.SetBytes(int64(len(raw)))
-			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+			z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level),
+				zstd.WithEncoderConcurrency(1))
 			if err != nil {
 				b.Fatal(err)
 			}

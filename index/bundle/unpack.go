@@ -88,7 +88,8 @@ type unpacker struct {
 // makes are of a, which the caller releases after the draft's use.
 func newUnpacker(c *columns, a *arena) *unpacker {
 	files := min(len(c[colEntries]), maxPackedFiles) // about
-	u := &unpacker{in: *c, arena: a, names: string(c[colNames]), nodes: make([]*erofs.Node, 0, files)}
+	u := &unpacker{in: *c, arena: a, names: string(c[colNames]),
+		nodes: make([]*erofs.Node, 0, files)}
 	u.in[colHeader], u.in[colNames] = nil, nil
 	return u
 }
@@ -246,7 +247,8 @@ func (u *unpacker) file(k kind) *erofs.Node {
 	*n = erofs.Node{Mode: uint32(k.mode), UID: k.uid, GID: k.gid, Mtime: u.time(),
 		Implicit: k.flags&kindImplicit != 0}
 	typ := n.Mode & unix.S_IFMT
-	if k.flags&^kindFlags != 0 || n.Implicit && typ != unix.S_IFDIR || k.flags&kindPieces != 0 && typ != unix.S_IFREG {
+	if k.flags&^kindFlags != 0 || n.Implicit && typ != unix.S_IFDIR || k.flags&kindPieces != 0 &&
+		typ != unix.S_IFREG {
 		u.fail("flags %#x with mode %#o", k.flags, n.Mode)
 	}
 	if k.flags&kindXattrs != 0 {

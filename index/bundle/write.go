@@ -135,7 +135,8 @@ func compress(w io.Writer, size int64, fill func(*zstd.Encoder) error) error {
 	for int64(window/2) > max(size, zstd.MinWindowSize) {
 		window /= 2
 	}
-	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+		zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(window), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return err

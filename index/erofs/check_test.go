@@ -32,9 +32,14 @@ func field(path string, off int64, value uint64, n int) forgery {
 
 func TestCheckForged(t *testing.T) {
 	l := LayerOf(
-		File("a/file", strings.Repeat("f", 3000)), File("a/other", "o"), Hardlink("a/second", "a/file"), File("empty", ""),
-		Symlink("link", "target"), Symlink("long", strings.Repeat("l", 600)), Dir("d/sub"), File("x", "x", Xattr("user.n", "v")),
-		Entries(100, func(i int) Entry { return File("many/"+strings.Repeat("n", i+1), "") }), Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)),
+		File("a/file", strings.Repeat("f", 3000)), File("a/other", "o"), Hardlink("a/second",
+			"a/file"), File("empty", ""),
+		Symlink("link", "target"), Symlink("long",
+			strings.Repeat("l", 600)), Dir("d/sub"), File("x", "x", Xattr("user.n", "v")),
+		Entries(100, func(i int) Entry {
+			return File("many/"+strings.Repeat("n", i+1),
+				"")
+		}), Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)),
 		Node("fifo", unix.S_IFIFO, 0), Pieced("tree", 1024, InTree(0, strings.Repeat("t", 1024))),
 	)
 	// Offsets in an inode: format 0, xattrs 2, mode 4, size 8, i_u 16, nlink 44;
@@ -85,24 +90,48 @@ func TestCheckForged(t *testing.T) {
 		"empty directory":            field("/a", 8, 0, 8),
 		"directory size":             field("/a", 8, 1<<40, 8),
 		"directory block":            field("/many", 16, 1<<31, 4),
-		"entry to itself":            func(b []byte, at func(string) int64) { putNid(b, at("/a")+64+2*12, at("/a")) },
-		"cycle":                      func(b []byte, at func(string) int64) { putNid(b, at("/d")+64+2*12, 1568) },
-		"entry of other type":        field("/a", 64+2*12+10, uint64(erofs.Symlink), 1),
-		"entry without type":         field("/a", 64+2*12+10, 0, 1),
-		"entry reserved":             field("/a", 64+2*12+11, 1, 1),
-		"nid 0":                      field("/a", 64+2*12, 0, 8),
-		"nid outside":                field("/a", 64+2*12, 1<<40, 8),
-		"nid with high bit":          field("/a", 64+2*12+7, 0x80, 1),
-		"wrong parent":               func(b []byte, at func(string) int64) { putNid(b, at("/d/sub")+64+12, at("/a")) },
-		"wrong self":                 func(b []byte, at func(string) int64) { putNid(b, at("/d/sub")+64, at("/a")) },
-		"count of entries":           field("/a", 64+8, 12*40, 2),
-		"no entries":                 field("/a", 64+8, 0, 2),
-		"entry name":                 field("/a", 64+12+8, 5*12, 2),
-		"name with slash":            func(b []byte, at func(string) int64) { copy(b[at("/a")+64+5*12+3:], "/ile") },
-		"order":                      func(b []byte, at func(string) int64) { copy(b[at("/a")+64+5*12+3:], "zile") },
-		"same name":                  func(b []byte, at func(string) int64) { copy(b[at("/a")+64+5*12+3:], "fileothefiler") },
-		"no dot":                     func(b []byte, at func(string) int64) { copy(b[at("/a")+64+5*12:], "-") },
-		"count of inodes":            func(b []byte, _ func(string) int64) { b[superOffset+16]++ },
+		"entry to itself": func(b []byte,
+			at func(string) int64) {
+			putNid(b, at("/a")+64+2*12, at("/a"))
+		},
+		"cycle": func(b []byte,
+			at func(string) int64) {
+			putNid(b, at("/d")+64+2*12, 1568)
+		},
+		"entry of other type": field("/a", 64+2*12+10, uint64(erofs.Symlink), 1),
+		"entry without type":  field("/a", 64+2*12+10, 0, 1),
+		"entry reserved":      field("/a", 64+2*12+11, 1, 1),
+		"nid 0":               field("/a", 64+2*12, 0, 8),
+		"nid outside":         field("/a", 64+2*12, 1<<40, 8),
+		"nid with high bit":   field("/a", 64+2*12+7, 0x80, 1),
+		"wrong parent": func(b []byte,
+			at func(string) int64) {
+			putNid(b, at("/d/sub")+64+12, at("/a"))
+		},
+		"wrong self": func(b []byte,
+			at func(string) int64) {
+			putNid(b, at("/d/sub")+64, at("/a"))
+		},
+		"count of entries": field("/a", 64+8, 12*40, 2),
+		"no entries":       field("/a", 64+8, 0, 2),
+		"entry name":       field("/a", 64+12+8, 5*12, 2),
+		"name with slash": func(b []byte,
+			at func(string) int64) {
+			copy(b[at("/a")+64+5*12+3:], "/ile")
+		},
+		"order": func(b []byte,
+			at func(string) int64) {
+			copy(b[at("/a")+64+5*12+3:], "zile")
+		},
+		"same name": func(b []byte,
+			at func(string) int64) {
+			copy(b[at("/a")+64+5*12+3:], "fileothefiler")
+		},
+		"no dot": func(b []byte,
+			at func(string) int64) {
+			copy(b[at("/a")+64+5*12:], "-")
+		},
+		"count of inodes": func(b []byte, _ func(string) int64) { b[superOffset+16]++ },
 		"implicit": func(b []byte, at func(string) int64) {
 			putNid(b, int64(binary.LittleEndian.Uint64(b[SectionAt+2*SectionSize:])), at("/empty"))
 		},
@@ -133,10 +162,13 @@ func putNid(b []byte, at, inode int64) {
 // error, by Tree and by the kernel.
 func TestCheckedIsSane(t *testing.T) {
 	l := LayerOf(
-		File("a/file", strings.Repeat("f", 3000)), Hardlink("a/second", "a/file"), File("empty", ""), Dir("d/sub"),
-		Symlink("link", "target"), Symlink("long", strings.Repeat("l", 600)), File("x", "x", Xattr("user.n", "v"), Xattr("trusted.m", "w")),
+		File("a/file", strings.Repeat("f", 3000)), Hardlink("a/second", "a/file"), File("empty",
+			""), Dir("d/sub"),
+		Symlink("link", "target"), Symlink("long", strings.Repeat("l", 600)), File("x", "x",
+			Xattr("user.n", "v"), Xattr("trusted.m", "w")),
 		Entries(30, func(i int) Entry { return File("many/"+strings.Repeat("n", i+1), "content") }),
-		Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("tree", 2048, InTree(0, strings.Repeat("t", 1024))),
+		Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Pieced("tree", 2048,
+			InTree(0, strings.Repeat("t", 1024))),
 	)
 	sound := l.Write(t)
 	_, device := l.Files(t)
@@ -175,21 +207,22 @@ func kernelReads(t *testing.T, file []byte, device string) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 1<<16)
-	err := filepath.WalkDir(mountTree(t, name, device), func(p string, d os.DirEntry, err error) error {
-		if err != nil {
+	err := filepath.WalkDir(mountTree(t, name, device),
+		func(p string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			if _, err := unix.Llistxattr(p, buf); err != nil {
+				return err
+			}
+			switch d.Type() {
+			case 0:
+				_, err = os.ReadFile(p)
+			case os.ModeSymlink:
+				_, err = os.Readlink(p)
+			}
 			return err
-		}
-		if _, err := unix.Llistxattr(p, buf); err != nil {
-			return err
-		}
-		switch d.Type() {
-		case 0:
-			_, err = os.ReadFile(p)
-		case os.ModeSymlink:
-			_, err = os.Readlink(p)
-		}
-		return err
-	})
+		})
 	if err != nil {
 		t.Errorf("Check accepts it, the kernel does not: %v", err)
 	}

@@ -18,7 +18,8 @@ import (
 // TestGoErofs lets another reader judge: go-erofs sees the same tree.
 func TestGoErofs(t *testing.T) {
 	l := Nasty()
-	image, err := goerofs.Open(bytes.NewReader(l.Write(t)), goerofs.WithExtraDevices(bytes.NewReader(l.Device.Bytes())))
+	image, err := goerofs.Open(bytes.NewReader(l.Write(t)),
+		goerofs.WithExtraDevices(bytes.NewReader(l.Device.Bytes())))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +51,8 @@ func TestGoErofs(t *testing.T) {
 		switch n.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			got, err := fs.ReadFile(image, name)
-			if err != nil || !bytes.Equal(got, content(t, bytes.NewReader(l.Device.Bytes()), n, 0, n.Size)) {
+			if err != nil || !bytes.Equal(got,
+				content(t, bytes.NewReader(l.Device.Bytes()), n, 0, n.Size)) {
 				t.Errorf("%q: wrong content, %v", p, err)
 			}
 		case unix.S_IFLNK:

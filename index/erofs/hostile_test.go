@@ -22,7 +22,8 @@ func TestHostileTrees(t *testing.T) {
 		"long": LayerOf(Dir(strings.Repeat(strings.Repeat("l", 200)+"/", 30))),
 	} {
 		x := l.Open(t)
-		if err := index.Check(t.Context(), x); !errors.Is(err, index.ErrCorrupt) || !strings.Contains(err.Error(), "path") {
+		if err := index.Check(t.Context(), x); !errors.Is(err, index.ErrCorrupt) ||
+			!strings.Contains(err.Error(), "path") {
 			t.Errorf("%s: error %v", name, err)
 		}
 		deepest := func() error {
@@ -43,7 +44,8 @@ func TestHostileTrees(t *testing.T) {
 			t.Errorf("a file of name %q is written", name)
 		}
 	}
-	if err := index.Check(t.Context(), LayerOf(Dir(strings.Repeat("d/", 2047))).Open(t)); err != nil {
+	if err := index.Check(t.Context(),
+		LayerOf(Dir(strings.Repeat("d/", 2047))).Open(t)); err != nil {
 		t.Errorf("the deepest path: %v", err)
 	}
 }

@@ -26,7 +26,8 @@ import (
 func mountTree(t testing.TB, file, device string) string {
 	t.Helper()
 	at := t.TempDir()
-	if err := unix.Mount(file, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV, "device="+device); err != nil {
+	if err := unix.Mount(file, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV,
+		"device="+device); err != nil {
 		t.Fatalf("mount: %v (needs root and Linux 6.12 or later)", err)
 	}
 	t.Cleanup(func() {
@@ -48,8 +49,10 @@ func fsck(t testing.TB, file, device string) string {
 		}
 	}
 	to := filepath.Join(t.TempDir(), "extracted")
-	out, err := exec.Command(tool, "-d3", "--device="+device, "--extract="+to, file).CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("successfully")) || bytes.Contains(out, []byte("<E>")) {
+	out, err := exec.Command(tool, "-d3", "--device="+device, "--extract="+to,
+		file).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("successfully")) ||
+		bytes.Contains(out, []byte("<E>")) {
 		t.Fatalf("%s: %v\n%s", tool, err, out)
 	}
 	return to
@@ -61,7 +64,10 @@ func TestKernel(t *testing.T) {
 		"nasty": Nasty(),
 		"empty": LayerOf(),
 		"large root": LayerOf(Dir("/", Xattr("user.root", strings.Repeat("r", 450))),
-			Entries(1000, func(i int) Entry { return File(fmt.Sprintf("%03d", i), fmt.Sprint(i)) })),
+			Entries(1000, func(i int) Entry {
+				return File(fmt.Sprintf("%03d", i),
+					fmt.Sprint(i))
+			})),
 		"20000 entries": LayerOf(Entries(20000, func(i int) Entry {
 			return File(fmt.Sprintf("d/%x-%s", i*7919%20000, strings.Repeat("x", i%100)), "")
 		})),
@@ -91,12 +97,14 @@ func compareKernel(t *testing.T, l *Layer, root, device string) {
 				t.Fatal(err)
 			}
 		}
-		size := map[uint32]int64{unix.S_IFREG: n.Size, unix.S_IFLNK: int64(len(n.Target)), unix.S_IFDIR: st.Size}[n.Mode&unix.S_IFMT]
+		size := map[uint32]int64{unix.S_IFREG: n.Size, unix.S_IFLNK: int64(len(n.Target)),
+			unix.S_IFDIR: st.Size}[n.Mode&unix.S_IFMT]
 		sec, nsec := n.Mtime.Unix(), n.Mtime.Nanosecond()
 		if n.Mtime.IsZero() {
 			sec = 0
 		}
-		got := fmt.Sprint(st.Mode, st.Uid, st.Gid, st.Nlink, st.Ino, st.Size, st.Rdev, st.Mtim.Sec, st.Mtim.Nsec)
+		got := fmt.Sprint(st.Mode, st.Uid, st.Gid, st.Nlink, st.Ino, st.Size, st.Rdev, st.Mtim.Sec,
+			st.Mtim.Nsec)
 		want := fmt.Sprint(n.Mode, n.UID, n.GID, counts[n], nids[n], size, n.Rdev, sec, nsec)
 		if got != want {
 			t.Errorf("%q: stat %s, want %s", p, got, want)
@@ -146,7 +154,8 @@ func kernelContent(t *testing.T, l *Layer, at string, n *erofs.Node, device io.R
 	if n.Size > 1<<20 { // pieces and holes of large files: their edges, and anywhere
 		ranges = append(ranges, piece{n.Size - 1000, 1000})
 		for _, e := range n.Extents {
-			ranges = append(ranges, piece{max(e.File-5000, 0), 10000}, piece{max(e.File+e.Size-5000, 0), 10000})
+			ranges = append(ranges, piece{max(e.File-5000, 0), 10000},
+				piece{max(e.File+e.Size-5000, 0), 10000})
 		}
 		for range 50 {
 			ranges = append(ranges, piece{rand.Int64N(n.Size), 3000})
@@ -195,11 +204,15 @@ func TestKernelLarge(t *testing.T) {
 	const gib = int64(1) << 30
 	l := LayerOf(
 		func(l *Layer) {
-			l.Put("whole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777, Extents: []erofs.Extent{{Device: 512, Size: 5*gib + 777}}})
-			l.Put("far", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 4096, Extents: []erofs.Extent{{Device: 6 * gib, Size: 4096}}})
-			l.Put("hole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib, Extents: []erofs.Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}})
+			l.Put("whole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 5*gib + 777,
+				Extents: []erofs.Extent{{Device: 512, Size: 5*gib + 777}}})
+			l.Put("far", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 4096,
+				Extents: []erofs.Extent{{Device: 6 * gib, Size: 4096}}})
+			l.Put("hole", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 300 * gib,
+				Extents: []erofs.Extent{{File: 100 * gib, Device: 6 * gib, Size: gib}}})
 			l.Put("sparse", &erofs.Node{Mode: unix.S_IFREG | 0o644, Size: 9*gib + 4096,
-				Extents: []erofs.Extent{{File: 4096, Device: 2 * gib, Size: 8192}, {File: 9 * gib, Device: 6 * gib, Size: 4096}}})
+				Extents: []erofs.Extent{{File: 4096, Device: 2 * gib, Size: 8192},
+					{File: 9 * gib, Device: 6 * gib, Size: 4096}}})
 		},
 	)
 	l.Finish(8 * gib)
@@ -209,7 +222,8 @@ func TestKernelLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for _, off := range []int64{512, 4096, gib, 2 * gib, 2*gib + 4096, 4*gib - 100, 4 * gib, 5 * gib, 5*gib + 900, 6 * gib, 7*gib - 200} {
+	for _, off := range []int64{512, 4096, gib, 2 * gib, 2*gib + 4096, 4*gib - 100, 4 * gib,
+		5 * gib, 5*gib + 900, 6 * gib, 7*gib - 200} {
 		if _, err := f.WriteAt(fmt.Appendf(nil, "here is %d", off), off); err != nil {
 			t.Fatal(err)
 		}

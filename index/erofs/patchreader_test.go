@@ -21,7 +21,8 @@ func TestPatchReader(t *testing.T) {
 	for size := 1; size <= 1000; size++ {
 		for off := 0; off+size <= 1000; off += 1 + size/3 {
 			got := make([]byte, size)
-			if _, err := r.ReadAt(got, int64(off)); err != nil || !bytes.Equal(got, want[off:off+size]) {
+			if _, err := r.ReadAt(got, int64(off)); err != nil ||
+				!bytes.Equal(got, want[off:off+size]) {
 				t.Fatalf("%d bytes at %d: %v", size, off, err)
 			}
 		}

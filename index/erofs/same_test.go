@@ -22,9 +22,12 @@ func TestSame(t *testing.T) {
 	}
 	build := func() *Layer {
 		return LayerOf(
-			File("a/one", strings.Repeat("1", 1000)), File("a/two", strings.Repeat("2", 1000)), Hardlink("linked", "a/one"),
-			File("x", "x", Xattr("user.n", "v")), Symlink("s", "target"), Node("null", unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Implicit("i/j"),
-			Pieced("p", 100_000, OnDevice(4096, strings.Repeat("d", 4096)), InTree(8192, strings.Repeat("t", 512))),
+			File("a/one", strings.Repeat("1", 1000)), File("a/two",
+				strings.Repeat("2", 1000)), Hardlink("linked", "a/one"),
+			File("x", "x", Xattr("user.n", "v")), Symlink("s", "target"), Node("null",
+				unix.S_IFCHR|0o666, unix.Mkdev(1, 3)), Implicit("i/j"),
+			Pieced("p", 100_000, OnDevice(4096, strings.Repeat("d", 4096)),
+				InTree(8192, strings.Repeat("t", 512))),
 		)
 	}
 	of := func(l *Layer, p string) *erofs.Node {
@@ -32,29 +35,66 @@ func TestSame(t *testing.T) {
 		return l.Dir(p[:max(i, 0)]).Children[p[i+1:]]
 	}
 	for name, change := range map[string]func(l *Layer){
-		"one file's bytes for another's": func(l *Layer) { of(l, "a/one").Extents[0].Device = of(l, "a/two").Extents[0].Device },
-		"bytes from a file's middle":     func(l *Layer) { of(l, "a/one").Extents[0].Device += erofs.BlockSize },
-		"shorter":                        func(l *Layer) { of(l, "a/two").Size, of(l, "a/two").Extents[0].Size = 999, 999 },
-		"setuid":                         func(l *Layer) { of(l, "x").Mode |= unix.S_ISUID },
-		"owner":                          func(l *Layer) { of(l, "x").UID = 1 },
-		"mtime":                          func(l *Layer) { of(l, "x").Mtime = of(l, "x").Mtime.Add(1) },
-		"xattr's value":                  func(l *Layer) { of(l, "x").Xattrs["user.n"] = "w" },
-		"one more xattr":                 func(l *Layer) { of(l, "x").Xattrs["security.capability"] = "cap" },
-		"no xattr":                       func(l *Layer) { of(l, "x").Xattrs = nil },
-		"target":                         func(l *Layer) { of(l, "s").Target = "/etc/shadow" },
-		"device number":                  func(l *Layer) { of(l, "null").Rdev = unix.Mkdev(8, 0) },
-		"type":                           func(l *Layer) { of(l, "null").Mode = unix.S_IFBLK | 0o666 },
-		"no hard link":                   func(l *Layer) { c := *of(l, "a/one"); l.Draft.Root.Children["linked"] = &c },
-		"hard link to another":           func(l *Layer) { l.Draft.Root.Children["linked"] = of(l, "a/two") },
-		"more files":                     func(l *Layer) { Symlink("a/three", "3")(l) },
-		"fewer files":                    func(l *Layer) { delete(of(l, "a").Children, "two") },
-		"other name":                     func(l *Layer) { c := of(l, "a").Children; c["zwei"] = c["two"]; delete(c, "two") },
-		"not implicit":                   func(l *Layer) { of(l, "i/j").Implicit = false },
-		"hole for bytes":                 func(l *Layer) { of(l, "p").Extents = of(l, "p").Extents[1:] },
-		"bytes for a hole": func(l *Layer) {
-			of(l, "p").Extents = append(of(l, "p").Extents, erofs.Extent{File: 10_240, Device: 512, Size: 512})
+		"one file's bytes for another's": func(l *Layer) {
+			of(l, "a/one").Extents[0].Device = of(l,
+				"a/two").Extents[0].Device
 		},
-		"bytes in the tree": func(l *Layer) { of(l, "p").Extents[1].Data = []byte(strings.Repeat("u", 512)) },
+		"bytes from a file's middle": func(l *Layer) {
+			of(l,
+				"a/one").Extents[0].Device += erofs.BlockSize
+		},
+		"shorter": func(l *Layer) {
+			of(l, "a/two").Size,
+				of(l, "a/two").Extents[0].Size = 999, 999
+		},
+		"setuid": func(l *Layer) { of(l, "x").Mode |= unix.S_ISUID },
+		"owner":  func(l *Layer) { of(l, "x").UID = 1 },
+		"mtime": func(l *Layer) {
+			of(l, "x").Mtime = of(l,
+				"x").Mtime.Add(1)
+		},
+		"xattr's value": func(l *Layer) { of(l, "x").Xattrs["user.n"] = "w" },
+		"one more xattr": func(l *Layer) {
+			of(l,
+				"x").Xattrs["security.capability"] = "cap"
+		},
+		"no xattr":      func(l *Layer) { of(l, "x").Xattrs = nil },
+		"target":        func(l *Layer) { of(l, "s").Target = "/etc/shadow" },
+		"device number": func(l *Layer) { of(l, "null").Rdev = unix.Mkdev(8, 0) },
+		"type": func(l *Layer) {
+			of(l,
+				"null").Mode = unix.S_IFBLK | 0o666
+		},
+		"no hard link": func(l *Layer) {
+			c := *of(l,
+				"a/one")
+			l.Draft.Root.Children["linked"] = &c
+		},
+		"hard link to another": func(l *Layer) {
+			l.Draft.Root.Children["linked"] = of(l,
+				"a/two")
+		},
+		"more files":  func(l *Layer) { Symlink("a/three", "3")(l) },
+		"fewer files": func(l *Layer) { delete(of(l, "a").Children, "two") },
+		"other name": func(l *Layer) {
+			c := of(l,
+				"a").Children
+			c["zwei"] = c["two"]
+			delete(c, "two")
+		},
+		"not implicit": func(l *Layer) { of(l, "i/j").Implicit = false },
+		"hole for bytes": func(l *Layer) {
+			of(l, "p").Extents = of(l,
+				"p").Extents[1:]
+		},
+		"bytes for a hole": func(l *Layer) {
+			of(l, "p").Extents = append(of(l, "p").Extents,
+				erofs.Extent{File: 10_240, Device: 512, Size: 512})
+		},
+		"bytes in the tree": func(l *Layer) {
+			of(l,
+				"p").Extents[1].Data = []byte(strings.Repeat("u", 512))
+		},
 		"moved in the file": func(l *Layer) { of(l, "p").Extents[0].File = 0 },
 	} {
 		forged, honest := build(), build()
@@ -87,9 +127,10 @@ func TestSameKept(t *testing.T) {
 		change func(e *erofs.Extent)
 		same   bool
 	}{
-		"kept":         {func(*erofs.Extent) {}, true},
-		"in place":     {func(e *erofs.Extent) { e.Data = nil }, true},
-		"elsewhere":    {func(e *erofs.Extent) { e.Data = nil; e.Device -= erofs.BlockSize }, false},
+		"kept":     {func(*erofs.Extent) {}, true},
+		"in place": {func(e *erofs.Extent) { e.Data = nil }, true},
+		"elsewhere": {func(e *erofs.Extent) { e.Data = nil; e.Device -= erofs.BlockSize },
+			false},
 		"other bytes":  {func(e *erofs.Extent) { e.Data[700] = 'X' }, false},
 		"other device": {func(e *erofs.Extent) { e.Device = 0 }, true}, // which no index says
 	} {

@@ -27,7 +27,8 @@ func TestTree(t *testing.T) {
 		"empty": LayerOf(),
 		"large root": LayerOf(Dir("/", Xattr("user.root", strings.Repeat("r", 400))),
 			Entries(3000, func(i int) Entry {
-				return File(strings.Repeat("f", i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "")
+				return File(strings.Repeat("f",
+					i%200)+string(rune('0'+i%10))+string(rune('a'+i/200)), "")
 			})),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -63,7 +64,8 @@ func compareTree(t *testing.T, l *Layer, tree *erofs.Tree) {
 		if mtime.IsZero() {
 			mtime = time.Unix(0, 0)
 		}
-		if ino.Mode != n.Mode || ino.UID != n.UID || ino.GID != n.GID || !ino.Mtime.Equal(mtime) || ino.Rdev != n.Rdev || int(ino.Nlink) != counts[n] {
+		if ino.Mode != n.Mode || ino.UID != n.UID || ino.GID != n.GID || !ino.Mtime.Equal(mtime) ||
+			ino.Rdev != n.Rdev || int(ino.Nlink) != counts[n] {
 			t.Errorf("%s: %+v, want %+v with %d links", p, ino, n, counts[n])
 		}
 		compareXattrs(t, p, n, tree, nid)
@@ -71,7 +73,8 @@ func compareTree(t *testing.T, l *Layer, tree *erofs.Tree) {
 		case unix.S_IFREG:
 			compareContent(t, l, p, n, tree, ino, device)
 		case unix.S_IFLNK:
-			if got, err := tree.Readlink(nid); err != nil || got != n.Target || ino.Size != int64(len(n.Target)) {
+			if got, err := tree.Readlink(nid); err != nil || got != n.Target ||
+				ino.Size != int64(len(n.Target)) {
 				t.Errorf("%s: target %q, %v, size %d", p, got, err, ino.Size)
 			}
 		case unix.S_IFDIR:
@@ -108,7 +111,8 @@ func compareContent(t *testing.T, l *Layer, p string, n *erofs.Node, tree *erofs
 	if ino.Size != n.Size {
 		t.Errorf("%s: size %d, want %d", p, ino.Size, n.Size)
 	}
-	for _, r := range []piece{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2}, {1000, 5000}} {
+	for _, r := range []piece{{0, n.Size}, {0, 1}, {n.Size / 2, n.Size}, {n.Size - 1, 10}, {511, 2},
+		{1000, 5000}} {
 		if r.off < 0 || r.off > n.Size {
 			continue
 		}
@@ -155,14 +159,17 @@ func compareDir(t *testing.T, p string, n *erofs.Node, tree *erofs.Tree, nid uin
 	}
 	for i := 0; i < len(cookies); i += 1 + len(cookies)/10 {
 		var rest []string
-		if err := tree.ReadDir(nid, cookies[i], func(e erofs.Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
+		if err := tree.ReadDir(nid, cookies[i],
+			func(e erofs.Dirent) bool { rest = append(rest, e.Name); return true }); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(rest, want[i+1:]) {
-			t.Errorf("%s: from cookie %d: %d entries, want %d", p, cookies[i], len(rest), len(want)-i-1)
+			t.Errorf("%s: from cookie %d: %d entries, want %d", p, cookies[i], len(rest),
+				len(want)-i-1)
 		}
 	}
-	for _, name := range []string{"", "no such name", "\xff\xff\xff", "..!", "zzzz", strings.Repeat("n", 300)} {
+	for _, name := range []string{"", "no such name", "\xff\xff\xff", "..!", "zzzz",
+		strings.Repeat("n", 300)} {
 		if _, ok := n.Children[name]; ok {
 			continue
 		}
@@ -189,7 +196,8 @@ func TestPathAndImplicit(t *testing.T) {
 		t.Errorf("implicit directories %q, want %q", got, want)
 	}
 	got = nil
-	if err := x.Tree().Paths([]uint64{x.Tree().Root()}, add); err != nil || !slices.Equal(got, []string{"/"}) {
+	if err := x.Tree().Paths([]uint64{x.Tree().Root()}, add); err != nil ||
+		!slices.Equal(got, []string{"/"}) {
 		t.Errorf("path of the root: %q, %v", got, err)
 	}
 }
@@ -211,25 +219,35 @@ func TestRefused(t *testing.T) {
 		layer *Layer
 		want  string
 	}{
-		"long name":      {LayerOf(File("d/"+strings.Repeat("n", 256), "")), "/d: name of 256 bytes"},
-		"name with NUL":  {LayerOf(File("a\x00b", "")), "not allowed"},
-		"long target":    {LayerOf(Symlink("s", strings.Repeat("t", 4096))), "/s: target of 4096 bytes"},
-		"empty target":   {LayerOf(Symlink("s", "")), "/s: target of 0 bytes"},
-		"long attribute": {LayerOf(File("f", "", Xattr("user.x", strings.Repeat("v", 65536)))), "/f: extended attribute \"user.x\" has 65536 bytes"},
+		"long name": {LayerOf(File("d/"+strings.Repeat("n", 256), "")),
+			"/d: name of 256 bytes"},
+		"name with NUL": {LayerOf(File("a\x00b", "")), "not allowed"},
+		"long target": {LayerOf(Symlink("s", strings.Repeat("t", 4096))),
+			"/s: target of 4096 bytes"},
+		"empty target": {LayerOf(Symlink("s", "")), "/s: target of 0 bytes"},
+		"long attribute": {LayerOf(File("f", "", Xattr("user.x", strings.Repeat("v", 65536)))),
+			"/f: extended attribute \"user.x\" has 65536 bytes"},
 		"attributes": {LayerOf(File("f", "", func(n *erofs.Node) {
 			n.Xattrs = map[string]string{}
 			for i := range 5 {
 				n.Xattrs["user."+string(rune('a'+i))] = strings.Repeat("v", 60000)
 			}
 		})), "at most 262148 of one file"},
-		"misaligned piece":  {LayerOf(File("x", "x"), Pieced("f", 10, erofs.Extent{Device: 513, Size: 10})), "/f: extent 0: device offset 513"},
-		"outside of device": {LayerOf(Pieced("f", 1000, erofs.Extent{Device: 512, Size: 1000})), "/f: extent 0: device range"},
-		"half a block":      {LayerOf(Pieced("f", 1000, OnDevice(0, "x"), OnDevice(512, "y"))), "/f: extent 0: file range"},
-		"beyond the file":   {LayerOf(Pieced("f", 100, OnDevice(0, strings.Repeat("x", 200)))), "/f: extent 0: file range"},
-		"overlap":           {LayerOf(Pieced("f", 4096, OnDevice(0, strings.Repeat("x", 1024)), OnDevice(512, strings.Repeat("x", 512)))), "/f: extent 1: file range"},
-		"no type":           {LayerOf(Node("n", 0o644, 0)), "/n: no type"},
-		"linked directory":  {LayerOf(Dir("d"), Hardlink("e", "d")), "second link to a directory"},
-		"huge table":        {LayerOf(Pieced("f", 1<<40, OnDevice(512, strings.Repeat("x", 512)))), "/f: sparse file of 1099511627776 bytes with pieces aligned to 512 bytes"},
+		"misaligned piece": {LayerOf(File("x", "x"),
+			Pieced("f", 10, erofs.Extent{Device: 513,
+				Size: 10})), "/f: extent 0: device offset 513"},
+		"outside of device": {LayerOf(Pieced("f", 1000, erofs.Extent{Device: 512, Size: 1000})),
+			"/f: extent 0: device range"},
+		"half a block": {LayerOf(Pieced("f", 1000, OnDevice(0, "x"), OnDevice(512, "y"))),
+			"/f: extent 0: file range"},
+		"beyond the file": {LayerOf(Pieced("f", 100, OnDevice(0, strings.Repeat("x", 200)))),
+			"/f: extent 0: file range"},
+		"overlap": {LayerOf(Pieced("f", 4096, OnDevice(0, strings.Repeat("x", 1024)),
+			OnDevice(512, strings.Repeat("x", 512)))), "/f: extent 1: file range"},
+		"no type":          {LayerOf(Node("n", 0o644, 0)), "/n: no type"},
+		"linked directory": {LayerOf(Dir("d"), Hardlink("e", "d")), "second link to a directory"},
+		"huge table": {LayerOf(Pieced("f", 1<<40, OnDevice(512, strings.Repeat("x", 512)))),
+			"/f: sparse file of 1099511627776 bytes with pieces aligned to 512 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := index.Write(new(bytes.Buffer), &c.layer.Draft)
@@ -242,7 +260,8 @@ func TestRefused(t *testing.T) {
 
 // TestDropped: attributes that EROFS has no number for are not in the tree.
 func TestDropped(t *testing.T) {
-	l := LayerOf(File("f", "", Xattr("system.nfs4_acl", "x"), Xattr("com.apple.quarantine", "y"), Xattr("user.", "z")))
+	l := LayerOf(File("f", "", Xattr("system.nfs4_acl", "x"), Xattr("com.apple.quarantine", "y"),
+		Xattr("user.", "z")))
 	x := l.Open(t)
 	nid, err := x.Tree().Lookup(rootNid, "f")
 	if err != nil {

@@ -91,11 +91,13 @@ func Small() []*Layer {
 	zeros := func(n int) string { return string(make([]byte, n)) }
 	return []*Layer{
 		LayerOf(),
-		LayerOf(File("a/b", "content"), Hardlink("c", "a/b"), Implicit("d/e"), Symlink("s", "target"),
+		LayerOf(File("a/b", "content"), Hardlink("c", "a/b"), Implicit("d/e"),
+			Symlink("s", "target"),
 			Node("n", unix.S_IFCHR, 0)),
 		LayerOf(File("x", "x", Xattr("user.n", "value"), Xattr("security.capability", "cap")),
 			Dir("o", Xattr("trusted.overlay.opaque", "y"))),
-		LayerOf(Pieced("p", 100000, OnDevice(4096, "device"+zeros(4090)), InTree(8192, zeros(512)))),
+		LayerOf(Pieced("p", 100000, OnDevice(4096, "device"+zeros(4090)),
+			InTree(8192, zeros(512)))),
 		LayerOf(Entries(60, func(i int) Entry { return File("many/"+string(rune('A'+i)), "") }),
 			Symlink("l", strings.Repeat("l", 600))),
 	}

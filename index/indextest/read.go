@@ -81,7 +81,8 @@ func ReadAll(x *index.Layer) (refused int) {
 			count(err)
 		case erofs.Regular:
 			count(tree.Extents(ino, 0, 1<<20, func(erofs.Extent) error { return nil }))
-			count(tree.Extents(ino, max(ino.Size-1, 0), 10, func(erofs.Extent) error { return nil }))
+			count(tree.Extents(ino, max(ino.Size-1, 0), 10,
+				func(erofs.Extent) error { return nil }))
 		case erofs.Directory:
 			var children []erofs.Dirent
 			count(tree.ReadDir(nid, 0, func(e erofs.Dirent) bool {

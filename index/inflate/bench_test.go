@@ -30,7 +30,8 @@ var benchTar = sync.OnceValues(func() ([]byte, error) {
 		if b.Len()+len(data) > limit {
 			return filepath.SkipAll
 		}
-		if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(data))}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o644,
+			Size: int64(len(data))}); err != nil {
 			return err
 		}
 		_, err = w.Write(data)

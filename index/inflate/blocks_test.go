@@ -87,31 +87,43 @@ func TestBlocks(t *testing.T) {
 		{"fixed, empty", fixed().end(), "", false},
 		{"fixed", fixed().literal('a').literal(200).end(), "a\xc8", false},
 		{"fixed, match", fixed().literal('a').length(257).dist(0).end(), "aaaa", false},
-		{"fixed, longest match", fixed().literal('a').length(285).dist(0).end(), strings.Repeat("a", 259), false},
-		{"258 in two ways", fixed().literal('a').length(284).bits(31, 5).dist(0).end(), strings.Repeat("a", 259), false},
+		{"fixed, longest match", fixed().literal('a').length(285).dist(0).end(),
+			strings.Repeat("a", 259), false},
+		{"258 in two ways", fixed().literal('a').length(284).bits(31, 5).dist(0).end(),
+			strings.Repeat("a", 259), false},
 		{"match before the start", fixed().literal('a').length(257).dist(1).end(), "too far", true},
 		{"length symbol 286", fixed().literal('a').length(286).dist(0).end(), "code", true},
-		{"distance symbol 30", fixed().literal('a').length(257).dist(30).bits(0, 60), "distance code", true},
+		{"distance symbol 30", fixed().literal('a').length(257).dist(30).bits(0, 60),
+			"distance code", true},
 		{"block type 3", new(bitWriter).bits(1|3<<1, 3).bits(0, 40), "type 3", true},
-		{"stored", new(bitWriter).bits(1, 8).bits(3, 16).bits(0xfffc, 16).bits('x', 8).bits('y', 8).bits('z', 8), "xyz", false},
-		{"stored, empty, then fixed", new(bitWriter).bits(0, 8).bits(0, 16).bits(0xffff, 16).bits(3, 3).literal('q').end(), "q", false},
-		{"stored, wrong length", new(bitWriter).bits(1, 8).bits(3, 16).bits(0xfffd, 16).bits(0, 40), "stored", true},
+		{"stored", new(bitWriter).bits(1, 8).bits(3, 16).bits(0xfffc, 16).bits('x', 8).bits('y',
+			8).bits('z', 8), "xyz", false},
+		{"stored, empty, then fixed",
+			new(bitWriter).bits(0, 8).bits(0, 16).bits(0xffff, 16).bits(3,
+				3).literal('q').end(), "q", false},
+		{"stored, wrong length", new(bitWriter).bits(1, 8).bits(3, 16).bits(0xfffd, 16).bits(0, 40),
+			"stored", true},
 		{"287 literal codes", lengths(287, 1, nil), "number", true},
 		{"31 distance codes", lengths(257, 31, nil), "number", true},
 		{"no codes at all", lengths(257, 1, nil).bits(0, 60), "code", true},
 		{"one literal code: the end", lengths(257, 1, map[int]int{256: 1}).code(0, 1), "", false},
-		{"one literal code: its other half", lengths(257, 1, map[int]int{256: 1}).code(1, 1).bits(0, 60), "code", true},
-		{"one literal code of two bits", lengths(257, 1, map[int]int{256: 2}).bits(0, 60), "literal and length", true},
+		{"one literal code: its other half",
+			lengths(257, 1, map[int]int{256: 1}).code(1, 1).bits(0, 60), "code", true},
+		{"one literal code of two bits", lengths(257, 1, map[int]int{256: 2}).bits(0, 60),
+			"literal and length", true},
 		{"over-subscribed", lengths(257, 1, all(257, 7)).bits(0, 60), "literal and length", true},
 		{"incomplete", lengths(257, 1, all(257, 9)).bits(0, 60), "literal and length", true},
-		{"incomplete distances", lengths(257, 2, map[int]int{0: 1, 256: 1, 257: 2, 258: 2}).bits(0, 60), "distance code", true},
+		{"incomplete distances", lengths(257, 2, map[int]int{0: 1, 256: 1, 257: 2, 258: 2}).bits(0,
+			60), "distance code", true},
 		{
 			"one distance code", // a, match of 3 at distance 1, end
-			lengths(258, 1, map[int]int{97: 2, 256: 2, 257: 1, 258: 1}).code(2, 2).code(0, 1).code(0, 1).code(3, 2), "aaaa", false,
+			lengths(258, 1, map[int]int{97: 2, 256: 2, 257: 1, 258: 1}).code(2, 2).code(0,
+				1).code(0, 1).code(3, 2), "aaaa", false,
 		},
 		{
 			"one distance code: its other half",
-			lengths(258, 1, map[int]int{97: 2, 256: 2, 257: 1, 258: 1}).code(2, 2).code(0, 1).code(1, 1).bits(0, 60), "distance code", true,
+			lengths(258, 1, map[int]int{97: 2, 256: 2, 257: 1, 258: 1}).code(2, 2).code(0,
+				1).code(1, 1).bits(0, 60), "distance code", true,
 		},
 		{
 			"long codes", // 1 to 15 bits: the end has 15
@@ -120,7 +132,8 @@ func TestBlocks(t *testing.T) {
 				for i := range 14 {
 					lens[i] = i + 1
 				}
-				return lengths(257, 1, lens).code(0, 1).code(0x3ffe, 14).code(0x7ffe, 15).code(0, 1).code(0x7fff, 15)
+				return lengths(257, 1, lens).code(0, 1).code(0x3ffe, 14).code(0x7ffe, 15).code(0,
+					1).code(0x7fff, 15)
 			}(), "\x00\x0d\x0e\x00", false,
 		},
 	}

@@ -52,7 +52,8 @@ func reference(src []byte) ([]byte, int, error) {
 func checkSame(t *testing.T, src []byte) {
 	t.Helper()
 	want, wantRead, wantErr := reference(src)
-	for _, step := range []struct{ in, out int }{{1 << 30, 1 << 20}, {1000, 777}, {1, 1 << 16}, {1 << 30, 1}} {
+	for _, step := range []struct{ in, out int }{{1 << 30, 1 << 20}, {1000, 777}, {1, 1 << 16},
+		{1 << 30, 1}} {
 		if step.out == 1 && len(want) > 500 {
 			step.out = 33_000
 		}

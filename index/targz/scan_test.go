@@ -54,7 +54,8 @@ func tarOf(t testing.TB, sizes ...int) []byte {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for i, n := range sizes {
-		if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Mode: 0o644, Size: int64(n)}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: fmt.Sprintf("f%d", i), Mode: 0o644,
+			Size: int64(n)}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Write(content(uint64(i), n)); err != nil {
@@ -141,7 +142,8 @@ func verify(t testing.TB, d *index.Draft, blob, device, gotDevice, windows []byt
 			t.Fatalf("span %d of %d at %d, want %d", i, s.Size, s.Device, at)
 		}
 		if s.Blob != blobAt && (s.Blob != blobAt-1 || s.Bit == 0) {
-			t.Fatalf("span %d at %d (bit %d) of the blob, the last one ended at %d", i, s.Blob, s.Bit, blobAt)
+			t.Fatalf("span %d at %d (bit %d) of the blob, the last one ended at %d", i, s.Blob,
+				s.Bit, blobAt)
 		}
 		if s.Window.Size > 0 && s.Window.Off != windowAt {
 			t.Fatalf("span %d has its window at %d, want %d", i, s.Window.Off, windowAt)
@@ -153,11 +155,13 @@ func verify(t testing.TB, d *index.Draft, blob, device, gotDevice, windows []byt
 			t.Fatalf("span %d: digest", i)
 		}
 		dst := make([]byte, s.Size)
-		if err := s.Decode(dst, blob[s.Blob:blobAt], windows[s.Window.Off:][:s.Window.Size]); err != nil {
+		if err := s.Decode(dst, blob[s.Blob:blobAt],
+			windows[s.Window.Off:][:s.Window.Size]); err != nil {
 			t.Fatalf("span %d: %v", i, err)
 		}
 	}
-	if at != int64(len(device)) || windowAt != int64(len(windows)) || len(d.Spans) > 0 && blobAt != int64(len(blob)) {
+	if at != int64(len(device)) || windowAt != int64(len(windows)) || len(d.Spans) > 0 &&
+		blobAt != int64(len(blob)) {
 		t.Fatalf("spans end at %d, %d in the blob, %d in the windows; want %d, %d, %d",
 			at, blobAt, windowAt, len(device), len(blob), len(windows))
 	}
@@ -221,34 +225,47 @@ func TestScan(t *testing.T) {
 		blob   []byte
 		want   checks
 	}{
-		{"plain", device, device, checks{hasSpans(12, 12), hasCodecs(index.Stored, index.Stored), hasSizes(size, size)}},
+		{"plain", device, device, checks{hasSpans(12, 12), hasCodecs(index.Stored, index.Stored),
+			hasSizes(size, size)}},
 		{"plain, odd", odd, odd, checks{hasSpans(4, 4)}},
 		{"plain, empty blob", nil, nil, checks{hasSpans(0, 0)}},
 		{"plain, two buffers", buffers, buffers, checks{hasSpans(2, 2)}},
 		{"two buffers", buffers, zip(t, 6, buffers), checks{hasSpans(2, 3)}},
-		{"level 6", device, zip(t, 6, device), checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate), hasSizes(size*3/4, size*5/4)}},
-		{"level 1", device, zip(t, 1, device), checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
-		{"Huffman only", device, zip(t, gzip.HuffmanOnly, device), checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
-		{"stored blocks", device, zip(t, 0, device), checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
+		{"level 6", device, zip(t, 6, device),
+			checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate),
+				hasSizes(size*3/4, size*5/4)}},
+		{"level 1", device, zip(t, 1, device),
+			checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
+		{"Huffman only", device, zip(t, gzip.HuffmanOnly, device),
+			checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
+		{"stored blocks", device, zip(t, 0, device),
+			checks{hasSpans(9, 16), hasCodecs(index.Gzip, index.Deflate)}},
 		{"odd", odd, zip(t, 6, odd), checks{hasSpans(3, 5)}},
 		{"long blocks", zeros, zip(t, 9, zeros), checks{hasSpans(2, 5)}},
 		{"empty member alone", nil, zip(t, 6, nil), checks{hasSpans(0, 0)}},
 		{"small", tarOf(t, 10), zip(t, 6, tarOf(t, 10)), checks{hasSpans(1, 1)}},
-		{"members of 64 KiB", device, zipEach(t, 64<<10, device), checks{hasSpans(12, 12), hasCodecs(index.Gzip, index.Gzip), hasSizes(size, size)}},
-		{"members of 2.5 KiB", device, zipEach(t, 2500, device), checks{hasSpans(11, 13), hasCodecs(index.Gzip, index.Gzip)}},
-		{"members of 300 KiB", device, zipEach(t, 300<<10, device), checks{hasCodecs(index.Gzip, index.Gzip), hasSizes(300<<10, 300<<10)}},
+		{"members of 64 KiB", device, zipEach(t, 64<<10, device),
+			checks{hasSpans(12, 12), hasCodecs(index.Gzip, index.Gzip), hasSizes(size, size)}},
+		{"members of 2.5 KiB", device, zipEach(t, 2500, device),
+			checks{hasSpans(11, 13), hasCodecs(index.Gzip, index.Gzip)}},
+		{"members of 300 KiB", device, zipEach(t, 300<<10, device),
+			checks{hasCodecs(index.Gzip, index.Gzip), hasSizes(300<<10, 300<<10)}},
 		{"members of 1 MiB", device, zipEach(t, 1<<20, device), checks{hasSpans(9, 16)}},
-		{"flushed each 100 bytes", device, zipFlushed(t, 100, device), checks{hasSpans(9, 16), hasSizes(size*3/4, size*5/4)}},
+		{"flushed each 100 bytes", device, zipFlushed(t, 100, device),
+			checks{hasSpans(9, 16), hasSizes(size*3/4, size*5/4)}},
 		{
 			"empty members and padding", device,
-			bytes.Join([][]byte{zip(t, 6, nil), zip(t, 6, device[:1<<20]), zip(t, 6, nil), zip(t, 0, nil), zip(t, 6, device[1<<20:]), zip(t, 6, nil), make([]byte, 200_000)}, nil),
+			bytes.Join([][]byte{zip(t, 6, nil), zip(t, 6, device[:1<<20]), zip(t, 6, nil),
+				zip(t, 0, nil), zip(t, 6, device[1<<20:]), zip(t, 6, nil), make([]byte,
+					200_000)}, nil),
 			checks{hasSpans(9, 16)},
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var dev, windows bytes.Buffer
-			d, err := Scan(t.Context(), bytes.NewReader(tt.blob), Options{SpanSize: size, Device: &dev, Windows: &windows})
+			d, err := Scan(t.Context(), bytes.NewReader(tt.blob),
+				Options{SpanSize: size, Device: &dev, Windows: &windows})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -259,7 +276,8 @@ func TestScan(t *testing.T) {
 			}
 
 			// In whatever pieces the blob comes, the index is the same.
-			again, err := Scan(t.Context(), iotest.HalfReader(bytes.NewReader(tt.blob)), Options{SpanSize: size})
+			again, err := Scan(t.Context(), iotest.HalfReader(bytes.NewReader(tt.blob)),
+				Options{SpanSize: size})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,7 +300,8 @@ func TestScanTree(t *testing.T) {
 			t.Fatalf("file %d is %+v", i, f)
 		}
 		for _, e := range f.Extents {
-			if e.Data == nil && !bytes.Equal(device[e.Device:][:e.Size], content(uint64(i), n)[e.File:][:e.Size]) {
+			if e.Data == nil && !bytes.Equal(device[e.Device:][:e.Size],
+				content(uint64(i), n)[e.File:][:e.Size]) {
 				t.Errorf("file %d: extent %+v holds something else", i, e)
 			}
 		}
@@ -324,14 +343,19 @@ func TestScanErrors(t *testing.T) {
 		{"truncated in the data", good[:len(good)/2], Options{}, ErrCorrupt, "ends at"},
 		{"truncated in the trailer", good[:len(good)-3], Options{}, ErrCorrupt, "ends at"},
 		{"truncated in the header", good[:12], Options{}, ErrCorrupt, "ends at"},
-		{"truncated in a second header", append(bytes.Clone(good), 0x1f, 0x8b), Options{}, ErrCorrupt, "ends at"},
+		{"truncated in a second header", append(bytes.Clone(good), 0x1f, 0x8b), Options{},
+			ErrCorrupt, "ends at"},
 		{"wrong checksum", flip(-5), Options{}, ErrCorrupt, "checksum"},
 		{"wrong length", flip(-1), Options{}, ErrCorrupt, "checksum"},
-		{"garbage behind", append(bytes.Clone(good), "garbage"...), Options{}, ErrCorrupt, "header"},
-		{"garbage behind padding", append(append(bytes.Clone(good), make([]byte, 300_000)...), 'x'), Options{}, ErrCorrupt, "garbage"},
+		{"garbage behind", append(bytes.Clone(good), "garbage"...), Options{}, ErrCorrupt,
+			"header"},
+		{"garbage behind padding", append(append(bytes.Clone(good), make([]byte, 300_000)...), 'x'),
+			Options{}, ErrCorrupt, "garbage"},
 		{"zstd", []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0}, Options{}, ErrNotIndexable, "zstd"},
-		{"skippable zstd frame", []byte{0x5a, 0x2a, 0x4d, 0x18, 0, 0}, Options{}, ErrNotIndexable, "zstd"},
-		{"no tar", zip(t, 6, []byte(strings.Repeat("no tar ", 500))), Options{}, tar.ErrHeader, "tar"},
+		{"skippable zstd frame", []byte{0x5a, 0x2a, 0x4d, 0x18, 0, 0}, Options{}, ErrNotIndexable,
+			"zstd"},
+		{"no tar", zip(t, 6, []byte(strings.Repeat("no tar ", 500))), Options{}, tar.ErrHeader,
+			"tar"},
 		{"tar cut off", zip(t, 6, device[:500_000]), Options{}, io.ErrUnexpectedEOF, "tar"},
 		{"one giant block", giant, Options{}, ErrNotIndexable, "16777216"},
 		{"span size", good, Options{SpanSize: 1}, nil, "span size"},
@@ -380,11 +404,13 @@ func TestScanFaults(t *testing.T) {
 		blob io.Reader
 		o    Options
 	}{
-		"reader":                 {io.MultiReader(bytes.NewReader(blob[:len(blob)/2]), iotest.ErrReader(errInjected)), Options{}},
-		"reader that ends early": {io.MultiReader(bytes.NewReader(blob[:len(blob)/2]), iotest.ErrReader(fmt.Errorf("%w: %w", errInjected, io.ErrUnexpectedEOF))), Options{}},
-		"first read":             {iotest.ErrReader(errInjected), Options{}},
-		"device":                 {bytes.NewReader(blob), Options{Device: &failing{3_000_000}}},
-		"windows":                {bytes.NewReader(blob), Options{Windows: &failing{50}}},
+		"reader": {io.MultiReader(bytes.NewReader(blob[:len(blob)/2]),
+			iotest.ErrReader(errInjected)), Options{}},
+		"reader that ends early": {io.MultiReader(bytes.NewReader(blob[:len(blob)/2]),
+			iotest.ErrReader(fmt.Errorf("%w: %w", errInjected, io.ErrUnexpectedEOF))), Options{}},
+		"first read": {iotest.ErrReader(errInjected), Options{}},
+		"device":     {bytes.NewReader(blob), Options{Device: &failing{3_000_000}}},
+		"windows":    {bytes.NewReader(blob), Options{Windows: &failing{50}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Scan(t.Context(), o.blob, o.o); !errors.Is(err, errInjected) {
@@ -393,21 +419,23 @@ func TestScanFaults(t *testing.T) {
 		})
 	}
 	t.Run("tree", func(t *testing.T) {
-		_, err := scan(t.Context(), bytes.NewReader(blob), Options{}, func(r io.Reader) (*erofs.Node, error) {
-			_, err := io.CopyN(io.Discard, r, 2_000_000)
-			return nil, errors.Join(err, errInjected)
-		})
+		_, err := scan(t.Context(), bytes.NewReader(blob), Options{},
+			func(r io.Reader) (*erofs.Node, error) {
+				_, err := io.CopyN(io.Discard, r, 2_000_000)
+				return nil, errors.Join(err, errInjected)
+			})
 		if !errors.Is(err, errInjected) {
 			t.Fatalf("error %v", err)
 		}
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := scan(ctx, bytes.NewReader(blob), Options{}, func(r io.Reader) (*erofs.Node, error) {
-			cancel()
-			_, err := io.Copy(io.Discard, r)
-			return nil, err
-		})
+		_, err := scan(ctx, bytes.NewReader(blob), Options{},
+			func(r io.Reader) (*erofs.Node, error) {
+				cancel()
+				_, err := io.Copy(io.Discard, r)
+				return nil, err
+			})
 		if !errors.Is(err, context.Canceled) {
 			t.Fatalf("error %v", err)
 		}
@@ -425,7 +453,8 @@ func FuzzScan(f *testing.F) {
 	f.Add(device[:5000])
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		var dev, windows bytes.Buffer
-		d, err := scan(t.Context(), bytes.NewReader(blob), Options{SpanSize: minSpanSize, Device: &dev, Windows: &windows},
+		d, err := scan(t.Context(), bytes.NewReader(blob),
+			Options{SpanSize: minSpanSize, Device: &dev, Windows: &windows},
 			func(io.Reader) (*erofs.Node, error) { return new(erofs.Node), nil })
 		if err != nil {
 			return

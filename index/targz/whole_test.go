@@ -92,7 +92,8 @@ func verifyWhole(t testing.TB, d *index.Draft, blob, device, gotDevice []byte) {
 		d.LayerSize != int64(len(blob)) {
 		t.Fatalf("header %+v", d.Header)
 	}
-	if !bytes.Equal(gotDevice, device) || !bytes.Equal(unpack(t, blob, int64(len(device))), device) {
+	if !bytes.Equal(gotDevice, device) ||
+		!bytes.Equal(unpack(t, blob, int64(len(device))), device) {
 		t.Fatal("device differs")
 	}
 	at := int64(0)
@@ -133,18 +134,21 @@ func TestWhole(t *testing.T) {
 		blob, device []byte
 		window       int64
 	}{
-		"one frame":               {zstdOf(t, 8<<20, device), device, 0},
-		"many frames":             {join(frame(a[:10]), frame(a[10:]), frame(b)), device, 0},
-		"empty frames":            {zstdOf(t, 1<<20, nil, device, nil), device, 0},
-		"skippable frames":        {join(skippable(4), frame(a), skippable(300_000), frame(b), skippable(40)), device, 0},
+		"one frame":    {zstdOf(t, 8<<20, device), device, 0},
+		"many frames":  {join(frame(a[:10]), frame(a[10:]), frame(b)), device, 0},
+		"empty frames": {zstdOf(t, 1<<20, nil, device, nil), device, 0},
+		"skippable frames": {join(skippable(4), frame(a), skippable(300_000), frame(b),
+			skippable(40)), device, 0},
 		"a large skippable first": {join(skippable(200_000), frame(device)), device, 0},
 		"large window":            {zstdOf(t, 64<<20, device), device, 0},
 		"largest window":          {zstdOf(t, 128<<20, device), device, 0},
 		"a larger window later":   {zstdOf(t, 1<<20, a), device, MaxZstdWindow},
 		"no files":                {zstdOf(t, 1<<20, nil), nil, 0},
 		"one block of deflate":    {oneBlock(large), large, 0},
-		"a block after members":   {join(zip(t, 6, large[:900_000]), oneBlock(large[900_000:])), large, 0},
-		"a block before a member": {join(oneBlock(large[:17_500_000]), zip(t, 6, large[17_500_000:])), large, 0},
+		"a block after members": {join(zip(t, 6, large[:900_000]), oneBlock(large[900_000:])),
+			large, 0},
+		"a block before a member": {join(oneBlock(large[:17_500_000]),
+			zip(t, 6, large[17_500_000:])), large, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if tt.window > 0 {
@@ -200,15 +204,18 @@ func TestMalformed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := Scan(t.Context(), bytes.NewReader(blob), Options{Whole: true})
 			var bad *Malformed
-			if !errors.As(err, &bad) || !errors.Is(err, ErrCorrupt) || bad.Layer != digest.FromBytes(blob) {
+			if !errors.As(err, &bad) || !errors.Is(err, ErrCorrupt) ||
+				bad.Layer != digest.FromBytes(blob) {
 				t.Fatalf("error %v", err)
 			}
 		})
 	}
 	for name, blob := range map[string][]byte{
-		"gzip, zeros behind":          more(gz, strings.Repeat("\x00", 1000)),
-		"gzip, empty members":         bytes.Join([][]byte{zip(t, 6, nil), gz, zip(t, 6, nil)}, nil),
-		"gzip, several members":       append(zip(t, 6, device[:70_000]), zip(t, 6, device[70_000:])...),
+		"gzip, zeros behind": more(gz, strings.Repeat("\x00", 1000)),
+		"gzip, empty members": bytes.Join([][]byte{zip(t, 6, nil), gz, zip(t, 6, nil)},
+			nil),
+		"gzip, several members": append(zip(t, 6, device[:70_000]),
+			zip(t, 6, device[70_000:])...),
 		"plain":                       device,
 		"plain, bytes behind its end": more(device, "not looked at"),
 	} {
@@ -264,7 +271,8 @@ func TestMemory(t *testing.T) {
 				told += n // the zstd decoder has asked before the tree begins
 				return nil
 			}}}
-			if _, err := Scan(t.Context(), bytes.NewReader(tt.blob), o); err != nil || told < tt.least {
+			if _, err := Scan(t.Context(), bytes.NewReader(tt.blob), o); err != nil ||
+				told < tt.least {
 				t.Errorf("%d bytes were asked for, at least %d expected; %v", told, tt.least, err)
 			}
 			o.Limits.Memory = func(int64) error { return errInjected }

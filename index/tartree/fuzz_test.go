@@ -26,7 +26,8 @@ func FuzzScan(f *testing.F) {
 	}
 	const largestRead = 1 << 20
 	f.Fuzz(func(t *testing.T, data []byte) {
-		root, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{Entries: 10_000, TreeBytes: 1 << 20, Steps: 1 << 16})
+		root, err := tartree.Scan(bytes.NewReader(data),
+			tartree.Limits{Entries: 10_000, TreeBytes: 1 << 20, Steps: 1 << 16})
 		if err != nil {
 			return
 		}

@@ -25,7 +25,8 @@ func TestLimits(t *testing.T) {
 	}
 	links := []nastytar.Entry{nastytar.Dir("end")}
 	for i := range 100 {
-		links = append(links, nastytar.Symlink(fmt.Sprint("s", i), map[bool]string{true: "end", false: fmt.Sprint("s", i-1)}[i == 0]))
+		links = append(links, nastytar.Symlink(fmt.Sprint("s", i),
+			map[bool]string{true: "end", false: fmt.Sprint("s", i-1)}[i == 0]))
 	}
 	xattrs := nastytar.Of(nastytar.Dir("d", nastytar.Xattr("user.a", strings.Repeat("a", 500))),
 		nastytar.Dir("d", nastytar.Xattr("user.b", strings.Repeat("b", 500))))
@@ -36,17 +37,25 @@ func TestLimits(t *testing.T) {
 		ok    tartree.Limits
 		over  tartree.Limits
 	}{
-		{"Entries", nastytar.Of(names...), tartree.Limits{Entries: 100}, tartree.Limits{Entries: 99}},
-		{"Entries", nastytar.Of(nastytar.File("a/b/c/d/e", "")), tartree.Limits{Entries: 5}, tartree.Limits{Entries: 4}},
-		{"NameBytes", nastytar.Of(names...), tartree.Limits{NameBytes: 800}, tartree.Limits{NameBytes: 799}},
-		{"NameBytes", nastytar.Of(nastytar.Symlink("s", "12345")), tartree.Limits{NameBytes: 6}, tartree.Limits{NameBytes: 5}},
+		{"Entries", nastytar.Of(names...), tartree.Limits{Entries: 100},
+			tartree.Limits{Entries: 99}},
+		{"Entries", nastytar.Of(nastytar.File("a/b/c/d/e", "")), tartree.Limits{Entries: 5},
+			tartree.Limits{Entries: 4}},
+		{"NameBytes", nastytar.Of(names...), tartree.Limits{NameBytes: 800},
+			tartree.Limits{NameBytes: 799}},
+		{"NameBytes", nastytar.Of(nastytar.Symlink("s", "12345")), tartree.Limits{NameBytes: 6},
+			tartree.Limits{NameBytes: 5}},
 		{"XattrBytes", xattrs, tartree.Limits{XattrBytes: 1012}, tartree.Limits{XattrBytes: 1011}},
 		{"NameBytes", xattrs, tartree.Limits{}, tartree.Limits{NameBytes: 1000}},
-		{"TreeBytes", nastytar.Of(odd), tartree.Limits{TreeBytes: 5120}, tartree.Limits{TreeBytes: 5119}},
-		{"Extents", nastytar.Of(nastytar.Sparse01("f", 10000, nastytar.Piece{Off: 0, Data: "a"}, nastytar.Piece{Off: 9000, Data: "b"})),
+		{"TreeBytes", nastytar.Of(odd), tartree.Limits{TreeBytes: 5120},
+			tartree.Limits{TreeBytes: 5119}},
+		{"Extents", nastytar.Of(nastytar.Sparse01("f", 10000, nastytar.Piece{Off: 0, Data: "a"},
+			nastytar.Piece{Off: 9000, Data: "b"})),
 			tartree.Limits{Extents: 2}, tartree.Limits{Extents: 1}},
-		{"FileSize", nastytar.Of(nastytar.Sparse10("f", 1<<30)), tartree.Limits{FileSize: 1 << 30}, tartree.Limits{FileSize: 1<<30 - 1}},
-		{"Steps", nastytar.Of(append(links, nastytar.File("s99/f", "x"))...), tartree.Limits{Steps: 300}, tartree.Limits{Steps: 100}},
+		{"FileSize", nastytar.Of(nastytar.Sparse10("f", 1<<30)), tartree.Limits{FileSize: 1 << 30},
+			tartree.Limits{FileSize: 1<<30 - 1}},
+		{"Steps", nastytar.Of(append(links, nastytar.File("s99/f", "x"))...),
+			tartree.Limits{Steps: 300}, tartree.Limits{Steps: 100}},
 	} {
 		if _, err := tartree.Scan(bytes.NewReader(c.data), c.ok); err != nil {
 			t.Errorf("%s: %+v: %v", c.field, c.ok, err)
@@ -60,21 +69,27 @@ func TestLimits(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	torn := errors.New("the wire is torn")
-	whole := nastytar.Of(nastytar.File("dir/file", strings.Repeat("x", 5000)), nastytar.File("next", ""))
+	whole := nastytar.Of(nastytar.File("dir/file", strings.Repeat("x", 5000)),
+		nastytar.File("next", ""))
 	for name, c := range map[string]struct {
 		in   io.Reader
 		want error
 		says string
 	}{
-		"cut in the data":   {bytes.NewReader(whole[:2000]), io.ErrUnexpectedEOF, `"dir/file"`},
-		"cut in a header":   {bytes.NewReader(whole[:5900]), io.ErrUnexpectedEOF, `"dir/file"`},
-		"error in the data": {io.MultiReader(bytes.NewReader(whole[:2000]), iotest.ErrReader(torn)), torn, `"dir/file"`},
+		"cut in the data": {bytes.NewReader(whole[:2000]), io.ErrUnexpectedEOF, `"dir/file"`},
+		"cut in a header": {bytes.NewReader(whole[:5900]), io.ErrUnexpectedEOF, `"dir/file"`},
+		"error in the data": {io.MultiReader(bytes.NewReader(whole[:2000]), iotest.ErrReader(torn)),
+			torn, `"dir/file"`},
 		"error in a header": {iotest.ErrReader(torn), torn, ""},
-		"no tar":            {strings.NewReader(strings.Repeat("x", 1024)), tar.ErrHeader, "offset 512"},
-		"not a directory":   {bytes.NewReader(nastytar.Of(nastytar.File("f", ""), nastytar.File("f/g", ""))), unix.ENOTDIR, `"f/g"`},
-		"whiteout of a file": {bytes.NewReader(nastytar.Of(nastytar.File("f", ""), nastytar.File(".wh.f", ""))),
+		"no tar": {strings.NewReader(strings.Repeat("x", 1024)), tar.ErrHeader,
+			"offset 512"},
+		"not a directory": {bytes.NewReader(nastytar.Of(nastytar.File("f", ""),
+			nastytar.File("f/g", ""))), unix.ENOTDIR, `"f/g"`},
+		"whiteout of a file": {bytes.NewReader(nastytar.Of(nastytar.File("f", ""),
+			nastytar.File(".wh.f", ""))),
 			unix.EEXIST, `".wh.f"`},
-		"missing target": {bytes.NewReader(nastytar.Of(nastytar.Link("f", "gone"))), unix.ENOENT, `"gone"`},
+		"missing target": {bytes.NewReader(nastytar.Of(nastytar.Link("f", "gone"))), unix.ENOENT,
+			`"gone"`},
 	} {
 		root, err := tartree.Scan(c.in, tartree.Limits{})
 		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
@@ -113,13 +128,15 @@ func TestHugeHole(t *testing.T) {
 		"0.0": nastytar.Sparse00, "0.1": nastytar.Sparse01, "1.0": nastytar.Sparse10,
 	} {
 		start := time.Now()
-		s := scan(t, nastytar.Of(f("f", size, nastytar.Piece{Off: 0, Data: strings.Repeat("x", 512)},
+		s := scan(t, nastytar.Of(f("f", size,
+			nastytar.Piece{Off: 0, Data: strings.Repeat("x", 512)},
 			nastytar.Piece{Off: size - 1024, Data: strings.Repeat("y", 1024)})))
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("%s: took %v", name, d)
 		}
 		n := s.root.Children["f"]
-		if n.Size != size || len(n.Extents) != 2 || n.Extents[1].File != size-1024 || n.Extents[1].Data != nil {
+		if n.Size != size || len(n.Extents) != 2 || n.Extents[1].File != size-1024 ||
+			n.Extents[1].Data != nil {
 			t.Errorf("%s: size %d, %d extents", name, n.Size, len(n.Extents))
 		}
 	}
@@ -156,7 +173,8 @@ func manyFiles(n int) io.Reader {
 		tw := tar.NewWriter(w)
 		for i := range n {
 			name := fmt.Sprintf("usr/lib/package-%06d/file-%06d.txt", i/100, i)
-			if tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 100, Mode: 0o644}) != nil {
+			if tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 100,
+				Mode: 0o644}) != nil {
 				return
 			}
 			if _, err := tw.Write(make([]byte, 100)); err != nil {
@@ -174,7 +192,8 @@ func TestGiantPAXRecord(t *testing.T) {
 	comment := strings.Repeat("c", 1<<19)
 	var entries []nastytar.Entry
 	for i := range 100 {
-		entries = append(entries, nastytar.PAX("comment", comment, "SCHILY.xattr.user.a", "1", "linkpath", "target"),
+		entries = append(entries, nastytar.PAX("comment", comment, "SCHILY.xattr.user.a", "1",
+			"linkpath", "target"),
 			nastytar.Raw{Name: fmt.Sprint("s", i), Type: '2', Magic: "ustar\x0000"}.Entry)
 	}
 	data := nastytar.Of(entries...)
@@ -199,7 +218,8 @@ func TestManyXattrs(t *testing.T) {
 	}
 	var entries []nastytar.Entry
 	for i := range 10 {
-		entries = append(entries, nastytar.PAX(records...), nastytar.Raw{Name: fmt.Sprint("f", i), Type: '0', Magic: "ustar\x0000"}.Entry)
+		entries = append(entries, nastytar.PAX(records...),
+			nastytar.Raw{Name: fmt.Sprint("f", i), Type: '0', Magic: "ustar\x0000"}.Entry)
 	}
 	data := nastytar.Of(entries...)
 	start := time.Now()
@@ -211,7 +231,8 @@ func TestManyXattrs(t *testing.T) {
 		t.Errorf("%d xattrs, want %d", n, perFile)
 	}
 	const names = 5 * perFile * 48
-	if _, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{NameBytes: names}); !errors.Is(err, tartree.ErrLimit) {
+	if _, err := tartree.Scan(bytes.NewReader(data),
+		tartree.Limits{NameBytes: names}); !errors.Is(err, tartree.ErrLimit) {
 		t.Errorf("%d xattrs with room for %d bytes: error %v", 10*perFile, names, err)
 	}
 }
@@ -221,7 +242,8 @@ func TestManyXattrs(t *testing.T) {
 func TestDeepPaths(t *testing.T) {
 	var entries []nastytar.Entry
 	for i := range 50 {
-		entries = append(entries, nastytar.File(fmt.Sprintf("%d/%s", i, strings.Repeat("d/", 2000)+"f"), "x"))
+		entries = append(entries, nastytar.File(fmt.Sprintf("%d/%s", i,
+			strings.Repeat("d/", 2000)+"f"), "x"))
 	}
 	data := nastytar.Of(entries...)
 	start := time.Now()
@@ -231,11 +253,13 @@ func TestDeepPaths(t *testing.T) {
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("took %v", d)
 	}
-	if _, err := tartree.Scan(bytes.NewReader(data), tartree.Limits{Entries: 50 * 2000}); !errors.Is(err, tartree.ErrLimit) {
+	if _, err := tartree.Scan(bytes.NewReader(data),
+		tartree.Limits{Entries: 50 * 2000}); !errors.Is(err, tartree.ErrLimit) {
 		t.Errorf("implied directories are not counted: %v", err)
 	}
 	tooDeep := nastytar.Of(nastytar.File(strings.Repeat("d/", 2048)+"f", "x"))
-	if _, err := tartree.Scan(bytes.NewReader(tooDeep), tartree.Limits{}); !errors.Is(err, unix.ENAMETOOLONG) {
+	if _, err := tartree.Scan(bytes.NewReader(tooDeep), tartree.Limits{}); !errors.Is(err,
+		unix.ENAMETOOLONG) {
 		t.Errorf("a path longer than paths can be: %v", err)
 	}
 }
@@ -268,7 +292,8 @@ func TestTenMillionEntries(t *testing.T) {
 	}()
 	defer r.Close() // ends the writer
 	in := &counter{r: r}
-	if _, err := tartree.Scan(in, tartree.Limits{Entries: limit}); !errors.Is(err, tartree.ErrLimit) {
+	if _, err := tartree.Scan(in, tartree.Limits{Entries: limit}); !errors.Is(err,
+		tartree.ErrLimit) {
 		t.Errorf("error %v", err)
 	}
 	if in.n > (limit+10)*1024 {

@@ -50,7 +50,8 @@ func TestGNUTar(t *testing.T) {
 		"sparse-gnu": {"--format=gnu", "--sparse"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			data, err := exec.CommandContext(t.Context(), "tar", append(args, "-C", src, "-c", ".")...).Output()
+			data, err := exec.CommandContext(t.Context(), "tar",
+				append(args, "-C", src, "-c", ".")...).Output()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -107,7 +107,8 @@ func checkTree(t *testing.T, root *erofs.Node, deviceSize int64) {
 		}
 		checkExtents(t, path, n, deviceSize)
 		for name, child := range n.Children {
-			if name == "" || name == "." || name == ".." || len(name) > 255 || strings.ContainsAny(name, "/\x00") {
+			if name == "" || name == "." || name == ".." || len(name) > 255 ||
+				strings.ContainsAny(name, "/\x00") {
 				t.Fatalf("bad name %q in %q", name, path)
 			}
 			visit(path+"/"+name, child)
@@ -129,13 +130,17 @@ func checkExtents(t *testing.T, path string, n *erofs.Node, deviceSize int64) {
 		end := e.File + e.Size
 		switch {
 		case e.Size <= 0 || e.File < at || end > n.Size || end < e.File:
-			t.Fatalf("%q of %d bytes: extent of %d at %d, behind %d", path, n.Size, e.Size, e.File, at)
+			t.Fatalf("%q of %d bytes: extent of %d at %d, behind %d", path, n.Size, e.Size, e.File,
+				at)
 		case e.File%erofs.BlockSize != 0 || end%erofs.BlockSize != 0 && end != n.Size:
-			t.Fatalf("%q of %d bytes: extent of %d at %d is not of blocks", path, n.Size, e.Size, e.File)
+			t.Fatalf("%q of %d bytes: extent of %d at %d is not of blocks", path, n.Size, e.Size,
+				e.File)
 		case e.Data != nil && int64(len(e.Data)) != e.Size:
 			t.Fatalf("%q: extent of %d with %d bytes", path, e.Size, len(e.Data))
-		case e.Data == nil && (e.Device%erofs.BlockSize != 0 || e.Device < 0 || e.Device+e.Size > deviceSize):
-			t.Fatalf("%q: extent of %d at %d in the device of %d", path, e.Size, e.Device, deviceSize)
+		case e.Data == nil && (e.Device%erofs.BlockSize != 0 || e.Device < 0 ||
+			e.Device+e.Size > deviceSize):
+			t.Fatalf("%q: extent of %d at %d in the device of %d", path, e.Size, e.Device,
+				deviceSize)
 		}
 		at = end
 	}
@@ -144,9 +149,11 @@ func checkExtents(t *testing.T, path string, n *erofs.Node, deviceSize int64) {
 // TestOldSparse reads what containerd refuses, so that the content is known
 // only from the pieces.
 func TestOldSparse(t *testing.T) {
-	pieces := []nastytar.Piece{{Off: 100, Data: "abc"}, {Off: 1024, Data: strings.Repeat("d", 1536)}}
+	pieces := []nastytar.Piece{{Off: 100, Data: "abc"},
+		{Off: 1024, Data: strings.Repeat("d", 1536)}}
 	for i := range 40 {
-		pieces = append(pieces, nastytar.Piece{Off: int64(i+2) * 4096, Data: strings.Repeat(string(rune('A'+i)), 512)})
+		pieces = append(pieces, nastytar.Piece{Off: int64(i+2) * 4096,
+			Data: strings.Repeat(string(rune('A'+i)), 512)})
 	}
 	want := make([]byte, 200_000)
 	for _, p := range pieces {
@@ -184,20 +191,29 @@ func read(t testing.TB, s scanned, name string) []byte {
 // TestKept: the files that a runtime reads of every image are in the tree as well, if they are not
 // large.
 func TestKept(t *testing.T) {
-	users, large := "root:x:0:0::/:\n"+strings.Repeat("#", 1000), strings.Repeat("x", tartree.KeptSize+1)
+	users, large := "root:x:0:0::/:\n"+strings.Repeat("#", 1000), strings.Repeat("x",
+		tartree.KeptSize+1)
 	for name, c := range map[string]struct {
 		tar  []byte
 		path []string
 		want string // kept; "": nothing
 	}{
-		"passwd":            {nastytar.Of(nastytar.File("etc/passwd", users)), []string{"etc", "passwd"}, users},
-		"group":             {nastytar.Of(nastytar.File("./etc/group", users)), []string{"etc", "group"}, users},
-		"the last one":      {nastytar.Of(nastytar.File("etc/passwd", large), nastytar.File("etc/passwd", users)), []string{"etc", "passwd"}, users},
-		"as large as it is": {nastytar.Of(nastytar.File("etc/passwd", large[1:])), []string{"etc", "passwd"}, large[1:]},
-		"too large":         {nastytar.Of(nastytar.File("etc/passwd", large)), []string{"etc", "passwd"}, ""},
-		"empty":             {nastytar.Of(nastytar.File("etc/passwd", "")), []string{"etc", "passwd"}, ""},
-		"another file":      {nastytar.Of(nastytar.File("etc/shadow", users)), []string{"etc", "shadow"}, ""},
-		"elsewhere":         {nastytar.Of(nastytar.File("usr/etc/passwd", users)), []string{"usr", "etc", "passwd"}, ""},
+		"passwd": {nastytar.Of(nastytar.File("etc/passwd", users)),
+			[]string{"etc", "passwd"}, users},
+		"group": {nastytar.Of(nastytar.File("./etc/group", users)),
+			[]string{"etc", "group"}, users},
+		"the last one": {nastytar.Of(nastytar.File("etc/passwd", large),
+			nastytar.File("etc/passwd", users)), []string{"etc", "passwd"}, users},
+		"as large as it is": {nastytar.Of(nastytar.File("etc/passwd", large[1:])),
+			[]string{"etc", "passwd"}, large[1:]},
+		"too large": {nastytar.Of(nastytar.File("etc/passwd", large)),
+			[]string{"etc", "passwd"}, ""},
+		"empty": {nastytar.Of(nastytar.File("etc/passwd", "")),
+			[]string{"etc", "passwd"}, ""},
+		"another file": {nastytar.Of(nastytar.File("etc/shadow", users)),
+			[]string{"etc", "shadow"}, ""},
+		"elsewhere": {nastytar.Of(nastytar.File("usr/etc/passwd", users)),
+			[]string{"usr", "etc", "passwd"}, ""},
 	} {
 		n := scan(t, c.tar).root
 		for _, p := range c.path {

@@ -62,10 +62,13 @@ func TestEncode(t *testing.T) {
 		}
 		return s
 	}
-	for name, window := range map[string][]byte{"noise": noise, "text": text, "short": text[:1000], "none": nil} {
+	for name, window := range map[string][]byte{"noise": noise, "text": text, "short": text[:1000],
+		"none": nil} {
 		for setName, set := range map[string]*Set{
-			"all": setOf(mark{Size, Size}), "ends": setOf(mark{Size, 1}, mark{1, 1}), "middle": setOf(mark{500, 50}),
-			"every second": every(2, 1), "every tenth": every(10, 1), "runs": every(50, 20), "empty": setOf(),
+			"all": setOf(mark{Size, Size}), "ends": setOf(mark{Size, 1},
+				mark{1, 1}), "middle": setOf(mark{500, 50}),
+			"every second": every(2, 1), "every tenth": every(10, 1), "runs": every(50,
+				20), "empty": setOf(),
 		} {
 			t.Run(name+"/"+setName, func(t *testing.T) {
 				enc, err := Encode(window, set)
@@ -122,9 +125,10 @@ func TestDecodeCorrupt(t *testing.T) {
 		"bytes too many":    {methodStored, 1, 0, 0, 'x', 'y'},
 		"gap too long":      {methodStored, 1, 0x80, 0x80, 2, 0, 'x'},
 		"run over the end":  {methodStored, 1, 0xff, 0xff, 1, 1, 'x', 'y'},
-		"huge gap":          {methodStored, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 'x'},
-		"no zstd":           {methodZstd, 1, 2, 3, 4},
-		"too long":          make([]byte, MaxEncoded+1),
+		"huge gap": {methodStored, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+			1, 0, 'x'},
+		"no zstd":  {methodZstd, 1, 2, 3, 4},
+		"too long": make([]byte, MaxEncoded+1),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := Decode(dst, enc); !errors.Is(err, ErrCorrupt) {

@@ -29,7 +29,8 @@ type Client struct {
 
 // Dial connects to a node that has the CRI plugin. Pods log below dir.
 func Dial(n *node.Node, dir string) (*Client, error) {
-	conn, err := grpc.NewClient("unix://"+n.Address(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+n.Address(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("dial CRI: %w", err)
 	}
@@ -51,8 +52,10 @@ func (c *Client) Ready(ctx context.Context) error {
 		resp, err := c.Runtime.Status(ctx, &runtimeapi.StatusRequest{})
 		if err == nil {
 			for _, cond := range resp.Status.Conditions {
-				if required := cond.Type == runtimeapi.RuntimeReady || cond.Type == runtimeapi.NetworkReady; required && !cond.Status {
-					err = errors.Join(err, fmt.Errorf("%s: %s: %s", cond.Type, cond.Reason, cond.Message))
+				if required := cond.Type == runtimeapi.RuntimeReady ||
+					cond.Type == runtimeapi.NetworkReady; required && !cond.Status {
+					err = errors.Join(err,
+						fmt.Errorf("%s: %s: %s", cond.Type, cond.Reason, cond.Message))
 				}
 			}
 		}
@@ -69,7 +72,8 @@ func (c *Client) Ready(ctx context.Context) error {
 
 // Pull pulls an image and returns its ID.
 func (c *Client) Pull(ctx context.Context, ref string) (string, error) {
-	resp, err := c.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	resp, err := c.Images.PullImage(ctx,
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	if err != nil {
 		return "", fmt.Errorf("pull %s: %w", ref, err)
 	}
@@ -118,7 +122,8 @@ func (c *Client) Run(ctx context.Context, pod *Pod, image, name string, argv ...
 	if err != nil {
 		return "", fmt.Errorf("create container %s: %w", name, err)
 	}
-	if _, err := c.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+	if _, err := c.Runtime.StartContainer(ctx,
+		&runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		return "", fmt.Errorf("start container %s: %w", name, err)
 	}
 	return created.ContainerId, nil
@@ -127,7 +132,8 @@ func (c *Client) Run(ctx context.Context, pod *Pod, image, name string, argv ...
 // Wait waits until a container has ended and returns its exit code.
 func (c *Client) Wait(ctx context.Context, id string) (int32, error) {
 	for {
-		resp, err := c.Runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		resp, err := c.Runtime.ContainerStatus(ctx,
+			&runtimeapi.ContainerStatusRequest{ContainerId: id})
 		if err != nil {
 			return 0, fmt.Errorf("status of container %s: %w", id, err)
 		}
@@ -144,7 +150,8 @@ func (c *Client) Wait(ctx context.Context, id string) (int32, error) {
 
 // Exec runs a command in a running container and returns what it prints.
 func (c *Client) Exec(ctx context.Context, id string, argv ...string) (string, error) {
-	resp, err := c.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: argv, Timeout: 60})
+	resp, err := c.Runtime.ExecSync(ctx,
+		&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: argv, Timeout: 60})
 	if err != nil {
 		return "", fmt.Errorf("exec %v: %w", argv, err)
 	}
@@ -156,10 +163,12 @@ func (c *Client) Exec(ctx context.Context, id string, argv ...string) (string, e
 
 // RemovePod stops and removes a pod with all its containers.
 func (c *Client) RemovePod(ctx context.Context, pod *Pod) error {
-	if _, err := c.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.ID}); err != nil {
+	if _, err := c.Runtime.StopPodSandbox(ctx,
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.ID}); err != nil {
 		return fmt.Errorf("stop pod: %w", err)
 	}
-	if _, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.ID}); err != nil {
+	if _, err := c.Runtime.RemovePodSandbox(ctx,
+		&runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod.ID}); err != nil {
 		return fmt.Errorf("remove pod: %w", err)
 	}
 	return nil

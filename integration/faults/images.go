@@ -44,7 +44,8 @@ func Push(ctx context.Context, r *registry.Registry, probe string) error {
 		if err := images.Push(ctx, ref, img); err != nil {
 			return err
 		}
-		if _, err := node.Command(ctx, "mica", "index", "create", "--span-size", "128KiB", "--push", ref); err != nil {
+		if _, err := node.Command(ctx, "mica", "index", "create", "--span-size", "128KiB", "--push",
+			ref); err != nil {
 			return err
 		}
 	}

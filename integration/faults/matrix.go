@@ -146,7 +146,10 @@ func (s *Stage) finish(ctx context.Context, c Column, cell Cell) Cell {
 		before = old.Report()
 	}
 	if c == Pull || c == Restore && s.fault.Reboots || s.past[c] != nil {
-		_, err := retried(ctx, func(ctx context.Context, n int) error { return s.run(ctx, c, fmt.Sprintf("-after%d", n)) })
+		_, err := retried(ctx, func(ctx context.Context,
+			n int) error {
+			return s.run(ctx, c, fmt.Sprintf("-after%d", n))
+		})
 		if err != nil {
 			cell.Report, cell.Trouble = before, err
 			return cell
@@ -208,7 +211,10 @@ func All(ctx context.Context, dir string, source *registry.Registry, list []Faul
 	var g sync.WaitGroup
 	var mu sync.Mutex
 	list = slices.Clone(list) // those that take longest first
-	slices.SortStableFunc(list, func(a, b Fault) int { return cmp.Compare(b.Hold+b.Calm, a.Hold+a.Calm) })
+	slices.SortStableFunc(list, func(a,
+		b Fault) int {
+		return cmp.Compare(b.Hold+b.Calm, a.Hold+a.Calm)
+	})
 	for i, f := range list {
 		slots <- struct{}{}
 		g.Go(func() {

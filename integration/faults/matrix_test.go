@@ -47,7 +47,11 @@ func sees(t *testing.T, r *registry.Registry) {
 	})
 	problems := row.Problems(err)
 	for _, want := range []string{"load: ", "idle: "} {
-		if !slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, want) && strings.Contains(p, "wrong bytes") }) {
+		if !slices.ContainsFunc(problems,
+			func(p string) bool {
+				return strings.HasPrefix(p, want) &&
+					strings.Contains(p, "wrong bytes")
+			}) {
 			t.Errorf("no wrong bytes in %s%q", want, problems)
 		}
 	}
@@ -143,7 +147,8 @@ func upgrade(t *testing.T) string {
 
 func build(t *testing.T, dir, path, ldflags, pkg string) {
 	t.Helper()
-	cmd := exec.CommandContext(fixture.Context(t), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", path, pkg)
+	cmd := exec.CommandContext(fixture.Context(t), "go", "build", "-trimpath", "-buildvcs=false",
+		"-ldflags", ldflags, "-o", path, pkg)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {

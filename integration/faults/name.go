@@ -64,7 +64,8 @@ func openHosts(dir string) (*hosts, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	h := &hosts{path: filepath.Join(dir, "hosts"), original: strings.TrimRight(string(original), "\n") + "\n"}
+	h := &hosts{path: filepath.Join(dir, "hosts"),
+		original: strings.TrimRight(string(original), "\n") + "\n"}
 	if err := os.WriteFile(h.path, original, 0o644); err != nil {
 		return nil, err
 	}

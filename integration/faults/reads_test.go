@@ -52,7 +52,8 @@ func TestConcurrentReads(t *testing.T) {
 		var g errgroup.Group
 		for i := range out {
 			g.Go(func() (err error) {
-				out[i], err = node.Command(fixture.Context(t), probe, "read", dir, fmt.Sprint(i), fmt.Sprint(reads))
+				out[i], err = node.Command(fixture.Context(t), probe, "read", dir, fmt.Sprint(i),
+					fmt.Sprint(reads))
 				return err
 			})
 		}
@@ -72,7 +73,8 @@ func TestConcurrentReads(t *testing.T) {
 			var blobs atomic.Int64
 			r.SetRule(func(q *http.Request, _ int64) registry.Fault {
 				// containerd reads manifests and config, and gives up at the first error
-				if !strings.Contains(q.URL.Path, "/blobs/") || strings.HasPrefix(q.UserAgent(), "containerd/") {
+				if !strings.Contains(q.URL.Path, "/blobs/") ||
+					strings.HasPrefix(q.UserAgent(), "containerd/") {
 					return registry.Fault{}
 				}
 				f := misfortunes[(blobs.Add(1)-1)%int64(len(misfortunes))]

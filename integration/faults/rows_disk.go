@@ -39,14 +39,17 @@ func diskFaults() []Fault {
 			Strike: unreadable,
 			Lift:   func(_ context.Context, s *Stage) error { return s.Node.Disk().Limit(0) },
 		},
-		damaged("store file truncated", func(path string, size int64) error { return os.Truncate(path, size/2) }),
-		damaged("store file deleted", func(path string, _ int64) error { return os.RemoveAll(filepath.Dir(path)) }),
+		damaged("store file truncated",
+			func(path string, size int64) error { return os.Truncate(path, size/2) }),
+		damaged("store file deleted",
+			func(path string, _ int64) error { return os.RemoveAll(filepath.Dir(path)) }),
 		damaged("store file bit flipped", flipped),
 		{
 			Name: "metadata database damaged",
 			Strike: func(ctx context.Context, s *Stage) error {
 				return s.Node.WithoutMicad(ctx, func() error {
-					return os.WriteFile(filepath.Join(s.Node.MicadRoot(), "metadata.db"), make([]byte, 64<<10), 0o600)
+					return os.WriteFile(filepath.Join(s.Node.MicadRoot(), "metadata.db"),
+						make([]byte, 64<<10), 0o600)
 				})
 			},
 			Restore: func(ctx context.Context, s *Stage) error { return s.fault.Strike(ctx, s) },
@@ -57,17 +60,18 @@ func diskFaults() []Fault {
 // devices calls fn for the file of every layer's uncompressed bytes in the store.
 func (s *Stage) devices(fn func(path string, size int64) error) error {
 	found := 0
-	err := filepath.WalkDir(filepath.Join(s.Node.MicadRoot(), "layers"), func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.Name() != "device" || !d.Type().IsRegular() {
-			return ignoreMissing(err)
-		}
-		info, err := d.Info()
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		found++
-		return fn(path, info.Size())
-	})
+	err := filepath.WalkDir(filepath.Join(s.Node.MicadRoot(), "layers"),
+		func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.Name() != "device" || !d.Type().IsRegular() {
+				return ignoreMissing(err)
+			}
+			info, err := d.Info()
+			if err != nil {
+				return ignoreMissing(err)
+			}
+			found++
+			return fn(path, info.Size())
+		})
 	if err == nil && found == 0 {
 		err = errors.New("the store holds no layers")
 	}

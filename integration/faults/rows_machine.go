@@ -28,7 +28,8 @@ func machineFaults() []Fault {
 		return s.fault.Lift(ctx, s)
 	}
 	return []Fault{
-		{Name: "power cut", Options: ownDisk, Reboots: true, Strike: reboot(true), Restore: restore},
+		{Name: "power cut", Options: ownDisk, Reboots: true, Strike: reboot(true),
+			Restore: restore},
 		{Name: "reboot", Reboots: true, Strike: reboot(false), Restore: restore},
 		{
 			Name: "reboot without registry", Reboots: true, Whole: true, Hold: outage, Restore: restore,

@@ -44,7 +44,8 @@ func registryFaults() []Fault {
 		answers("registry answers 401", registry.Fault{Status: http.StatusUnauthorized}),
 		answers("registry answers 403", registry.Fault{Status: http.StatusForbidden}),
 		answers("registry answers 404", registry.Fault{Status: http.StatusNotFound}),
-		answers("registry answers 429", registry.Fault{Status: http.StatusTooManyRequests, RetryAfter: "1"}),
+		answers("registry answers 429",
+			registry.Fault{Status: http.StatusTooManyRequests, RetryAfter: "1"}),
 		answers("registry answers 500", registry.Fault{Status: http.StatusInternalServerError}),
 		answers("registry answers HTML", registry.Fault{Page: true}),
 		answers("registry sends wrong bytes", registry.Fault{Flip: true}),
@@ -52,8 +53,16 @@ func registryFaults() []Fault {
 		nameGone(),
 		{
 			Name: "token expires", Hold: outage / 4,
-			Prepare: func(_ context.Context, s *Stage) error { s.Registry.ExpireTokens(); return nil },
-			Strike:  func(_ context.Context, s *Stage) error { s.Registry.ExpireTokens(); return nil },
+			Prepare: func(_ context.Context,
+				s *Stage) error {
+				s.Registry.ExpireTokens()
+				return nil
+			},
+			Strike: func(_ context.Context,
+				s *Stage) error {
+				s.Registry.ExpireTokens()
+				return nil
+			},
 		},
 		mirrorDown(),
 		originDown(),

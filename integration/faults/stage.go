@@ -67,7 +67,8 @@ func (s *Stage) sinceStruck() time.Duration {
 
 // newStage starts the node of a row. dir is for files of the row.
 func newStage(ctx context.Context, dir string, source *registry.Registry, f Fault) (*Stage, error) {
-	s := &Stage{fault: f, dir: dir, loads: map[Column]*Workload{}, past: map[Column]*Workload{}, bad: map[Column]error{}}
+	s := &Stage{fault: f, dir: dir, loads: map[Column]*Workload{}, past: map[Column]*Workload{},
+		bad: map[Column]error{}}
 	front, err := source.Front()
 	if err != nil {
 		return nil, err
@@ -231,7 +232,8 @@ func (s *Stage) reading(ctx context.Context, c Column) error {
 
 // filling waits until column Fill's image is being filled, and is an error when it is not, or was.
 func (s *Stage) filling(ctx context.Context) error {
-	return s.awaitImage(ctx, Fill, "is being filled", func(l fs.Status) bool { return l.Fetched > 0 && l.Present < l.Total })
+	return s.awaitImage(ctx, Fill, "is being filled",
+		func(l fs.Status) bool { return l.Fetched > 0 && l.Present < l.Total })
 }
 
 // filled waits until the image of a column is on the node to the last byte.
@@ -244,7 +246,8 @@ func (s *Stage) awaitImage(ctx context.Context, c Column, what string, done func
 	var last string
 	for {
 		var list []fs.Status
-		if err := admin.NewClient(s.Node.MicadAddress()).Get(ctx, admin.PathLayers, &list); err != nil {
+		if err := admin.NewClient(s.Node.MicadAddress()).Get(ctx, admin.PathLayers,
+			&list); err != nil {
 			last = fmt.Sprintf("%v; then %s", err, last)
 			last = last[:min(len(last), 1000)]
 		} else {
@@ -259,11 +262,13 @@ func (s *Stage) awaitImage(ctx context.Context, c Column, what string, done func
 			if n == layers && done(sum) {
 				return nil
 			}
-			last = fmt.Sprintf("%d layers, %d of %d bytes, %d fetched", n, sum.Present, sum.Total, sum.Fetched)
+			last = fmt.Sprintf("%d layers, %d of %d bytes, %d fetched", n, sum.Present, sum.Total,
+				sum.Fetched)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait until the image of column %s %s: %w: %s", c, what, ctx.Err(), last)
+			return fmt.Errorf("wait until the image of column %s %s: %w: %s", c, what, ctx.Err(),
+				last)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -298,7 +303,8 @@ func (s *Stage) shut() *gate {
 			return registry.Fault{Hold: g.hold}
 		}
 		for c, came := range map[Column]*atomic.Bool{Pull: &g.pull, Start: &g.start} {
-			if strings.HasPrefix(q.URL.Path, "/v2/"+string(c)+"/") && (c == Pull || strings.Contains(q.URL.Path, "/blobs/")) {
+			if strings.HasPrefix(q.URL.Path, "/v2/"+string(c)+"/") &&
+				(c == Pull || strings.Contains(q.URL.Path, "/blobs/")) {
 				came.Store(true)
 				return registry.Fault{Hold: g.hold}
 			}

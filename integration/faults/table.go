@@ -56,5 +56,6 @@ func Update(path, table string) error {
 	if !ok || !ok2 {
 		return fmt.Errorf("%s has no place for a table", path)
 	}
-	return os.WriteFile(path, fmt.Appendf(nil, "%s%s%s%s%s", before, tableBegin, table, tableEnd, after), 0o644)
+	return os.WriteFile(path, fmt.Appendf(nil, "%s%s%s%s%s", before, tableBegin, table, tableEnd,
+		after), 0o644)
 }

@@ -19,20 +19,25 @@ func TestVerdict(t *testing.T) {
 		change func(c *faults.Cell)
 		want   string
 	}{
-		"good":        {func(*faults.Cell) {}, ""},
-		"wrong":       {func(c *faults.Cell) { c.Report.Wrong = 1 }, "wrong bytes"},
-		"failed":      {func(c *faults.Cell) { c.Report.Failed = 1 }, "1 reads failed"},
-		"slow":        {func(c *faults.Cell) { c.Report.Longest = 6 * time.Second }, "more than 5s"},
-		"stuck":       {func(c *faults.Cell) { c.Trouble = errors.New("it hangs") }, "it hangs"},
-		"nothing":     {func(c *faults.Cell) { c.Report.Reads = 0 }, "nothing was read"},
-		"not to end":  {func(c *faults.Cell) { c.Report.Passed = false }, "not read to its end"},
-		"no such":     {func(c *faults.Cell) { *c = faults.Cell{Senseless: "why"} }, ""},
-		"what failed": {func(c *faults.Cell) { c.Report.Failed, c.Report.Trouble = 1, []string{"f0001: EIO"} }, "f0001: EIO"},
+		"good":   {func(*faults.Cell) {}, ""},
+		"wrong":  {func(c *faults.Cell) { c.Report.Wrong = 1 }, "wrong bytes"},
+		"failed": {func(c *faults.Cell) { c.Report.Failed = 1 }, "1 reads failed"},
+		"slow": {func(c *faults.Cell) { c.Report.Longest = 6 * time.Second },
+			"more than 5s"},
+		"stuck":      {func(c *faults.Cell) { c.Trouble = errors.New("it hangs") }, "it hangs"},
+		"nothing":    {func(c *faults.Cell) { c.Report.Reads = 0 }, "nothing was read"},
+		"not to end": {func(c *faults.Cell) { c.Report.Passed = false }, "not read to its end"},
+		"no such":    {func(c *faults.Cell) { *c = faults.Cell{Senseless: "why"} }, ""},
+		"what failed": {func(c *faults.Cell) {
+			c.Report.Failed, c.Report.Trouble = 1,
+				[]string{"f0001: EIO"}
+		}, "f0001: EIO"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := faults.Cell{Report: good}
 			tt.change(&c)
-			if got := c.Problem(5 * time.Second); (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			if got := c.Problem(5 * time.Second); (got == "") != (tt.want == "") ||
+				!strings.Contains(got, tt.want) {
 				t.Errorf("problem %q, want %q", got, tt.want)
 			}
 		})
@@ -64,11 +69,14 @@ func TestUpdate(t *testing.T) {
 	if err := os.WriteFile(path, []byte(head+"old\n"+tail), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	table := faults.Table([]faults.Row{{Fault: faults.Fault{Name: "SIGKILL"}, Cells: map[faults.Column]faults.Cell{
-		faults.Pull: {Senseless: "because"},
-		faults.Load: {Report: known.Report{Reads: 5, Failed: 1, Wrong: 2, Longest: 1500 * time.Millisecond, Passed: true}},
-	}}})
-	for _, want := range []string{"| SIGKILL | – | ? | 5/1/2 1.5s | ", "- SIGKILL, pull: because\n"} {
+	table := faults.Table([]faults.Row{{Fault: faults.Fault{Name: "SIGKILL"},
+		Cells: map[faults.Column]faults.Cell{
+			faults.Pull: {Senseless: "because"},
+			faults.Load: {Report: known.Report{Reads: 5, Failed: 1, Wrong: 2,
+				Longest: 1500 * time.Millisecond, Passed: true}},
+		}}})
+	for _, want := range []string{"| SIGKILL | – | ? | 5/1/2 1.5s | ",
+		"- SIGKILL, pull: because\n"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("no %q in\n%s", want, table)
 		}

@@ -33,7 +33,8 @@ type Reads struct {
 }
 
 func (r Reads) argv() []string {
-	return []string{"/probe", "load", r.Tree.String(), "/data", fmt.Sprint(r.Readers), r.Step.String()}
+	return []string{"/probe", "load", r.Tree.String(), "/data", fmt.Sprint(r.Readers),
+		r.Step.String()}
 }
 
 // Run starts a container of ref with readers that wait for Read or Finish.

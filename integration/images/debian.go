@@ -38,7 +38,8 @@ var program string
 
 // steps of the Debian image, above mmdebstrap's minimal system.
 var steps = []Step{
-	{"common", "apt-get install -y -q --no-install-recommends ca-certificates netbase tzdata procps"},
+	{"common",
+		"apt-get install -y -q --no-install-recommends ca-certificates netbase tzdata procps"},
 	{"python", "apt-get install -y -q --no-install-recommends python3"},
 	{"libraries", "apt-get install -y -q --no-install-recommends python3-yaml python3-cryptography libcap2-bin"},
 	// whiteouts, an opaque directory, a replaced file, hard links, a capability
@@ -120,7 +121,8 @@ func (b *builder) base(ctx context.Context, sys string) error {
 	if err := os.Mkdir(upper, 0o755); err != nil {
 		return err
 	}
-	if err := run(ctx, "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", tar, "-C", upper); err != nil {
+	if err := run(ctx, "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", tar,
+		"-C", upper); err != nil {
 		return err
 	}
 	b.uppers = append(b.uppers, upper)
@@ -139,7 +141,8 @@ func (b *builder) base(ctx context.Context, sys string) error {
 func (b *builder) step(ctx context.Context, s Step) (err error) {
 	base := filepath.Join(b.dir, s.Name)
 	upper, work, root, below := base+"/upper", base+"/work", base+"/root", base+"/below"
-	for _, d := range []string{upper, work, root, below, b.dir + "/archives/partial", b.dir + "/lists/partial"} {
+	for _, d := range []string{upper, work, root, below, b.dir + "/archives/partial",
+		b.dir + "/lists/partial"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
@@ -154,7 +157,8 @@ func (b *builder) step(ctx context.Context, s Step) (err error) {
 		lower = append(lower, b.dir+"/lists/partial")
 	}
 	m.mount("overlay", below, "overlay", 0, "lowerdir="+strings.Join(lower, ":"))
-	m.mount("overlay", root, "overlay", 0, "lowerdir="+strings.Join(lower, ":")+",upperdir="+upper+",workdir="+work)
+	m.mount("overlay", root, "overlay", 0,
+		"lowerdir="+strings.Join(lower, ":")+",upperdir="+upper+",workdir="+work)
 	inner := &mounts{}
 	inner.mount("proc", root+"/proc", "proc", 0, "")
 	inner.mount("/dev", root+"/dev", "", unix.MS_BIND, "")

@@ -55,7 +55,8 @@ func Gzip(b []byte) ([]byte, error) {
 }
 
 func assemble(cmd []string, layers []v1.Layer) (v1.Image, error) {
-	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1),
+		types.OCIConfigJSON)
 	img, err := mutate.AppendLayers(img, layers...)
 	if err != nil {
 		return nil, err
@@ -104,7 +105,8 @@ func File(name string, mode int64, content []byte) Entry {
 
 // Dir is a directory.
 func Dir(name string) Entry {
-	return Entry{tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755, ModTime: epoch}, nil}
+	return Entry{tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755, ModTime: epoch},
+		nil}
 }
 
 // Push writes an image to a registry that needs no TLS. ref is host:port/name:tag.

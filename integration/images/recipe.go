@@ -125,7 +125,8 @@ func (b *builder) unpack(ctx context.Context, name string, l *cachedLayer) error
 	defer tar.Close()
 	parents := slices.Clone(b.uppers)
 	slices.Reverse(parents)
-	_, err = archive.Apply(ctx, upper, tar, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(parents))
+	_, err = archive.Apply(ctx, upper, tar,
+		archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(parents))
 	b.uppers = append(b.uppers, upper)
 	return err
 }

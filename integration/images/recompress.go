@@ -17,7 +17,8 @@ const ZstdLayer types.MediaType = "application/vnd.oci.image.layer.v1.tar+zstd"
 
 // WithBlob returns an image with another blob for the tar of one of its layers: what encode writes.
 func WithBlob(
-	img v1.Image, layer int, mediaType types.MediaType, encode func(w io.Writer, tar io.Reader) error,
+	img v1.Image, layer int, mediaType types.MediaType, encode func(w io.Writer,
+		tar io.Reader) error,
 ) (v1.Image, error) {
 	layers, err := img.Layers()
 	if err != nil {

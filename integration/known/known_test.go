@@ -62,10 +62,12 @@ func pass(tree known.Tree, dir string) known.Report {
 func TestReadersSee(t *testing.T) {
 	tree := known.Tree{Seed: 1, Files: 9, Size: 100_000}
 	dir := write(t, tree)
-	if r := pass(tree, dir); r.Failed != 0 || r.Wrong != 0 || !r.Passed || r.Cold != 9 || r.Bytes != tree.Bytes() {
+	if r := pass(tree, dir); r.Failed != 0 || r.Wrong != 0 || !r.Passed || r.Cold != 9 ||
+		r.Bytes != tree.Bytes() {
 		t.Fatalf("whole: %+v", r)
 	}
-	if r := pass(known.Tree{Seed: 2, Files: 9, Size: 100_000}, dir); r.Wrong != r.Reads || len(r.Trouble) == 0 {
+	if r := pass(known.Tree{Seed: 2, Files: 9, Size: 100_000}, dir); r.Wrong != r.Reads ||
+		len(r.Trouble) == 0 {
 		t.Errorf("of another seed: %+v", r)
 	}
 	change := func(file int, fn func(f *os.File) error) {
@@ -104,7 +106,8 @@ func TestReadersSee(t *testing.T) {
 // A load reads a new file at every step and no faster, and stops when told to.
 func TestLoad(t *testing.T) {
 	tree := known.Tree{Seed: 1, Files: 100, Size: 10_000}
-	l := known.New(tree, write(t, tree), known.Options{Readers: 2, Step: 20 * time.Millisecond, Pause: time.Millisecond})
+	l := known.New(tree, write(t, tree),
+		known.Options{Readers: 2, Step: 20 * time.Millisecond, Pause: time.Millisecond})
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	l.Run(ctx)
@@ -150,7 +153,8 @@ func TestParseTree(t *testing.T) {
 	if got, err := known.ParseTree(want.String()); err != nil || got != want {
 		t.Errorf("%v, %v", got, err)
 	}
-	for _, bad := range []string{"", "1,2", "a,1,1000", "1,b,1000", "1,1,c", "1,0,100", "1,100,100"} {
+	for _, bad := range []string{"", "1,2", "a,1,1000", "1,b,1000", "1,1,c", "1,0,100",
+		"1,100,100"} {
 		if got, err := known.ParseTree(bad); err == nil {
 			t.Errorf("%q is %v", bad, got)
 		}

@@ -162,13 +162,15 @@ func (l *Load) read(reader int, buf []byte, file int, off, n int64, drop bool) {
 	l.bytes.Add(n)
 	if err != nil {
 		l.failed.Add(1)
-		l.note(fmt.Sprintf("%s at %d: %v after %v", l.tree.Name(file), off, err, took.Round(time.Millisecond)))
+		l.note(fmt.Sprintf("%s at %d: %v after %v", l.tree.Name(file), off, err,
+			took.Round(time.Millisecond)))
 		return
 	}
 	l.tree.Fill(want, file, off)
 	if !bytes.Equal(got, want) {
 		l.wrong.Add(1)
-		l.note(fmt.Sprintf("%s at %d: wrong bytes from %d on", l.tree.Name(file), off, off+int64(differ(got, want))))
+		l.note(fmt.Sprintf("%s at %d: wrong bytes from %d on", l.tree.Name(file), off,
+			off+int64(differ(got, want))))
 	}
 }
 

@@ -69,7 +69,9 @@ func challenge(w http.ResponseWriter, r *http.Request, token string) bool {
 		return false
 	}
 	repository, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
-	w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s%s",service="registry",scope="repository:%s:pull"`, r.Host, tokenPath, repository))
+	w.Header().Set("WWW-Authenticate",
+		fmt.Sprintf(`Bearer realm="http://%s%s",service="registry",scope="repository:%s:pull"`,
+			r.Host, tokenPath, repository))
 	http.Error(w, "unauthorized", http.StatusUnauthorized)
 	return true
 }
@@ -103,13 +105,16 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rule, n, auth, token := p.rule, p.n, p.auth, p.token
 	p.n++
 	p.mu.Unlock()
-	rec := &recorder{ResponseWriter: w, req: Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"), conn: r.RemoteAddr}}
+	rec := &recorder{ResponseWriter: w,
+		req: Request{Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"),
+			conn: r.RemoteAddr}}
 	defer func() { // an aborted answer is written down too
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.log = append(p.log, rec.req)
 	}()
-	if user, password, ok := r.BasicAuth(); auth != nil && (!ok || user != auth.user || password != auth.password) {
+	if user, password, ok := r.BasicAuth(); auth != nil &&
+		(!ok || user != auth.user || password != auth.password) {
 		w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
 		http.Error(rec, "unauthorized", http.StatusUnauthorized)
 		return

@@ -61,9 +61,10 @@ http: {addr: %q}
 		return nil, err
 	}
 	env := append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	p, err := node.StartProcess(ctx, "registry", filepath.Join(dir, "log"), env, []string{bin, "serve", config}, func(ctx context.Context) error {
-		return answers(ctx, addr)
-	})
+	p, err := node.StartProcess(ctx, "registry", filepath.Join(dir, "log"), env,
+		[]string{bin, "serve", config}, func(ctx context.Context) error {
+			return answers(ctx, addr)
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +79,8 @@ http: {addr: %q}
 // WithReferrers starts a registry in this process that has the referrers API
 // and keeps its blobs in dir, which must exist.
 func WithReferrers(dir string) (*Registry, error) {
-	h := ggcr.New(ggcr.WithReferrersSupport(true), ggcr.WithBlobHandler(ggcr.NewDiskBlobHandler(dir)),
+	h := ggcr.New(ggcr.WithReferrersSupport(true),
+		ggcr.WithBlobHandler(ggcr.NewDiskBlobHandler(dir)),
 		ggcr.Logger(log.New(io.Discard, "", 0)))
 	server := httptest.NewServer(h)
 	r, err := front(server.Listener.Addr().String())

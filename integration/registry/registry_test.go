@@ -74,7 +74,8 @@ func TestFaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, r := range map[string]*registry.Registry{"distribution": fixture.Registry(t), "referrers": fixture.Referrers(t)} {
+	for name, r := range map[string]*registry.Registry{"distribution": fixture.Registry(t),
+		"referrers": fixture.Referrers(t)} {
 		fixture.Push(t, r, "image", img)
 		url := fmt.Sprintf("http://%s/v2/image/blobs/%s", r.Host(), digest)
 		for _, tt := range []struct {
@@ -86,28 +87,35 @@ func TestFaults(t *testing.T) {
 				return a.status == 206 && a.err == nil && bytes.Equal(a.body, blob[100:1100])
 			}},
 			{"delay", registry.Fault{Delay: 50 * time.Millisecond}, func(a answer) bool {
-				return a.status == 206 && a.took >= 50*time.Millisecond && bytes.Equal(a.body, blob[100:1100])
+				return a.status == 206 && a.took >= 50*time.Millisecond &&
+					bytes.Equal(a.body, blob[100:1100])
 			}},
 			{"429", registry.Fault{Status: 429, RetryAfter: "7"}, func(a answer) bool {
 				return a.status == 429 && a.header.Get("Retry-After") == "7"
 			}},
 			{"page", registry.Fault{Page: true}, func(a answer) bool {
-				return a.status == 200 && strings.HasPrefix(a.header.Get("Content-Type"), "text/html") && a.err == nil
+				return a.status == 200 &&
+					strings.HasPrefix(a.header.Get("Content-Type"), "text/html") && a.err == nil
 			}},
 			{"whole", registry.Fault{Whole: true}, func(a answer) bool {
 				return a.status == 200 && bytes.Equal(a.body, blob)
 			}},
 			{"wrong range", registry.Fault{WrongRange: true}, func(a answer) bool {
-				return a.status == 206 && strings.HasPrefix(a.header.Get("Content-Range"), "bytes 1-") && !bytes.Equal(a.body, blob[100:1100])
+				return a.status == 206 &&
+					strings.HasPrefix(a.header.Get("Content-Range"), "bytes 1-") &&
+					!bytes.Equal(a.body, blob[100:1100])
 			}},
 			{"truncate", registry.Fault{Truncate: true, Cut: 10}, func(a answer) bool {
-				return a.status == 206 && errors.Is(a.err, io.ErrUnexpectedEOF) && bytes.Equal(a.body, blob[100:110])
+				return a.status == 206 && errors.Is(a.err, io.ErrUnexpectedEOF) &&
+					bytes.Equal(a.body, blob[100:110])
 			}},
 			{"flip", registry.Fault{Flip: true}, func(a answer) bool {
-				return a.status == 206 && a.err == nil && len(a.body) == 1000 && !bytes.Equal(a.body, blob[100:1100])
+				return a.status == 206 && a.err == nil && len(a.body) == 1000 &&
+					!bytes.Equal(a.body, blob[100:1100])
 			}},
 			{"rate", registry.Fault{Rate: 10_000}, func(a answer) bool {
-				return a.status == 206 && a.took >= 100*time.Millisecond && bytes.Equal(a.body, blob[100:1100])
+				return a.status == 206 && a.took >= 100*time.Millisecond &&
+					bytes.Equal(a.body, blob[100:1100])
 			}},
 			{"reset", registry.Fault{Reset: true, Cut: 10}, func(a answer) bool {
 				return errors.Is(a.err, syscall.ECONNRESET) || errors.Is(a.err, io.ErrUnexpectedEOF)
@@ -118,7 +126,8 @@ func TestFaults(t *testing.T) {
 				defer r.SetRule(nil)
 				r.ResetTraffic()
 				if a := get(t, url, "bytes=100-1099"); !tt.want(a) {
-					t.Errorf("status %d, header %v, %d bytes, %v", a.status, a.header, len(a.body), a.err)
+					t.Errorf("status %d, header %v, %d bytes, %v", a.status, a.header, len(a.body),
+						a.err)
 				}
 				fixture.Eventually(t, 5*time.Second, func() string { // it is written down when it has ended
 					if n := len(r.Traffic().Requests); n != 1 {
@@ -183,7 +192,8 @@ func TestTokens(t *testing.T) {
 	r.ExpireTokens()
 	ask := func(token string) (int, string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(fixture.Context(t), http.MethodGet, "http://"+r.Host()+"/v2/", nil)
+		req, err := http.NewRequestWithContext(fixture.Context(t), http.MethodGet,
+			"http://"+r.Host()+"/v2/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -195,10 +205,12 @@ func TestTokens(t *testing.T) {
 		resp.Body.Close()
 		return resp.StatusCode, resp.Header.Get("WWW-Authenticate")
 	}
-	if status, challenge := ask("none"); status != 401 || !strings.HasPrefix(challenge, `Bearer realm="http://`+r.Host()+`/token"`) {
+	if status, challenge := ask("none"); status != 401 ||
+		!strings.HasPrefix(challenge, `Bearer realm="http://`+r.Host()+`/token"`) {
 		t.Errorf("%d %s", status, challenge)
 	}
-	if a := get(t, "http://"+r.Host()+"/token", ""); a.status != 200 || !bytes.Contains(a.body, []byte(`"token-1"`)) {
+	if a := get(t, "http://"+r.Host()+"/token", ""); a.status != 200 ||
+		!bytes.Contains(a.body, []byte(`"token-1"`)) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	if status, _ := ask("token-1"); status != 200 {

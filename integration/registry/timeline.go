@@ -29,11 +29,15 @@ func (r *Registry) Timeline() []Timed {
 	for _, req := range r.Traffic().Requests {
 		// both are in order on one connection: HTTP/1.1 answers one request after the other
 		if of := exchanges[req.conn]; len(of) > 0 {
-			list = append(list, Timed{Request: req, Sent: of[0].Sent, First: of[0].First, Last: of[0].Last})
+			list = append(list, Timed{Request: req, Sent: of[0].Sent, First: of[0].First,
+				Last: of[0].Last})
 			exchanges[req.conn] = of[1:]
 		}
 	}
-	slices.SortStableFunc(list, func(a, b Timed) int { return cmp.Compare(a.Sent.UnixNano(), b.Sent.UnixNano()) })
+	slices.SortStableFunc(list, func(a,
+		b Timed) int {
+		return cmp.Compare(a.Sent.UnixNano(), b.Sent.UnixNano())
+	})
 	return list
 }
 

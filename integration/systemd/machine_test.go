@@ -54,12 +54,14 @@ func roots(t *testing.T) map[string]string {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(made)
-		run(t, "mmdebstrap", "--quiet", "--variant=extract", "--include=systemd,mount,coreutils", suite, made)
+		run(t, "mmdebstrap", "--quiet", "--variant=extract", "--include=systemd,mount,coreutils",
+			suite, made)
 		if err := os.Chmod(made, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-			if err := os.Symlink("usr/"+name, filepath.Join(made, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			if err := os.Symlink("usr/"+name, filepath.Join(made, name)); err != nil &&
+				!errors.Is(err, fs.ErrExist) {
 				t.Fatal(err)
 			}
 		}
@@ -80,7 +82,8 @@ func distribution(t *testing.T) string {
 func version(t *testing.T, root string) int {
 	t.Helper()
 	var v int
-	if _, err := fmt.Sscanf(run(t, "chroot", root, "systemctl", "--version"), "systemd %d", &v); err != nil {
+	if _, err := fmt.Sscanf(run(t, "chroot", root, "systemctl", "--version"), "systemd %d",
+		&v); err != nil {
 		t.Fatalf("systemd's version: %v", err)
 	}
 	return v
@@ -102,11 +105,13 @@ func (m *machine) boot(unit ...string) {
 	installed := m.t.TempDir()
 	run(m.t, "make", "-C", checkout, "--old-file=build", "install", "DESTDIR="+installed)
 	// The start of a whole system is left out: it would look after this one's devices.
-	unit = append([]string{"[Unit]", "DefaultDependencies=no", "[Service]", "StandardError=append:/mnt/log"}, unit...)
+	unit = append([]string{"[Unit]", "DefaultDependencies=no", "[Service]",
+		"StandardError=append:/mnt/log"}, unit...)
 	m.write("etc/systemd/system/micad.service.d/test.conf", strings.Join(unit, "\n")+"\n")
 	// What multi-user.target is for a unit that is enabled. systemd forgets a stopped unit that no
 	// other one wants, with its descriptors.
-	m.write("etc/systemd/system/test.target", "[Unit]\nDefaultDependencies=no\nWants=micad.service\n")
+	m.write("etc/systemd/system/test.target",
+		"[Unit]\nDefaultDependencies=no\nWants=micad.service\n")
 	m.write("etc/machine-id", strings.Repeat("a", 32)+"\n")
 	m.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	m.write("etc/group", "root:x:0:\n")
@@ -202,7 +207,8 @@ func (m *machine) tryRun(args ...string) (string, error) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	enter := []string{"-t", strconv.Itoa(m.init), "-m", "-p", "-n", "-i", "-u", "-C", "-r", "-w", "--"}
+	enter := []string{"-t", strconv.Itoa(m.init), "-m", "-p", "-n", "-i", "-u", "-C", "-r", "-w",
+		"--"}
 	cmd := exec.CommandContext(ctx, "nsenter", append(enter, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -225,7 +231,8 @@ func (m *machine) run(args ...string) string {
 // show is a property of micad's unit.
 func (m *machine) show(property string) string {
 	m.t.Helper()
-	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property="+property, "micad.service"))
+	return strings.TrimSpace(m.run("systemctl", "show", "--value", "--property="+property,
+		"micad.service"))
 }
 
 func (m *machine) number(property string) int {
@@ -242,7 +249,8 @@ func (m *machine) await(state string) {
 	m.t.Helper()
 	m.eventually("unit "+state, func() error {
 		// at first systemd itself does not answer
-		got, err := m.tryRun("systemctl", "show", "--value", "--property=ActiveState", "micad.service")
+		got, err := m.tryRun("systemctl", "show", "--value", "--property=ActiveState",
+			"micad.service")
 		if err == nil && strings.TrimSpace(got) != state {
 			err = fmt.Errorf("it is %s", got)
 		}

@@ -45,7 +45,8 @@ func TestUnitFileIsRight(t *testing.T) {
 	each(t, func(t *testing.T, root string) {
 		m := newMachine(t, root)
 		m.boot()
-		for line := range strings.Lines(m.run("systemd-analyze", "verify", "/usr/local/lib/systemd/system/micad.service")) {
+		for line := range strings.Lines(m.run("systemd-analyze", "verify",
+			"/usr/local/lib/systemd/system/micad.service")) {
 			if m.version < preserves && strings.Contains(line, "FileDescriptorStorePreserve") {
 				continue // it comes with that version, and older ones skip it
 			}
@@ -67,7 +68,10 @@ func TestUnitFileIsRight(t *testing.T) {
 			}
 		}
 		// Mounts are made where containerd sees them.
-		of := func(pid string) string { return strings.TrimSpace(m.run("readlink", "/proc/"+pid+"/ns/mnt")) }
+		of := func(pid string) string {
+			return strings.TrimSpace(m.run("readlink",
+				"/proc/"+pid+"/ns/mnt"))
+		}
 		if micad, system := of(m.show("MainPID")), of("1"); micad != system {
 			t.Errorf("micad's mount namespace is %s, the system's %s", micad, system)
 		}
@@ -130,7 +134,8 @@ func TestKeeps(t *testing.T) {
 			return nil
 		})
 		for i, line := range lines {
-			if n, rest, _ := strings.Cut(line, " "); n != strconv.Itoa(i) || !strings.HasSuffix(rest, " ok") {
+			if n, rest, _ := strings.Cut(line, " "); n != strconv.Itoa(i) ||
+				!strings.HasSuffix(rest, " ok") {
 				m.fatal(fmt.Errorf("life %d: %s", i, line))
 			}
 		}
@@ -172,7 +177,8 @@ func TestServes(t *testing.T) {
 		m.await("inactive")
 		kept := m.number("NFileDescriptorStore")
 		if preserved := m.version >= preserves; (kept > 0) != preserved {
-			t.Errorf("%d descriptors are kept while micad is stopped by systemd %d", kept, m.version)
+			t.Errorf("%d descriptors are kept while micad is stopped by systemd %d", kept,
+				m.version)
 		}
 		m.run("systemctl", "start", "micad.service")
 		m.answers(old)

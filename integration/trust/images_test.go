@@ -91,7 +91,8 @@ func who(t *testing.T, probe []byte, name, seed string, etc int64) []byte {
 func text(seed string, n int) []byte {
 	var b []byte
 	for i := 0; len(b) < n; i++ {
-		b = fmt.Appendf(b, "%s line %d of a text, %x\n", seed, i%977, sha256.Sum256(fmt.Append(nil, seed, i)))
+		b = fmt.Appendf(b, "%s line %d of a text, %x\n", seed, i%977,
+			sha256.Sum256(fmt.Append(nil, seed, i)))
 	}
 	return b[:n]
 }
@@ -166,7 +167,8 @@ func push(t *testing.T, r *registry.Registry, name string, img v1.Image, drafts 
 	subject := ocispec.Descriptor{
 		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.Digest(manifest.String()), Size: int64(len(raw)),
 	}
-	if _, err := im.PushReferrer(t.Context(), subject, x.Manifest(subject, time.Now())); err != nil {
+	if _, err := im.PushReferrer(t.Context(), subject,
+		x.Manifest(subject, time.Now())); err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range drafts {

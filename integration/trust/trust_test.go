@@ -94,7 +94,8 @@ var attacks = []attack{
 				forged, content := *s, make([]byte, s.Size)
 				forged.Window = w
 				decode := func() error {
-					return forged.Decode(content, p.victim.blob[s.Blob:][:s.BlobSize], windows[w.Off:][:w.Size])
+					return forged.Decode(content, p.victim.blob[s.Blob:][:s.BlobSize],
+						windows[w.Off:][:w.Size])
 				}
 				_ = decode()
 				forged.Digest = sha256.Sum256(content)
@@ -137,7 +138,8 @@ const impatient = `read_deadline = "3s"`
 var moments = []moment{
 	{"lazy", node.Options{DemandOnly: true, Micad: impatient}, func(*testing.T, *node.Node) {}},
 	{"becoming whole", node.Options{Micad: impatient}, func(*testing.T, *node.Node) {}},
-	{"whole", node.Options{Micad: impatient}, func(*testing.T, *node.Node) { time.Sleep(2 * time.Second) }},
+	{"whole", node.Options{Micad: impatient},
+		func(*testing.T, *node.Node) { time.Sleep(2 * time.Second) }},
 	{"restart", node.Options{DemandOnly: true, Micad: impatient}, func(t *testing.T, n *node.Node) {
 		t.Helper()
 		if err := n.RestartMicad(t.Context()); err != nil {
@@ -193,14 +195,16 @@ func (c *neighbours) prepare(t *testing.T, r *registry.Registry, indexed bool) {
 	if indexed {
 		v, vw := scan(t, c.pair.victim)
 		top, tw := scan(t, c.pair.top)
-		own, both = []drafted{{draft: v, windows: vw}}, []drafted{{draft: v, windows: vw}, {draft: top, windows: tw}}
+		own, both = []drafted{{draft: v, windows: vw}}, []drafted{{draft: v, windows: vw},
+			{draft: top, windows: tw}}
 	}
 	c.victim = push(t, r, "victim/"+c.name, victim, own...)
 	c.above = push(t, r, "above/"+c.name, above, both...)
 	fixture.Pull(t, c.n, mica, c.evil)
 	out, err := c.n.Run(t.Context(), mica, c.evil, "evil-"+c.name, "/probe", "show", "/etc/who")
 	if c.attack.shows && (err != nil || !strings.Contains(out, show("EVIL!!\n"))) {
-		t.Fatalf("%s: the attacker's container shows\n%s%v: nothing is tested", c.attack.name, out, err)
+		t.Fatalf("%s: the attacker's container shows\n%s%v: nothing is tested", c.attack.name, out,
+			err)
 	}
 	if c.attack.harmless && (err != nil || out != show("victim\n")) {
 		t.Errorf("%s: the attacker's container shows\n%s%v", c.attack.name, out, err)
@@ -216,9 +220,11 @@ func show(content string) string {
 func (c *neighbours) check(t *testing.T) {
 	t.Helper()
 	want := "drwx--x--x\n" + show("victim\n") + show(string(text(c.pair.seed, 1<<20)))
-	for _, of := range [][2]string{{"other", c.above}, {c.n.Namespace(), c.victim}, {c.n.Namespace(), c.above}} {
+	for _, of := range [][2]string{{"other", c.above}, {c.n.Namespace(), c.victim},
+		{c.n.Namespace(), c.above}} {
 		in, ref := of[0], of[1]
-		fixture.Ctr(t, c.n, "--namespace", in, "images", "pull", "--plain-http", "--snapshotter", mica, ref)
+		fixture.Ctr(t, c.n, "--namespace", in, "images", "pull", "--plain-http", "--snapshotter",
+			mica, ref)
 		out, err := c.run(t, in, ref)
 		if err != nil || out != want {
 			t.Errorf("%s: %s in %s shows\n%s%v\nwant\n%s", c.attack.name, ref, in, out, err, want)
@@ -251,7 +257,8 @@ func TestSharedBase(t *testing.T) {
 	base, bw := scan(t, p.victim)
 	top, tw := scan(t, p.top)
 	first := push(t, r, "shared/first", imageOf(t, p.victim), drafted{draft: base, windows: bw})
-	second := push(t, r, "shared/second", imageOf(t, p.victim, p.top), drafted{draft: base, windows: bw}, drafted{draft: top, windows: tw})
+	second := push(t, r, "shared/second", imageOf(t, p.victim, p.top),
+		drafted{draft: base, windows: bw}, drafted{draft: top, windows: tw})
 	same := push(t, r, "shared/same", imageOf(t, p.victim), drafted{draft: base, windows: bw})
 	fixture.Pull(t, n, mica, first)
 	fixture.Ctr(t, n, "images", "tag", first, "docker.io/library/mine:1")
@@ -285,16 +292,20 @@ func TestHonestElsewhere(t *testing.T) {
 	p := newPair(t, probe, "elsewhere")
 	img, drafts := attacks[0].make(t, p)
 	third := layerOf(t, who(t, probe, "EVIL!!\n", "evil elsewhere", 0o777))
-	evil, honest := push(t, r, "elsewhere/evil", img, drafts...), push(t, r, "elsewhere/honest", imageOf(t, third))
+	evil, honest := push(t, r, "elsewhere/evil", img, drafts...), push(t, r, "elsewhere/honest",
+		imageOf(t, third))
 	victim := push(t, r, "elsewhere/victim", imageOf(t, p.victim))
-	for i, image := range []struct{ ref, shows string }{{evil, "EVIL!!\n"}, {honest, "EVIL!!\n"}, {victim, "victim\n"}} {
+	for i, image := range []struct{ ref, shows string }{{evil, "EVIL!!\n"}, {honest, "EVIL!!\n"},
+		{victim, "victim\n"}} {
 		fixture.Pull(t, n, mica, image.ref)
-		out := fixture.Run(t, n, mica, image.ref, fmt.Sprintf("c%d", i), "/probe", "show", "/etc/who")
+		out := fixture.Run(t, n, mica, image.ref, fmt.Sprintf("c%d", i), "/probe", "show",
+			"/etc/who")
 		if out != show(image.shows) {
 			t.Errorf("%s shows %s, want %s", image.ref, out, show(image.shows))
 		}
 	}
-	if out, err := n.Run(t.Context(), mica, evil, "again", "/probe", "show", "/etc/who"); err == nil && out != show("victim\n") {
+	if out, err := n.Run(t.Context(), mica, evil, "again", "/probe", "show",
+		"/etc/who"); err == nil && out != show("victim\n") {
 		t.Errorf("the attacker's container shows %s", out)
 	}
 }
@@ -309,15 +320,18 @@ func TestNobodyToAsk(t *testing.T) {
 	n := fixture.Node(t, node.Options{DemandOnly: true, Micad: `containerd_address = "none"`})
 	p := newPair(t, probe, "alone")
 	img, drafts := attacks[0].make(t, p)
-	evil, victim := push(t, r, "alone/evil", img, drafts...), push(t, r, "alone/victim", imageOf(t, p.victim))
+	evil, victim := push(t, r, "alone/evil", img, drafts...), push(t, r, "alone/victim",
+		imageOf(t, p.victim))
 	fixture.Pull(t, n, mica, evil)
-	if out, err := n.Run(t.Context(), mica, evil, "evil", "/probe", "show", "/etc/who"); err == nil {
+	if out, err := n.Run(t.Context(), mica, evil, "evil", "/probe", "show",
+		"/etc/who"); err == nil {
 		t.Errorf("a layer that is not what it claims shows %s", out)
 	}
 	// Its chain is nobody's until it is removed.
 	fixture.Ctr(t, n, "images", "rm", "--sync", evil)
 	fixture.Pull(t, n, mica, victim)
-	if out := fixture.Run(t, n, mica, victim, "victim", "/probe", "show", "/etc/who"); out != show("victim\n") {
+	if out := fixture.Run(t, n, mica, victim, "victim", "/probe", "show",
+		"/etc/who"); out != show("victim\n") {
 		t.Errorf("the victim's image shows %s", out)
 	}
 }

@@ -138,11 +138,12 @@ func (c *Client) look(
 	if err != nil {
 		return snapshotter.Image{}, err
 	}
-	_, layers, _ := parseManifest(b)
+	_, layers := parseManifest(b)
 	if len(layers) == 0 || len(layers) > maxLayers {
 		return snapshotter.Image{}, fmt.Errorf("an image of %d layers", len(layers))
 	}
-	came(layers)
+	image := document{layers: layers}.image(d, nil)
+	came(image.Layers)
 	for wait := labelTick; ; wait *= 2 {
 		info, err := c.content.Info(ctx, d)
 		if err != nil {
@@ -150,7 +151,8 @@ func (c *Client) look(
 		}
 		if host, repository, ok := source(info.Labels); ok {
 			ref, err := c.locate(ctx, host, repository)
-			return snapshotter.Image{Refs: []string{ref}, Manifest: d, Layers: layers}, err
+			image.Refs = []string{ref}
+			return image, err
 		}
 		select {
 		case <-ctx.Done():

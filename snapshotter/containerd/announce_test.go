@@ -82,7 +82,7 @@ func TestParseManifest(t *testing.T) {
 		"index":          {[]byte(`{"manifests": [{"digest": "` + someDigest.String() + `"}]}`), 0},
 		"no JSON":        {[]byte("\x1f\x8b"), 0},
 	} {
-		if _, got, _ := parseManifest(c.b); len(got) != c.want {
+		if _, got := parseManifest(c.b); len(got) != c.want {
 			t.Errorf("%s: %d layers, want %d", name, len(got), c.want)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/containerd/containerd/api/events"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
@@ -37,11 +36,12 @@ func (c *Client) Blob(
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	at := slices.Index(doc.layers, layer)
-	if at < 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("manifest %s has no layer %s", manifest, layer)
+	for _, l := range doc.layers {
+		if l.Digest == layer {
+			return l, nil
+		}
 	}
-	return ocispec.Descriptor{Digest: layer, Size: doc.sizes[at]}, nil
+	return ocispec.Descriptor{}, fmt.Errorf("manifest %s has no layer %s", manifest, layer)
 }
 
 // Keep has a namespace know a blob of ref, which its content store has although nobody has written
@@ -186,8 +186,8 @@ func (c *Client) Absent(
 	for manifest, doc := range search.found {
 		var refs []string
 		for i, d := range doc.layers {
-			_, err := c.content.Info(ctx, d)
-			if err == nil && has(d) {
+			_, err := c.content.Info(ctx, d.Digest)
+			if err == nil && has(d.Digest) {
 				continue
 			}
 			if err != nil && !errdefs.IsNotFound(err) {
@@ -202,9 +202,7 @@ func (c *Client) Absent(
 					return nil, err
 				}
 			}
-			absent = append(absent, Absent{
-				ocispec.Descriptor{Digest: d, Size: doc.sizes[i]}, doc.chains[i], refs,
-			})
+			absent = append(absent, Absent{d, doc.chains[i], refs})
 		}
 	}
 	return absent, nil

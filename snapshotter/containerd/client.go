@@ -186,12 +186,12 @@ func (c *Client) read(ctx context.Context, d ocispec.Descriptor) (document, erro
 	if images.IsIndexType(d.MediaType) {
 		doc = parseIndex(b)
 	} else {
-		config, layers, sizes := parseManifest(b)
+		config, layers := parseManifest(b)
 		if config != "" {
 			if b, err = c.bytes(ctx, config); err != nil {
 				return document{}, err
 			}
-			doc = parseConfig(b, layers, sizes)
+			doc = parseConfig(b, layers)
 		}
 	}
 	c.mu.Lock()

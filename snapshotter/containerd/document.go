@@ -14,15 +14,18 @@ import (
 
 // document is what a manifest says, with its config, or an index.
 type document struct {
-	layers   []digest.Digest // of a manifest: blobs, lowest first
-	sizes    []int64         // of these, in bytes, as the manifest says
-	chains   []digest.Digest // of a manifest: chain IDs
+	layers   []ocispec.Descriptor // of a manifest: digests and sizes of blobs, lowest first
+	chains   []digest.Digest      // of a manifest: chain IDs
 	children []ocispec.Descriptor
 }
 
 // image is what a manifest says, with where it was pulled from.
 func (d document) image(manifest digest.Digest, refs []string) snapshotter.Image {
-	return snapshotter.Image{Refs: refs, Manifest: manifest, Layers: d.layers, Chains: d.chains}
+	i := snapshotter.Image{Refs: refs, Manifest: manifest, Chains: d.chains}
+	for _, l := range d.layers {
+		i.Layers = append(i.Layers, l.Digest)
+	}
+	return i
 }
 
 // parseIndex returns what an index names; nothing of bytes that are none.
@@ -34,32 +37,31 @@ func parseIndex(b []byte) document {
 	return document{children: x.Manifests}
 }
 
-// parseManifest returns the config and the layers' blobs that a manifest names, with their sizes;
-// config is "" for bytes that are no manifest.
-func parseManifest(b []byte) (config digest.Digest, layers []digest.Digest, sizes []int64) {
+// parseManifest returns the config and the layers' blobs that a manifest names, digest and size of
+// each; config is "" for bytes that are no manifest.
+func parseManifest(b []byte) (config digest.Digest, layers []ocispec.Descriptor) {
 	var m ocispec.Manifest
 	if json.Unmarshal(b, &m) != nil || m.Config.Digest.Validate() != nil {
-		return "", nil, nil
+		return "", nil
 	}
 	for _, l := range m.Layers {
 		if images.IsLayerType(l.MediaType) && l.Digest.Validate() == nil {
-			layers, sizes = append(layers, l.Digest), append(sizes, l.Size)
+			layers = append(layers, ocispec.Descriptor{Digest: l.Digest, Size: l.Size})
 		}
 	}
-	return m.Config.Digest, layers, sizes
+	return m.Config.Digest, layers
 }
 
 // parseConfig returns what a config claims for the layers of its manifest. Where there are more or
 // fewer of them than diffIDs, it is not known which blob makes which.
-func parseConfig(b []byte, layers []digest.Digest, sizes []int64) document {
+func parseConfig(b []byte, layers []ocispec.Descriptor) document {
 	var config ocispec.Image
 	if json.Unmarshal(b, &config) != nil {
 		return document{}
 	}
-	doc := document{layers: layers, sizes: sizes,
-		chains: identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs))}
+	doc := document{layers: layers, chains: identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs))}
 	if len(layers) != len(doc.chains) {
-		doc.layers, doc.sizes = nil, nil
+		doc.layers = nil
 	}
 	return doc
 }

@@ -181,7 +181,8 @@ func Nodes(root *erofs.Node, device io.ReaderAt) (Listing, error) {
 	var visit func(name string, n *erofs.Node) error
 	visit = func(name string, n *erofs.Node) error {
 		e := Entry{
-			Mode: n.Mode, UID: n.UID, GID: n.GID, Mtime: time.Unix(n.Mtime.Unix(), int64(n.Mtime.Nanosecond())),
+			Mode: n.Mode, UID: n.UID, GID: n.GID, Mtime: time.Unix(n.Mtime.Unix(),
+				int64(n.Mtime.Nanosecond())),
 			Rdev: n.Rdev, Target: n.Target, Xattrs: n.Xattrs, AnyMtime: n.Implicit, Group: name,
 		}
 		if first, ok := groups[n]; ok {

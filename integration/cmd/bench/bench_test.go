@@ -28,7 +28,8 @@ func TestMiddle(t *testing.T) {
 	for _, tt := range []struct {
 		in   []float64
 		want float64
-	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{4, 1}, 2.5}, {[]float64{9, 1, 5}, 5}, {[]float64{4, 3, 2, 1}, 2.5}} {
+	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{4, 1}, 2.5}, {[]float64{9, 1, 5},
+		5}, {[]float64{4, 3, 2, 1}, 2.5}} {
 		if got := middle(tt.in); got != tt.want {
 			t.Errorf("middle(%v) = %v, want %v", tt.in, got, tt.want)
 		}
@@ -61,13 +62,15 @@ func TestFieldsAreAllMetrics(t *testing.T) {
 }
 
 func started(way string, total, strangers float64) start {
-	return start{subject: subject{"hello", "region", way}, metrics: metrics{Pull: total / 2, Total: total, Strangers: strangers}}
+	return start{subject: subject{"hello", "region", way},
+		metrics: metrics{Pull: total / 2, Total: total, Strangers: strangers}}
 }
 
 // Medians leave out disturbed runs where there are others, and failed ones
 // always; ratios are those of the totals.
 func TestSummarise(t *testing.T) {
-	p, err := flags{workloads: "hello", networks: "region", ways: "overlayfs,mica-profile,mica-read"}.plan()
+	p, err := flags{workloads: "hello", networks: "region",
+		ways: "overlayfs,mica-profile,mica-read"}.plan()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +86,8 @@ func TestSummarise(t *testing.T) {
 		t.Fatalf("medians %+v", r.Medians)
 	}
 	full, b, mica := r.Medians[0], r.Medians[1], r.Medians[2]
-	if full.Total != 3 || full.Pull != 1.5 || full.Runs != 2 || full.OfOverlayfs != 1 || full.OfB != 7.5 {
+	if full.Total != 3 || full.Pull != 1.5 || full.Runs != 2 || full.OfOverlayfs != 1 ||
+		full.OfB != 7.5 {
 		t.Errorf("overlayfs %+v", full)
 	}
 	if b.Way != again || b.Runs != 1 || b.Strangers != 0.2 {
@@ -112,10 +116,12 @@ func TestNamesExist(t *testing.T) {
 	if _, err := chosen(workloads, workload.id, filesImage); err != nil {
 		t.Error(err)
 	}
-	if got, err := chosen(networks, network.id, "rack,region"); err != nil || len(got) != 2 || got[0].name != "region" {
+	if got, err := chosen(networks, network.id, "rack,region"); err != nil || len(got) != 2 ||
+		got[0].name != "region" {
 		t.Errorf("chosen %v, %v", got, err)
 	}
-	if _, err := chosen(networks, network.id, "rack,moon"); err == nil || !strings.Contains(err.Error(), "moon") {
+	if _, err := chosen(networks, network.id, "rack,moon"); err == nil ||
+		!strings.Contains(err.Error(), "moon") {
 		t.Errorf("chose the moon: %v", err)
 	}
 }
@@ -129,7 +135,8 @@ func TestBound(t *testing.T) {
 
 // A span is counted once, however many ranges touch it.
 func TestTouched(t *testing.T) {
-	spans := index.Spans{{Device: 0, Size: 100, BlobSize: 1}, {Device: 100, Size: 100, BlobSize: 10}, {Device: 200, Size: 100, BlobSize: 100}}
+	spans := index.Spans{{Device: 0, Size: 100, BlobSize: 1},
+		{Device: 100, Size: 100, BlobSize: 10}, {Device: 200, Size: 100, BlobSize: 100}}
 	for _, tt := range []struct {
 		ranges []profile.Range
 		want   int64
@@ -216,7 +223,8 @@ func TestProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	// the children that were waited for are none here
-	if real := time.Duration(used.Utime.Nano() + used.Stime.Nano()); after-before < work || after > real+work || after < real-work {
+	if real := time.Duration(used.Utime.Nano() + used.Stime.Nano()); after-before < work ||
+		after > real+work || after < real-work {
 		t.Errorf("CPU time %v, before %v, want about %v", after, before, real)
 	}
 	if n, err := peak(pid); err != nil || n < 1<<20 || n > 1<<34 {
@@ -231,9 +239,11 @@ func TestWaterfall(t *testing.T) {
 	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
 	m := moments{begin: begin, pulled: at(100), created: at(150), started: at(200), ready: at(500)}
 	w := newWaterfall(subject{"node", "region", "mica"}, m, []registry.Timed{
-		{Request: registry.Request{Method: "GET", Path: "/v2/a/manifests/1", Status: 404}, Sent: at(10), First: at(20), Last: at(20)},
+		{Request: registry.Request{Method: "GET", Path: "/v2/a/manifests/1", Status: 404},
+			Sent: at(10), First: at(20), Last: at(20)},
 		{Request: registry.Request{Method: "GET", Path: "/v2/a/blobs/sha256:0123456789abcdef", Range: "bytes=0-9", Status: 206, Bytes: 10}, Sent: at(400), First: at(450), Last: at(900)},
-		{Request: registry.Request{Method: "GET", Path: "/v2/a/blobs/sha256:ff", Status: 200}, Sent: at(600), First: at(610), Last: at(620)},
+		{Request: registry.Request{Method: "GET", Path: "/v2/a/blobs/sha256:ff", Status: 200},
+			Sent: at(600), First: at(610), Last: at(620)},
 	})
 	if w.Local != 0 || w.Ready != 0.5 || w.Requests[1].Last != 0.9 {
 		t.Errorf("waterfall %+v", w)
@@ -241,19 +251,22 @@ func TestWaterfall(t *testing.T) {
 	log := "time=2026-01-02T03:04:05.300Z level=DEBUG msg=\"read waited\" layer=sha256:00112233445566778899 off=512 bytes=4096 took=250ms\n" +
 		"time=2026-01-02T03:04:05.300Z level=INFO msg=\"layer mounted\"\n"
 	waits, err := readWaits(strings.NewReader(log), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
-	if err != nil || len(waits) != 1 || math.Abs(waits[0].Begin-0.05) > 1e-9 || waits[0].Off != 512 {
+	if err != nil || len(waits) != 1 || math.Abs(waits[0].Begin-0.05) > 1e-9 ||
+		waits[0].Off != 512 {
 		t.Fatalf("waits %+v, %v", waits, err)
 	}
 	w.Waits = waits
 	f := w.figure()
-	if len(f.Requests) != 3 || f.Requests[1].Kind != "read that waits" || f.Requests[1].Label != "read 001122334455 512+4096" {
+	if len(f.Requests) != 3 || f.Requests[1].Kind != "read that waits" ||
+		f.Requests[1].Label != "read 001122334455 512+4096" {
 		t.Fatalf("drawn %+v", f.Requests)
 	}
 	f.Requests = slices.Delete(f.Requests, 1, 2)
 	if f.Requests[1].Last != 0.5 {
 		t.Fatalf("drawn %+v", f.Requests)
 	}
-	for i, want := range []struct{ label, kind string }{{"GET 1 (404)", "manifest"}, {"GET 0123456789ab 0-9", "range of a blob"}} {
+	for i, want := range []struct{ label, kind string }{{"GET 1 (404)", "manifest"},
+		{"GET 0123456789ab 0-9", "range of a blob"}} {
 		if got := f.Requests[i]; got.Label != want.label || got.Kind != want.kind {
 			t.Errorf("request %d is %+v, want %v", i, got, want)
 		}

@@ -60,9 +60,12 @@ func newWaterfall(of subject, m moments, requests []registry.Timed) *waterfall {
 		}
 		return t.Sub(m.begin).Seconds()
 	}
-	w := &waterfall{subject: of, Pulled: since(m.pulled), Created: since(m.created), Started: since(m.started), Ready: since(m.ready), Local: since(m.local)}
+	w := &waterfall{subject: of, Pulled: since(m.pulled), Created: since(m.created),
+		Started: since(m.started), Ready: since(m.ready), Local: since(m.local)}
 	for _, r := range requests {
-		w.Requests = append(w.Requests, request{r.Method, r.Path, r.Range, r.Status, since(r.Sent), since(r.First), since(r.Last), r.Bytes})
+		w.Requests = append(w.Requests,
+			request{r.Method, r.Path, r.Range, r.Status, since(r.Sent), since(r.First),
+				since(r.Last), r.Bytes})
 	}
 	return w
 }
@@ -112,14 +115,16 @@ func readWaits(log io.Reader, begin time.Time) (waits []wait, err error) {
 // the last one.
 func (w *waterfall) worth() int {
 	worth := slices.Index([]string{"mica", micaProfile}, w.Way) + 1
-	return 100*worth + 10*slices.Index([]string{"hello", "python", "redis", "node"}, w.Workload) + slices.Index([]string{"rack", "far", "region"}, w.Network)
+	return 100*worth + 10*slices.Index([]string{"hello", "python", "redis", "node"},
+		w.Workload) + slices.Index([]string{"rack", "far", "region"}, w.Network)
 }
 
 // draw writes the figure to a file.
 func (r *results) draw(p plan, path string) error {
 	f := chart.Figure{
-		Title:  "Time to ready",
-		Notes:  []string{r.Mica + ", " + r.Began.Format("2 January 2006") + "; medians in seconds, cold caches; each panel has its own scale"},
+		Title: "Time to ready",
+		Notes: []string{r.Mica + ", " + r.Began.Format("2 January 2006") +
+			"; medians in seconds, cold caches; each panel has its own scale"},
 		Phases: []string{"pull", "create and start", "ready"},
 		Mark:   "B, about the physical limit",
 	}
@@ -156,7 +161,9 @@ func (r *results) panel(ways []way, n network, w workload) chart.Panel {
 		if m.Runs == 0 {
 			continue
 		}
-		panel.Bars = append(panel.Bars, chart.Bar{Series: i, Parts: []float64{m.Pull, m.Create + m.Start, m.Ready}, Total: m.Total})
+		panel.Bars = append(panel.Bars,
+			chart.Bar{Series: i, Parts: []float64{m.Pull, m.Create + m.Start, m.Ready},
+				Total: m.Total})
 		if m.B > 0 {
 			panel.Mark = m.B
 		}
@@ -168,15 +175,18 @@ func (r *results) panel(ways []way, n network, w workload) chart.Panel {
 // make that part small.
 func (w *waterfall) figure() *chart.Waterfall {
 	f := &chart.Waterfall{
-		Title: fmt.Sprintf("One start: %s by %s over %s, requests and waits until ready", w.Workload, w.Way, w.Network),
-		Marks: []chart.Mark{{Label: "pulled", At: w.Pulled}, {Label: "created", At: w.Created}, {Label: "started", At: w.Started}, {Label: "ready", At: w.Ready}},
+		Title: fmt.Sprintf("One start: %s by %s over %s, requests and waits until ready",
+			w.Workload, w.Way, w.Network),
+		Marks: []chart.Mark{{Label: "pulled", At: w.Pulled}, {Label: "created", At: w.Created},
+			{Label: "started", At: w.Started}, {Label: "ready", At: w.Ready}},
 	}
 	for _, r := range w.Requests {
 		if r.Sent > w.Ready {
 			continue
 		}
-		f.Requests = append(f.Requests, chart.Request{Label: r.label(), Kind: r.kind(), Sent: r.Sent,
-			First: min(r.First, w.Ready), Last: min(r.Last, w.Ready), Bytes: float64(r.Bytes)})
+		f.Requests = append(f.Requests,
+			chart.Request{Label: r.label(), Kind: r.kind(), Sent: r.Sent,
+				First: min(r.First, w.Ready), Last: min(r.Last, w.Ready), Bytes: float64(r.Bytes)})
 	}
 	for _, r := range w.Waits {
 		if r.Begin > w.Ready {
@@ -184,10 +194,13 @@ func (w *waterfall) figure() *chart.Waterfall {
 		}
 		_, hex, _ := strings.Cut(r.Layer, ":")
 		end := min(r.End, w.Ready)
-		f.Requests = append(f.Requests, chart.Request{Label: fmt.Sprintf("read %.12s %d+%d", hex, r.Off, r.Bytes), Kind: "read that waits",
-			Sent: r.Begin, First: end, Last: end, Bytes: float64(r.Bytes)})
+		f.Requests = append(f.Requests,
+			chart.Request{Label: fmt.Sprintf("read %.12s %d+%d", hex, r.Off, r.Bytes),
+				Kind: "read that waits",
+				Sent: r.Begin, First: end, Last: end, Bytes: float64(r.Bytes)})
 	}
-	slices.SortStableFunc(f.Requests, func(a, b chart.Request) int { return cmp.Compare(a.Sent, b.Sent) })
+	slices.SortStableFunc(f.Requests,
+		func(a, b chart.Request) int { return cmp.Compare(a.Sent, b.Sent) })
 	return f
 }
 

@@ -54,7 +54,8 @@ type tree struct {
 func (l *lab) files(ctx context.Context, runs int) (_ []fileResult, err error) {
 	say("preparing %s for file operations", filesImage)
 	l.registry.SetProfile(shaper.Profile{})
-	w := workloads[slices.IndexFunc(workloads, func(w workload) bool { return w.name == filesImage })]
+	w := workloads[slices.IndexFunc(workloads,
+		func(w workload) bool { return w.name == filesImage })]
 	img, err := w.recipe.Build(ctx)
 	if err != nil {
 		return nil, err
@@ -113,7 +114,8 @@ func view(ctx context.Context, n *node.Node, snapshotter, ref string) (string, e
 	if err != nil {
 		return "", err
 	}
-	mounts, err := client.SnapshotService(snapshotter).View(ctx, "bench", identity.ChainID(diffIDs).String())
+	mounts, err := client.SnapshotService(snapshotter).View(ctx, "bench",
+		identity.ChainID(diffIDs).String())
 	if err != nil {
 		return "", err
 	}
@@ -175,8 +177,14 @@ var operations = []operation{
 		}
 		return nil
 	}},
-	{"small files", func(root string, p paths) error { return readFiles(root, p.small, smallFile) }},
-	{"sequential", func(root string, p paths) error { return readFiles(root, p.large, sequentialN) }},
+	{"small files", func(root string,
+		p paths) error {
+		return readFiles(root, p.small, smallFile)
+	}},
+	{"sequential", func(root string,
+		p paths) error {
+		return readFiles(root, p.large, sequentialN)
+	}},
 }
 
 // readFiles reads files to their ends, in reads of n bytes.
@@ -203,7 +211,8 @@ func readFiles(root string, paths []string, n int) error {
 func compare(ctx context.Context, trees []tree, p paths, runs int) ([]fileResult, error) {
 	times := map[fileResult][]float64{} // by operation, cache and tree
 	for run := range runs {
-		say("file operations, run %d: %d paths, %d small files, %d large ones", run+1, len(p.all), len(p.small), len(p.large))
+		say("file operations, run %d: %d paths, %d small files, %d large ones", run+1, len(p.all),
+			len(p.small), len(p.large))
 		for _, op := range operations {
 			for _, t := range trees {
 				if err := dropCaches(); err != nil {
@@ -247,7 +256,8 @@ func (r *results) fileTable(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "operation\tcache\ttree\tms\t/overlayfs\t")
 	for _, f := range r.Files {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.2f\t\n", f.Operation, f.Cache, f.Tree, f.Seconds*1000, f.OfOverlayfs)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.1f\t%.2f\t\n", f.Operation, f.Cache, f.Tree, f.Seconds*1000,
+			f.OfOverlayfs)
 	}
 	_ = w.Flush()
 }

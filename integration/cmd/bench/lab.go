@@ -46,7 +46,8 @@ func (l *lab) close() error {
 // repository is where an image lies with what is published beside it. Each
 // such state has a repository of its own, since referrers belong to one.
 func repository(w workload, p beside) string {
-	return "/bench/" + w.name + map[beside]string{nothing: "", indexed: "-indexed", profiled: "-profiled"}[p] + ":1"
+	return "/bench/" + w.name + map[beside]string{nothing: "", indexed: "-indexed",
+		profiled: "-profiled"}[p] + ":1"
 }
 
 // ref is the reference that nodes pull, through the network.
@@ -80,14 +81,16 @@ func (l *lab) prepare(ctx context.Context, w workload, ways []way) (imageInfo, e
 			continue
 		}
 		begin := time.Now()
-		if _, err := node.Command(ctx, "mica", "index", "create", "--push", l.direct(w, p)); err != nil {
+		if _, err := node.Command(ctx, "mica", "index", "create", "--push",
+			l.direct(w, p)); err != nil {
 			return imageInfo{}, err
 		}
 		info.IndexSeconds = time.Since(begin).Seconds()
 		if p != profiled {
 			continue
 		}
-		if _, err := node.Command(ctx, "mica", "profile", "record", "--push", l.direct(w, p)); err != nil {
+		if _, err := node.Command(ctx, "mica", "profile", "record", "--push",
+			l.direct(w, p)); err != nil {
 			return imageInfo{}, err
 		}
 		if info.ProfileRead, info.Profile, err = l.profileSize(ctx, l.direct(w, p)); err != nil {

@@ -39,16 +39,22 @@ type flags struct {
 
 func main() {
 	var f flags
-	flag.StringVar(&f.workloads, "workloads", "", "comma-separated: "+names(workloads, workload.id)+" (default all)")
-	flag.StringVar(&f.networks, "networks", "", "comma-separated: "+names(networks, network.id)+" (default all)")
-	flag.StringVar(&f.ways, "snapshotters", "", "comma-separated: "+names(ways, way.id)+" (default all)")
+	flag.StringVar(&f.workloads, "workloads", "",
+		"comma-separated: "+names(workloads, workload.id)+" (default all)")
+	flag.StringVar(&f.networks, "networks", "",
+		"comma-separated: "+names(networks, network.id)+" (default all)")
+	flag.StringVar(&f.ways, "snapshotters", "",
+		"comma-separated: "+names(ways, way.id)+" (default all)")
 	flag.IntVar(&f.runs, "n", 5, "runs of everything; 0 only builds the images")
-	flag.BoolVar(&f.quick, "quick", false, "what is not chosen: workload python, network region, one run")
+	flag.BoolVar(&f.quick, "quick", false,
+		"what is not chosen: workload python, network region, one run")
 	flag.BoolVar(&f.files, "files", false, "measure only file operations on complete layers")
-	flag.StringVar(&f.out, "out", "build/bench", "folder for bench.json, bench.svg and the logs of starts that failed")
+	flag.StringVar(&f.out, "out", "build/bench",
+		"folder for bench.json, bench.svg and the logs of starts that failed")
 	flag.DurationVar(&f.limit, "limit", 4*time.Hour, "begin no further measurement after this time")
 	flag.DurationVar(&f.timeout, "timeout", 3*time.Minute, "longest time of one measurement")
-	flag.DurationVar(&f.quiet, "quiet", 20*time.Second, "longest wait for an idle machine before each measurement")
+	flag.DurationVar(&f.quiet, "quiet", 20*time.Second,
+		"longest wait for an idle machine before each measurement")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := bench(ctx, f)
@@ -181,7 +187,8 @@ type checks struct {
 
 func (c *checks) add(m measured) {
 	if m.Error != "" {
-		c.errs = append(c.errs, fmt.Errorf("%s by %s over %s: %s", m.Workload, m.Way, m.Network, m.Error))
+		c.errs = append(c.errs, fmt.Errorf("%s by %s over %s: %s", m.Workload, m.Way, m.Network,
+			m.Error))
 		return
 	}
 	program := m.Workload
@@ -189,7 +196,8 @@ func (c *checks) add(m measured) {
 		program += " read"
 	}
 	if first, ok := c.printed[program]; ok && first != m.output {
-		c.errs = append(c.errs, fmt.Errorf("%s by %s printed %q, before %q", m.Workload, m.Way, m.output, first))
+		c.errs = append(c.errs, fmt.Errorf("%s by %s printed %q, before %q", m.Workload, m.Way,
+			m.output, first))
 	}
 	c.printed[program] = m.output
 }
@@ -207,11 +215,14 @@ func newResults(ctx context.Context, p plan) (*results, error) {
 	if err := errors.Join(unix.Uname(&u), unix.Sysinfo(&s)); err != nil {
 		return nil, err
 	}
-	r := &results{Version: 1, Mica: strings.TrimSpace(version), Began: time.Now().UTC().Truncate(time.Second), Machine: machineInfo{
-		Processors: runtime.NumCPU(), Memory: int64(s.Totalram) * int64(s.Unit), Kernel: unix.ByteSliceToString(u.Release[:]),
-	}}
+	r := &results{Version: 1, Mica: strings.TrimSpace(version),
+		Began: time.Now().UTC().Truncate(time.Second), Machine: machineInfo{
+			Processors: runtime.NumCPU(), Memory: int64(s.Totalram) * int64(s.Unit), Kernel: unix.ByteSliceToString(u.Release[:]),
+		}}
 	for _, n := range p.networks {
-		r.Networks = append(r.Networks, networkInfo{n.name, n.about, n.profile.RTT.Seconds(), n.profile.Rate, n.profile.ConnRate})
+		r.Networks = append(r.Networks,
+			networkInfo{n.name, n.about, n.profile.RTT.Seconds(), n.profile.Rate,
+				n.profile.ConnRate})
 	}
 	return r, nil
 }

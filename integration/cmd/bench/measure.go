@@ -73,7 +73,8 @@ func (l *lab) measure(ctx context.Context, opts options, w workload, n network, 
 // open starts the node.
 func (t *trial) open(ctx context.Context) error {
 	t.registry.SetProfile(shaper.Profile{})
-	n, err := node.Start(ctx, "", node.Options{NoMicad: t.y.snapshotter != node.Snapshotter, Containerd: t.y.containerd, Micad: "log_level = \"debug\""})
+	n, err := node.Start(ctx, "", node.Options{NoMicad: t.y.snapshotter != node.Snapshotter,
+		Containerd: t.y.containerd, Micad: "log_level = \"debug\""})
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,8 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 	pulled := time.Now()
 	local := t.awaitLocal(ctx)
 	defer local.stop()
-	create := []string{"containers", "create", "--net-host", "--snapshotter", t.y.snapshotter, ref, id}
+	create := []string{"containers", "create", "--net-host", "--snapshotter", t.y.snapshotter, ref,
+		id}
 	if t.y.read {
 		create = append(create, "/bin/sh", "-c", readAll)
 	}
@@ -158,7 +160,8 @@ func (t *trial) start(ctx context.Context, m *measured, id string) error {
 		m.Local = at.Sub(begin).Seconds()
 		m.ContainerdWholeCPU, m.MicadWholeCPU = after[0]-before[0], after[1]-before[1]
 	}
-	m.waterfall = newWaterfall(m.subject, moments{begin, pulled, created, program.started, program.ready, at}, t.registry.Timeline())
+	m.waterfall = newWaterfall(m.subject,
+		moments{begin, pulled, created, program.started, program.ready, at}, t.registry.Timeline())
 	if t.y.snapshotter == node.Snapshotter {
 		if err := t.addWaits(m.waterfall, begin); err != nil {
 			return err

@@ -19,7 +19,8 @@ type network struct {
 }
 
 var networks = []network{
-	{"region", "10 ms, 1 Gbit/s, 60 MB/s a connection", shaper.Profile{RTT: 10 * time.Millisecond, Rate: 125e6, ConnRate: 60e6}},
+	{"region", "10 ms, 1 Gbit/s, 60 MB/s a connection",
+		shaper.Profile{RTT: 10 * time.Millisecond, Rate: 125e6, ConnRate: 60e6}},
 	{"far", "50 ms, 25 MB/s", shaper.Profile{RTT: 50 * time.Millisecond, Rate: 25e6}},
 	{"rack", "1 ms, 1 GB/s", shaper.Profile{RTT: time.Millisecond, Rate: 1e9}},
 }
@@ -65,11 +66,16 @@ const (
 // ways in the order in which they take turns.
 var ways = []way{
 	{name: overlayfs, about: "containerd's overlayfs snapshotter", snapshotter: "overlayfs"},
-	{name: "erofs", about: "containerd's EROFS snapshotter", snapshotter: "erofs", containerd: erofsDiffer},
-	{name: "mica", about: "Mica, an index and no profile", snapshotter: node.Snapshotter, beside: indexed},
-	{name: micaProfile, about: "Mica, an index and a profile", snapshotter: node.Snapshotter, beside: profiled},
-	{name: overlayfsRead, about: "overlayfs, every byte of the image is read", snapshotter: "overlayfs", read: true},
-	{name: micaRead, about: "Mica without a profile, every byte of the image is read", snapshotter: node.Snapshotter, beside: indexed, read: true},
+	{name: "erofs", about: "containerd's EROFS snapshotter", snapshotter: "erofs",
+		containerd: erofsDiffer},
+	{name: "mica", about: "Mica, an index and no profile", snapshotter: node.Snapshotter,
+		beside: indexed},
+	{name: micaProfile, about: "Mica, an index and a profile", snapshotter: node.Snapshotter,
+		beside: profiled},
+	{name: overlayfsRead, about: "overlayfs, every byte of the image is read",
+		snapshotter: "overlayfs", read: true},
+	{name: micaRead, about: "Mica without a profile, every byte of the image is read",
+		snapshotter: node.Snapshotter, beside: indexed, read: true},
 }
 
 // readAll is the program of the ways that read everything. -xdev keeps it to the image.
@@ -93,7 +99,8 @@ func chosen[T any](all []T, name func(T) string, list string) ([]T, error) {
 		}
 	}
 	if len(want) > 0 {
-		return nil, fmt.Errorf("there is no %s, only %s", strings.Join(want, " and no "), names(all, name))
+		return nil, fmt.Errorf("there is no %s, only %s", strings.Join(want, " and no "),
+			names(all, name))
 	}
 	return found, nil
 }

@@ -32,7 +32,8 @@ func (t *trial) run(ctx context.Context, id string) (*program, error) {
 	p := &program{cancel: cancel, ended: make(chan struct{}), isReady: make(chan struct{})}
 	go func() { // stop waits for it
 		defer close(p.ended)
-		p.err = node.CommandTo(ctx, p, "ctr", "--address", t.node.Address(), "--namespace", t.node.Namespace(), "tasks", "start", id)
+		p.err = node.CommandTo(ctx, p, "ctr", "--address", t.node.Address(), "--namespace",
+			t.node.Namespace(), "tasks", "start", id)
 	}()
 	select {
 	case <-p.isReady:

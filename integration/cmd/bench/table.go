@@ -11,7 +11,8 @@ import (
 func (r *results) table(out io.Writer, p plan) {
 	r.summarise(p)
 	for _, i := range r.Images {
-		fmt.Fprintf(out, "%-7s %s: %d layers, %.0f MB, unpacked %.0f MB; profile %.1f MB\n", i.Workload, i.About, i.Layers,
+		fmt.Fprintf(out, "%-7s %s: %d layers, %.0f MB, unpacked %.0f MB; profile %.1f MB\n",
+			i.Workload, i.About, i.Layers,
 			float64(i.Compressed)/1e6, float64(i.Unpacked)/1e6, float64(i.Profile)/1e6)
 	}
 	for _, n := range p.networks {
@@ -38,7 +39,8 @@ func (r *results) networkTable(out io.Writer, n network) {
 	fmt.Fprintln(w, "workload\tsnapshotter\truns\tpull\tcreate\tstart\tready\ttotal\t/overlayfs\t/B\tlocal\tMB\trequests\tCPU containerd\tmicad\tmicad whole\tmicad MiB\t")
 	for _, m := range rows {
 		if m.Runs == 0 {
-			fmt.Fprintf(w, "%s\t%s\tfailed\t%s\n", m.Workload, m.Way, "\t\t\t\t\t\t\t\t\t\t\t\t\t\t")
+			fmt.Fprintf(w, "%s\t%s\tfailed\t%s\n", m.Workload, m.Way,
+				"\t\t\t\t\t\t\t\t\t\t\t\t\t\t")
 			continue
 		}
 		runs := fmt.Sprint(m.Runs)
@@ -126,7 +128,8 @@ func (r *results) goals(out io.Writer, p plan) {
 			}
 		}
 		if count > 0 {
-			fmt.Fprintf(w, "%s\t%.4g\t%.2f\t%s\t%.2f\t%s\n", g.name, g.limit, worst, at, math.Exp(logs/float64(count)), verdict(missed, count))
+			fmt.Fprintf(w, "%s\t%.4g\t%.2f\t%s\t%.2f\t%s\n", g.name, g.limit, worst, at,
+				math.Exp(logs/float64(count)), verdict(missed, count))
 		}
 	}
 	_ = w.Flush()

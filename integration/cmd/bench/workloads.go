@@ -18,7 +18,8 @@ type workload struct {
 const run = "#!/bin/sh\necho " + images.Started + "\n"
 
 func install(name string, packages ...string) images.Step {
-	return images.Step{Name: name, Script: "apt-get install -y -q --no-install-recommends " + strings.Join(packages, " ")}
+	return images.Step{Name: name,
+		Script: "apt-get install -y -q --no-install-recommends " + strings.Join(packages, " ")}
 }
 
 // app is the layer with /app/run, a shell script, and one file beside it.

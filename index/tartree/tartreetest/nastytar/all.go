@@ -18,7 +18,8 @@ type Tar struct {
 
 // All returns all tars, by name.
 func All() []Tar {
-	all := slices.Concat(headers(), attributes(), acls(), links(), paths(), replaced(), whiteouts(), sparse(), ends())
+	all := slices.Concat(headers(), attributes(), acls(), links(), paths(), replaced(), whiteouts(),
+		sparse(), ends())
 	slices.SortFunc(all, func(a, b Tar) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }

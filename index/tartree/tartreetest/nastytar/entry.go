@@ -66,7 +66,8 @@ var epoch = time.Unix(1_600_000_000, 0)
 
 // File is a regular file with mode 0644.
 func File(name, data string, o ...Option) Entry {
-	return entry(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, ModTime: epoch}, data, o)
+	return entry(tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, ModTime: epoch}, data,
+		o)
 }
 
 // Dir is a directory with mode 0755.
@@ -76,17 +77,20 @@ func Dir(name string, o ...Option) Entry {
 
 // Symlink is a symbolic link.
 func Symlink(name, target string, o ...Option) Entry {
-	return entry(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777, ModTime: epoch}, "", o)
+	return entry(tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777,
+		ModTime: epoch}, "", o)
 }
 
 // Link is a hard link, with the attributes that File has.
 func Link(name, target string, o ...Option) Entry {
-	return entry(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644, ModTime: epoch}, "", o)
+	return entry(tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o644,
+		ModTime: epoch}, "", o)
 }
 
 // Device is a character or block device (type '3' or '4') or a FIFO ('6').
 func Device(name string, typ byte, major, minor int64, o ...Option) Entry {
-	return entry(tar.Header{Typeflag: typ, Name: name, Devmajor: major, Devminor: minor, Mode: 0o600, ModTime: epoch}, "", o)
+	return entry(tar.Header{Typeflag: typ, Name: name, Devmajor: major, Devminor: minor,
+		Mode: 0o600, ModTime: epoch}, "", o)
 }
 
 // Global is a global PAX header with a record that means nothing.

@@ -82,5 +82,6 @@ func (r random) special(name string, o []Option) Entry {
 	if r.IntN(3) == 0 {
 		return Global(name)
 	}
-	return Device(name, r.one(string(rune(tar.TypeChar)), string(rune(tar.TypeBlock)), string(rune(tar.TypeFifo)))[0], r.Int64N(3), r.Int64N(300), o...)
+	return Device(name, r.one(string(rune(tar.TypeChar)), string(rune(tar.TypeBlock)),
+		string(rune(tar.TypeFifo)))[0], r.Int64N(3), r.Int64N(300), o...)
 }

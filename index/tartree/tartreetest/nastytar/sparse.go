@@ -31,11 +31,14 @@ func entries(e ...Entry) Entry {
 
 // Sparse00 is a sparse file of GNU's PAX format 0.0.
 func Sparse00(name string, size int64, pieces ...Piece) Entry {
-	records := []string{"GNU.sparse.size", fmt.Sprint(size), "GNU.sparse.numblocks", fmt.Sprint(len(pieces))}
+	records := []string{"GNU.sparse.size", fmt.Sprint(size), "GNU.sparse.numblocks",
+		fmt.Sprint(len(pieces))}
 	for _, p := range pieces {
-		records = append(records, "GNU.sparse.offset", fmt.Sprint(p.Off), "GNU.sparse.numbytes", fmt.Sprint(len(p.Data)))
+		records = append(records, "GNU.sparse.offset", fmt.Sprint(p.Off), "GNU.sparse.numbytes",
+			fmt.Sprint(len(p.Data)))
 	}
-	return entries(PAX(records...), Raw{Name: name, Type: '0', Magic: magicUSTAR, Data: dense(pieces)}.Entry)
+	return entries(PAX(records...),
+		Raw{Name: name, Type: '0', Magic: magicUSTAR, Data: dense(pieces)}.Entry)
 }
 
 // Sparse01 is a sparse file of GNU's PAX format 0.1.
@@ -44,7 +47,8 @@ func Sparse01(name string, size int64, pieces ...Piece) Entry {
 	for _, p := range pieces {
 		m = append(m, fmt.Sprint(p.Off), fmt.Sprint(len(p.Data)))
 	}
-	return entries(PAX("GNU.sparse.size", fmt.Sprint(size), "GNU.sparse.numblocks", fmt.Sprint(len(pieces)),
+	return entries(PAX("GNU.sparse.size", fmt.Sprint(size), "GNU.sparse.numblocks",
+		fmt.Sprint(len(pieces)),
 		"GNU.sparse.map", strings.Join(m, ","), "GNU.sparse.name", name),
 		Raw{Name: "GNUSparseFile.0/x", Type: '0', Magic: magicUSTAR, Data: dense(pieces)}.Entry)
 }
@@ -71,10 +75,11 @@ func SparseOld(name string, size int64, pieces ...Piece) Entry {
 		return s
 	}
 	octal := strconv.FormatInt(size, 8)
-	head := Raw{Name: name, Type: 'S', Magic: magicGNU, Size: int64(len(dense(pieces))), Patch: map[int]string{
-		mapAt:  list(pieces[:min(inHeader, len(pieces))]),
-		sizeAt: strings.Repeat("0", 11-len(octal)) + octal + "\x00",
-	}}
+	head := Raw{Name: name, Type: 'S', Magic: magicGNU, Size: int64(len(dense(pieces))),
+		Patch: map[int]string{
+			mapAt:  list(pieces[:min(inHeader, len(pieces))]),
+			sizeAt: strings.Repeat("0", 11-len(octal)) + octal + "\x00",
+		}}
 	rest := pieces[min(inHeader, len(pieces)):]
 	if len(rest) > 0 {
 		head.Patch[flagAt] = "\x01"
