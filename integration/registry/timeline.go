@@ -34,8 +34,7 @@ func (r *Registry) Timeline() []Timed {
 			exchanges[req.conn] = of[1:]
 		}
 	}
-	slices.SortStableFunc(list, func(a,
-		b Timed) int {
+	slices.SortStableFunc(list, func(a, b Timed) int {
 		return cmp.Compare(a.Sent.UnixNano(), b.Sent.UnixNano())
 	})
 	return list

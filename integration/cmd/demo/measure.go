@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
 	"github.com/mica-snapshotter/mica/integration/registry"
@@ -29,22 +32,47 @@ type measurement struct {
 	network  shaper.Profile
 }
 
+// way is how a program is started.
+type way string
+
+// The ways, in the order in which they are measured: the last needs the profile of the one before.
+const (
+	byOverlayfs way = "overlayfs"
+	firstStart  way = "mica, first start"
+	withProfile way = "mica, with its profile"
+)
+
+var ways = []way{byOverlayfs, firstStart, withProfile}
+
+func (w way) snapshotter() string {
+	if w == byOverlayfs {
+		return string(w)
+	}
+	return node.Snapshotter
+}
+
 // result is one start of the program.
 type result struct {
-	snapshotter string
-	pull        time.Duration // the pull command
-	start       time.Duration // from its end to the program's first line
-	ready       time.Duration // from there to its last line
-	down        int64         // bytes downloaded until then
-	output      string
+	way      way
+	begin    time.Time
+	pull     time.Duration // the pull command
+	start    time.Duration // from its end to the program's first line
+	ready    time.Duration // from there to its last line
+	local    time.Duration // from there until the kernel serves the whole image; 0 for overlayfs
+	down     int64         // bytes downloaded until ready
+	requests []registry.Timed
+	output   string
 }
+
+// total is from the pull's begin until ready.
+func (r *result) total() time.Duration { return r.pull + r.start + r.ready }
 
 // measure starts the program on a node without any state, from a cold page
 // cache. Only the registry's copy of the image is in memory, since it is not
 // what is measured.
-func (m *measurement) measure(ctx context.Context, snapshotter string) (r result, err error) {
+func (m *measurement) measure(ctx context.Context, way way) (r result, err error) {
 	m.registry.SetProfile(shaper.Profile{})
-	n, err := node.Start(ctx, "", node.Options{NoMicad: snapshotter != node.Snapshotter})
+	n, err := node.Start(ctx, "", node.Options{NoMicad: way == byOverlayfs})
 	if err != nil {
 		return result{}, err
 	}
@@ -58,23 +86,69 @@ func (m *measurement) measure(ctx context.Context, snapshotter string) (r result
 	m.registry.SetProfile(m.network)
 	m.registry.ResetTraffic()
 
-	begin := time.Now()
-	if err := n.Pull(ctx, snapshotter, m.ref); err != nil {
+	r = result{way: way, begin: time.Now()}
+	if err := n.Pull(ctx, way.snapshotter(), m.ref); err != nil {
 		return result{}, err
 	}
-	pulled := time.Now()
+	r.pull = time.Since(r.begin)
 	w := &watch{}
-	if err := n.RunTo(ctx, w, snapshotter, m.ref, "demo"); err != nil {
+	w.atReady = func() { r.down, r.requests = m.registry.Traffic().Down, m.registry.Timeline() }
+	if err := n.RunTo(ctx, w, way.snapshotter(), m.ref, "demo"); err != nil {
 		return result{}, err
 	}
 	started, ready, err := w.times()
 	if err != nil {
 		return result{}, err
 	}
-	return result{
-		snapshotter: snapshotter, output: w.output.String(), down: m.registry.Traffic().Down,
-		pull: pulled.Sub(begin), start: started.Sub(pulled), ready: ready.Sub(started),
-	}, nil
+	r.output = w.output.String()
+	r.start, r.ready = started.Sub(r.begin)-r.pull, ready.Sub(started)
+	if way == byOverlayfs {
+		return r, nil
+	}
+	if r.local, err = whenLocal(ctx, n, ready); err != nil {
+		return result{}, err
+	}
+	if way == firstStart {
+		err = m.publish(ctx, n)
+	}
+	return r, err
+}
+
+// localPatience bounds the wait for a whole image.
+const localPatience = time.Minute
+
+// whenLocal returns how long after ready all layers are local.
+func whenLocal(ctx context.Context, n *node.Node, ready time.Time) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, localPatience)
+	defer cancel()
+	c := admin.NewClient(n.MicadAddress())
+	for {
+		var layers []fs.Status
+		if err := c.Get(ctx, admin.PathLayers, &layers); err != nil {
+			return 0, fmt.Errorf("wait for the whole image: %w", err)
+		}
+		lazy := func(l fs.Status) bool { return l.Mode != fs.Local }
+		if !slices.ContainsFunc(layers, lazy) {
+			return time.Since(ready), nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// publish puts the profile of the first start, which micad has recorded, beside the image. micad
+// ends a recording when it stops, and else ten seconds after the start.
+func (m *measurement) publish(ctx context.Context, n *node.Node) error {
+	if err := n.RestartMicad(ctx); err != nil {
+		return err
+	}
+	m.registry.SetProfile(shaper.Profile{})
+	_, err := n.Mica(ctx, "profile", "push", "--address", n.MicadAddress(), m.direct())
+	return err
+}
+
+// direct is the image's name at the registry itself.
+func (m *measurement) direct() string {
+	return strings.Replace(m.ref, m.registry.Host(), m.registry.Direct(), 1)
 }
 
 // dropCaches empties the machine's page cache, as after a boot.
@@ -88,7 +162,7 @@ func dropCaches() error {
 
 // warm reads all blobs of the image and of its index at the registry.
 func (m *measurement) warm(ctx context.Context) error {
-	ref, err := name.ParseReference(strings.Replace(m.ref, m.registry.Host(), m.registry.Direct(), 1), name.Insecure)
+	ref, err := name.ParseReference(m.direct(), name.Insecure)
 	if err != nil {
 		return err
 	}
@@ -149,6 +223,7 @@ func readAll(ctx context.Context, url string) error {
 type watch struct {
 	output         bytes.Buffer
 	started, ready time.Time
+	atReady        func()
 }
 
 // Write implements io.Writer.
@@ -160,6 +235,7 @@ func (w *watch) Write(p []byte) (int, error) {
 	}
 	if w.ready.IsZero() && strings.HasSuffix(w.output.String(), "\n"+images.Ready+"\n") {
 		w.ready = now
+		w.atReady()
 	}
 	return len(p), nil
 }
