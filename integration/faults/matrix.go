@@ -211,8 +211,7 @@ func All(ctx context.Context, dir string, source *registry.Registry, list []Faul
 	var g sync.WaitGroup
 	var mu sync.Mutex
 	list = slices.Clone(list) // those that take longest first
-	slices.SortStableFunc(list, func(a,
-		b Fault) int {
+	slices.SortStableFunc(list, func(a, b Fault) int {
 		return cmp.Compare(b.Hold+b.Calm, a.Hold+a.Calm)
 	})
 	for i, f := range list {

@@ -177,12 +177,10 @@ var operations = []operation{
 		}
 		return nil
 	}},
-	{"small files", func(root string,
-		p paths) error {
+	{"small files", func(root string, p paths) error {
 		return readFiles(root, p.small, smallFile)
 	}},
-	{"sequential", func(root string,
-		p paths) error {
+	{"sequential", func(root string, p paths) error {
 		return readFiles(root, p.large, sequentialN)
 	}},
 }

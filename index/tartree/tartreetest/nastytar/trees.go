@@ -233,8 +233,7 @@ func sparse() []Tar {
 
 func ends() []Tar {
 	whole := Of(File("a", strings.Repeat("a", 1000)), File("b", strings.Repeat("b", 1000)))
-	cut := func(name string, n int,
-		refused bool) Tar {
+	cut := func(name string, n int, refused bool) Tar {
 		return Tar{Name: name, Data: whole[:n], Refused: refused}
 	}
 	return []Tar{
