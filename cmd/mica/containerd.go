@@ -13,10 +13,12 @@ import (
 
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 )
 
 // socketPath returns the path of a socket that may be written as a URL.
@@ -38,7 +40,7 @@ type containerdFlags struct {
 
 func (f *containerdFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.address, "containerd-address",
-		cmp.Or(os.Getenv("CONTAINERD_ADDRESS"), defaultContainerd),
+		cmp.Or(os.Getenv("CONTAINERD_ADDRESS"), defaults.DefaultAddress),
 		"containerd's socket ($CONTAINERD_ADDRESS)")
 	cmd.Flags().StringVar(&f.snapshotter, "snapshotter", "mica",
 		"the name that containerd's configuration has for micad")
@@ -108,5 +110,5 @@ func (f *containerdFlags) plugin(
 	return nil, fmt.Errorf("containerd at %s has no snapshotter %s; it has %s. Name another with "+
 		"--snapshotter, or let containerd know micad (mica doctor checks all of it).\n%s",
 		f.address, f.snapshotter, strings.Join(names, ", "),
-		fmt.Sprintf(proxyPluginFix, cmp.Or(socketPath(f.micad), admin.DefaultAddress))+restartHint)
+		doctor.PluginFix(cmp.Or(socketPath(f.micad), admin.DefaultAddress)))
 }

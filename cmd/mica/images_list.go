@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
@@ -218,7 +219,7 @@ func (l *imageLister) rank(snapshotter string) int {
 func (l *imageLister) unpackedBy(config content.Info) string {
 	var names []string
 	for label := range config.Labels {
-		if name, ok := strings.CutPrefix(label, snapshotLabelPrefix); ok {
+		if name, ok := strings.CutPrefix(label, doctor.SnapshotLabel); ok {
 			names = append(names, name)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -36,7 +36,7 @@ func parseRelease(s string) (r release, err error) {
 	return r, nil
 }
 
-func checkKernel(ctx context.Context, f *findings, scratch string) {
+func checkKernel(ctx context.Context, f *Findings, scratch string) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		f.failure("fuse", err.Error(), "Load the module: modprobe fuse")
 		return
@@ -63,7 +63,7 @@ func checkKernel(ctx context.Context, f *findings, scratch string) {
 }
 
 // kernel tells what the kernel of that release can do, as it was tried, and what the rest means.
-func (f *findings) kernel(s erofs.Support, name string) {
+func (f *Findings) kernel(s erofs.Support, name string) {
 	r, err := parseRelease(name)
 	if err != nil {
 		f.failure("kernel", err.Error(), "")

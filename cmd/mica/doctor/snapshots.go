@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
@@ -22,19 +23,20 @@ import (
 )
 
 const (
-	defaultContainerd = "/run/containerd/containerd.sock"
 	// snapshotsPatience bounds what is asked of containerd.
 	snapshotsPatience = 20 * time.Second
 	// maxDepth is how many descriptors lie between an image's name and its configuration at most:
 	// two indexes and a manifest.
 	maxDepth = 3
 
-	// Labels of containerd's content: what a blob refers to, and the snapshot that an image's
-	// configuration was unpacked to.
-	contentLabel        = "containerd.io/gc.ref.content"
-	snapshotLabelPrefix = "containerd.io/gc.ref.snapshot."
-	snapshotLabel       = snapshotLabelPrefix + "mica"
+	// contentLabel begins the labels of containerd's content that name what a blob refers to.
+	contentLabel  = "containerd.io/gc.ref.content"
+	snapshotLabel = SnapshotLabel + "mica"
 )
+
+// SnapshotLabel begins the labels that containerd gives to an image's configuration. The
+// snapshotter's name follows; the value is the snapshot that the image was unpacked to.
+const SnapshotLabel = "containerd.io/gc.ref.snapshot."
 
 // lostImages are images of a namespace that containerd takes for unpacked, of which micad has no
 // snapshot.
@@ -50,12 +52,12 @@ func (c containerdConfig) socket() string {
 			return s
 		}
 	}
-	return defaultContainerd
+	return defaults.DefaultAddress
 }
 
 // checkSnapshots compares what containerd takes for unpacked with what micad has: a root that was
 // lost or exchanged leaves containerd with names of snapshots that are not there.
-func checkSnapshots(ctx context.Context, f *findings, config string) {
+func checkSnapshots(ctx context.Context, f *Findings, config string) {
 	c, err := loadContainerd(config)
 	if err != nil {
 		return // told already

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"errors"
@@ -88,7 +88,7 @@ func (c containerdConfig) at(keys ...string) any {
 }
 
 const (
-	proxyPluginFix = `Add to containerd's configuration:
+	pluginText = `Add to containerd's configuration:
 [proxy_plugins.mica]
   type = "snapshot"
   address = "%s"
@@ -109,12 +109,15 @@ const (
 // snapshotters.
 var unpackFix = fmt.Sprintf(unpackText, runtime.GOARCH)
 
+// PluginFix says what makes containerd know the micad that listens at address.
+func PluginFix(address string) string { return fmt.Sprintf(pluginText, address) + restartHint }
+
 // checkContainerd looks at what containerd has to be told for Mica.
-func checkContainerd(f *findings, path, address string) {
+func checkContainerd(f *Findings, path, address string) {
 	c, err := loadContainerd(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		f.failure("containerd", fmt.Sprintf("no configuration at %s", path),
-			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(proxyPluginFix,
+			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(pluginText,
 				address)+"\n"+unpackFix+restartHint)
 		return
 	}
@@ -127,8 +130,8 @@ func checkContainerd(f *findings, path, address string) {
 	c.checkCRI(f)
 }
 
-func (c containerdConfig) checkPlugin(f *findings, address string) {
-	fix := fmt.Sprintf(proxyPluginFix, address) + restartHint
+func (c containerdConfig) checkPlugin(f *Findings, address string) {
+	fix := PluginFix(address)
 	if c.at("proxy_plugins", "mica") == nil {
 		f.failure("plugin", "containerd does not know the snapshotter mica", fix)
 		return
@@ -156,7 +159,7 @@ func (c containerdConfig) checkPlugin(f *findings, address string) {
 	}
 }
 
-func (c containerdConfig) checkUnpack(f *findings) {
+func (c containerdConfig) checkUnpack(f *Findings) {
 	list, _ := c.at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
 	var names []string
 	other := "" // the platform of mica's entry where it is not this machine's
@@ -198,7 +201,7 @@ var criPlugins = [][]string{
 	{"plugins", "io.containerd.grpc.v1.cri", "containerd"},
 }
 
-func (c containerdConfig) checkCRI(f *findings) {
+func (c containerdConfig) checkCRI(f *Findings) {
 	for _, keys := range criPlugins {
 		if c.at(keys...) == nil {
 			continue

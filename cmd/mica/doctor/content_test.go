@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"os"
@@ -33,7 +33,7 @@ func TestCheckContent(t *testing.T) {
 		if err := os.WriteFile(path, []byte(tc.config), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		var f findings
+		var f Findings
 		f.content(path, admin.Info{Content: tc.store})
 		if !f.has("content", tc.want) || len(f) != 1 {
 			t.Errorf("%s: %+v, want %s", name, f, tc.want)

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"os"
@@ -66,7 +66,7 @@ func TestCheckContainerd(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tc.config), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			var f findings
+			var f Findings
 			checkContainerd(&f, path, "/run/micad/micad.sock")
 			for check, status := range tc.want {
 				if !f.has(check, status) {
@@ -94,7 +94,7 @@ func TestExportedRoot(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		var f findings
+		var f Findings
 		f.exports(path, root)
 		if (len(f) == 0) != want {
 			t.Errorf("%s for %s: %+v", told, root, f)
@@ -109,14 +109,14 @@ func TestFixIsRight(t *testing.T) {
 	if err := os.WriteFile(path, []byte("version = 3\n"+text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var f findings
+	var f Findings
 	checkContainerd(&f, path, "/run/micad/micad.sock")
 	if !f.has("unpack", "ok") {
 		t.Errorf("%+v", f)
 	}
 }
 
-func (f findings) has(check, status string) bool {
+func (f Findings) has(check, status string) bool {
 	for _, x := range f {
 		if x.Check == check && x.Status == status {
 			return true

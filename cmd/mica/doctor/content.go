@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 const ownContent = "io.containerd.content.v1.content"
 
 // content compares what containerd's configuration says of its content plugin with what micad does.
-func (f *findings) content(path string, info admin.Info) {
+func (f *Findings) content(path string, info admin.Info) {
 	c, err := loadContainerd(path)
 	if err != nil {
 		return // told already

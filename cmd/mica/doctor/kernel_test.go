@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"errors"
@@ -57,7 +57,7 @@ func TestKernel(t *testing.T) {
 			nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var f findings
+			var f Findings
 			f.kernel(tc.support, tc.release)
 			var all strings.Builder
 			for _, x := range f {
