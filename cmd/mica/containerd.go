@@ -19,17 +19,8 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
 )
-
-// socketPath returns the path of a socket that may be written as a URL.
-func socketPath(address string) string { return strings.TrimPrefix(address, "unix://") }
-
-// addAddress adds the flag that names micad's socket.
-func addAddress(cmd *cobra.Command, address *string) {
-	cmd.Flags().StringVar(address, "address",
-		cmp.Or(socketPath(os.Getenv("MICA_ADDRESS")), admin.DefaultAddress),
-		"micad's socket ($MICA_ADDRESS)")
-}
 
 // containerdFlags are the flags of the verbs that speak with containerd.
 type containerdFlags struct {
@@ -51,7 +42,7 @@ func (f *containerdFlags) add(cmd *cobra.Command) {
 // open returns clients of containerd and of the micad that is its snapshotter. Where one of the two
 // is not there, or does not know the other, the error says what to do.
 func (f *containerdFlags) open(ctx context.Context) (*containerd.Client, *admin.Client, error) {
-	address := socketPath(f.address)
+	address := reach.SocketPath(f.address)
 	if err := dial(ctx, address); err != nil {
 		return nil, nil, err
 	}
@@ -65,7 +56,7 @@ func (f *containerdFlags) open(ctx context.Context) (*containerd.Client, *admin.
 		return nil, nil, err
 	}
 	micad := cmp.Or(f.micad, plugin.Exports["address"], admin.DefaultAddress)
-	return client, daemon(micad), nil
+	return client, reach.Daemon(micad), nil
 }
 
 // dial tries whether containerd listens.
@@ -110,5 +101,5 @@ func (f *containerdFlags) plugin(
 	return nil, fmt.Errorf("containerd at %s has no snapshotter %s; it has %s. Name another with "+
 		"--snapshotter, or let containerd know micad (mica doctor checks all of it).\n%s",
 		f.address, f.snapshotter, strings.Join(names, ", "),
-		doctor.PluginFix(cmp.Or(socketPath(f.micad), admin.DefaultAddress)))
+		doctor.PluginFix(cmp.Or(reach.SocketPath(f.micad), admin.DefaultAddress)))
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
 )
 
 func doctorCommand() *cobra.Command {
@@ -19,12 +20,12 @@ func doctorCommand() *cobra.Command {
 			"in containerd's content store (mica fetch).",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Address = socketPath(o.Address)
-			o.Micad = daemon(o.Address)
+			o.Address = reach.SocketPath(o.Address)
+			o.Micad = reach.Daemon(o.Address)
 			return doctor.Check(cmd.Context(), o).Print(cmd.OutOrStdout(), asJSON)
 		},
 	}
-	addAddress(cmd, &o.Address)
+	reach.AddAddress(cmd, &o.Address)
 	cmd.Flags().StringVar(&o.Config, "containerd-config", "/etc/containerd/config.toml",
 		"containerd's configuration file")
 	cmd.Flags().StringVar(&o.Scratch, "scratch", "/var/lib/micad",

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
@@ -23,10 +25,10 @@ func duCommand() *cobra.Command {
 		Short: "Show what images take on this node's disk",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return du(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
+			return du(cmd.Context(), cmd.OutOrStdout(), reach.Daemon(address), asJSON)
 		},
 	}
-	addAddress(cmd, &address)
+	reach.AddAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -68,12 +70,13 @@ func printUsage(w io.Writer, out *duOutput) error {
 		}
 		fmt.Fprintf(t, "%s\t%d layers\t\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(image.ref, "(of no image)"),
 			len(image.layers), yesNo(used),
-			bytesText(sum.Size), bytesText(sum.Unpacked), bytesText(sum.Present),
-			bytesText(sum.Disk))
+			show.Bytes(sum.Size), show.Bytes(sum.Unpacked), show.Bytes(sum.Present),
+			show.Bytes(sum.Disk))
 		for _, u := range image.layers {
-			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(u.Layer.String()), u.State,
+			fmt.Fprintf(t, "\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", show.Short(u.Layer.String()), u.State,
 				yesNo(u.InUse),
-				bytesText(u.Size), bytesText(u.Unpacked), bytesText(u.Present), bytesText(u.Disk))
+				show.Bytes(u.Size), show.Bytes(u.Unpacked), show.Bytes(u.Present),
+				show.Bytes(u.Disk))
 		}
 	}
 	if err := t.Flush(); err != nil {
@@ -122,12 +125,12 @@ func yesNo(b bool) string {
 
 // cacheText describes the cache in a line.
 func cacheText(c *cache.Status) string {
-	text := bytesText(c.Used) + " on disk"
+	text := show.Bytes(c.Used) + " on disk"
 	if c.Quota > 0 {
-		text += " of " + bytesText(c.Quota)
+		text += " of " + show.Bytes(c.Quota)
 	}
 	if c.Evicted > 0 {
-		text += ", " + bytesText(c.Evicted) + " evicted since micad's start"
+		text += ", " + show.Bytes(c.Evicted) + " evicted since micad's start"
 	}
 	if c.Corrupt > 0 {
 		text += fmt.Sprintf(", %d spans were wrong", c.Corrupt)

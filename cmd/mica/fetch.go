@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -96,7 +97,7 @@ func fetchBlobs(
 ) (layers int, err error) {
 	bars := lines.terminal
 	if bars == nil {
-		bars = &progress{}
+		bars = &show.Bars{}
 	}
 	noted, err := docker.AppendDistributionSourceLabel(store, im.Ref())
 	if err != nil {
@@ -110,13 +111,13 @@ func fetchBlobs(
 			if err != nil {
 				return nil, err
 			}
-			bar := bars.add("blob "+short(d.Digest.String()), d.Size)
-			return &download{bar.reader(body), body, bar}, nil
+			bar := bars.Add("blob "+show.Short(d.Digest.String()), d.Size)
+			return &download{bar.Reader(body), body, bar}, nil
 		})
 	err = images.Dispatch(ctx, images.Handlers(remotes.FetchHandler(store, fetcher), children,
 		noted), semaphore.NewWeighted(fetchAtOnce), target)
 	if lines.onTerminal() {
-		bars.clear()
+		bars.Clear()
 	}
 	if err != nil {
 		return 0, err

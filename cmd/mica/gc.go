@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
 func gcCommand() *cobra.Command {
@@ -24,10 +26,10 @@ func gcCommand() *cobra.Command {
 			"serves them, and fetches again what is read.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return gc(cmd.Context(), cmd.OutOrStdout(), daemon(address), unused, asJSON)
+			return gc(cmd.Context(), cmd.OutOrStdout(), reach.Daemon(address), unused, asJSON)
 		},
 	}
-	addAddress(cmd, &address)
+	reach.AddAddress(cmd, &address)
 	cmd.Flags().BoolVar(&unused, "unused", false,
 		"give up the content of images that no container uses")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -50,11 +52,12 @@ func gc(ctx context.Context, w io.Writer, c *admin.Client, unused, asJSON bool) 
 		if f.Removed {
 			what = "removed"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", short(f.Layer.String()), what, bytesText(f.Bytes), f.Ref)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", show.Short(f.Layer.String()), what,
+			show.Bytes(f.Bytes), f.Ref)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s freed\n", bytesText(out.Bytes))
+	fmt.Fprintf(w, "%s freed\n", show.Bytes(out.Bytes))
 	return nil
 }

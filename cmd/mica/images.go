@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
@@ -122,12 +123,12 @@ func printImages(w io.Writer, micad string, all []*imageStatus) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "IMAGE\tNAMESPACE\tLAYERS\tSIZE\tON NODE\tUSED BY")
 	for _, s := range all {
-		size, here := bytesText(s.Size), "-"
+		size, here := show.Bytes(s.Size), "-"
 		switch {
 		case s.Snapshotter == "":
 			size = "-"
 		case s.Size > 0:
-			here = fmt.Sprintf("%s (%.0f%%)", bytesText(s.Present),
+			here = fmt.Sprintf("%s (%.0f%%)", show.Bytes(s.Present),
 				100*float64(s.Present)/float64(s.Size))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Names[0], s.Namespace, layersText(s, micad),

@@ -1,5 +1,5 @@
 // Command mica makes and inspects indexes, mounts images, and tells what micad
-// does. Each verb has a file of its own.
+// does. Each verb has a file of its own, here or in a package below.
 package main
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/publish"
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
@@ -46,9 +47,8 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	index := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
-	index.AddCommand(indexCreateCommand(), indexInspectCommand())
-	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), index, mountCommand(), profileCommand(),
-		psCommand(), duCommand(), gcCommand(), verifyCommand(), doctorCommand())
+	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
+		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
+		verifyCommand(), doctorCommand())
 	return root
 }

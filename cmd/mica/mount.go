@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,14 +11,13 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/rootfs"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
-	"github.com/mica-snapshotter/mica/remote"
 )
 
 // mountPoll is how often mica mount looks whether somebody else has unmounted.
@@ -27,7 +25,7 @@ const mountPoll = 500 * time.Millisecond
 
 // imageMount is one run of `mica mount`.
 type imageMount struct {
-	registry registryFlags
+	registry reach.Registry
 	mode     string
 	root     string
 	platform string
@@ -48,7 +46,7 @@ until it is interrupted or DIR is unmounted.`,
 			return m.run(cmd.Context(), args[0], args[1])
 		},
 	}
-	m.registry.add(cmd)
+	m.registry.Add(cmd)
 	cmd.Flags().StringVar(&m.mode, "mode", string(fs.Auto),
 		"auto, erofs, fuse or local (downloads first)")
 	cmd.Flags().StringVar(&m.root, "root", "",
@@ -76,11 +74,11 @@ func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
 	if m.root == "" {
 		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
 	}
-	ref, err := normalise(name)
+	ref, err := reach.Normalise(name)
 	if err != nil {
 		return err
 	}
-	client, err := m.registry.client()
+	client, err := m.registry.Client()
 	if err != nil {
 		return err
 	}
@@ -93,7 +91,7 @@ func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, table.Close()) }()
-	layers, err := m.layers(ctx, client, ref)
+	layers, err := rootfs.Layers(ctx, client, ref, m.platform)
 	if err != nil {
 		return err
 	}
@@ -127,70 +125,6 @@ func (m *imageMount) folder() (string, error) {
 	return filepath.Abs(m.root)
 }
 
-// layers returns what the table has to be asked for, lowest layer first.
-func (m *imageMount) layers(
-	ctx context.Context, client *remote.Client, ref string,
-) ([]fs.Layer, error) {
-	im, err := client.Image(ref)
-	if err != nil {
-		return nil, err
-	}
-	list, err := manifests(ctx, im, []string{m.platform})
-	if err != nil {
-		return nil, err
-	}
-	manifest := list[0]
-	b, err := im.FetchBlob(ctx, manifest.manifest.Config, remote.MaxManifest)
-	if err != nil {
-		return nil, err
-	}
-	var config ocispec.Image
-	if err := json.Unmarshal(b, &config); err != nil {
-		return nil, fmt.Errorf("configuration of %s: %w", ref, err)
-	}
-	blobs := manifest.manifest.Layers
-	if len(config.RootFS.DiffIDs) != len(blobs) {
-		return nil, fmt.Errorf("%s is damaged: its manifest names %d layers, its configuration %d",
-			ref, len(blobs), len(config.RootFS.DiffIDs))
-	}
-	var digests []digest.Digest
-	for _, l := range blobs {
-		digests = append(digests, l.Digest)
-	}
-	layers := make([]fs.Layer, len(blobs))
-	for i := range blobs {
-		layers[i] = fs.Layer{Ref: ref, Manifest: manifest.desc.Digest, Digest: digests[i],
-			DiffID: config.RootFS.DiffIDs[i], Image: digests[i:]}
-	}
-	return layers, nil
-}
-
-// mountLayers mounts layers, given lowest first, and returns them topmost first. unmount is to be
-// called in any case.
-func mountLayers(
-	ctx context.Context, table *fs.Table, layers []fs.Layer,
-) (below []fs.Below, unmount func() error, err error) {
-	unmount = func() error {
-		var errs []error
-		for _, b := range below {
-			errs = append(errs, table.Unmount(b.Digest))
-		}
-		return errors.Join(errs...)
-	}
-	for _, l := range layers {
-		mounted, err := table.Mount(ctx, l, below)
-		if err != nil {
-			return below, unmount, err
-		}
-		below = append([]fs.Below{{Digest: l.Digest, Dir: mounted.Dir}}, below...)
-		if mounted.DiffID != l.DiffID {
-			return below, unmount, fmt.Errorf("layer %s: its index describes a tar of digest %s, "+
-				"the image wants %s: do not trust this index", l.Digest, mounted.DiffID, l.DiffID)
-		}
-	}
-	return below, unmount, nil
-}
-
 // serve mounts the layers and an overlay of them, and waits for the end.
 func (m *imageMount) serve(
 	ctx context.Context, table *fs.Table, layers []fs.Layer, root, dir string,
@@ -199,12 +133,12 @@ func (m *imageMount) serve(
 	if err := os.MkdirAll(empty, 0o755); err != nil {
 		return err
 	}
-	below, unmount, err := mountLayers(ctx, table, layers)
+	below, unmount, err := rootfs.Mount(ctx, table, layers)
 	defer func() { err = errors.Join(err, unmount()) }()
 	if err != nil {
 		return err
 	}
-	if err := (overlay{lower: below, empty: empty}).mount(dir); err != nil {
+	if err := (rootfs.Overlay{Lower: below, Empty: empty}).Mount(dir); err != nil {
 		return err
 	}
 	defer func() {

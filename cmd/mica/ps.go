@@ -11,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
@@ -23,10 +25,10 @@ func psCommand() *cobra.Command {
 		Short: "List the layers that micad has mounted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return ps(cmd.Context(), cmd.OutOrStdout(), daemon(address), asJSON)
+			return ps(cmd.Context(), cmd.OutOrStdout(), reach.Daemon(address), asJSON)
 		},
 	}
-	addAddress(cmd, &address)
+	reach.AddAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -66,8 +68,8 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 			lastError = fmt.Sprintf("%s (%s ago)", lastError,
 				time.Since(l.LastErrorTime).Round(time.Second))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", short(l.Layer.String()), l.Mode,
-			bytesText(l.Present), bytesText(l.Total),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", show.Short(l.Layer.String()), l.Mode,
+			show.Bytes(l.Present), show.Bytes(l.Total),
 			l.Requests, l.Ref, lastError)
 	}
 	if err := t.Flush(); err != nil {
@@ -86,7 +88,7 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 			"\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
 	}
 	for _, f := range out.Fallbacks {
-		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, short(f.Layer),
+		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, show.Short(f.Layer),
 			time.Since(f.Time).Round(time.Second), f.Reason)
 	}
 	return nil
@@ -98,28 +100,5 @@ func broughtText(brought, read int64) string {
 		return "nothing had to be brought"
 	}
 	part := 100 * float64(read) / float64(brought)
-	return fmt.Sprintf("%s brought, of which %.0f%% was read", bytesText(brought), part)
-}
-
-// short cuts a digest to what a person compares: "sha256:" and 12 digits.
-func short(digest string) string {
-	if len(digest) > 19 {
-		return digest[:19]
-	}
-	return digest
-}
-
-// bytesText writes a number of bytes for people, in powers of 1000 as registries do.
-func bytesText(n int64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v := float64(n)
-	unit := -1
-	for v >= 1000 && unit < len(units)-1 {
-		v /= 1000
-		unit++
-	}
-	return fmt.Sprintf("%.1f %cB", v, units[unit])
+	return fmt.Sprintf("%s brought, of which %.0f%% was read", show.Bytes(brought), part)
 }

@@ -25,6 +25,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -37,7 +39,7 @@ const (
 
 // pull is the flags of `mica pull`.
 type pull struct {
-	registry   registryFlags
+	registry   reach.Registry
 	containerd containerdFlags
 	namespace  string
 	platform   string
@@ -77,7 +79,7 @@ func (p *pull) add(cmd *cobra.Command) {
 		"ask the registry by http where hosts.toml does not say how; micad reads hosts.toml alone")
 	cmd.Flags().BoolVarP(&p.quiet, "quiet", "q", false, "print the image's name alone")
 	p.containerd.add(cmd)
-	p.registry.add(cmd)
+	p.registry.Add(cmd)
 }
 
 func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (err error) {
@@ -91,7 +93,7 @@ func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (
 	}
 	defer client.Close()
 	w := newPullWatch(named, micad, p.progressTo(stderr))
-	micad.Notice = (&notices{w: w}).tell
+	micad.Notice = (&reach.Notices{W: w}).Tell
 	if err := w.begin(ctx); err != nil {
 		return err
 	}
@@ -133,8 +135,8 @@ func (p *pull) parse(name string) (reference.Named, ocispec.Platform, error) {
 
 // open returns an image at its registry. What is told of the registry goes to told.
 func (p *pull) open(told io.Writer, named reference.Named) (*remote.Client, *remote.Image, error) {
-	p.registry.stderr, p.registry.plainHTTP = told, p.plainHTTP
-	registry, err := p.registry.client()
+	p.registry.Stderr, p.registry.PlainHTTP = told, p.plainHTTP
+	registry, err := p.registry.Client()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -149,7 +151,7 @@ func (p *pull) open(told io.Writer, named reference.Named) (*remote.Client, *rem
 func (p *pull) progressTo(stderr io.Writer) *pullLines {
 	l := &pullLines{w: stderr, quiet: p.quiet}
 	if f, ok := stderr.(*os.File); ok && !p.quiet {
-		l.terminal = newProgress(f)
+		l.terminal = show.NewBars(f)
 	}
 	return l
 }
@@ -160,7 +162,7 @@ func (p *pull) pull(
 ) error {
 	name := p.containerd.snapshotter
 	watched := watchedSnapshotter{client.SnapshotService(name), w}
-	puller, err := containerd.New(socketPath(p.containerd.address), containerd.WithServices(
+	puller, err := containerd.New(reach.SocketPath(p.containerd.address), containerd.WithServices(
 		containerd.WithSnapshotters(map[string]snapshots.Snapshotter{name: watched})))
 	if err != nil {
 		return err
@@ -215,7 +217,7 @@ func (p *pull) explain(ctx context.Context, im *remote.Image, w *pullWatch, err 
 	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		return fmt.Errorf("%s speaks http: give --plain-http, and for micad a hosts.toml in %s "+
 			"with server = \"http://%s\": %w",
-			w.host, filepath.Join(p.registry.hostsDir, w.host), w.host, err)
+			w.host, filepath.Join(p.registry.HostsDir, w.host), w.host, err)
 	case errdefs.IsNotFound(err) && w.resolved() && !w.chosen():
 		return fmt.Errorf("%s is not there for %s: choose with --platform: %w", im.Ref(),
 			p.platform, err)

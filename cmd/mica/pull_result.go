@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 )
 
@@ -38,7 +39,7 @@ func (w *pullWatch) awaitMounts(ctx context.Context) error {
 		case <-waiting.Done():
 			w.sayf("not all layers are mounted: a container that starts waits for them")
 			return nil
-		case <-time.After(redraw):
+		case <-time.After(show.Redraw):
 		}
 	}
 }
@@ -89,7 +90,7 @@ func (w *pullWatch) result(own int64) string {
 		count[kind]++
 		if kind == wholeLayer && indexed {
 			w.sayf("not lazy, micad has downloaded it: layer %s (%s): %s",
-				short(l.Digest.String()), bytesText(l.Size), wholeReason(l.MediaType))
+				show.Short(l.Digest.String()), show.Bytes(l.Size), wholeReason(l.MediaType))
 		}
 		if l.stage == wasThere {
 			there++
@@ -99,7 +100,7 @@ func (w *pullWatch) result(own int64) string {
 		w.sayf("not lazy, micad has downloaded it: the image: %s", w.noIndexReason())
 	}
 	text := fmt.Sprintf("ready in %s, %s of %s downloaded, %d of %d layers lazy",
-		tookText(time.Since(w.start)), bytesText(own+w.received), bytesText(w.sizeLocked()),
+		tookText(time.Since(w.start)), show.Bytes(own+w.received), show.Bytes(w.sizeLocked()),
 		count[lazyLayer], len(w.layers))
 	for _, kind := range []layerKind{wholeLayer, ordinaryLayer} {
 		if n := count[kind]; n > 0 {

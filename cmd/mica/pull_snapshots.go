@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
 // watchedSnapshotter tells a watch what becomes of layers.
@@ -102,7 +103,7 @@ func (w *pullWatch) leftToContainerd(ctx context.Context, key string, l *pullLay
 			reason = f.Reason
 		}
 	}
-	which := fmt.Sprintf("layer %s (%s)", short(l.Digest.String()), bytesText(l.Size))
+	which := fmt.Sprintf("layer %s (%s)", show.Short(l.Digest.String()), show.Bytes(l.Size))
 	if above > 0 {
 		which += fmt.Sprintf(" and the %d above it", above)
 	}

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 )
 
@@ -124,10 +125,17 @@ func TestPullWaits(t *testing.T) {
 	check("micad downloads what has no index, 21.0 MB of 104.9 MB")
 	a.stage, b.stage = served, ordinary
 	check("layer 2 of 2: containerd begins to download it")
-	b.bar = (&progress{}).add("b", b.Size)
-	b.bar.read = 10 << 20
+	b.bar = (&show.Bars{}).Add("b", b.Size)
+	blob := b.bar.Reader(bytes.NewReader(make([]byte, b.Size)))
+	reads := func(n int64) {
+		t.Helper()
+		if _, err := io.CopyN(io.Discard, blob, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads(10 << 20)
 	check("layer 2 of 2: containerd downloads it, 10.5 MB of 41.9 MB")
-	b.bar.read = b.Size
+	reads(b.Size - 10<<20)
 	check("layer 2 of 2: containerd unpacks it")
 	b.stage = unpacked
 	check("containerd to enter the image")

@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 )
 
@@ -39,18 +40,18 @@ const (
 type pullLayer struct {
 	ocispec.Descriptor
 	stage pullStage
-	bar   *bar // of its download by containerd; nil: that has not begun
+	bar   *show.Bar // of its download by containerd; nil: that has not begun
 }
 
 // pullLines is where it is told how a pull goes: bars and a status on a terminal, else lines.
 type pullLines struct {
 	w        io.Writer
-	terminal *progress // nil or quiet: no terminal
+	terminal *show.Bars // nil or quiet: no terminal
 	quiet    bool
 }
 
 // onTerminal says whether what is told may be replaced.
-func (l *pullLines) onTerminal() bool { return l.terminal != nil && l.terminal.w != nil }
+func (l *pullLines) onTerminal() bool { return l.terminal != nil && !l.terminal.Quiet() }
 
 // Write implements io.Writer, for whole lines.
 func (l *pullLines) Write(lines []byte) (int, error) {
@@ -121,7 +122,7 @@ func (w *pullWatch) begin(ctx context.Context) error {
 func (w *pullWatch) end() {
 	w.stop()
 	if w.lines.onTerminal() {
-		w.lines.terminal.clear()
+		w.lines.terminal.Clear()
 	}
 }
 
@@ -136,7 +137,7 @@ func (w *pullWatch) receivedByMicad(ctx context.Context) (int64, error) {
 func (w *pullWatch) tell(ctx context.Context) {
 	every := plainEvery
 	if w.lines.onTerminal() {
-		every = redraw
+		every = show.Redraw
 	}
 	poll, draw := time.NewTicker(pollEvery), time.NewTicker(every)
 	defer poll.Stop()
@@ -152,7 +153,7 @@ func (w *pullWatch) tell(ctx context.Context) {
 		}
 		line := fmt.Sprintf("%s %s", tookText(time.Since(w.start)), w.waitsFor())
 		if w.lines.onTerminal() {
-			w.lines.terminal.setStatus(line)
+			w.lines.terminal.SetStatus(line)
 		} else {
 			w.sayf("%s", line)
 		}
@@ -188,14 +189,14 @@ func (w *pullWatch) waitsFor() string {
 		switch {
 		case l.stage == asked && w.received > w.sizeLocked()/indexPart:
 			return which + fmt.Sprintf("micad downloads what has no index, %s of %s",
-				bytesText(w.received), bytesText(w.sizeLocked()))
+				show.Bytes(w.received), show.Bytes(w.sizeLocked()))
 		case l.stage == asked:
 			return which + "micad looks for an index and mounts it"
-		case l.stage == ordinary && l.bar != nil && l.bar.bytes() >= l.Size:
+		case l.stage == ordinary && l.bar != nil && l.bar.Bytes() >= l.Size:
 			return which + "containerd unpacks it"
 		case l.stage == ordinary && l.bar != nil:
 			return which + fmt.Sprintf("containerd downloads it, %s of %s",
-				bytesText(l.bar.bytes()), bytesText(l.Size))
+				show.Bytes(l.bar.Bytes()), show.Bytes(l.Size))
 		case l.stage == ordinary:
 			return which + "containerd begins to download it"
 		case l.stage == notAsked:
@@ -252,7 +253,7 @@ func (w *pullWatch) handler(next images.Handler) images.Handler {
 		}
 		n, size := len(w.layers), w.sizeLocked()
 		w.mu.Unlock()
-		w.sayf("%s: %d layers, %s, %s", w.ref, n, bytesText(size), w.target)
+		w.sayf("%s: %d layers, %s, %s", w.ref, n, show.Bytes(size), w.target)
 		return children, nil
 	})
 }
@@ -267,22 +268,22 @@ func (w *pullWatch) fetching(d ocispec.Descriptor, body io.ReadCloser) io.ReadCl
 	}
 	p := w.lines.terminal
 	if p == nil {
-		p = &progress{}
+		p = &show.Bars{}
 	}
-	bar := p.add("layer "+short(d.Digest.String()), d.Size)
+	bar := p.Add("layer "+show.Short(d.Digest.String()), d.Size)
 	w.layers[i].bar = bar
-	return &download{bar.reader(body), body, bar}
+	return &download{bar.Reader(body), body, bar}
 }
 
 // download is a layer that containerd downloads. Its bar goes with its end.
 type download struct {
 	io.Reader
 	body io.Closer
-	bar  *bar
+	bar  *show.Bar
 }
 
 // Close implements io.Closer.
 func (d *download) Close() error {
-	d.bar.remove()
+	d.bar.Remove()
 	return d.body.Close()
 }

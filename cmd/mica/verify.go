@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
@@ -33,10 +35,10 @@ func verifyCommand() *cobra.Command {
 			if len(args) > 0 {
 				which = args[0]
 			}
-			return verify(cmd.Context(), cmd.OutOrStdout(), daemon(address), which, asJSON)
+			return verify(cmd.Context(), cmd.OutOrStdout(), reach.Daemon(address), which, asJSON)
 		},
 	}
-	addAddress(cmd, &address)
+	reach.AddAddress(cmd, &address)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a line of JSON for each layer")
 	return cmd
 }
@@ -92,7 +94,8 @@ func matching(all []cache.Usage, which string) (layers []digest.Digest) {
 }
 
 func verifiedText(v *cache.Verified) string {
-	text := fmt.Sprintf("%s  %s in %d spans", short(v.Layer.String()), bytesText(v.Bytes), v.Spans)
+	text := fmt.Sprintf("%s  %s in %d spans", show.Short(v.Layer.String()), show.Bytes(v.Bytes),
+		v.Spans)
 	switch {
 	case v.Error != "":
 		text += fmt.Sprintf(": %d wrong, %d put right; %s", v.Wrong, v.Repaired, v.Error)

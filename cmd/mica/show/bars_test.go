@@ -1,4 +1,4 @@
-package main
+package show
 
 import (
 	"fmt"
@@ -6,16 +6,16 @@ import (
 	"testing"
 )
 
-// TestProgress draws bars on terminals of several sizes: no line is as wide as the terminal, and no
+// TestBars draws bars on terminals of several sizes: no line is as wide as the terminal, and no
 // more are drawn than it has room for. What is drawn goes before more is.
-func TestProgress(t *testing.T) {
+func TestBars(t *testing.T) {
 	for _, size := range [][2]int{{80, 24}, {40, 24}, {10, 5}, {200, 3}, {80, 2}, {1, 2}} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			var out strings.Builder
-			p := &progress{w: &out, size: func() (int, int) { return size[0], size[1] }}
-			p.setStatus("waiting for a registry that is far away and has much to do, as it seems")
+			p := &Bars{w: &out, size: func() (int, int) { return size[0], size[1] }}
+			p.SetStatus("waiting for a registry that is far away and has much to do, as it seems")
 			for k := range 30 {
-				b := p.add(fmt.Sprintf("layer %d/30 sha256:0123456789", k+1), 12_345_678_901)
+				b := p.Add(fmt.Sprintf("layer %d/30 sha256:0123456789", k+1), 12_345_678_901)
 				b.read = int64(k) << 20
 			}
 			p.bars[0].read = p.bars[0].total

@@ -1,4 +1,4 @@
-package main
+package reach
 
 import (
 	"bytes"
@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -20,15 +19,15 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
 
-	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/remote/layout"
 )
 
-// image is where an image and its index lie: a registry or an OCI layout.
-type image interface {
+// Image is where an image and its index lie: a registry or an OCI layout.
+type Image interface {
 	Ref() string
 	Resolve(ctx context.Context) (ocispec.Descriptor, error)
 	Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, error)
@@ -45,64 +44,48 @@ type image interface {
 }
 
 var (
-	_ image = (*remote.Image)(nil)
-	_ image = (*layout.Image)(nil)
+	_ Image = (*remote.Image)(nil)
+	_ Image = (*layout.Image)(nil)
 )
 
-// registryFlags are the flags of all verbs that talk to registries.
-type registryFlags struct {
-	hostsDir  string
-	giveUp    time.Duration
-	plainHTTP bool
-	stderr    io.Writer // nil: os.Stderr
+// Registry is the flags of all verbs that talk to registries.
+type Registry struct {
+	HostsDir  string
+	GiveUp    time.Duration
+	PlainHTTP bool
+	Stderr    io.Writer // where it is told what is waited for; nil: os.Stderr
+
+	root func() *cobra.Command
 }
 
-func (f *registryFlags) client() (*remote.Client, error) {
+// Add adds the flags to a command.
+func (f *Registry) Add(cmd *cobra.Command) {
+	f.root = cmd.Root
+	cmd.Flags().StringVar(&f.HostsDir, "hosts-dir", "/etc/containerd/certs.d",
+		"registry hosts configuration, as containerd's config_path")
+	cmd.Flags().DurationVar(&f.GiveUp, "give-up", 25*time.Second,
+		"how long a registry may bring nothing, about, until the command fails")
+}
+
+// Client returns a client of registries. The caller closes it.
+func (f *Registry) Client() (*remote.Client, error) {
 	return remote.New(remote.Config{
-		ConfigPath:  f.hostsDir,
+		ConfigPath:  f.HostsDir,
 		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
-		UserAgent:   "mica/" + version,
+		UserAgent:   "mica/" + f.root().Version,
 		// An attempt that is not answered ends after the one, and none begins after the other.
-		StallTimeout: f.giveUp / 2,
-		DialTimeout:  f.giveUp / 3,
-		GiveUp:       f.giveUp / 2,
-		ListTimeout:  f.giveUp,
-		Notice:       (&notices{w: f.stderr}).tell,
-		PlainHTTP:    f.plainHTTP,
+		StallTimeout: f.GiveUp / 2,
+		DialTimeout:  f.GiveUp / 3,
+		GiveUp:       f.GiveUp / 2,
+		ListTimeout:  f.GiveUp,
+		Notice:       (&Notices{W: f.Stderr}).Tell,
+		PlainHTTP:    f.PlainHTTP,
 	})
 }
 
-// notices tells on stderr what is waited for, a thing once.
-type notices struct {
-	w io.Writer // nil: os.Stderr
-
-	mu   sync.Mutex
-	last string
-}
-
-func (n *notices) tell(line string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if line != n.last {
-		n.last = line
-		w := n.w
-		if w == nil {
-			w = os.Stderr
-		}
-		fmt.Fprintln(w, "mica:", line)
-	}
-}
-
-// daemon returns a client of the micad behind a socket.
-func daemon(address string) *admin.Client {
-	c := admin.NewClient(socketPath(address))
-	c.Notice = (&notices{}).tell
-	return c
-}
-
-// open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME),
+// Open opens what the user named: an OCI layout where that is a folder with one (DIR or DIR:NAME),
 // an image at a registry otherwise.
-func (f *registryFlags) open(name string) (image, error) {
+func (f *Registry) Open(name string) (Image, error) {
 	if dir, image, ok := layoutName(name); ok {
 		l, err := layout.Open(dir)
 		if err != nil {
@@ -110,11 +93,11 @@ func (f *registryFlags) open(name string) (image, error) {
 		}
 		return l.Image(image), nil
 	}
-	ref, err := normalise(name)
+	ref, err := Normalise(name)
 	if err != nil {
 		return nil, err
 	}
-	c, err := f.client()
+	c, err := f.Client()
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +119,8 @@ func layoutName(name string) (dir, image string, ok bool) {
 	return "", "", false
 }
 
-// normalise completes a reference as docker does: "python" is docker.io/library/python:latest.
-func normalise(name string) (string, error) {
+// Normalise completes a reference as docker does: "python" is docker.io/library/python:latest.
+func Normalise(name string) (string, error) {
 	r, err := reference.ParseDockerRef(name)
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w: name it as in `docker pull` (HOST/NAME:TAG), or "+
@@ -146,25 +129,25 @@ func normalise(name string) (string, error) {
 	return r.String(), nil
 }
 
-// imageManifest is the manifest of an image for one platform.
-type imageManifest struct {
-	desc     ocispec.Descriptor
-	platform string
-	manifest ocispec.Manifest
+// Manifest is the manifest of an image for one platform.
+type Manifest struct {
+	ocispec.Manifest
+	Desc     ocispec.Descriptor
+	Platform string // as it was asked for; "": the image is for one alone
 }
 
-// manifests returns the image's manifests for the wanted platforms, those that containerd
+// Manifests returns the image's manifests for the wanted platforms, those that containerd
 // chooses. An image that is not an index has one, whatever is wanted.
-func manifests(ctx context.Context, im image, want []string) ([]imageManifest, error) {
+func Manifests(ctx context.Context, im Image, want []string) ([]Manifest, error) {
 	d, err := im.Resolve(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if !images.IsIndexType(d.MediaType) {
 		m, err := readManifest(ctx, im, d, "")
-		return []imageManifest{m}, err
+		return []Manifest{m}, err
 	}
-	var all []imageManifest
+	var all []Manifest
 	for _, p := range want {
 		chosen, err := choose(ctx, im, d, p)
 		if err != nil {
@@ -182,7 +165,7 @@ func manifests(ctx context.Context, im image, want []string) ([]imageManifest, e
 // choose returns the manifest of an index, or of one that is in it, that containerd chooses for a
 // platform: of each index the entry that fits best, or else the first without a platform, whose
 // configuration has to name a platform that fits.
-func choose(ctx context.Context, im image, index ocispec.Descriptor,
+func choose(ctx context.Context, im Image, index ocispec.Descriptor,
 	want string) (ocispec.Descriptor, error) {
 	p, err := platforms.Parse(want)
 	if err != nil {
@@ -201,7 +184,7 @@ func choose(ctx context.Context, im image, index ocispec.Descriptor,
 // chosen is a content store with the manifests of an image. It notes the manifest that was read
 // last, and the platforms that the indexes offer.
 type chosen struct {
-	im       image
+	im       Image
 	manifest ocispec.Descriptor
 	offered  []string
 }
@@ -249,19 +232,19 @@ type inMemory struct{ *bytes.Reader }
 func (inMemory) Close() error { return nil }
 
 func readManifest(
-	ctx context.Context, im image, d ocispec.Descriptor, platform string,
-) (imageManifest, error) {
+	ctx context.Context, im Image, d ocispec.Descriptor, platform string,
+) (Manifest, error) {
 	b, err := im.Manifest(ctx, d)
 	if err != nil {
-		return imageManifest{}, err
+		return Manifest{}, err
 	}
-	m := imageManifest{desc: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest,
-		Size: int64(len(b))}, platform: platform}
-	if err := json.Unmarshal(b, &m.manifest); err != nil {
-		return imageManifest{}, fmt.Errorf("manifest %s of %s: %w", d.Digest, im.Ref(), err)
+	m := Manifest{Desc: ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest,
+		Size: int64(len(b))}, Platform: platform}
+	if err := json.Unmarshal(b, &m.Manifest); err != nil {
+		return Manifest{}, fmt.Errorf("manifest %s of %s: %w", d.Digest, im.Ref(), err)
 	}
-	if len(m.manifest.Layers) == 0 {
-		return imageManifest{}, errors.New(im.Ref() + " has no layers: it is not a container image")
+	if len(m.Layers) == 0 {
+		return Manifest{}, errors.New(im.Ref() + " has no layers: it is not a container image")
 	}
 	return m, nil
 }

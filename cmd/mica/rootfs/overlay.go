@@ -1,4 +1,4 @@
-package main
+package rootfs
 
 import (
 	"fmt"
@@ -8,23 +8,23 @@ import (
 	"github.com/mica-snapshotter/mica/fs"
 )
 
-// overlay is layers shown as one.
-type overlay struct {
-	lower []fs.Below // topmost first
-	empty string     // a folder without files, since overlayfs wants two layers at the least
-	// upper and work are where changes go, on one file system; both "": none can be made.
-	upper, work string
+// Overlay is layers shown as one.
+type Overlay struct {
+	Lower []fs.Below // topmost first
+	Empty string     // a folder without files, since overlayfs wants two layers at the least
+	// Upper and Work are where changes go, on one file system; both "": none can be made.
+	Upper, Work string
 }
 
-// mount shows the overlay at dir.
-func (o overlay) mount(dir string) error {
+// Mount shows the overlay at dir.
+func (o Overlay) Mount(dir string) error {
 	if err := o.mountAt(dir); err != nil {
-		return fmt.Errorf("overlay of %d layers at %s: %w", len(o.lower), dir, err)
+		return fmt.Errorf("overlay of %d layers at %s: %w", len(o.Lower), dir, err)
 	}
 	return nil
 }
 
-func (o overlay) mountAt(dir string) error {
+func (o Overlay) mountAt(dir string) error {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return err
@@ -33,13 +33,13 @@ func (o overlay) mountAt(dir string) error {
 	// One device and different inode numbers for all layers.
 	set := [][2]string{{"source", "mica"}, {"xino", "on"}}
 	// One by one (Linux 6.8): a string of all of them is limited to 255 bytes here.
-	for _, b := range o.lower {
+	for _, b := range o.Lower {
 		set = append(set, [2]string{"lowerdir+", b.Dir})
 	}
-	set = append(set, [2]string{"lowerdir+", o.empty})
+	set = append(set, [2]string{"lowerdir+", o.Empty})
 	attr := unix.MOUNT_ATTR_RDONLY
-	if o.upper != "" {
-		set = append(set, [2]string{"upperdir", o.upper}, [2]string{"workdir", o.work})
+	if o.Upper != "" {
+		set = append(set, [2]string{"upperdir", o.Upper}, [2]string{"workdir", o.Work})
 		attr = 0
 	}
 	for _, s := range set {

@@ -1,4 +1,6 @@
-package main
+// Package publish is the commands that make what lies beside an image, and store it there: its
+// index, and the profile of its start.
+package publish
 
 import (
 	"context"
@@ -9,7 +11,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
@@ -18,6 +19,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
@@ -30,7 +33,7 @@ import (
 
 // indexCreate is one run of `mica index create`.
 type indexCreate struct {
-	registry  registryFlags
+	registry  reach.Registry
 	push      bool
 	output    string
 	platforms []string
@@ -39,7 +42,14 @@ type indexCreate struct {
 	from      string           // file with a profile
 	profile   *profile.Profile // in it; nil: there is none, or it is published
 	out       io.Writer
-	bars      *progress
+	bars      *show.Bars
+}
+
+// IndexCommand returns `mica index`.
+func IndexCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
+	cmd.AddCommand(indexCreateCommand(), indexInspectCommand())
+	return cmd
 }
 
 func indexCreateCommand() *cobra.Command {
@@ -52,8 +62,8 @@ and makes the index with which Mica starts containers before the layers arrive.
 The image itself is not changed.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c.out, c.bars = cmd.OutOrStdout(), newProgress(os.Stderr)
-			c.registry.stderr = c.bars
+			c.out, c.bars = cmd.OutOrStdout(), show.NewBars(os.Stderr)
+			c.registry.Stderr = c.bars
 			return c.run(cmd.Context(), args[0])
 		},
 	}
@@ -67,15 +77,8 @@ The image itself is not changed.`,
 		"how much is fetched at the least, uncompressed, 64KiB to 4MiB: smaller makes a larger index")
 	cmd.Flags().StringVar(&c.from, "profile", "",
 		"with --push: publish the profile in this file beside the index, as mica profile push does")
-	c.registry.add(cmd)
+	c.registry.Add(cmd)
 	return cmd
-}
-
-func (f *registryFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.hostsDir, "hosts-dir", "/etc/containerd/certs.d",
-		"registry hosts configuration, as containerd's config_path")
-	cmd.Flags().DurationVar(&f.giveUp, "give-up", 25*time.Second,
-		"how long a registry may bring nothing, about, until the command fails")
 }
 
 func (c *indexCreate) run(ctx context.Context, name string) error {
@@ -98,11 +101,11 @@ func (c *indexCreate) run(ctx context.Context, name string) error {
 		return fmt.Errorf("--span-size %q: %w", c.spanSize, err)
 	}
 	c.span = span
-	im, err := c.registry.open(name)
+	im, err := c.registry.Open(name)
 	if err != nil {
 		return err
 	}
-	list, err := manifests(ctx, im, c.platforms)
+	list, err := reach.Manifests(ctx, im, c.platforms)
 	if err != nil {
 		return err
 	}
@@ -128,7 +131,7 @@ func (c *indexCreate) toFolder() bool {
 }
 
 // one makes the index for one manifest and puts it where the user wants it.
-func (c *indexCreate) one(ctx context.Context, im image, m imageManifest) error {
+func (c *indexCreate) one(ctx context.Context, im reach.Image, m reach.Manifest) error {
 	dir, err := os.MkdirTemp("", "mica-index-")
 	if err != nil {
 		return err
@@ -140,10 +143,10 @@ func (c *indexCreate) one(ctx context.Context, im image, m imageManifest) error 
 	}
 	defer b.close()
 	if c.push {
-		if err := b.store(ctx, im, m.desc); err != nil {
+		if err := b.store(ctx, im, m.Desc); err != nil {
 			return err
 		}
-		if p := c.profile; p != nil && p.Manifest == m.desc.Digest {
+		if p := c.profile; p != nil && p.Manifest == m.Desc.Digest {
 			if err := pushProfile(ctx, c.out, im, m, p, true); err != nil {
 				return err
 			}
@@ -157,7 +160,7 @@ func (c *indexCreate) one(ctx context.Context, im image, m imageManifest) error 
 		if err != nil {
 			return err
 		}
-		if err := b.store(ctx, l.Image(""), m.desc); err != nil {
+		if err := b.store(ctx, l.Image(""), m.Desc); err != nil {
 			return err
 		}
 	default:
@@ -180,9 +183,9 @@ type built struct {
 
 // build scans the image's layers, as many at once as there are cores for.
 func (c *indexCreate) build(
-	ctx context.Context, im image, m imageManifest, dir string,
+	ctx context.Context, im reach.Image, m reach.Manifest, dir string,
 ) (*built, error) {
-	scanned := make([]*scannedLayer, len(m.manifest.Layers))
+	scanned := make([]*scannedLayer, len(m.Layers))
 	defer func() {
 		for _, s := range scanned {
 			s.close()
@@ -190,11 +193,11 @@ func (c *indexCreate) build(
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(runtime.GOMAXPROCS(0)/2, 1))
-	for i, l := range m.manifest.Layers {
-		bar := c.bars.add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.manifest.Layers),
-			short(l.Digest.String())), l.Size)
+	for i, l := range m.Layers {
+		bar := c.bars.Add(fmt.Sprintf("layer %d/%d %s", i+1, len(m.Layers),
+			show.Short(l.Digest.String())), l.Size)
 		g.Go(func() (err error) {
-			defer bar.done()
+			defer bar.Done()
 			scanned[i], err = c.scan(ctx, im, l, dir, bar)
 			return err
 		})
@@ -250,7 +253,7 @@ func (s *scannedLayer) input() bundle.Input {
 }
 
 func (c *indexCreate) scan(
-	ctx context.Context, im image, l ocispec.Descriptor, dir string, bar *bar,
+	ctx context.Context, im reach.Image, l ocispec.Descriptor, dir string, bar *show.Bar,
 ) (*scannedLayer, error) {
 	if strings.HasSuffix(l.MediaType, "+encrypted") {
 		return &scannedLayer{skipped: fmt.Sprintf("layer %s: it is encrypted", l.Digest)}, nil
@@ -267,7 +270,7 @@ func (c *indexCreate) scan(
 	if s.windows, err = os.CreateTemp(dir, "windows-"); err != nil {
 		return nil, errors.Join(err, s.index.Close())
 	}
-	draft, err := targz.Scan(ctx, bar.reader(body),
+	draft, err := targz.Scan(ctx, bar.Reader(body),
 		targz.Options{Windows: s.windows, SpanSize: c.span})
 	if (errors.Is(err, targz.ErrNotIndexable) || errors.Is(err,
 		tartree.ErrLowest)) && ctx.Err() == nil {
@@ -320,7 +323,7 @@ func (b *built) close() {
 }
 
 // store puts the index beside an image, as an artifact whose subject is the image's manifest.
-func (b *built) store(ctx context.Context, im image, subject ocispec.Descriptor) error {
+func (b *built) store(ctx context.Context, im reach.Image, subject ocispec.Descriptor) error {
 	x := artifact.New(b.treesSum, b.treesLen, b.windowsSum, b.windowsLen)
 	x.Layers = b.told
 	refs, err := im.Referrers(ctx, subject.Digest, artifact.Type)
@@ -374,22 +377,22 @@ func (b *built) writeFile(path string) error {
 }
 
 // report tells what was made.
-func (b *built) report(w io.Writer, ref string, m imageManifest) error {
+func (b *built) report(w io.Writer, ref string, m reach.Manifest) error {
 	var total int64
-	for _, l := range m.manifest.Layers {
+	for _, l := range m.Layers {
 		total += l.Size
 	}
 	for _, s := range b.skipped {
 		fmt.Fprintln(os.Stderr, "mica: not indexed, it will be downloaded whole:", s)
 	}
 	platform := ""
-	if m.platform != "" {
-		platform = " (" + m.platform + ")"
+	if m.Platform != "" {
+		platform = " (" + m.Platform + ")"
 	}
 	size := b.treesLen + b.windowsLen
 	_, err := fmt.Fprintf(w,
 		"%s%s: index of %d layers, %s (%.2f%% of %s), of which %s before a container starts\n",
-		ref, platform, b.layers, bytesText(size), 100*float64(size)/float64(max(total,
-			1)), bytesText(total), bytesText(b.treesLen))
+		ref, platform, b.layers, show.Bytes(size), 100*float64(size)/float64(max(total,
+			1)), show.Bytes(total), show.Bytes(b.treesLen))
 	return err
 }

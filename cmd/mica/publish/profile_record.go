@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"context"
@@ -17,6 +17,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/rootfs"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/profile"
@@ -34,7 +37,7 @@ var (
 
 // profileRecord is one run of `mica profile record`.
 type profileRecord struct {
-	image   imageMount
+	image   profileFlags
 	push    bool
 	merge   bool
 	output  string
@@ -45,8 +48,7 @@ type profileRecord struct {
 }
 
 func profileRecordCommand() *cobra.Command {
-	r := &profileRecord{image: imageMount{mode: string(fs.Auto)}}
-	var f profileFlags
+	r := &profileRecord{}
 	cmd := &cobra.Command{
 		Use:   "record [flags] REF [-- ARG...]",
 		Short: "Run a container of an image once and record what it reads",
@@ -57,12 +59,11 @@ and then has read nothing new for --calm, or after --timeout. It has the network
 this machine, and no limits. The image needs an index (mica index create --push).`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r.image.registry, r.image.platform = f.registry, f.platform
 			r.stdout, r.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return r.run(cmd.Context(), args[0], args[1:])
 		},
 	}
-	f.addImage(cmd)
+	r.image.addImage(cmd)
 	cmd.Flags().BoolVar(&r.push, "push", false, "publish the profile beside the image")
 	cmd.Flags().BoolVar(&r.merge, "merge", true,
 		"with --push: merge with the profile that is published; false: replace it")
@@ -81,11 +82,11 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 	if r.calm <= 0 || r.timeout <= 0 {
 		return errors.New("--calm and --timeout must be positive durations")
 	}
-	ref, err := normalise(name)
+	ref, err := reach.Normalise(name)
 	if err != nil {
 		return err
 	}
-	client, err := r.image.registry.client()
+	client, err := r.image.registry.Client()
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 	if err != nil {
 		return err
 	}
-	list, err := manifests(ctx, im, []string{r.image.platform})
+	list, err := reach.Manifests(ctx, im, []string{r.image.platform})
 	if err != nil {
 		return err
 	}
@@ -118,16 +119,16 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 }
 
 // report tells what was recorded. total is the image's bytes, uncompressed.
-func (r *profileRecord) report(im image, p *profile.Profile, total int64) error {
+func (r *profileRecord) report(im reach.Image, p *profile.Profile, total int64) error {
 	_, err := fmt.Fprintf(r.stdout, "%s: recorded %d ranges of %d layers, %s (%.1f%% of %s)\n",
-		im.Ref(), len(p.Ranges), p.Layers(), bytesText(p.Bytes()),
-		100*float64(p.Bytes())/float64(max(total, 1)), bytesText(total))
+		im.Ref(), len(p.Ranges), p.Layers(), show.Bytes(p.Bytes()),
+		100*float64(p.Bytes())/float64(max(total, 1)), show.Bytes(total))
 	return err
 }
 
 // record runs the container, and returns its profile and the image's bytes, uncompressed.
 func (r *profileRecord) record(
-	ctx context.Context, client *remote.Client, im *remote.Image, m imageManifest, args []string,
+	ctx context.Context, client *remote.Client, im *remote.Image, m reach.Manifest, args []string,
 ) (p *profile.Profile, total int64, err error) {
 	config, err := imageConfig(ctx, im, m)
 	if err != nil {
@@ -138,7 +139,7 @@ func (r *profileRecord) record(
 		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	recorder := profile.NewRecorder(m.desc.Digest, nil)
+	recorder := profile.NewRecorder(m.Desc.Digest, nil)
 	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads
 	// that could be recorded.
 	table, err := fs.Open(ctx, fs.Options{
@@ -150,11 +151,11 @@ func (r *profileRecord) record(
 		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, table.Close()) }()
-	layers, err := r.image.layers(ctx, client, im.Ref())
+	layers, err := rootfs.Layers(ctx, client, im.Ref(), r.image.platform)
 	if err != nil {
 		return nil, 0, err
 	}
-	below, unmount, err := mountLayers(ctx, table, layers)
+	below, unmount, err := rootfs.Mount(ctx, table, layers)
 	defer func() { err = errors.Join(err, unmount()) }()
 	if err != nil {
 		return nil, 0, err
@@ -172,8 +173,10 @@ func (r *profileRecord) record(
 	return p, total, nil
 }
 
-func imageConfig(ctx context.Context, im image, m imageManifest) (ocispec.ImageConfig, error) {
-	b, err := im.FetchBlob(ctx, m.manifest.Config, remote.MaxManifest)
+func imageConfig(
+	ctx context.Context, im reach.Image, m reach.Manifest,
+) (ocispec.ImageConfig, error) {
+	b, err := im.FetchBlob(ctx, m.Config, remote.MaxManifest)
 	if err != nil {
 		return ocispec.ImageConfig{}, err
 	}
@@ -195,8 +198,8 @@ func (r *profileRecord) start(
 			return err
 		}
 	}
-	o := overlay{lower: below, empty: at("empty"), upper: at("upper"), work: at("work")}
-	if err := o.mount(at("rootfs")); err != nil {
+	o := rootfs.Overlay{Lower: below, Empty: at("empty"), Upper: at("upper"), Work: at("work")}
+	if err := o.Mount(at("rootfs")); err != nil {
 		return fmt.Errorf("%w: set TMPDIR to a folder on an ordinary file system", err)
 	}
 	defer func() {

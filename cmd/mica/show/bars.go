@@ -1,4 +1,4 @@
-package main
+package show
 
 import (
 	"fmt"
@@ -15,34 +15,35 @@ import (
 // barWidth is the number of characters of a full bar.
 const barWidth = 30
 
-// redraw is how often bars change at most.
-const redraw = 100 * time.Millisecond
+// Redraw is how often bars change at most.
+const Redraw = 100 * time.Millisecond
 
-// progress draws what is waited for, and a bar for each thing that takes long, one line each, on a
+// Bars draws what is waited for, and a bar for each thing that takes long, one line each, on a
 // terminal; elsewhere it is quiet. Other lines for stderr are written by means of it.
-type progress struct {
+type Bars struct {
 	w    io.Writer                  // nil: quiet
 	size func() (columns, rows int) // of the terminal; nil: quiet
 
 	mu     sync.Mutex
 	status string // a line above the bars; "": none
-	bars   []*bar
+	bars   []*Bar
 	drawn  int // lines on the terminal
 	last   time.Time
 }
 
-// bar is the progress of one thing.
-type bar struct {
-	p           *progress
+// Bar is the progress of one thing.
+type Bar struct {
+	p           *Bars
 	name        string
-	total, read int64 // guarded by progress.mu
+	total, read int64 // guarded by Bars.mu
 }
 
-func newProgress(f *os.File) *progress {
+// NewBars returns bars for a terminal; quiet ones if f is none.
+func NewBars(f *os.File) *Bars {
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return &progress{}
+		return &Bars{}
 	}
-	return &progress{w: f, size: func() (columns, rows int) {
+	return &Bars{w: f, size: func() (columns, rows int) {
 		ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 		if err != nil || ws.Col == 0 || ws.Row < 2 {
 			return 80, 24
@@ -51,25 +52,28 @@ func newProgress(f *os.File) *progress {
 	}}
 }
 
-// add adds a bar for total bytes.
-func (p *progress) add(name string, total int64) *bar {
+// Quiet says whether nothing is drawn.
+func (p *Bars) Quiet() bool { return p.w == nil }
+
+// Add adds a bar for total bytes.
+func (p *Bars) Add(name string, total int64) *Bar {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	b := &bar{p: p, name: name, total: total}
+	b := &Bar{p: p, name: name, total: total}
 	p.bars = append(p.bars, b)
 	return b
 }
 
-// setStatus writes what is waited for above the bars.
-func (p *progress) setStatus(line string) {
+// SetStatus writes what is waited for above the bars.
+func (p *Bars) SetStatus(line string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = line
 	p.drawLocked(true)
 }
 
-// clear takes all away that is drawn, for good.
-func (p *progress) clear() {
+// Clear takes all away that is drawn, for good.
+func (p *Bars) Clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.w != nil {
@@ -78,26 +82,26 @@ func (p *progress) clear() {
 	p.status, p.bars = "", nil
 }
 
-// reader counts what is read from r.
-func (b *bar) reader(r io.Reader) io.Reader { return &barReader{b, r} }
+// Reader counts what is read from r.
+func (b *Bar) Reader(r io.Reader) io.Reader { return &barReader{b, r} }
 
-// remove takes the bar away.
-func (b *bar) remove() {
+// Remove takes the bar away.
+func (b *Bar) Remove() {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
-	b.p.bars = slices.DeleteFunc(b.p.bars, func(other *bar) bool { return other == b })
+	b.p.bars = slices.DeleteFunc(b.p.bars, func(other *Bar) bool { return other == b })
 	b.p.drawLocked(true)
 }
 
-// bytes says how much was read.
-func (b *bar) bytes() int64 {
+// Bytes says how much was read.
+func (b *Bar) Bytes() int64 {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
 	return b.read
 }
 
 type barReader struct {
-	b *bar
+	b *Bar
 	r io.Reader
 }
 
@@ -110,15 +114,15 @@ func (r *barReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// done draws the bar as it is in the end.
-func (b *bar) done() {
+// Done draws the bar as it is in the end.
+func (b *Bar) Done() {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
 	b.p.drawLocked(true)
 }
 
 // Write implements io.Writer: it writes whole lines above the bars.
-func (p *progress) Write(lines []byte) (int, error) {
+func (p *Bars) Write(lines []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.w == nil {
@@ -131,15 +135,15 @@ func (p *progress) Write(lines []byte) (int, error) {
 }
 
 // eraseLocked takes the bars away.
-func (p *progress) eraseLocked() {
+func (p *Bars) eraseLocked() {
 	if p.drawn > 0 {
 		_, _ = fmt.Fprintf(p.w, "\x1b[%dA\r\x1b[J", p.drawn) // a lost bar is no reason to stop
 		p.drawn = 0
 	}
 }
 
-func (p *progress) drawLocked(now bool) {
-	if p.w == nil || !now && time.Since(p.last) < redraw {
+func (p *Bars) drawLocked(now bool) {
+	if p.w == nil || !now && time.Since(p.last) < Redraw {
 		return
 	}
 	p.last = time.Now()
@@ -153,7 +157,7 @@ func (p *progress) drawLocked(now bool) {
 	// cursor's.
 	bars := p.bars
 	if room := rows - 1 - len(lines); len(bars) > room {
-		bars = slices.DeleteFunc(slices.Clone(bars), func(b *bar) bool { return b.read >= b.total })
+		bars = slices.DeleteFunc(slices.Clone(bars), func(b *Bar) bool { return b.read >= b.total })
 		bars = bars[:min(len(bars), max(room, 0))]
 	}
 	for _, b := range bars {
@@ -167,8 +171,8 @@ func (p *progress) drawLocked(now bool) {
 
 // line draws a bar on fewer characters than a terminal has columns, because in the last one some
 // terminals begin a new line.
-func (b *bar) line(columns int) string {
-	numbers := fmt.Sprintf("%s of %s", bytesText(b.read), bytesText(b.total))
+func (b *Bar) line(columns int) string {
+	numbers := fmt.Sprintf("%s of %s", Bytes(b.read), Bytes(b.total))
 	name := fmt.Sprintf("%-32s", b.name)
 	width := min(barWidth, columns-1-len(name)-len(numbers)-len("  [] "))
 	line := name + "  " + numbers

@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"context"
@@ -11,10 +11,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
 	"github.com/mica-snapshotter/mica/fs/profile"
 )
 
-func profileCommand() *cobra.Command {
+// ProfileCommand returns `mica profile`.
+func ProfileCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "profile",
 		Short: "What first starts of images read: list, record, publish",
@@ -40,21 +42,21 @@ type profileStore interface {
 
 // profileFlags are the flags of the verbs that speak of a node's profiles.
 type profileFlags struct {
-	registry registryFlags
+	registry reach.Registry
 	address  string
 	root     string
 	platform string
 }
 
 func (f *profileFlags) add(cmd *cobra.Command) {
-	addAddress(cmd, &f.address)
+	reach.AddAddress(cmd, &f.address)
 	cmd.Flags().StringVar(&f.root, "root", "",
 		"read micad's folder instead of asking it (/var/lib/micad, as a rule)")
 }
 
 // addImage adds the flags of verbs that take an image's name.
 func (f *profileFlags) addImage(cmd *cobra.Command) {
-	f.registry.add(cmd)
+	f.registry.Add(cmd)
 	cmd.Flags().StringVar(&f.platform, "platform", platforms.Format(platforms.DefaultSpec()),
 		"platform of a multi-platform image")
 }
@@ -63,7 +65,7 @@ func (f *profileFlags) store() profileStore {
 	if f.root != "" {
 		return profileFolder{profile.NewDir(f.root)}
 	}
-	return profileDaemon{daemon(f.address)}
+	return profileDaemon{reach.Daemon(f.address)}
 }
 
 // manifest returns the digest of the manifest that the user named: by its digest, or as an image.
@@ -72,18 +74,20 @@ func (f *profileFlags) manifest(ctx context.Context, name string) (digest.Digest
 		return d, nil
 	}
 	_, m, err := f.image(ctx, name)
-	return m.desc.Digest, err
+	return m.Desc.Digest, err
 }
 
 // image finds an image and its manifest for the wanted platform.
-func (f *profileFlags) image(ctx context.Context, name string) (image, imageManifest, error) {
-	im, err := f.registry.open(name)
+func (f *profileFlags) image(
+	ctx context.Context, name string,
+) (reach.Image, reach.Manifest, error) {
+	im, err := f.registry.Open(name)
 	if err != nil {
-		return nil, imageManifest{}, err
+		return nil, reach.Manifest{}, err
 	}
-	list, err := manifests(ctx, im, []string{f.platform})
+	list, err := reach.Manifests(ctx, im, []string{f.platform})
 	if err != nil {
-		return nil, imageManifest{}, err
+		return nil, reach.Manifest{}, err
 	}
 	return im, list[0], nil
 }

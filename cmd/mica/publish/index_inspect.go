@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"context"
@@ -14,6 +14,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/artifact"
 	"github.com/mica-snapshotter/mica/index/bundle"
@@ -23,7 +25,7 @@ import (
 const maxTrees = 256 << 20
 
 func indexInspectCommand() *cobra.Command {
-	var registry registryFlags
+	var registry reach.Registry
 	var platform string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -38,7 +40,7 @@ func indexInspectCommand() *cobra.Command {
 			return r.print(cmd.OutOrStdout(), asJSON)
 		},
 	}
-	registry.add(cmd)
+	registry.Add(cmd)
 	cmd.Flags().StringVar(&platform, "platform", platforms.Format(platforms.DefaultSpec()),
 		"platform of a multi-platform image")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -67,21 +69,21 @@ type inspectedLayer struct {
 }
 
 func inspect(
-	ctx context.Context, registry *registryFlags, name, platform string,
+	ctx context.Context, registry *reach.Registry, name, platform string,
 ) (*inspection, error) {
 	st, err := os.Stat(name)
 	if err == nil && st.Mode().IsRegular() {
 		return inspectFile(name, st.Size())
 	}
-	im, err := registry.open(name)
+	im, err := registry.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	list, err := manifests(ctx, im, []string{platform})
+	list, err := reach.Manifests(ctx, im, []string{platform})
 	if err != nil {
 		return nil, err
 	}
-	refs, err := im.Referrers(ctx, list[0].desc.Digest, artifact.Type)
+	refs, err := im.Referrers(ctx, list[0].Desc.Digest, artifact.Type)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +94,9 @@ func inspect(
 	return inspectReferrer(ctx, im, refs[0])
 }
 
-func inspectReferrer(ctx context.Context, im image, d ocispec.Descriptor) (*inspection, error) {
+func inspectReferrer(
+	ctx context.Context, im reach.Image, d ocispec.Descriptor,
+) (*inspection, error) {
 	x, b, err := artifact.Fetch(ctx, im, d, maxTrees)
 	if err != nil {
 		return nil, err
@@ -174,15 +178,16 @@ func (r *inspection) print(w io.Writer, asJSON bool) error {
 	if r.Digest != "" {
 		fmt.Fprintf(w, "digest %s\n", r.Digest)
 	}
-	fmt.Fprintf(w, "before a container starts: %s; with the data: %s\n\n", bytesText(r.Trees),
-		bytesText(r.Windows))
+	fmt.Fprintf(w, "before a container starts: %s; with the data: %s\n\n", show.Bytes(r.Trees),
+		show.Bytes(r.Windows))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "LAYER\tCOMPRESSED\tTAR\tFILES\tSPANS\tTREE\tPACKED\tWINDOWS\tINDEX/LAYER\t")
 	for _, l := range r.Layers {
 		share := 100 * float64(l.Packed+l.Windows) / float64(max(l.LayerSize, 1))
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", short(l.Layer.String()),
-			bytesText(l.LayerSize), bytesText(l.DeviceSize),
-			l.Files, l.Spans, bytesText(l.Tree), bytesText(l.Packed), bytesText(l.Windows), share)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%.2f%%\t\n", show.Short(l.Layer.String()),
+			show.Bytes(l.LayerSize), show.Bytes(l.DeviceSize),
+			l.Files, l.Spans, show.Bytes(l.Tree), show.Bytes(l.Packed),
+			show.Bytes(l.Windows), share)
 	}
 	return t.Flush()
 }

@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index/artifact"
@@ -35,7 +37,7 @@ image, where every micad finds it. It is merged with the one published before.`,
 			if len(args) == 2 {
 				p, err = readProfile(args[1])
 			} else {
-				p, err = f.load(ctx, m.desc.Digest.String())
+				p, err = f.load(ctx, m.Desc.Digest.String())
 			}
 			if err != nil {
 				return err
@@ -52,16 +54,17 @@ image, where every micad finds it. It is merged with the one published before.`,
 
 // pushProfile publishes a profile beside an image.
 func pushProfile(
-	ctx context.Context, w io.Writer, im image, m imageManifest, p *profile.Profile, merge bool,
+	ctx context.Context, w io.Writer, im reach.Image, m reach.Manifest, p *profile.Profile,
+	merge bool,
 ) error {
-	if p.Manifest != m.desc.Digest {
+	if p.Manifest != m.Desc.Digest {
 		return fmt.Errorf("the profile is of manifest %s, and %s has %s: record this image, or "+
-			"choose with --platform", p.Manifest, im.Ref(), m.desc.Digest)
+			"choose with --platform", p.Manifest, im.Ref(), m.Desc.Digest)
 	}
 	if len(p.Ranges) == 0 {
 		return fmt.Errorf("the profile of %s is empty: it is not published", im.Ref())
 	}
-	list, err := im.Referrers(ctx, m.desc.Digest, published.ArtifactType, artifact.Type)
+	list, err := im.Referrers(ctx, m.Desc.Digest, published.ArtifactType, artifact.Type)
 	if err != nil {
 		return err
 	}
@@ -92,23 +95,23 @@ func pushProfile(
 		bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
 		return err
 	}
-	if _, err := im.PushReferrer(ctx, m.desc, a.Manifest(m.desc), others...); err != nil {
+	if _, err := im.PushReferrer(ctx, m.Desc, a.Manifest(m.Desc), others...); err != nil {
 		return err
 	}
 	copied := ""
 	if a.Copy.Size > 0 {
-		copied = fmt.Sprintf(", and a copy of what a start reads %s", bytesText(a.Copy.Size))
+		copied = fmt.Sprintf(", and a copy of what a start reads %s", show.Bytes(a.Copy.Size))
 	}
 	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n",
-		im.Ref(), len(p.Ranges), bytesText(p.Bytes()), p.Runs,
-		bytesText(int64(len(a.Content))), copied)
+		im.Ref(), len(p.Ranges), show.Bytes(p.Bytes()), p.Runs,
+		show.Bytes(int64(len(a.Content))), copied)
 	return err
 }
 
 // addCopy adds to a profile a copy of what it names, if the image has an index among its referrers,
 // whose spans these are.
 func addCopy(
-	ctx context.Context, im image, list []ocispec.Descriptor, p *profile.Profile,
+	ctx context.Context, im reach.Image, list []ocispec.Descriptor, p *profile.Profile,
 	a *published.Artifact,
 ) error {
 	list = artifact.Of(artifact.Type, list)
@@ -135,7 +138,7 @@ func addCopy(
 }
 
 // readAt fills p from a blob of an image, from off on.
-func readAt(ctx context.Context, im image, d ocispec.Descriptor, p []byte, off int64) error {
+func readAt(ctx context.Context, im reach.Image, d ocispec.Descriptor, p []byte, off int64) error {
 	switch im := im.(type) {
 	case *remote.Image:
 		return im.Blob(d).ReadAt(ctx, p, off)
@@ -147,7 +150,7 @@ func readAt(ctx context.Context, im image, d ocispec.Descriptor, p []byte, off i
 
 // fetchProfile returns the profile that an entry of the list of referrers stands for.
 func fetchProfile(
-	ctx context.Context, im image, m imageManifest, d ocispec.Descriptor,
+	ctx context.Context, im reach.Image, m reach.Manifest, d ocispec.Descriptor,
 ) (*profile.Profile, error) {
 	what := fmt.Sprintf("published profile %s of %s", d.Digest, im.Ref())
 	content, err := published.Fetch(ctx, im, d)
@@ -155,7 +158,7 @@ func fetchProfile(
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	p, err := profile.Decode(content, profile.Limits{Encoded: published.MaxBlob})
-	if err == nil && p.Manifest != m.desc.Digest {
+	if err == nil && p.Manifest != m.Desc.Digest {
 		err = fmt.Errorf("it is of manifest %s", p.Manifest)
 	}
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package reach
 
 import (
 	"encoding/json"
@@ -62,7 +62,7 @@ func (l layoutDir) index(manifests ...ocispec.Descriptor) ocispec.Descriptor {
 }
 
 // image is the layout with this one image.
-func (l layoutDir) image(d ocispec.Descriptor) image {
+func (l layoutDir) image(d ocispec.Descriptor) Image {
 	l.t.Helper()
 	l.write(ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"1.0.0"}`))
 	b, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
@@ -103,14 +103,14 @@ func TestChoose(t *testing.T) {
 			as(l.index(amd64), "linux", "amd64")), amd64},
 		"empty": {l.index(), ocispec.Descriptor{}},
 	} {
-		list, err := manifests(t.Context(), l.image(c.index), []string{"linux/amd64"})
+		list, err := Manifests(t.Context(), l.image(c.index), []string{"linux/amd64"})
 		switch {
 		case c.want.Digest == "":
 			if err == nil ||
 				!strings.Contains(err.Error(), "no manifest for platform linux/amd64") {
 				t.Errorf("%s: %v, %v", name, list, err)
 			}
-		case err != nil || len(list) != 1 || list[0].desc.Digest != c.want.Digest:
+		case err != nil || len(list) != 1 || list[0].Desc.Digest != c.want.Digest:
 			t.Errorf("%s: %v, %v, want %s", name, list, err, c.want.Digest)
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"encoding/json"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
@@ -33,7 +34,7 @@ func profileListCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), list)
+				return show.JSON(cmd.OutOrStdout(), list)
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(t, "MANIFEST\tRUNS\tLAYERS\tRANGES\tBYTES\tSAVED")
@@ -44,7 +45,7 @@ func profileListCommand() *cobra.Command {
 					continue
 				}
 				fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s ago\n", p.Manifest, p.Runs, p.Layers,
-					p.Ranges, bytesText(p.Bytes), saved)
+					p.Ranges, show.Bytes(p.Bytes), saved)
 			}
 			return t.Flush()
 		},
@@ -52,12 +53,6 @@ func profileListCommand() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
-}
-
-func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 func profileShowCommand() *cobra.Command {
@@ -81,7 +76,7 @@ manifest, or in a file that mica profile export or record wrote.`,
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), p)
+				return show.JSON(cmd.OutOrStdout(), p)
 			}
 			return showProfile(cmd.OutOrStdout(), p)
 		},
@@ -94,12 +89,12 @@ manifest, or in a file that mica profile export or record wrote.`,
 
 func showProfile(w io.Writer, p *profile.Profile) error {
 	fmt.Fprintf(w, "manifest %s: %d ranges of %d layers, %s, from %d runs\n\n", p.Manifest,
-		len(p.Ranges), p.Layers(), bytesText(p.Bytes()), p.Runs)
+		len(p.Ranges), p.Layers(), show.Bytes(p.Bytes()), p.Runs)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "AT\tRUNS\tOFFSET\tSIZE\t  LAYER\t")
 	for _, r := range p.Ranges {
 		fmt.Fprintf(t, "%.3fs\t%d\t%d\t%d\t  %s\t\n", r.At.Seconds(), r.Runs, r.Off, r.Size,
-			short(r.Layer.String()))
+			show.Short(r.Layer.String()))
 	}
 	return t.Flush()
 }
@@ -120,7 +115,7 @@ name ends so and in the binary format otherwise.`,
 				return err
 			}
 			if output == "" {
-				return printJSON(cmd.OutOrStdout(), p)
+				return show.JSON(cmd.OutOrStdout(), p)
 			}
 			return writeProfile(output, p)
 		},

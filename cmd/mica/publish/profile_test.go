@@ -1,4 +1,4 @@
-package main
+package publish
 
 import (
 	"archive/tar"
@@ -16,8 +16,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/reach"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/fs/profile/published"
 	"github.com/mica-snapshotter/mica/index"
@@ -37,7 +39,8 @@ func mica(t *testing.T, args ...string) string {
 func tryMica(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	cmd := rootCommand()
+	cmd := &cobra.Command{Use: "mica", SilenceUsage: true, SilenceErrors: true}
+	cmd.AddCommand(IndexCommand(), ProfileCommand())
 	cmd.SetOut(&out)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(t.Context())
@@ -177,12 +180,12 @@ func TestProfilePush(t *testing.T) {
 		if !ok {
 			t.Fatalf("nothing is published: %v", list)
 		}
-		p, err := fetchProfile(t.Context(), l.Image(""), imageManifest{desc: m}, d)
+		p, err := fetchProfile(t.Context(), l.Image(""), reach.Manifest{Desc: m}, d)
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.Annotations = nil // as where a registry drops them
-		whole, err := fetchProfile(t.Context(), l.Image(""), imageManifest{desc: m}, d)
+		whole, err := fetchProfile(t.Context(), l.Image(""), reach.Manifest{Desc: m}, d)
 		if err != nil || !reflect.DeepEqual(whole, p) {
 			t.Errorf("the blob holds %+v, %v; the annotation %+v", whole, err, p)
 		}
