@@ -157,7 +157,7 @@ func (t *Table) downloadInstead(ctx context.Context, v *openLayer, l Layer, belo
 		"a layer with an index that another repository has brought cannot be proved: it is "+
 			"downloaded anew",
 		"ref", l.Ref, "layer", v.digest)
-	return t.pulls.Instead(ctx, requestOf(l, below), func() error {
+	return t.pulls.Replace(ctx, requestOf(l, below), func() error {
 		// Its mounts go: what their readers have read was not the image's.
 		t.damage.Lock()
 		defer t.damage.Unlock()

@@ -247,8 +247,8 @@ func (p *Pull) abort(in *store.Incoming) {
 
 func (p *Pull) commit(in *store.Incoming, rec store.Record) error {
 	p.all.mu.Lock()
-	gone := p.instead[rec.Layer]
-	delete(p.instead, rec.Layer)
+	gone := p.replaces[rec.Layer]
+	delete(p.replaces, rec.Layer)
 	p.all.mu.Unlock()
 	if gone != nil {
 		if err := gone(); err != nil {

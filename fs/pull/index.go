@@ -78,7 +78,7 @@ func (p *Pull) find() (b *imageIndex, err error) {
 			p.waited = time.Since(start)
 		}
 	}()
-	tell := sync.OnceFunc(func() { close(p.listedKnown) })
+	tell := sync.OnceFunc(func() { close(p.told) })
 	defer tell()
 	p.before = int64(p.image.Stats().Requests)
 	p.image.Connect(p.ctx, connections)
@@ -99,7 +99,7 @@ func (p *Pull) find() (b *imageIndex, err error) {
 	p.all.o.Log.DebugContext(p.ctx, "asked for referrers",
 		"ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Of(artifact.Type, refs)
-	p.listed = p.list(indexes, took)
+	p.toldOf = p.layersTold(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)
 	p.replayBest(refs)

@@ -35,8 +35,8 @@ type promises struct {
 func (a *Pulls) Promise(ctx context.Context, r Request) (l artifact.Layer, ok bool) {
 	if here, err := a.o.Store.Layer(r.Layer); err == nil {
 		here.Close()
-		if p := a.bringer(r); p != nil { // it may have yet to be mounted, or one below it
-			<-p.listedKnown // before the index, which has come
+		if p := a.busyPull(r); p != nil { // it may have yet to be mounted, or one below it
+			<-p.told // before the index, which has come
 			return p.promise(r)
 		}
 		return artifact.Layer{}, false
@@ -48,7 +48,7 @@ func (a *Pulls) Promise(ctx context.Context, r Request) (l artifact.Layer, ok bo
 	defer p.Leave()
 	j := a.jobsOf(p, r)
 	select {
-	case <-p.listedKnown:
+	case <-p.told:
 	case <-j.done:
 		return artifact.Layer{}, false
 	case <-ctx.Done():
@@ -59,7 +59,7 @@ func (a *Pulls) Promise(ctx context.Context, r Request) (l artifact.Layer, ok bo
 
 // promise is Promise, of what the registry has told the pull.
 func (p *Pull) promise(r Request) (artifact.Layer, bool) {
-	l, ok := p.listed[r.Layer]
+	l, ok := p.toldOf[r.Layer]
 	return l, ok && (r.DiffID == "" || r.DiffID == l.DiffID) && p.all.o.Limits.Layer(l.Size) == nil
 }
 
@@ -73,9 +73,9 @@ func (a *Pulls) Promised(d digest.Digest) { a.promises.add(d) }
 // coming has failed.
 func (a *Pulls) Settle(d digest.Digest, err error) { a.promises.settle(d, err) }
 
-// bringer returns the pull of a layer's image if it has brought the layer, and is still busy with
+// busyPull returns the pull of a layer's image if it has brought the layer, and is still busy with
 // this one or others of the image.
-func (a *Pulls) bringer(r Request) *Pull {
+func (a *Pulls) busyPull(r Request) *Pull {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := a.under[keyOf(r.Ref, r.Manifest)]
@@ -99,9 +99,9 @@ const promisePatience = time.Second
 // failed, but after a second at the latest.
 func (a *Pulls) AwaitPromised() { a.promises.wait(promisePatience) }
 
-// list returns what the registry, which took so long to answer, tells of the layers of the index
+// layersTold returns what the registry, which took so long to answer, tells of the layers of the index
 // that is tried first.
-func (p *Pull) list(
+func (p *Pull) layersTold(
 	indexes []ocispec.Descriptor, took time.Duration,
 ) map[digest.Digest]artifact.Layer {
 	if len(indexes) == 0 || took < promiseFrom {
@@ -112,11 +112,11 @@ func (p *Pull) list(
 		p.all.o.Log.Warn("what the registry tells of an index is not usable", "ref", p.name(),
 			"err", err)
 	}
-	listed := map[digest.Digest]artifact.Layer{}
+	told := map[digest.Digest]artifact.Layer{}
 	for _, l := range layers {
-		listed[l.Digest] = l
+		told[l.Digest] = l
 	}
-	return listed
+	return told
 }
 
 func (s *promises) add(d digest.Digest) {

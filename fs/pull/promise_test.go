@@ -17,21 +17,21 @@ import (
 func TestBringer(t *testing.T) {
 	r := Request{Ref: "r.test/a:1", Manifest: digest.FromString("m"), Layer: digest.FromString("l")}
 	a := &Pulls{under: map[key]*Pull{}}
-	if a.bringer(r) != nil {
+	if a.busyPull(r) != nil {
 		t.Error("there is no pull")
 	}
 	busy := &job{done: make(chan struct{})}
 	p := &Pull{all: a, jobs: []*job{busy}}
 	a.under[keyOf(r.Ref, r.Manifest)] = p
-	if a.bringer(r) != nil {
+	if a.busyPull(r) != nil {
 		t.Error("the pull has not brought the layer")
 	}
 	p.brought = append(p.brought, r.Layer)
-	if a.bringer(r) != p {
+	if a.busyPull(r) != p {
 		t.Error("the pull has brought the layer, and is busy")
 	}
 	close(busy.done)
-	if a.bringer(r) != nil {
+	if a.busyPull(r) != nil {
 		t.Error("the pull has brought all")
 	}
 }
@@ -48,10 +48,10 @@ func TestNearRegistry(t *testing.T) {
 		Annotations: x.Manifest(ocispec.Descriptor{}, time.Time{}).Annotations,
 	}}
 	p := &Pull{}
-	if got := p.list(indexes, promiseFrom); len(got) != 1 {
+	if got := p.layersTold(indexes, promiseFrom); len(got) != 1 {
 		t.Errorf("of one far away %v are known, want a layer", got)
 	}
-	if got := p.list(indexes, promiseFrom-1); len(got) != 0 {
+	if got := p.layersTold(indexes, promiseFrom-1); len(got) != 0 {
 		t.Errorf("of one that is near %v are known, want none", got)
 	}
 }

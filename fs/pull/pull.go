@@ -26,10 +26,10 @@ type Pull struct {
 
 	asked chan struct{} // closed when containerd has asked for a layer
 
-	bundle      func() (*imageIndex, error) // the image's index, nil if it has none
-	listedKnown chan struct{}               // closed when listed is set, or never will be
-	// listed is what the registry tells of layers before the index is here.
-	listed    map[digest.Digest]artifact.Layer
+	bundle func() (*imageIndex, error) // the image's index, nil if it has none
+	told   chan struct{}               // closed at the look-up's stage told
+	// toldOf is what the registry has told of layers by then: it comes before the index.
+	toldOf    map[digest.Digest]artifact.Layer
 	manifest  func() ([]ocispec.Descriptor, error) // its layers, the lowest first
 	roundTrip time.Duration                        // to the registry, about; for bundle alone
 	// For bundle alone: how many requests of the image there had been when the pull began.
@@ -48,8 +48,8 @@ type Pull struct {
 	// Of the manifest, once it is here; and the downloads of layers under way.
 	descs     []ocispec.Descriptor
 	downloads map[digest.Digest]context.CancelCauseFunc
-	// instead are layers that give way to those that it downloads.
-	instead map[digest.Digest]func() error
+	// replaces takes away layers that give way to those that it downloads.
+	replaces map[digest.Digest]func() error
 }
 
 // ask notes that containerd has asked for a layer of the pull's image, by a reference.

@@ -151,16 +151,16 @@ func (a *Pulls) Lookup(r Request) (bundle.Record, bool, error) {
 	return theirs, ok, nil
 }
 
-// Instead downloads a layer whole for an image, and puts it into the place of another, which gone
+// Replace downloads a layer whole for an image, and puts it into the place of another, which gone
 // takes away when that is about to happen.
-func (a *Pulls) Instead(ctx context.Context, r Request, gone func() error) error {
+func (a *Pulls) Replace(ctx context.Context, r Request, gone func() error) error {
 	p, err := a.Begin(r)
 	if err != nil {
 		return err
 	}
 	defer p.Leave()
 	a.mu.Lock()
-	p.instead[r.Layer] = gone
+	p.replaces[r.Layer] = gone
 	a.mu.Unlock()
 	done := make(chan error, 1)
 	if !a.host.Go(func(context.Context) {
@@ -201,9 +201,9 @@ func (a *Pulls) join(ref string, manifest digest.Digest) (*Pull, error) {
 	if p == nil {
 		p = &Pull{
 			all: a, key: k, ref: ref, image: image,
-			listedKnown: make(chan struct{}), asked: make(chan struct{}),
+			told: make(chan struct{}), asked: make(chan struct{}),
 			downloads: map[digest.Digest]context.CancelCauseFunc{},
-			instead:   map[digest.Digest]func() error{},
+			replaces:  map[digest.Digest]func() error{},
 		}
 		p.ctx, p.stop = context.WithCancel(a.ctx)
 		p.bundle = sync.OnceValues(p.find)
