@@ -2,8 +2,8 @@
 //
 // A Keychain answers for a repository at a host; Chain asks several in turn:
 //
-//   - Docker: config.json files (also written by podman, nerdctl, buildah and Kubernetes' dockerconfigjson secrets), with
-//     their credential helpers;
+//   - Docker: config.json files (also written by nerdctl, and Kubernetes' dockerconfigjson secrets)
+//     and podman's and buildah's auth.json, with their credential helpers;
 //   - Kubelet: the kubelet's credential provider plugins;
 //   - Kept: what pulls came with, which package cri learns from the kubelet. It alone is stored, encrypted, because it has no
 //     source to be read from again.

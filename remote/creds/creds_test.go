@@ -135,6 +135,44 @@ func TestChange(t *testing.T) {
 	}
 }
 
+// TestLogins: what logins write is found where podman and docker write it, in podman's order.
+func TestLogins(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for name, value := range map[string]string{
+		"REGISTRY_AUTH_FILE": at("file.json"), "XDG_RUNTIME_DIR": at("run"), "HOME": dir,
+		"XDG_CONFIG_HOME": "", "DOCKER_CONFIG": "",
+	} {
+		t.Setenv(name, value)
+	}
+	var want []Credential
+	for _, file := range []string{"file.json", "run/containers/auth.json",
+		".config/containers/auth.json", ".docker/config.json"} {
+		if err := os.MkdirAll(filepath.Dir(at(file)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, at(file),
+			fmt.Sprintf(`{"auths":{"reg.test":{"username":"u","password":%q}}}`, file), 0o600)
+		want = append(want, Credential{"u", file})
+	}
+	ask := func() []Credential {
+		t.Helper()
+		got, err := NewDocker(DockerOptions{}).Credentials(t.Context(), "reg.test", "reg.test/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	if got := ask(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	t.Setenv("REGISTRY_AUTH_FILE", "")
+	t.Setenv("XDG_CONFIG_HOME", at("elsewhere"))
+	if got := ask(); !slices.Equal(got, []Credential{want[1], want[3]}) {
+		t.Errorf("%v without the first and the third", got)
+	}
+}
+
 // TestHelperTime checks that a helper which hangs, with a child that keeps its output open, is
 // given up.
 func TestHelperTime(t *testing.T) {

@@ -1,6 +1,7 @@
 package creds
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -24,15 +25,15 @@ const hubKey = "https://index.docker.io/v1/"
 
 // DockerOptions says where Docker's configuration is.
 type DockerOptions struct {
-	// Paths are config.json files, or directories that hold one, asked in this order. nil:
-	// $DOCKER_CONFIG, or else ~/.docker, or else /root/.docker for daemons without a home. Files
-	// that do not exist have no credentials.
+	// Paths are config.json or auth.json files, or directories that hold a config.json, asked in
+	// this order. nil: what logins write, see loginPaths. Files that do not exist have no
+	// credentials.
 	Paths []string
 	// HelperTimeout bounds one run of a credential helper. 0: 10 s.
 	HelperTimeout time.Duration
 }
 
-// Docker is a Keychain of Docker's config.json files.
+// Docker is a Keychain of Docker's config.json files, and of podman's auth.json, which is alike.
 type Docker struct {
 	timeout time.Duration
 
@@ -77,7 +78,7 @@ func NewDocker(o DockerOptions) *Docker {
 	}
 	paths := o.Paths
 	if paths == nil {
-		paths = []string{defaultDir()}
+		paths = loginPaths()
 	}
 	for _, p := range paths {
 		d.files = append(d.files, file{path: p})
@@ -85,15 +86,25 @@ func NewDocker(o DockerOptions) *Docker {
 	return d
 }
 
-func defaultDir() string {
-	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
-		return dir
-	}
+// loginPaths returns where logins are, in podman's order: $REGISTRY_AUTH_FILE, the two places of
+// auth.json, docker's configuration. Daemons without a home have root's.
+// https://github.com/containers/image, docs/containers-auth.json.5.md
+func loginPaths() (paths []string) {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		home = "/root"
 	}
-	return filepath.Join(home, ".docker")
+	session := fmt.Sprintf("/run/containers/%d", os.Geteuid())
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		session = filepath.Join(dir, "containers")
+	}
+	if file := os.Getenv("REGISTRY_AUTH_FILE"); file != "" {
+		paths = append(paths, file)
+	}
+	config := cmp.Or(os.Getenv("XDG_CONFIG_HOME"), filepath.Join(home, ".config"))
+	return append(paths, filepath.Join(session, "auth.json"),
+		filepath.Join(config, "containers", "auth.json"),
+		cmp.Or(os.Getenv("DOCKER_CONFIG"), filepath.Join(home, ".docker")))
 }
 
 // Credentials implements Keychain. In each file, a helper for the very host comes first, then the
