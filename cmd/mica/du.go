@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -48,9 +47,7 @@ func du(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 		return err
 	}
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(out)
+		return show.JSON(w, out)
 	}
 	return printUsage(w, &out)
 }

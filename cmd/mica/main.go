@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/publish"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
@@ -24,19 +25,29 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		stop()
-		exit(err)
+	err := execute(ctx, rootCommand())
+	stop()
+	exit(err)
+}
+
+// execute runs the command that the command line names, which is wrong where the command has not
+// begun.
+func execute(ctx context.Context, root *cobra.Command) error {
+	begun := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !begun {
+		return show.WithCode(show.Usage, fmt.Errorf("%w (%s --help)", err, cmd.CommandPath()))
 	}
+	return err
 }
 
 // exit ends the program, with an error if there is one.
 func exit(err error) {
-	if err == nil {
-		os.Exit(0)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "mica:", err)
 	}
-	fmt.Fprintln(os.Stderr, "mica:", err)
-	os.Exit(1)
+	os.Exit(show.Code(err))
 }
 
 func rootCommand() *cobra.Command {

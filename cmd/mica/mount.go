@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -28,7 +27,6 @@ type imageMount struct {
 	registry reach.Registry
 	mode     string
 	root     string
-	platform string
 	out      io.Writer
 }
 
@@ -46,13 +44,11 @@ until it is interrupted or DIR is unmounted.`,
 			return m.run(cmd.Context(), args[0], args[1])
 		},
 	}
-	m.registry.Add(cmd)
+	m.registry.AddImage(cmd)
 	cmd.Flags().StringVar(&m.mode, "mode", string(fs.Auto),
 		"auto, erofs, fuse or local (downloads first)")
 	cmd.Flags().StringVar(&m.root, "root", "",
 		"folder to keep layers in for the next time (default: a temporary one)")
-	cmd.Flags().StringVar(&m.platform, "platform", platforms.Format(platforms.DefaultSpec()),
-		"platform of a multi-platform image")
 	return cmd
 }
 
@@ -74,10 +70,6 @@ func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
 	if m.root == "" {
 		defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
 	}
-	ref, err := reach.Normalise(name)
-	if err != nil {
-		return err
-	}
 	client, err := m.registry.Client()
 	if err != nil {
 		return err
@@ -91,11 +83,11 @@ func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, table.Close()) }()
-	layers, err := rootfs.Layers(ctx, client, ref, m.platform)
+	im, err := rootfs.Open(ctx, client, name, m.registry.Platform)
 	if err != nil {
 		return err
 	}
-	return m.serve(ctx, table, layers, root, dir)
+	return m.serve(ctx, table, im.Layers, root, dir)
 }
 
 // mountPoint checks that dir can be mounted on and returns its absolute path.

@@ -55,9 +55,8 @@ func pullCommand() *cobra.Command {
 		Long: "Pull an image into containerd, lazily, and say what is waited for.\n\n" +
 			"REF is as for `docker pull`: redis is docker.io/library/redis:latest. The registry " +
 			"is asked with the\n" +
-			"credentials of docker's config.json ($DOCKER_CONFIG). micad reads the image with its " +
-			"own: where it has\n" +
-			"none, containerd downloads the image as a whole, and the reason is told.\n\n" +
+			"logins of docker and podman. micad reads the image with its own: where it has none,\n" +
+			"containerd downloads the image as a whole, and the reason is told.\n\n" +
 			"Namespaces: default for ctr and nerdctl, moby for docker, k8s.io for Kubernetes.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -151,7 +150,7 @@ func (p *pull) open(told io.Writer, named reference.Named) (*remote.Client, *rem
 func (p *pull) progressTo(stderr io.Writer) *pullLines {
 	l := &pullLines{w: stderr, quiet: p.quiet}
 	if f, ok := stderr.(*os.File); ok && !p.quiet {
-		l.terminal = show.NewBars(f)
+		l.terminal = show.NewBars(f, 0)
 	}
 	return l
 }

@@ -2,16 +2,13 @@ package publish
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"text/tabwriter"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/reach"
@@ -26,23 +23,20 @@ const maxTrees = 256 << 20
 
 func indexInspectCommand() *cobra.Command {
 	var registry reach.Registry
-	var platform string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect [flags] REF|DIR[:NAME]|FILE",
 		Short: "Show what an index holds",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := inspect(cmd.Context(), &registry, args[0], platform)
+			r, err := inspect(cmd.Context(), &registry, args[0])
 			if err != nil {
 				return err
 			}
 			return r.print(cmd.OutOrStdout(), asJSON)
 		},
 	}
-	registry.Add(cmd)
-	cmd.Flags().StringVar(&platform, "platform", platforms.Format(platforms.DefaultSpec()),
-		"platform of a multi-platform image")
+	registry.AddImage(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
@@ -68,22 +62,16 @@ type inspectedLayer struct {
 	Windows    int64         `json:"windows_size"` // of the windows in the windows blob
 }
 
-func inspect(
-	ctx context.Context, registry *reach.Registry, name, platform string,
-) (*inspection, error) {
+func inspect(ctx context.Context, registry *reach.Registry, name string) (*inspection, error) {
 	st, err := os.Stat(name)
 	if err == nil && st.Mode().IsRegular() {
 		return inspectFile(name, st.Size())
 	}
-	im, err := registry.Open(name)
+	im, m, err := registry.Find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	list, err := reach.Manifests(ctx, im, []string{platform})
-	if err != nil {
-		return nil, err
-	}
-	refs, err := im.Referrers(ctx, list[0].Desc.Digest, artifact.Type)
+	refs, err := im.Referrers(ctx, m.Desc.Digest, artifact.Type)
 	if err != nil {
 		return nil, err
 	}
@@ -91,17 +79,11 @@ func inspect(
 		return nil, fmt.Errorf("%s has no index: make one with `mica index create --push %s`",
 			im.Ref(), name)
 	}
-	return inspectReferrer(ctx, im, refs[0])
-}
-
-func inspectReferrer(
-	ctx context.Context, im reach.Image, d ocispec.Descriptor,
-) (*inspection, error) {
-	x, b, err := artifact.Fetch(ctx, im, d, maxTrees)
+	x, b, err := artifact.Fetch(ctx, im, refs[0], maxTrees)
 	if err != nil {
 		return nil, err
 	}
-	r := &inspection{Source: im.Ref(), Digest: d.Digest, Trees: x.Trees.Size,
+	r := &inspection{Source: im.Ref(), Digest: refs[0].Digest, Trees: x.Trees.Size,
 		Windows: x.Windows.Size}
 	return r, r.add(b)
 }
@@ -170,9 +152,7 @@ func (l *inspectedLayer) open(b *bundle.Bundle) (err error) {
 
 func (r *inspection) print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
+		return show.JSON(w, r)
 	}
 	fmt.Fprintf(w, "index of %s\n", r.Source)
 	if r.Digest != "" {

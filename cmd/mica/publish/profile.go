@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
@@ -45,20 +44,12 @@ type profileFlags struct {
 	registry reach.Registry
 	address  string
 	root     string
-	platform string
 }
 
 func (f *profileFlags) add(cmd *cobra.Command) {
 	reach.AddAddress(cmd, &f.address)
 	cmd.Flags().StringVar(&f.root, "root", "",
 		"read micad's folder instead of asking it (/var/lib/micad, as a rule)")
-}
-
-// addImage adds the flags of verbs that take an image's name.
-func (f *profileFlags) addImage(cmd *cobra.Command) {
-	f.registry.Add(cmd)
-	cmd.Flags().StringVar(&f.platform, "platform", platforms.Format(platforms.DefaultSpec()),
-		"platform of a multi-platform image")
 }
 
 func (f *profileFlags) store() profileStore {
@@ -73,23 +64,8 @@ func (f *profileFlags) manifest(ctx context.Context, name string) (digest.Digest
 	if d := digest.Digest(name); d.Validate() == nil {
 		return d, nil
 	}
-	_, m, err := f.image(ctx, name)
+	_, m, err := f.registry.Find(ctx, name)
 	return m.Desc.Digest, err
-}
-
-// image finds an image and its manifest for the wanted platform.
-func (f *profileFlags) image(
-	ctx context.Context, name string,
-) (reach.Image, reach.Manifest, error) {
-	im, err := f.registry.Open(name)
-	if err != nil {
-		return nil, reach.Manifest{}, err
-	}
-	list, err := reach.Manifests(ctx, im, []string{f.platform})
-	if err != nil {
-		return nil, reach.Manifest{}, err
-	}
-	return im, list[0], nil
 }
 
 // load loads the profile of the manifest or image that the user named.

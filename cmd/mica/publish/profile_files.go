@@ -82,7 +82,7 @@ manifest, or in a file that mica profile export or record wrote.`,
 		},
 	}
 	f.add(cmd)
-	f.addImage(cmd)
+	f.registry.AddImage(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, as export does")
 	return cmd
 }
@@ -121,7 +121,7 @@ name ends so and in the binary format otherwise.`,
 		},
 	}
 	f.add(cmd)
-	f.addImage(cmd)
+	f.registry.AddImage(cmd)
 	cmd.Flags().StringVarP(&output, "output", "o", "", "file to write to")
 	return cmd
 }
@@ -163,7 +163,7 @@ func profileRemoveCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd)
-	f.addImage(cmd)
+	f.registry.AddImage(cmd)
 	return cmd
 }
 

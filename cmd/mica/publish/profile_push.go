@@ -29,7 +29,7 @@ image, where every micad finds it. It is merged with the one published before.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			im, m, err := f.image(ctx, args[0])
+			im, m, err := f.registry.Find(ctx, args[0])
 			if err != nil {
 				return err
 			}
@@ -46,7 +46,7 @@ image, where every micad finds it. It is merged with the one published before.`,
 		},
 	}
 	f.add(cmd)
-	f.addImage(cmd)
+	f.registry.AddImage(cmd)
 	cmd.Flags().BoolVar(&merge, "merge", true,
 		"merge with the profile that is published; false: replace it")
 	return cmd
@@ -83,24 +83,13 @@ func pushProfile(
 	if err := addCopy(ctx, im, list, p, &a); err != nil {
 		return err
 	}
-	if err := im.PushBlob(ctx, a.Blob, bytes.NewReader(a.Content)); err != nil {
-		return err
-	}
+	blobs, copied := []blob{{a.Blob, bytes.NewReader(a.Content)}}, ""
 	if len(a.Copied) > 0 {
-		if err := im.PushBlob(ctx, a.Copy, bytes.NewReader(a.Copied)); err != nil {
-			return err
-		}
-	}
-	if err := im.PushBlob(ctx, ocispec.DescriptorEmptyJSON,
-		bytes.NewReader(ocispec.DescriptorEmptyJSON.Data)); err != nil {
-		return err
-	}
-	if _, err := im.PushReferrer(ctx, m.Desc, a.Manifest(m.Desc), others...); err != nil {
-		return err
-	}
-	copied := ""
-	if a.Copy.Size > 0 {
+		blobs = append(blobs, blob{a.Copy, bytes.NewReader(a.Copied)})
 		copied = fmt.Sprintf(", and a copy of what a start reads %s", show.Bytes(a.Copy.Size))
+	}
+	if err := attach(ctx, im, m.Desc, a.Manifest(m.Desc), others, blobs...); err != nil {
+		return err
 	}
 	_, err = fmt.Fprintf(w, "%s: profile published: %d ranges, %s, from %d runs; it takes %s%s\n",
 		im.Ref(), len(p.Ranges), show.Bytes(p.Bytes()), p.Runs,

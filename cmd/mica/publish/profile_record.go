@@ -2,7 +2,6 @@ package publish
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,14 +36,14 @@ var (
 
 // profileRecord is one run of `mica profile record`.
 type profileRecord struct {
-	image   profileFlags
-	push    bool
-	merge   bool
-	output  string
-	timeout time.Duration
-	calm    time.Duration
-	stdout  io.Writer
-	stderr  io.Writer
+	talk
+	registry reach.Registry
+	push     bool
+	merge    bool
+	output   string
+	timeout  time.Duration
+	calm     time.Duration
+	said     io.Writer // what the container writes to its standard output
 }
 
 func profileRecordCommand() *cobra.Command {
@@ -56,14 +55,24 @@ func profileRecordCommand() *cobra.Command {
 which order. Arguments after -- take the place of the image's command (CMD); its
 entrypoint stays. The container ends by itself, or when it has written something
 and then has read nothing new for --calm, or after --timeout. It has the network of
-this machine, and no limits. The image needs an index (mica index create --push).`,
+this machine, and no limits. The image needs an index (mica index create --push).
+
+Ends with 0: recorded; 1: failed; 2: wrong usage; 3: no layer has an index.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r.stdout, r.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			if err := r.begin(cmd); err != nil {
+				return err
+			}
+			if r.calm <= 0 || r.timeout <= 0 {
+				return show.WithCode(show.Usage,
+					errors.New("--calm and --timeout must be positive durations"))
+			}
+			r.said = cmd.OutOrStdout()
 			return r.run(cmd.Context(), args[0], args[1:])
 		},
 	}
-	r.image.addImage(cmd)
+	r.talk.add(cmd)
+	r.registry.AddImage(cmd)
 	cmd.Flags().BoolVar(&r.push, "push", false, "publish the profile beside the image")
 	cmd.Flags().BoolVar(&r.merge, "merge", true,
 		"with --push: merge with the profile that is published; false: replace it")
@@ -79,32 +88,23 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root: run it with sudo")
 	}
-	if r.calm <= 0 || r.timeout <= 0 {
-		return errors.New("--calm and --timeout must be positive durations")
-	}
-	ref, err := reach.Normalise(name)
-	if err != nil {
-		return err
-	}
-	client, err := r.image.registry.Client()
+	r.registry.Stderr = r.bars
+	client, err := r.registry.Client()
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	im, err := client.Image(ref)
+	im, err := rootfs.Open(ctx, client, name, r.registry.Platform)
 	if err != nil {
 		return err
 	}
-	list, err := reach.Manifests(ctx, im, []string{r.image.platform})
+	p, total, err := r.record(ctx, client, im, args)
 	if err != nil {
 		return err
 	}
-	m := list[0]
-	p, total, err := r.record(ctx, client, im, m, args)
-	if err != nil {
-		return err
-	}
-	if err := r.report(im, p, total); err != nil {
+	if _, err := fmt.Fprintf(r.stdout, "%s: recorded %d ranges of %d layers, %s (%.1f%% of %s)\n",
+		im.Ref(), len(p.Ranges), p.Layers(), show.Bytes(p.Bytes()),
+		100*float64(p.Bytes())/float64(max(total, 1)), show.Bytes(total)); err != nil {
 		return err
 	}
 	if r.output != "" {
@@ -113,49 +113,37 @@ func (r *profileRecord) run(ctx context.Context, name string, args []string) (er
 		}
 	}
 	if r.push {
-		return pushProfile(ctx, r.stdout, im, m, p, r.merge)
+		return pushProfile(ctx, r.stdout, im.Image, im.Manifest, p, r.merge)
 	}
 	return nil
 }
 
-// report tells what was recorded. total is the image's bytes, uncompressed.
-func (r *profileRecord) report(im reach.Image, p *profile.Profile, total int64) error {
-	_, err := fmt.Fprintf(r.stdout, "%s: recorded %d ranges of %d layers, %s (%.1f%% of %s)\n",
-		im.Ref(), len(p.Ranges), p.Layers(), show.Bytes(p.Bytes()),
-		100*float64(p.Bytes())/float64(max(total, 1)), show.Bytes(total))
-	return err
-}
-
 // record runs the container, and returns its profile and the image's bytes, uncompressed.
 func (r *profileRecord) record(
-	ctx context.Context, client *remote.Client, im *remote.Image, m reach.Manifest, args []string,
+	ctx context.Context, client *remote.Client, im *rootfs.Image, args []string,
 ) (p *profile.Profile, total int64, err error) {
-	config, err := imageConfig(ctx, im, m)
-	if err != nil {
-		return nil, 0, err
-	}
 	dir, err := os.MkdirTemp("", "mica-record-")
 	if err != nil {
 		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	recorder := profile.NewRecorder(m.Desc.Digest, nil)
+	recorder := profile.NewRecorder(im.Manifest.Desc.Digest, nil)
+	level := slog.LevelWarn
+	if r.verbose {
+		level = slog.LevelDebug
+	}
 	// Nothing but demand is fetched: a layer that completes before it is mounted needs no reads
 	// that could be recorded.
 	table, err := fs.Open(ctx, fs.Options{
 		Root: filepath.Join(dir, "layers"), Remote: client, Mode: fs.Auto, Record: recorder.Read,
 		Fetch: fetch.Options{Fill: fetch.None},
-		Log:   slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Log:   slog.New(slog.NewTextHandler(r.stderr, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
 		return nil, 0, err
 	}
 	defer func() { err = errors.Join(err, table.Close()) }()
-	layers, err := rootfs.Layers(ctx, client, im.Ref(), r.image.platform)
-	if err != nil {
-		return nil, 0, err
-	}
-	below, unmount, err := rootfs.Mount(ctx, table, layers)
+	below, unmount, err := rootfs.Mount(ctx, table, im.Layers)
 	defer func() { err = errors.Join(err, unmount()) }()
 	if err != nil {
 		return nil, 0, err
@@ -163,28 +151,15 @@ func (r *profileRecord) record(
 	for _, l := range table.Status() {
 		total += l.Total
 	}
-	if err := r.start(ctx, below, dir, config, args, recorder); err != nil {
+	if err := r.start(ctx, below, dir, im.Config, args, recorder); err != nil {
 		return nil, 0, err
 	}
 	if p = recorder.Profile(); len(p.Ranges) == 0 {
-		return nil, 0, fmt.Errorf("nothing was recorded: layers without an index are downloaded "+
-			"whole; make one with mica index create --push %s", im.Ref())
+		return nil, 0, show.WithCode(show.Nothing, fmt.Errorf("nothing was recorded: layers "+
+			"without an index are downloaded whole; make one with mica index create --push %s",
+			im.Ref()))
 	}
 	return p, total, nil
-}
-
-func imageConfig(
-	ctx context.Context, im reach.Image, m reach.Manifest,
-) (ocispec.ImageConfig, error) {
-	b, err := im.FetchBlob(ctx, m.Config, remote.MaxManifest)
-	if err != nil {
-		return ocispec.ImageConfig{}, err
-	}
-	var config ocispec.Image
-	if err := json.Unmarshal(b, &config); err != nil {
-		return ocispec.ImageConfig{}, fmt.Errorf("configuration of %s: %w", im.Ref(), err)
-	}
-	return config.Config, nil
 }
 
 // start runs the container over the layers until it or its time ends. What it writes goes to dir.
@@ -222,12 +197,13 @@ func (r *profileRecord) start(
 		defer close(watched)
 		r.watch(ctx, cancel, first, recorder)
 	}()
-	err = c.run(ctx, spec, config.User, first.of(r.stdout), first.of(r.stderr))
+	err = c.run(ctx, spec, config.User, first.of(r.said), first.of(r.stderr))
 	cancel(nil)
 	<-watched
 	var exit *exec.ExitError
 	switch {
 	case errors.Is(err, errCalm), errors.Is(err, errTimeout):
+		r.sayf("the container was ended: %v", err)
 		return nil
 	case errors.As(err, &exit):
 		return fmt.Errorf("the container has failed (%w): its profile is of no use", err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,7 @@ type Registry struct {
 	HostsDir  string
 	GiveUp    time.Duration
 	PlainHTTP bool
+	Platform  string
 	Stderr    io.Writer // where it is told what is waited for; nil: os.Stderr
 
 	root func() *cobra.Command
@@ -65,6 +67,13 @@ func (f *Registry) Add(cmd *cobra.Command) {
 		"registry hosts configuration, as containerd's config_path")
 	cmd.Flags().DurationVar(&f.GiveUp, "give-up", 25*time.Second,
 		"how long a registry may bring nothing, about, until the command fails")
+}
+
+// AddImage adds the flags of verbs that take an image's name.
+func (f *Registry) AddImage(cmd *cobra.Command) {
+	f.Add(cmd)
+	cmd.Flags().StringVar(&f.Platform, "platform", platforms.Format(platforms.DefaultSpec()),
+		"platform of a multi-platform image")
 }
 
 // Client returns a client of registries. The caller closes it.
@@ -104,6 +113,19 @@ func (f *Registry) Open(name string) (Image, error) {
 	return c.Image(ref)
 }
 
+// Find opens what the user named, and reads its manifest for the wanted platform.
+func (f *Registry) Find(ctx context.Context, name string) (Image, Manifest, error) {
+	im, err := f.Open(name)
+	if err != nil {
+		return nil, Manifest{}, err
+	}
+	list, err := Manifests(ctx, im, []string{f.Platform})
+	if err != nil {
+		return nil, Manifest{}, err
+	}
+	return im, list[0], nil
+}
+
 // layoutName splits the name of an image in an OCI layout.
 func layoutName(name string) (dir, image string, ok bool) {
 	isLayout := func(dir string) bool {
@@ -137,7 +159,8 @@ type Manifest struct {
 }
 
 // Manifests returns the image's manifests for the wanted platforms, those that containerd
-// chooses. An image that is not an index has one, whatever is wanted.
+// chooses, each once; nil: for every platform with Linux. An image that is not an index has one,
+// whatever is wanted.
 func Manifests(ctx context.Context, im Image, want []string) ([]Manifest, error) {
 	d, err := im.Resolve(ctx)
 	if err != nil {
@@ -147,11 +170,20 @@ func Manifests(ctx context.Context, im Image, want []string) ([]Manifest, error)
 		m, err := readManifest(ctx, im, d, "")
 		return []Manifest{m}, err
 	}
+	if want == nil {
+		if want, err = offered(ctx, im, d); err != nil {
+			return nil, fmt.Errorf("%s: %w", im.Ref(), err)
+		}
+	}
 	var all []Manifest
 	for _, p := range want {
 		chosen, err := choose(ctx, im, d, p)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", im.Ref(), err)
+		}
+		known := func(m Manifest) bool { return m.Desc.Digest == chosen.Digest }
+		if slices.ContainsFunc(all, known) {
+			continue
 		}
 		m, err := readManifest(ctx, im, chosen, p)
 		if err != nil {
@@ -159,7 +191,21 @@ func Manifests(ctx context.Context, im Image, want []string) ([]Manifest, error)
 		}
 		all = append(all, m)
 	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s: no manifest is for Linux", im.Ref())
+	}
 	return all, nil
+}
+
+// offered returns the platforms with Linux that an index has images for.
+func offered(ctx context.Context, im Image, index ocispec.Descriptor) (names []string, err error) {
+	all, err := images.Platforms(ctx, &chosen{im: im}, index)
+	for _, p := range all {
+		if p.OS == "linux" {
+			names = append(names, platforms.Format(p))
+		}
+	}
+	return names, err
 }
 
 // choose returns the manifest of an index, or of one that is in it, that containerd chooses for a
@@ -174,19 +220,21 @@ func choose(ctx context.Context, im Image, index ocispec.Descriptor,
 	c := chosen{im: im}
 	_, err = images.Manifest(ctx, &c, index, platforms.Only(p))
 	if errdefs.IsNotFound(err) && ctx.Err() == nil {
-		return ocispec.Descriptor{},
-			fmt.Errorf("no manifest for platform %s; there are %s (choose with --platform)", want,
-				strings.Join(c.offered, ", "))
+		names, err := offered(ctx, im, index)
+		if err == nil {
+			err = fmt.Errorf("no manifest for platform %s; there are %s (choose with --platform)",
+				want, strings.Join(names, ", "))
+		}
+		return ocispec.Descriptor{}, err
 	}
 	return c.manifest, err
 }
 
 // chosen is a content store with the manifests of an image. It notes the manifest that was read
-// last, and the platforms that the indexes offer.
+// last.
 type chosen struct {
 	im       Image
 	manifest ocispec.Descriptor
-	offered  []string
 }
 
 // ReaderAt implements content.Provider.
@@ -195,9 +243,7 @@ func (c *chosen) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.Re
 	var err error
 	switch {
 	case images.IsIndexType(d.MediaType):
-		if b, err = c.im.Manifest(ctx, d); err == nil {
-			err = c.offer(b)
-		}
+		b, err = c.im.Manifest(ctx, d)
 	case images.IsManifestType(d.MediaType):
 		c.manifest = d
 		b, err = c.im.Manifest(ctx, d)
@@ -208,21 +254,6 @@ func (c *chosen) ReaderAt(ctx context.Context, d ocispec.Descriptor) (content.Re
 		return nil, err
 	}
 	return inMemory{bytes.NewReader(b)}, nil
-}
-
-func (c *chosen) offer(index []byte) error {
-	var list ocispec.Index
-	if err := json.Unmarshal(index, &list); err != nil {
-		return fmt.Errorf("index: %w", err)
-	}
-	for _, d := range list.Manifests {
-		if d.Platform != nil {
-			c.offered = append(c.offered, platforms.Format(*d.Platform))
-		} else {
-			c.offered = append(c.offered, "one that does not say")
-		}
-	}
-	return nil
 }
 
 // inMemory is a blob.

@@ -16,11 +16,21 @@ import (
 	"github.com/mica-snapshotter/mica/remote"
 )
 
-// Layers returns what a table has to be asked for, lowest layer first.
-func Layers(
-	ctx context.Context, client *remote.Client, ref, platform string,
-) ([]fs.Layer, error) {
-	im, err := client.Image(ref)
+// Image is an image at a registry, for one platform.
+type Image struct {
+	*remote.Image
+	Manifest reach.Manifest
+	Config   ocispec.ImageConfig
+	Layers   []fs.Layer // what a table has to be asked for, lowest layer first
+}
+
+// Open reads what an image is made of.
+func Open(ctx context.Context, c *remote.Client, name, platform string) (*Image, error) {
+	ref, err := reach.Normalise(name)
+	if err != nil {
+		return nil, err
+	}
+	im, err := c.Image(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -28,8 +38,8 @@ func Layers(
 	if err != nil {
 		return nil, err
 	}
-	manifest := list[0]
-	b, err := im.FetchBlob(ctx, manifest.Config, remote.MaxManifest)
+	m := list[0]
+	b, err := im.FetchBlob(ctx, m.Config, remote.MaxManifest)
 	if err != nil {
 		return nil, err
 	}
@@ -37,21 +47,21 @@ func Layers(
 	if err := json.Unmarshal(b, &config); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", ref, err)
 	}
-	blobs := manifest.Layers
-	if len(config.RootFS.DiffIDs) != len(blobs) {
+	diffIDs := config.RootFS.DiffIDs
+	if len(diffIDs) != len(m.Layers) {
 		return nil, fmt.Errorf("%s is damaged: its manifest names %d layers, its configuration %d",
-			ref, len(blobs), len(config.RootFS.DiffIDs))
+			ref, len(m.Layers), len(diffIDs))
 	}
 	var digests []digest.Digest
-	for _, l := range blobs {
+	for _, l := range m.Layers {
 		digests = append(digests, l.Digest)
 	}
-	layers := make([]fs.Layer, len(blobs))
-	for i := range blobs {
-		layers[i] = fs.Layer{Ref: ref, Manifest: manifest.Desc.Digest, Digest: digests[i],
-			DiffID: config.RootFS.DiffIDs[i], Image: digests[i:]}
+	out := &Image{Image: im, Manifest: m, Config: config.Config}
+	for i := range digests {
+		out.Layers = append(out.Layers, fs.Layer{Ref: ref, Manifest: m.Desc.Digest,
+			Digest: digests[i], DiffID: diffIDs[i], Image: digests[i:]})
 	}
-	return layers, nil
+	return out, nil
 }
 
 // Mount mounts layers, given lowest first, and returns them topmost first. unmount is to be

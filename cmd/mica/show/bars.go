@@ -12,17 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// barWidth is the number of characters of a full bar.
-const barWidth = 30
+const (
+	nameWidth = 32 // characters of a bar's name
+	barWidth  = 30 // characters of a full bar
+)
 
 // Redraw is how often bars change at most.
 const Redraw = 100 * time.Millisecond
 
 // Bars draws what is waited for, and a bar for each thing that takes long, one line each, on a
-// terminal; elsewhere it is quiet. Other lines for stderr are written by means of it.
+// terminal; elsewhere it writes a line about all of them now and then. Other lines for stderr are
+// written by means of it. The zero Bars counts, and writes nothing.
 type Bars struct {
-	w    io.Writer                  // nil: quiet
-	size func() (columns, rows int) // of the terminal; nil: quiet
+	w     io.Writer                  // nil: nothing is written
+	size  func() (columns, rows int) // of the terminal; nil: there is none
+	plain time.Duration              // how often a line is written without a terminal; 0: never
 
 	mu     sync.Mutex
 	status string // a line above the bars; "": none
@@ -38,22 +42,29 @@ type Bar struct {
 	total, read int64 // guarded by Bars.mu
 }
 
-// NewBars returns bars for a terminal; quiet ones if f is none.
-func NewBars(f *os.File) *Bars {
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return &Bars{}
+// NewBars returns bars for w. Where it is no terminal, a line is written each time that plain has
+// passed (0: never).
+func NewBars(w io.Writer, plain time.Duration) *Bars {
+	p := &Bars{w: w, plain: plain, last: time.Now()}
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("TERM") == "dumb" {
+		return p
 	}
-	return &Bars{w: f, size: func() (columns, rows int) {
+	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+		return p
+	}
+	p.size = func() (columns, rows int) {
 		ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 		if err != nil || ws.Col == 0 || ws.Row < 2 {
 			return 80, 24
 		}
 		return int(ws.Col), int(ws.Row)
-	}}
+	}
+	return p
 }
 
-// Quiet says whether nothing is drawn.
-func (p *Bars) Quiet() bool { return p.w == nil }
+// Quiet says whether nothing is drawn, because there is no terminal.
+func (p *Bars) Quiet() bool { return p.size == nil }
 
 // Add adds a bar for total bytes.
 func (p *Bars) Add(name string, total int64) *Bar {
@@ -126,7 +137,7 @@ func (p *Bars) Write(lines []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.w == nil {
-		return os.Stderr.Write(lines)
+		return len(lines), nil
 	}
 	p.eraseLocked()
 	n, err := p.w.Write(lines)
@@ -142,8 +153,31 @@ func (p *Bars) eraseLocked() {
 	}
 }
 
+// writeLocked writes a line about all bars, where there is no terminal.
+func (p *Bars) writeLocked() {
+	if p.w == nil || p.plain <= 0 || time.Since(p.last) < p.plain {
+		return
+	}
+	p.last = time.Now()
+	var read, total int64
+	done := 0
+	for _, b := range p.bars {
+		read, total = read+b.read, total+b.total
+		if b.read >= b.total {
+			done++
+		}
+	}
+	// A lost line is no reason to stop.
+	_, _ = fmt.Fprintf(p.w, "%s: %s of %s, %d of %d done\n", p.status, Bytes(read), Bytes(total),
+		done, len(p.bars))
+}
+
 func (p *Bars) drawLocked(now bool) {
-	if p.w == nil || !now && time.Since(p.last) < Redraw {
+	if p.size == nil {
+		p.writeLocked()
+		return
+	}
+	if !now && time.Since(p.last) < Redraw {
 		return
 	}
 	p.last = time.Now()
@@ -172,15 +206,17 @@ func (p *Bars) drawLocked(now bool) {
 // line draws a bar on fewer characters than a terminal has columns, because in the last one some
 // terminals begin a new line.
 func (b *Bar) line(columns int) string {
-	numbers := fmt.Sprintf("%s of %s", Bytes(b.read), Bytes(b.total))
-	name := fmt.Sprintf("%-32s", b.name)
-	width := min(barWidth, columns-1-len(name)-len(numbers)-len("  [] "))
-	line := name + "  " + numbers
+	room := max(columns-1, 1)
+	numbers := fmt.Sprintf(" %s of %s", Bytes(b.read), Bytes(b.total))
+	named := max(min(nameWidth, room-len(numbers)), 0)
+	name := fmt.Sprintf("%-*.*s", named, named, b.name)
+	width := min(barWidth, room-len(name)-len(numbers)-len(" []"))
+	line := name + numbers
 	if width > 0 {
 		full := int(int64(width) * b.read / max(b.total, 1))
 		full = min(max(full, 0), width)
 		done, left := strings.Repeat("=", full), strings.Repeat(" ", width-full)
-		line = fmt.Sprintf("%s [%s%s] %s", name, done, left, numbers)
+		line = fmt.Sprintf("%s [%s%s]%s", name, done, left, numbers)
 	}
-	return line[:min(len(line), max(columns-1, 1))]
+	return line[:min(len(line), room)]
 }

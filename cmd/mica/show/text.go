@@ -1,4 +1,5 @@
-// Package show is how commands show things: sizes, digests, JSON, and what is waited for.
+// Package show is how commands show things: sizes, digests, JSON, what is waited for, and how they
+// have ended.
 package show
 
 import (

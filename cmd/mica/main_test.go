@@ -1,0 +1,27 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
+)
+
+// TestUsage: what is wrong with the command line ends mica with another code than what fails.
+func TestUsage(t *testing.T) {
+	for line, want := range map[string]int{
+		"nonsense":              show.Usage,
+		"ps --nonsense":         show.Usage,
+		"mount":                 show.Usage,
+		"index create":          show.Usage,
+		"ps --address /nowhere": 1,
+		"help":                  0,
+	} {
+		root := rootCommand()
+		root.SetArgs(strings.Fields(line))
+		root.SetOut(t.Output())
+		if err := execute(t.Context(), root); show.Code(err) != want {
+			t.Errorf("mica %s: %v, %d", line, err, show.Code(err))
+		}
+	}
+}
