@@ -35,9 +35,9 @@ unit race integration: tools build
 matrix: tools build ## the fault matrix alone, written into docs/reliability.md
 	script/test.sh matrix
 
-clients: tools build ## Docker Engine on Mica, written into docs/clients.md; builds it, which takes minutes
+clients: tools build ## Docker Engine and BuildKit on Mica, written into docs/clients.md; builds both
 	CGO_ENABLED=0 go -C integration/tools/docker build -trimpath -buildvcs=false \
-		-tags exclude_graphdriver_btrfs -o $(CURDIR)/build/docker/ tool
+		-tags exclude_graphdriver_btrfs,no_oci_worker -o $(CURDIR)/build/docker/ tool
 	script/test.sh clients
 
 soak: tools build ## faults under load, and random images, for minutes (docs/reliability.md)

@@ -86,7 +86,7 @@ func (s *Snapshotter) doubtful(
 	if !c.doubted() {
 		return -1, nil, nil
 	}
-	unpacking := labels[snapshots.LabelSnapshotRef] != ""
+	unpacking := labels[snapshots.LabelSnapshotRef] != "" || unpacks(key)
 	t, ok := s.imagesBySnapshot.Load(key)
 	if ok && !unpacking && t.(snapshotImages).parent == c[0].id {
 		at, err := s.unvouched(ctx, c, t.(snapshotImages).images)
@@ -108,6 +108,12 @@ func (s *Snapshotter) doubtful(
 	s.imagesBySnapshot.Store(key, snapshotImages{c[0].id, images})
 	at, err = s.unvouched(ctx, c, images)
 	return at, images, err
+}
+
+// unpacks says whether a snapshot with this key is one that a layer is unpacked into, of a caller
+// that does not label it so: BuildKit.
+func unpacks(key string) bool {
+	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], snapshots.UnpackKeyPrefix+"-")
 }
 
 // unvouched returns the lowest layer of a chain that is not proved, and that not all of the images
@@ -154,8 +160,8 @@ func (s *Snapshotter) vouched(ctx context.Context, l link, images []Image) (bool
 func (s *Snapshotter) imagesOf(
 	ctx context.Context, key string, c chain, labels map[string]string,
 ) ([]Image, error) {
-	namespace, _, ok := strings.Cut(key, "/")
-	if s.images == nil || !ok {
+	in := scope(key, labels)
+	if s.images == nil || in.Namespace == "" {
 		return nil, errors.New("micad does not know of its images")
 	}
 	ctx, cancel := context.WithTimeout(ctx, imagesTimeout)
@@ -167,7 +173,7 @@ func (s *Snapshotter) imagesOf(
 		}
 		if !annotated(labels) {
 			var all []Image
-			for image, err := range s.images.Claiming(ctx, namespace, target) {
+			for image, err := range s.images.Claiming(ctx, in, target) {
 				if image.Manifest == "" {
 					return nil, err
 				}
@@ -179,23 +185,22 @@ func (s *Snapshotter) imagesOf(
 		if err != nil {
 			return nil, err
 		}
-		image, err := s.images.Named(ctx, namespace, req.layer.Ref, req.layer.Manifest)
+		image, err := s.images.Named(ctx, in.Namespace, req.layer.Ref, req.layer.Manifest)
 		if err != nil {
 			return nil, err
 		}
 		return []Image{image}, nil
 	}
-	var known []string
 	var top digest.Digest
 	for _, l := range c {
 		if l.served != nil {
-			known = append(known, l.served.Ref)
+			in.Known = append(in.Known, l.served.Ref)
 		}
 		if top == "" {
 			top = digest.Digest(l.target)
 		}
 	}
-	return s.images.With(ctx, namespace, top, known)
+	return s.images.With(ctx, in, top)
 }
 
 // settle gives the place of a layer in a chain to a layer that is proved: whichever of those that

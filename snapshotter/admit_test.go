@@ -18,14 +18,16 @@ import (
 type fakeImages struct {
 	all   []Image
 	err   error
-	asked int // calls of With
+	asked int   // calls of With
+	in    Scope // of the last call
 }
 
 func (f *fakeImages) With(
-	_ context.Context, _ string, chain digest.Digest, _ []string,
+	_ context.Context, in Scope, chain digest.Digest,
 ) ([]Image, error) {
 	var found []Image
 	f.asked++
+	f.in = in
 	for _, i := range f.all {
 		if len(i.Chains) > 0 && i.Chains[len(i.Chains)-1] == chain {
 			found = append(found, i)
@@ -35,9 +37,10 @@ func (f *fakeImages) With(
 }
 
 func (f *fakeImages) Claiming(
-	_ context.Context, _ string, chain digest.Digest,
+	_ context.Context, in Scope, chain digest.Digest,
 ) iter.Seq2[Image, error] {
 	return func(yield func(Image, error) bool) {
+		f.in = in
 		if f.err != nil {
 			yield(Image{}, f.err)
 			return

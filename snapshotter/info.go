@@ -80,14 +80,24 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 	return snapshots.Usage(du), nil
 }
 
-// Walk calls fn for each snapshot that matches one of the filters. It reads all of them first: fn
-// may take its time and call other methods.
+// Walk calls fn for each snapshot that matches one of the filters, without BuildKit's. It reads all
+// of them first: fn may take its time and call other methods.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.walk(ctx, fn, false, filters...)
+}
+
+// walk is Walk for the snapshots that are BuildKit's, or for those that are not.
+func (s *Snapshotter) walk(
+	ctx context.Context, fn snapshots.WalkFunc, built bool, filters ...string,
+) error {
 	infos, err := s.list(ctx, filters...)
 	if err != nil {
 		return fmt.Errorf("walk snapshots: %w", err)
 	}
 	for _, info := range infos {
+		if (prefixOf(info.Name) != "") != built {
+			continue
+		}
 		if err := fn(ctx, info); err != nil {
 			return err
 		}

@@ -155,7 +155,7 @@ func (s *Snapshotter) requests(
 			yield(request{}, err)
 			return
 		}
-		for image, err := range s.claiming(ctx, key, target) {
+		for image, err := range s.claiming(ctx, scope(key, labels), target) {
 			at := slices.Index(image.Chains, target)
 			if err == nil && (at < 0 || at >= len(image.Layers)) {
 				err = fmt.Errorf("image %s does not say which layer makes the chain",
@@ -180,15 +180,14 @@ func (s *Snapshotter) requests(
 	}
 }
 
-// claiming returns the images that claim a chain, in the namespace that a snapshot's key names.
+// claiming returns the images that claim a chain.
 func (s *Snapshotter) claiming(
-	ctx context.Context, key string, target digest.Digest,
+	ctx context.Context, in Scope, target digest.Digest,
 ) iter.Seq2[Image, error] {
-	namespace, _, ok := strings.Cut(key, "/")
-	if s.images == nil || !ok {
+	if s.images == nil || in.Namespace == "" {
 		return func(func(Image, error) bool) {}
 	}
-	return s.images.Claiming(ctx, namespace, target)
+	return s.images.Claiming(ctx, in, target)
 }
 
 // checkChain reports whether a layer with this diffID, on a parent with this chain ID ("" for

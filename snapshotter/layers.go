@@ -112,16 +112,23 @@ func (i Image) layer(chain digest.Digest) digest.Digest {
 	return ""
 }
 
+// Scope says which of containerd's images are meant.
+type Scope struct {
+	Namespace string // "": it is not known
+	// Unnamed: manifests that no image has count, too.
+	Unnamed bool
+	Known   []string // references, which tell of registries' ports
+}
+
 // Images are containerd's images.
 type Images interface {
-	// With returns the images of a namespace whose layers make the chain, or, where there are none,
-	// those that have layers above it. The known references tell of registries' ports.
-	With(ctx context.Context, namespace string, chain digest.Digest, known []string) ([]Image,
-		error)
-	// Claiming returns the images of a namespace, those that were pulled last first, that
-	// containerd has or is pulling and whose config claims the chain for some of their layers. With
-	// an error comes an image that has no references, or none.
-	Claiming(ctx context.Context, namespace string, chain digest.Digest) iter.Seq2[Image, error]
+	// With returns the images whose layers make the chain, or, where there are none, those that
+	// have layers above it.
+	With(ctx context.Context, in Scope, chain digest.Digest) ([]Image, error)
+	// Claiming returns the images, those that were pulled last first, that containerd has or is
+	// pulling and whose config claims the chain for some of their layers. With an error comes an
+	// image that has no references, or none.
+	Claiming(ctx context.Context, in Scope, chain digest.Digest) iter.Seq2[Image, error]
 	// Named returns the image with this manifest, which containerd may still be pulling as ref.
 	Named(ctx context.Context, namespace, ref string, manifest digest.Digest) (Image, error)
 }

@@ -36,7 +36,7 @@ func openContainerd(t *testing.T, s *Snapshotter) containerdDB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	m := metadata.NewDB(db, content, map[string]snapshots.Snapshotter{"mica": s})
+	m := metadata.NewDB(db, content, map[string]snapshots.Snapshotter{"mica": s, "stargz": s.BuildKit()})
 	if err := m.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}

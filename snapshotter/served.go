@@ -41,7 +41,7 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 	if err != nil {
 		return err
 	}
-	name := servedName(target, parents)
+	name := prefixOf(key) + servedName(target, parents)
 	if found, err := s.exists(ctx, name); err != nil {
 		return err
 	} else if found {
@@ -92,8 +92,8 @@ func (s *Snapshotter) serve(ctx context.Context, key, parent string, info snapsh
 
 // tellServed tells that a namespace, the one that the key names, has a snapshot of a layer.
 func (s *Snapshotter) tellServed(ctx context.Context, key string, req request) {
-	if namespace, _, ok := strings.Cut(key, "/"); ok && s.blobs != nil {
-		s.blobs.Served(ctx, namespace, req.layer)
+	if in := scope(key, nil); in.Namespace != "" && s.blobs != nil {
+		s.blobs.Served(ctx, in.Namespace, req.layer)
 	}
 }
 
@@ -131,7 +131,8 @@ func (s *Snapshotter) Serves(ctx context.Context, chain digest.Digest) ([]digest
 	}
 	var layers []digest.Digest
 	for _, info := range all {
-		if info.Kind != snapshots.KindCommitted || !strings.HasPrefix(info.Name, servedPrefix) ||
+		name := strings.TrimPrefix(info.Name, builderPrefix)
+		if info.Kind != snapshots.KindCommitted || !strings.HasPrefix(name, servedPrefix) ||
 			!strings.HasSuffix(info.Name, "/"+chain.String()) {
 			continue
 		}

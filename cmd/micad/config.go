@@ -44,7 +44,11 @@ type config struct {
 	Containerd string `toml:"containerd_address"`
 	// Content is the folder of containerd's content store where micad is its content plugin; empty:
 	// micad is none.
-	Content string `toml:"content_store"`
+	Content  string `toml:"content_store"`
+	BuildKit struct {
+		// Socket is that of BuildKit's plugin; empty: there is none.
+		Socket string `toml:"socket"`
+	} `toml:"buildkit"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
 	MetricsAddress string `toml:"metrics_address"`
 	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the

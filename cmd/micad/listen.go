@@ -45,22 +45,29 @@ func listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// listenerName is the name under which the keeper has micad's socket.
-const listenerName = "listener"
+// Names under which the keeper has micad's sockets.
+const (
+	listenerName = "listener"
+	builderName  = "buildkit"
+)
 
-// takeListener returns the socket that a former micad has left with the keeper, or a new one: then
-// the keeper gets it. So containerd can connect at all times, and waits while no micad is there.
+// takeListener returns the socket that a former micad has left with the keeper under a name, or a
+// new one: then the keeper gets it. So containerd can connect at all times, and waits while no
+// micad is there. Where there is no path, there is no listener.
 func takeListener(
-	ctx context.Context, k *keeper.Keeper, held *keeper.Held, path string,
+	ctx context.Context, k *keeper.Keeper, held *keeper.Held, name, path string,
 ) (net.Listener, error) {
 	if held != nil {
 		l, err := heldListener(held, path)
 		if err == nil {
 			return l, nil
 		}
-		if err := k.Drop(ctx, listenerName); err != nil {
+		if err := k.Drop(ctx, name); err != nil {
 			return nil, err
 		}
+	}
+	if path == "" {
+		return nil, nil
 	}
 	l, err := listen(path)
 	if err != nil || !k.Keeps() {
@@ -74,7 +81,7 @@ func takeListener(
 	if err == nil {
 		// The file of the socket stays where it is for as long as the keeper may have the socket.
 		u.SetUnlinkOnClose(false)
-		err = errors.Join(k.Store(ctx, listenerName, f), f.Close())
+		err = errors.Join(k.Store(ctx, name, f), f.Close())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("keep the socket: %w", err), l.Close())

@@ -37,13 +37,13 @@ func connect(t *testing.T, path string) net.Conn {
 // Who connects while no micad is there is answered by the next one.
 func TestListenerIsTakenOver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	l, err := takeListener(t.Context(), nil, nil, path)
+	l, err := takeListener(t.Context(), nil, nil, listenerName, path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := held(t, l)
 	early := connect(t, path)
-	if l, err = takeListener(t.Context(), nil, h, path); err != nil {
+	if l, err = takeListener(t.Context(), nil, h, listenerName, path); err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
@@ -83,7 +83,7 @@ func TestListenerIsReplaced(t *testing.T) {
 				t.Fatal(err)
 			}
 			path = change(path)
-			if l, err = takeListener(t.Context(), nil, h, path); err != nil {
+			if l, err = takeListener(t.Context(), nil, h, listenerName, path); err != nil {
 				t.Fatal(err)
 			}
 			defer l.Close()

@@ -27,7 +27,8 @@ func (c *config) cleanPaths() error {
 	lists := strings.Split(c.Remote.ConfigPath, ":")
 	errs := []error{
 		c.cleanRoot(),
-		c.cleanAddress(),
+		cleanListener("address", &c.Address),
+		c.cleanBuilder(),
 		cleanSocket("credentials.cri_image_service", &c.Credentials.ImageService),
 		clean("credentials.kubelet_provider_config", &c.Credentials.ProviderConfig),
 		clean("credentials.kubelet_provider_bin_dir", &c.Credentials.ProviderBinDir),
@@ -60,17 +61,32 @@ func (c *config) cleanRoot() error {
 	return isOr("root", c.Root, os.FileMode.IsDir, "folder")
 }
 
-// cleanAddress checks where micad listens. What lies there is replaced, so it has to be a socket.
-func (c *config) cleanAddress() error {
-	if c.Address == "" {
-		return errors.New(`address = "": ` +
-			`write the path of the socket to listen at, as containerd has it`)
+// cleanListener checks where micad listens. What lies there is replaced, so it has to be a socket.
+func cleanListener(key string, path *string) error {
+	if *path == "" {
+		return fmt.Errorf(`%s = "": write the path of the socket to listen at, as containerd has it`,
+			key)
 	}
-	if err := cleanSocket("address", &c.Address); err != nil {
+	if err := cleanSocket(key, path); err != nil {
 		return err
 	}
 	isSocket := func(m os.FileMode) bool { return m&os.ModeSocket != 0 }
-	return isOr("address", c.Address, isSocket, "socket")
+	return isOr(key, *path, isSocket, "socket")
+}
+
+// cleanBuilder checks where micad listens for BuildKit's plugin, if it does.
+func (c *config) cleanBuilder() error {
+	socket := &c.BuildKit.Socket
+	if *socket == "" {
+		return nil
+	}
+	if err := cleanListener("buildkit.socket", socket); err != nil {
+		return err
+	}
+	if *socket == c.Address {
+		return fmt.Errorf("buildkit.socket = %q: it has to be another socket than address", *socket)
+	}
+	return nil
 }
 
 // isOr checks that there is something of a kind at path, or that it can be made.

@@ -9,17 +9,10 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/v2/contrib/snapshotservice"
-	limits "github.com/containerd/containerd/v2/defaults"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/keeper"
@@ -71,23 +64,24 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 		log.Error("not all of a former micad is taken over", "err", err)
 	}
 	d := &daemon{config: c, log: log, keeper: k, started: time.Now()}
-	socket, mounts := sortHeld(held)
-	listener, err := takeListener(ctx, k, socket, c.Address)
+	sockets, mounts := sortHeld(held)
+	listener, err := takeListener(ctx, k, sockets[listenerName], listenerName, c.Address)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
+	built, err := takeListener(ctx, k, sockets[builderName], builderName, c.BuildKit.Socket)
+	if err != nil {
+		return err
+	}
 	if err := d.open(ctx, mounts); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
 
 	split := newSplitter(listener)
-	server := grpc.NewServer(append(d.credentials.serverOptions(),
-		grpc.UnaryInterceptor(d.survive), grpc.StreamInterceptor(d.surviveStream),
-		grpc.MaxRecvMsgSize(limits.DefaultMaxRecvMsgSize),
-		grpc.MaxSendMsgSize(limits.DefaultMaxSendMsgSize))...)
-	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(d.snapshotter))
+	server := d.server(d.snapshotter, d.credentials.serverOptions()...)
+	builder := d.server(d.snapshotter.BuildKit())
 	d.content.register(server)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
 	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root,
@@ -99,6 +93,9 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return split.Run(ctx) })
 	g.Go(func() error { return ignoreClosed(server.Serve(split.grpc)) })
+	if built != nil {
+		g.Go(func() error { return ignoreClosed(builder.Serve(built)) })
+	}
 	g.Go(func() error { return ignoreClosed(web.Serve(split.http)) })
 	if c.MetricsAddress != "" {
 		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(),
@@ -128,9 +125,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 			log.Warn("the service manager is not told that micad stops", "err", err)
 		}
 		// Calls that wait for the network end with their layers.
-		timer := time.AfterFunc(d.grace(), server.Stop)
+		timer := time.AfterFunc(d.grace(), func() { server.Stop(); builder.Stop() })
 		defer timer.Stop()
 		server.GracefulStop()
+		builder.GracefulStop()
 		return web.Close()
 	})
 	return g.Wait()
@@ -144,42 +142,17 @@ func (d *daemon) grace() time.Duration {
 	return stopTimeout
 }
 
-// sortHeld tells micad's socket from the mounts in what the keeper has handed out.
-func sortHeld(held []keeper.Held) (socket *keeper.Held, mounts []keeper.Held) {
+// sortHeld tells micad's sockets, by their names, from the mounts in what the keeper has handed out.
+func sortHeld(held []keeper.Held) (sockets map[string]*keeper.Held, mounts []keeper.Held) {
+	sockets = map[string]*keeper.Held{}
 	for i, h := range held {
-		if h.Name == listenerName {
-			socket = &held[i]
+		if h.Name == listenerName || h.Name == builderName {
+			sockets[h.Name] = &held[i]
 			continue
 		}
 		mounts = append(mounts, h)
 	}
-	return socket, mounts
-}
-
-// survive makes a panic the error of the call that met it.
-func (d *daemon) survive(
-	ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler,
-) (answer any, err error) {
-	defer d.recovered(ctx, info.FullMethod, &err)
-	return next(ctx, req)
-}
-
-// surviveStream is survive for calls that are streams.
-func (d *daemon) surviveStream(
-	srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler,
-) (err error) {
-	defer d.recovered(stream.Context(), info.FullMethod, &err)
-	return next(srv, stream)
-}
-
-// recovered is deferred by a call.
-func (d *daemon) recovered(ctx context.Context, call string, err *error) {
-	if v := recover(); v != nil {
-		d.panics.Add(1)
-		d.log.ErrorContext(ctx, "panic in a call", "call", call, "panic", v,
-			"stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "panic in %s: %v (micad's log has more)", call, v)
-	}
+	return sockets, mounts
 }
 
 // ignoreClosed drops the error of a server that was told to end.

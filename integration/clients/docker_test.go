@@ -133,6 +133,14 @@ func TestDocker(t *testing.T) {
 		return err
 	})
 	x.try("docker push", func() error { return e.Push(ctx, copied) })
+	dir := dockerfile(t, ref)
+	x.try("docker build", func() error { return e.Build(ctx, dir, "run", "built:run") })
+	x.try("docker build", func() error { return e.Build(ctx, dir, "link", "built:link") })
+	_, out, err = e.Run(ctx, "built:link", "/bin/cat", "/out")
+	mustf(t, err, "run what was built")
+	prints(t, "docker build", out)
+	x.try("docker rm, docker rmi", func() error { return e.RemoveAll(ctx) })
+	fixture.Freed(t, n, 0, 8<<20)
 	if *update && !t.Failed() {
 		root, err := node.Checkout()
 		mustf(t, err, "checkout")

@@ -37,8 +37,8 @@ func StartEngine(ctx context.Context, n *node.Node, driver string) (*Engine, err
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(n.Dir, "docker-"+driver)
-	config := filepath.Join(n.Dir, "docker-"+driver+".json")
+	dir := filepath.Join(n.Dir, "docker") // of all drivers
+	config := dir + ".json"
 	if err := os.WriteFile(config, []byte(features), 0o600); err != nil {
 		return nil, err
 	}
@@ -118,6 +118,39 @@ func (e *Engine) Run(ctx context.Context, ref string, argv ...string) (id, out s
 	defer logs.Close()
 	b, err := io.ReadAll(logs)
 	return c.ID, string(b), err
+}
+
+// Build is docker build of a stage of the Dockerfile in a folder, by the engine's own BuildKit.
+func (e *Engine) Build(ctx context.Context, dir, stage, ref string) error {
+	return build(ctx, e.DaemonHost(), dir, stage, "--output", "type=moby,name="+ref)
+}
+
+// RemoveAll is docker rm of all containers, docker rmi of all images, and docker builder prune.
+func (e *Engine) RemoveAll(ctx context.Context) error {
+	containers, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers.Items {
+		_, err := e.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true})
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := e.BuildCachePrune(ctx, client.BuildCachePruneOptions{All: true}); err != nil {
+		return err
+	}
+	images, err := e.ImageList(ctx, client.ImageListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, i := range images.Items {
+		_, err := e.ImageRemove(ctx, i.ID, client.ImageRemoveOptions{Force: true})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Save is docker save: an archive of an image.

@@ -10,6 +10,9 @@ import (
 // Snapshotter is the name under which containerd knows Mica here.
 const Snapshotter = "mica"
 
+// Builder is the name under which it does for BuildKit.
+const Builder = "stargz"
+
 // containerdConfig is containerd's config.toml, version 3, for this node.
 func (n *Node) containerdConfig() string {
 	var b strings.Builder
@@ -45,6 +48,9 @@ func (n *Node) containerdConfig() string {
 	if n.opts.Content {
 		p("[proxy_plugins.mica-content]\ntype = 'content'\naddress = %q", n.MicadAddress())
 	}
+	if n.opts.BuildKit {
+		p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q", Builder, n.BuilderAddress())
+	}
 	if c := n.opts.CRI; c != nil {
 		p("%s", c.config(n))
 	}
@@ -67,6 +73,9 @@ func (n *Node) micadConfig() string {
 	fmt.Fprintf(&b, "%s\n", n.opts.Micad)
 	if n.opts.DemandOnly {
 		b.WriteString("[fetch]\nfill = \"none\"\n")
+	}
+	if n.opts.BuildKit {
+		fmt.Fprintf(&b, "[buildkit]\nsocket = %q\n", n.BuilderAddress())
 	}
 	fmt.Fprintf(&b, "[remote]\nconfig_path = %q\n%s\n", n.HostsDir(), n.opts.MicadRemote)
 	if c := n.opts.CRI; c != nil && c.ByMicad {

@@ -33,6 +33,7 @@ type Options struct {
 	Bare        bool   // containerd knows of micad only its name and its address
 	CRI         *CRI   // nil: containerd runs without its CRI plugin
 	Content     bool   // micad is containerd's content plugin, see SwitchContent
+	BuildKit    bool   // containerd has BuildKit's plugin, Builder
 	NoMicad     bool   // only containerd's own snapshotters
 	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again
 	MicadBinary string // path of micad; "": that of Path
@@ -96,6 +97,9 @@ func (n *Node) Address() string { return filepath.Join(n.Dir, "c.sock") }
 
 // MicadAddress is the path of micad's socket.
 func (n *Node) MicadAddress() string { return filepath.Join(n.Dir, "m.sock") }
+
+// BuilderAddress is the path of micad's socket for BuildKit.
+func (n *Node) BuilderAddress() string { return filepath.Join(n.Dir, "b.sock") }
 
 // MicadRoot is the directory with all of micad's state.
 func (n *Node) MicadRoot() string { return filepath.Join(n.Dir, "mica") }

@@ -19,6 +19,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// layerLabel is on the content that containerd is told of and does not have: reading it, to find out
+// what it is, would download it.
+const layerLabel = "mica/layer"
+
 // keepTries is how often a blob is told of that containerd's collector takes away meanwhile.
 const keepTries = 3
 
@@ -50,7 +54,7 @@ func (c *Client) Keep(
 	ctx context.Context, namespace, ref string, d ocispec.Descriptor, claim func() error,
 ) error {
 	ctx = namespaces.WithNamespace(ctx, namespace)
-	noted := map[string]string{}
+	noted := map[string]string{layerLabel: "true"}
 	if l, ok := parseName(ref); ok {
 		noted[sourceLabel+l.host] = l.repository
 	}

@@ -96,7 +96,7 @@ type Client struct {
 	missed atomic.Int32 // questions in a row for which there was no connection
 
 	mu   sync.Mutex
-	kept map[digest.Digest]document
+	kept map[asked]document
 }
 
 // New returns a client of the containerd with the first of these sockets that answers. None need be
@@ -118,7 +118,7 @@ func New(addresses []string, configPath string, log *slog.Logger) (*Client, erro
 	return &Client{
 		addresses: addresses, configPath: configPath, conn: conn, log: log,
 		images: imagesapi.NewImagesClient(conn), content: proxy.NewContentStore(conn),
-		kept: map[digest.Digest]document{},
+		kept: map[asked]document{},
 	}, nil
 }
 
@@ -163,18 +163,26 @@ func (c *Client) connected(ctx context.Context) error {
 	}
 }
 
+// asked is a document, and what it was taken for: an index is an empty manifest.
+type asked struct {
+	digest digest.Digest
+	index  bool
+}
+
+// keeps says whether a manifest is known.
 func (c *Client) keeps(d digest.Digest) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, ok := c.kept[d]
+	_, ok := c.kept[asked{digest: d}]
 	return ok
 }
 
 // read returns a document of the content store, which has verified it. What is there and says
 // nothing of layers has none.
 func (c *Client) read(ctx context.Context, d ocispec.Descriptor) (document, error) {
+	key := asked{d.Digest, images.IsIndexType(d.MediaType)}
 	c.mu.Lock()
-	doc, ok := c.kept[d.Digest]
+	doc, ok := c.kept[key]
 	c.mu.Unlock()
 	if ok {
 		return doc, nil
@@ -183,7 +191,7 @@ func (c *Client) read(ctx context.Context, d ocispec.Descriptor) (document, erro
 	if err != nil {
 		return document{}, err
 	}
-	if images.IsIndexType(d.MediaType) {
+	if key.index {
 		doc = parseIndex(b)
 	} else {
 		config, layers := parseManifest(b)
@@ -199,7 +207,7 @@ func (c *Client) read(ctx context.Context, d ocispec.Descriptor) (document, erro
 	if len(c.kept) >= maxKept {
 		clear(c.kept)
 	}
-	c.kept[d.Digest] = doc
+	c.kept[key] = doc
 	return doc, nil
 }
 

@@ -35,9 +35,9 @@ const (
 
 // With implements snapshotter.Images.
 func (c *Client) With(
-	ctx context.Context, namespace string, chain digest.Digest, known []string,
+	ctx context.Context, in snapshotter.Scope, chain digest.Digest,
 ) ([]snapshotter.Image, error) {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, in.Namespace)
 	all, err := c.list(ctx)
 	if err != nil {
 		return nil, err
@@ -54,7 +54,21 @@ func (c *Client) With(
 			return nil, fmt.Errorf("image %s: %w", i.Name, err)
 		}
 	}
-	names := append(namesOf(all), known...)
+	if in.Unnamed {
+		manifests, err := c.manifests(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		for _, info := range manifests {
+			m := ocispec.Descriptor{
+				MediaType: ocispec.MediaTypeImageManifest, Digest: info.Digest,
+			}
+			if err := search.add(ctx, m, maxNested); err != nil {
+				return nil, err
+			}
+		}
+	}
+	names := append(namesOf(all), in.Known...)
 	var whole, longer []snapshotter.Image
 	for d, doc := range search.found {
 		at := slices.Index(doc.chains, chain)
@@ -162,7 +176,7 @@ func (x *search) look(ctx context.Context) error {
 	if x.present != nil {
 		return nil
 	}
-	all, err := x.c.manifests(ctx)
+	all, err := x.c.manifests(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -173,12 +187,22 @@ func (x *search) look(ctx context.Context) error {
 	return nil
 }
 
-// manifests returns the manifests of a namespace that containerd has.
-func (c *Client) manifests(ctx context.Context) (all []content.Info, err error) {
+// manifests returns the manifests of a namespace that containerd has. Those that BuildKit pulls do
+// not name their config: with unnamed, all content that comes from a registry and may be one is
+// returned.
+func (c *Client) manifests(ctx context.Context, unnamed bool) (all []content.Info, err error) {
+	var only []string
+	if !unnamed {
+		only = []string{fmt.Sprintf("labels.%q", configLabel)}
+	}
 	err = c.content.Walk(ctx, func(i content.Info) error {
-		all = append(all, i)
+		_, _, pulled := source(i.Labels)
+		_, layer := i.Labels[layerLabel]
+		if !unnamed || pulled && !layer && i.Size <= maxManifest {
+			all = append(all, i)
+		}
 		return nil
-	}, fmt.Sprintf("labels.%q", configLabel))
+	}, only...)
 	if err != nil {
 		return nil, fmt.Errorf("list containerd's manifests: %w", err)
 	}
@@ -187,17 +211,17 @@ func (c *Client) manifests(ctx context.Context) (all []content.Info, err error) 
 
 // Claiming implements snapshotter.Images.
 func (c *Client) Claiming(
-	ctx context.Context, namespace string, chain digest.Digest,
+	ctx context.Context, in snapshotter.Scope, chain digest.Digest,
 ) iter.Seq2[snapshotter.Image, error] {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	ctx = namespaces.WithNamespace(ctx, in.Namespace)
 	return func(yield func(snapshotter.Image, error) bool) {
 		all, err := c.list(ctx)
 		if err != nil {
 			yield(snapshotter.Image{}, err)
 			return
 		}
-		names := namesOf(all)
-		manifests, err := c.manifests(ctx)
+		names := append(namesOf(all), in.Known...)
+		manifests, err := c.manifests(ctx, in.Unnamed)
 		if err != nil {
 			yield(snapshotter.Image{}, err)
 			return

@@ -28,7 +28,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
+
+	"github.com/mica-snapshotter/mica/snapshotter"
 )
+
+// ns is the scope of the world's namespace.
+func ns(known ...string) snapshotter.Scope {
+	return snapshotter.Scope{Namespace: "ns", Known: known}
+}
 
 // world is containerd's metadata, behind its gRPC services.
 type world struct {
@@ -38,7 +45,9 @@ type world struct {
 	db     *metadata.DB
 	socket string
 	events created
-	stop   func()
+	// manifests do not name their config, as those that BuildKit pulls
+	unnamed bool
+	stop    func()
 	client *Client
 }
 
@@ -137,7 +146,10 @@ func (w *world) manifest(blobs, diffIDs []string, sources map[string]string) oci
 			ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip,
 				Digest: digest.FromString(b), Size: 1})
 	}
-	labels := map[string]string{configLabel: c.Digest.String()}
+	labels := map[string]string{}
+	if !w.unnamed {
+		labels[configLabel] = c.Digest.String()
+	}
 	for host, repositories := range sources {
 		labels[sourceLabel+host] = repositories
 	}
@@ -177,7 +189,7 @@ func TestWith(t *testing.T) {
 	w.name("localhost:5000/odd/d:1", odd)
 	w.name("localhost:5000/lost/e:1", gone)
 
-	found, err := w.client.With(t.Context(), "ns", chain, nil)
+	found, err := w.client.With(t.Context(), ns(), chain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,13 +222,13 @@ func TestWith(t *testing.T) {
 	w.name("localhost:5000/late:1",
 		w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{other}},
 			nil))
-	if found, err = w.client.With(t.Context(), "ns", digest.FromString("z"), nil); err != nil ||
+	if found, err = w.client.With(t.Context(), ns(), digest.FromString("z")); err != nil ||
 		len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
 	}
 	// In another namespace there are none.
-	if found, err = w.client.With(t.Context(), "elsewhere", chain, nil); err != nil ||
-		len(found) != 0 {
+	elsewhere := snapshotter.Scope{Namespace: "elsewhere"}
+	if found, err = w.client.With(t.Context(), elsewhere, chain); err != nil || len(found) != 0 {
 		t.Errorf("found %v, %v", found, err)
 	}
 }
@@ -230,7 +242,7 @@ func TestSourceUnknown(t *testing.T) {
 	w.name("localhost:5000/a:1", m)
 	refs := func(known ...string) []string {
 		t.Helper()
-		found, err := w.client.With(t.Context(), "ns", chain, known)
+		found, err := w.client.With(t.Context(), ns(known...), chain)
 		if err != nil || len(found) != 1 {
 			t.Fatalf("found %v, %v", found, err)
 		}
@@ -275,7 +287,7 @@ func TestClaiming(t *testing.T) {
 	w := newWorld(t)
 	claiming := func(chain digest.Digest) (refs [][]string, errs int) {
 		t.Helper()
-		for i, err := range w.client.Claiming(t.Context(), "ns", chain) {
+		for i, err := range w.client.Claiming(t.Context(), ns(), chain) {
 			if err != nil {
 				errs++
 			} else {
@@ -311,7 +323,7 @@ func TestClaiming(t *testing.T) {
 		t.Errorf("%v, %d errors; want %v, 3", refs, errs, want)
 	}
 	// and the caller may have enough
-	for i, err := range w.client.Claiming(t.Context(), "ns", base) {
+	for i, err := range w.client.Claiming(t.Context(), ns(), base) {
 		if err != nil || i.Layers[0] != digest.FromString("B") || i.Chains[0] != base {
 			t.Errorf("%+v, %v", i, err)
 		}
@@ -327,12 +339,61 @@ func TestClaiming(t *testing.T) {
 	w.start()
 }
 
+// TestUnnamed: what BuildKit pulls is no image. It counts for BuildKit alone.
+func TestUnnamed(t *testing.T) {
+	w := newWorld(t)
+	w.unnamed = true
+	at := map[string]string{"localhost": "base"}
+	chain := digest.FromString("x")
+	list := w.put(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{
+		w.manifest([]string{"B"}, []string{"x"}, at),
+	}}, map[string]string{sourceLabel + "localhost": "base"})
+	w.put(ocispec.MediaTypeImageLayerGzip, "a layer that is not here",
+		map[string]string{sourceLabel + "localhost": "base", layerLabel: "true"})
+	known := "localhost:5000/base:1"
+	count := func(in snapshotter.Scope) (with, claiming int) {
+		t.Helper()
+		found, err := w.client.With(t.Context(), in, chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, err := range w.client.Claiming(t.Context(), in, chain) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, i)
+			claiming++
+		}
+		for _, i := range found {
+			if !slices.Equal(i.Refs, []string{"localhost:5000/base"}) {
+				t.Errorf("an image of %v", i.Refs)
+			}
+		}
+		return len(found) - claiming, claiming
+	}
+	if with, claiming := count(ns(known)); with != 0 || claiming != 0 {
+		t.Errorf("%d and %d images without a name", with, claiming)
+	}
+	built := ns(known)
+	built.Unnamed = true
+	if with, claiming := count(built); with != 1 || claiming != 1 {
+		t.Errorf("%d and %d images for BuildKit", with, claiming)
+	}
+	if len(w.client.kept) != 2 {
+		t.Errorf("read: %v; want the index and the manifest", w.client.kept)
+	}
+	w.name("localhost:5000/base:1", list) // which has been taken for a manifest before
+	if with, _ := count(ns()); with != 1 {
+		t.Errorf("%d images of an index", with)
+	}
+}
+
 // TestRestarted: containerd answers again after it was away, and what asks while it is away gets an
 // error.
 func TestRestarted(t *testing.T) {
 	w := newWorld(t)
 	with := func() error {
-		_, err := w.client.With(t.Context(), "ns", someDigest, nil)
+		_, err := w.client.With(t.Context(), ns(), someDigest)
 		return err
 	}
 	for range 2 {
