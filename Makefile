@@ -11,7 +11,7 @@ MODULES  := . integration
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
 
 .PHONY: all build install tools test unit race integration clients matrix soak lint fmt fuzz \
-	bench microbench demo clean
+	bench microbench demo release clean
 
 all: build
 
@@ -57,6 +57,9 @@ bench: tools build ## time to ready beside other snapshotters (docs/bench.md); f
 
 microbench: tools build ## the packages' benchmarks, or those that match BENCH
 	script/test.sh microbench '$(BENCH)'
+
+release: ## deb, rpm, tarballs and SBOMs in build/release; the same commit gives the same bytes
+	script/release/make.sh $(VERSION) build/release
 
 demo: tools build ## the same program by overlayfs and by Mica, behind a simulated network
 	script/test.sh demo

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/manual"
 	"github.com/mica-snapshotter/mica/cmd/mica/publish"
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/erofs"
@@ -60,6 +61,6 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
 		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
-		verifyCommand(), doctorCommand())
+		verifyCommand(), doctorCommand(), manual.Command())
 	return root
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/manual"
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
@@ -81,7 +82,7 @@ func command(o *options) *cobra.Command {
 	flags.StringVar(&o.logLevel, "log-level", "",
 		"debug, info, warn or error (over the configuration's log_level)")
 	o.given = flags.Changed
-	root.AddCommand(keepCommand(o), configCommand(o))
+	root.AddCommand(keepCommand(o), configCommand(o), manual.Command())
 	return root
 }
 

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Makes a release: script/release/make.sh VERSION DIR
+#
+# For each architecture a deb, an rpm, a static tarball and its SBOM (CycloneDX), and SHA256SUMS of
+# all. The same commit gives the same bytes with the same Go release: times are the commit's.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+[ $# = 2 ] || { sed -n 2p "$0" >&2; exit 2; }
+# A package's version begins with a digit, and sorts before the release that it leads to.
+version=${1#v} out=$2
+case $version in [0-9]*.*) ;; *) version=0.0.0~$version ;; esac
+export CGO_ENABLED=0 LC_ALL=C TZ=UTC
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+umask 022
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+tools=$work/tools
+go -C integration/tools/release build -trimpath -buildvcs=false -o "$tools/" tool
+
+build() { # DIR: what GOARCH names
+	go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$1/" \
+		./cmd/micad ./cmd/mica
+}
+pack() { # FILE DIR: DIR's folder as a tarball
+	tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
+		-C "$(dirname "$2")" -c "$(basename "$2")" | gzip -9n >"$1"
+}
+
+# what is the same on all: manual, completions, unit, configuration
+build "$work/host"
+common=$work/common
+mkdir -p "$common/man" "$common/completions"
+"$work/host/mica" man "$common/man"
+"$work/host/micad" man "$common/man"
+rm "$common"/man/*-completion*
+gzip -9n "$common"/man/*.1
+"$work/host/mica" completion bash >"$common/completions/mica.bash"
+"$work/host/mica" completion zsh >"$common/completions/_mica"
+"$work/host/mica" completion fish >"$common/completions/mica.fish"
+"$work/host/micad" config default >"$common/config.toml"
+sed 's|/usr/local/bin/|/usr/bin/|' script/micad.service >"$common/micad.service"
+
+rm -rf "$out"
+mkdir -p "$out"
+for arch in amd64 arm64; do
+	built=$work/$arch
+	GOARCH=$arch build "$built"
+	cp -r "$common/." "$built"
+	sed "s|\${ARCH}|$arch|; s|\${VERSION}|$version|; s|\${BUILD}|$built|" \
+		script/release/nfpm.yaml >"$work/nfpm.yaml"
+	for format in deb rpm; do
+		"$tools/nfpm" package -f "$work/nfpm.yaml" -p $format -t "$out/" >&2
+	done
+	folder=$work/mica-$version-linux-$arch
+	mkdir "$folder"
+	cp -r "$built/." LICENSE README.md "$folder"
+	cp script/micad.service "$folder/micad.service" # for /usr/local/bin
+	pack "$out/$(basename "$folder").tar.gz" "$folder"
+	"$tools/cyclonedx-gomod" bin -json -noserial -output "$work/sbom" "$built/micad" 2>"$work/log" ||
+		{ cat "$work/log" >&2; exit 1; }
+	mv "$work/sbom" "$out/mica-$version-linux-$arch.cdx.json"
+done
+(cd "$out" && sha256sum -- * >"$work/sums" && mv "$work/sums" SHA256SUMS)
+cat "$out/SHA256SUMS"
