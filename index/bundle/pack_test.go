@@ -102,6 +102,22 @@ func TestNotPacked(t *testing.T) {
 	}
 }
 
+// A frame is the same whatever its encoder has written before.
+func TestEncoderKept(t *testing.T) {
+	var kept encoder
+	for i, l := range []*Layer{Nasty(), LayerOf(), Nasty()} {
+		c := packed(t, l)
+		var first, later bytes.Buffer
+		err := new(encoder).compress(&first, c.size(), c.write)
+		if err = errors.Join(err, kept.compress(&later, c.size(), c.write)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(first.Bytes(), later.Bytes()) {
+			t.Errorf("frame %d is another one after others", i)
+		}
+	}
+}
+
 // packed returns the columns of a layer.
 func packed(t testing.TB, l *Layer) *columns {
 	t.Helper()
@@ -116,7 +132,7 @@ func packed(t testing.TB, l *Layer) *columns {
 func (c *columns) encoded(t testing.TB) []byte {
 	t.Helper()
 	var frame bytes.Buffer
-	if err := compress(&frame, c.size(), c.write); err != nil {
+	if err := new(encoder).compress(&frame, c.size(), c.write); err != nil {
 		t.Fatal(err)
 	}
 	z, err := zstd.NewReader(nil)

@@ -47,6 +47,7 @@ type writer struct {
 	seen    map[digest.Digest]bool
 	layers  []Record
 	frames  bytes.Buffer
+	encoder encoder
 }
 
 func (w *writer) add(in *Input) error {
@@ -76,7 +77,7 @@ func (w *writer) add(in *Input) error {
 		digests:   h.Digests(),
 	}
 	start := w.frames.Len()
-	if b.IndexDigest, b.Packed, err = frameOf(&w.frames, in, header, l); err != nil {
+	if b.IndexDigest, b.Packed, err = w.frameOf(in, header, l); err != nil {
 		return err
 	}
 	b.Frame.Size = int64(w.frames.Len() - start)
@@ -103,9 +104,12 @@ func atEnd(r io.Reader) bool {
 // decoder takes memory for all of it.
 const frameWindow = 512 << 10
 
+// smallWindow is the least window of an encoder, so that most small frames have the same.
+const smallWindow = 32 << 10
+
 // frameOf writes the frame of an index file, which has the given header and is open as l: packed, if
 // that brings back the very same file. It returns the file's sha256.
-func frameOf(w io.Writer, in *Input, header []byte, l *index.Layer) (
+func (w *writer) frameOf(in *Input, header []byte, l *index.Layer) (
 	sum [sha256.Size]byte, packed bool, err error,
 ) {
 	file := func() io.Reader { return io.NewSectionReader(in.Index, 0, in.Size) }
@@ -118,34 +122,46 @@ func frameOf(w io.Writer, in *Input, header []byte, l *index.Layer) (
 	if err == nil {
 		h.Reset()
 		if _, err = unpack(h, c, in.Size); err == nil && [sha256.Size]byte(h.Sum(nil)) == sum {
-			return sum, true, compress(w, c.size(), c.write)
+			return sum, true, w.encoder.compress(&w.frames, c.size(), c.write)
 		}
 	}
 	// Too large, or not as Write would make it: from another writer, or corrupt, which whoever
 	// reads it sees.
-	return sum, false, compress(w, in.Size, func(z *zstd.Encoder) error {
+	return sum, false, w.encoder.compress(&w.frames, in.Size, func(z *zstd.Encoder) error {
 		_, err := io.Copy(z, file())
 		return err
 	})
 }
 
+// encoder writes frames one after another. It keeps the encoder of the last frame for one with the
+// same window, because a new one begins with 34 MB of zeros.
+type encoder struct {
+	zstd   *zstd.Encoder
+	window int // of zstd
+}
+
 // compress writes one zstd frame of what fill writes, about size bytes.
-func compress(w io.Writer, size int64, fill func(*zstd.Encoder) error) error {
+func (e *encoder) compress(w io.Writer, size int64, fill func(*zstd.Encoder) error) (err error) {
 	window := frameWindow
-	for int64(window/2) > max(size, zstd.MinWindowSize) {
+	for int64(window/2) > max(size, smallWindow) {
 		window /= 2
 	}
-	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
-		zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(window), zstd.WithEncoderCRC(false))
-	if err != nil {
+	if e.window == window {
+		e.zstd.Reset(w)
+	} else {
+		e.zstd, err = zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+			zstd.WithEncoderConcurrency(1),
+			zstd.WithWindowSize(window), zstd.WithEncoderCRC(false))
+		if err != nil {
+			return err
+		}
+		e.window = window
+	}
+	if err := fill(e.zstd); err != nil {
+		e.zstd.Close()
 		return err
 	}
-	if err := fill(z); err != nil {
-		z.Close()
-		return err
-	}
-	return z.Close()
+	return e.zstd.Close()
 }
 
 func (w *writer) finish(trees io.Writer) error {
