@@ -22,17 +22,26 @@ func TestKills(t *testing.T) {
 	limit := pick(5*time.Second, 2*time.Second) // the short one runs beside all other tests
 	r := fixture.Registry(t)
 	program := probe(t)
-	var refs []string
 	var trees []known.Tree
-	for i, name := range []string{"cold", "colder", "warm"} {
+	names := []string{"cold", "colder", "warm"}
+	for i, name := range names {
 		tree := known.Tree{Seed: uint64(30 + i), Files: 200, Size: 120 << 10}
 		trees = append(trees, tree)
-		refs = append(refs, push(t, r, name, tree, program))
+		push(t, r, name, tree, program)
 	}
 	for _, mode := range []string{"erofs", "fuse"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			ctx := fixture.Context(t)
+			front, err := r.Front()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer front.Close()
+			var refs []string
+			for _, name := range names {
+				refs = append(refs, front.Host()+"/"+name+":test")
+			}
 			n := fixture.Node(t, node.Options{Mode: mode, Keep: true, DemandOnly: true})
 			before, err := soak.Look(ctx, n)
 			if err != nil {
@@ -59,7 +68,10 @@ func TestKills(t *testing.T) {
 			}
 			l.remove(t)
 			fixture.Ctr(t, n, append([]string{"images", "rm", "--sync"}, refs...)...)
-			// micad keeps idle connections to the registry for 90 s, with two goroutines each
+			// micad keeps idle connections for 90 s, unless the registry ends them.
+			if err := front.Down(); err != nil {
+				t.Fatal(err)
+			}
 			fixture.Eventually(t, 2*time.Minute, func() string {
 				after, err := soak.Look(ctx, n)
 				if err != nil {
