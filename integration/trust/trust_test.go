@@ -159,6 +159,7 @@ func TestNeighbours(t *testing.T) {
 	r := fixture.Registry(t)
 	for i, m := range moments {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel() // reads of what is forged wait until their deadline
 			n := fixture.Node(t, m.options)
 			var cases []*neighbours
 			for j, a := range attacks {
