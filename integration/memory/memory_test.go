@@ -41,11 +41,11 @@ func TestManyFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r := fixture.Registry(t)
+	ref := fixture.Push(t, r, "many", img)
+	fixture.Index(t, r, "many")
 	for _, mode := range []string{"erofs", "fuse"} {
 		t.Run(mode, func(t *testing.T) {
-			r := fixture.Registry(t)
-			ref := fixture.Push(t, r, "many", img)
-			fixture.Index(t, r, "many")
 			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true})
 			fixture.Pull(t, n, "mica", ref)
 			mounted := resident(t, n.MicadPID())
