@@ -13,7 +13,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
-	"github.com/mica-snapshotter/mica/integration/images"
 )
 
 // A pod's image pull secret reaches micad with the kubelet's request to pull, and nobody else: the
@@ -21,9 +20,7 @@ import (
 // add to what is kept.
 func TestPullSecret(t *testing.T) {
 	ctx := fixture.Context(t)
-	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "debian", fixture.Debian(t))
-	fixture.Index(t, r, "debian")
+	r, ref, size := fixture.ServedDebian(t, true)
 	n, c := start(t, r)
 	pod := run(t, c, "pod1") // brings the pause image, which needs no secret
 	r.RequireLogin("user", "secret")
@@ -51,10 +48,6 @@ func TestPullSecret(t *testing.T) {
 	}
 	r.ResetTraffic()
 	if err := pull(&runtimeapi.AuthConfig{Username: "user", Password: "secret"}); err != nil {
-		t.Fatal(err)
-	}
-	size, err := images.Size(fixture.Debian(t))
-	if err != nil {
 		t.Fatal(err)
 	}
 	if got := r.Traffic().Down; got > size/100 {

@@ -18,6 +18,8 @@ import (
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
+func TestMain(m *testing.M) { fixture.Main(m) }
+
 // subnet finds a network of 254 pods that no interface of this machine has.
 func subnet(t *testing.T) string {
 	t.Helper()
@@ -98,14 +100,8 @@ func TestLocalPull(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := fixture.Context(t)
-			r := fixture.Registry(t)
-			ref := fixture.Push(t, r, "debian", fixture.Debian(t))
-			fixture.Index(t, r, "debian")
+			r, ref, size := fixture.ServedDebian(t, true)
 			_, c := startWith(t, r, node.Options{Bare: true, CRI: &node.CRI{Images: settings}})
-			size, err := images.Size(fixture.Debian(t))
-			if err != nil {
-				t.Fatal(err)
-			}
 			r.ResetTraffic()
 			if _, err := c.Pull(ctx, ref); err != nil {
 				t.Fatal(err)
@@ -128,17 +124,11 @@ func TestLocalPull(t *testing.T) {
 // exec, writes, remove.
 func TestPod(t *testing.T) {
 	ctx := fixture.Context(t)
-	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "debian", fixture.Debian(t))
-	fixture.Index(t, r, "debian")
+	r, ref, size := fixture.ServedDebian(t, true)
 	n, c := start(t, r)
 	r.ResetTraffic()
 
 	if _, err := c.Pull(ctx, ref); err != nil {
-		t.Fatal(err)
-	}
-	size, err := images.Size(fixture.Debian(t))
-	if err != nil {
 		t.Fatal(err)
 	}
 	if got := r.Traffic().Down; got > size/100 {
@@ -213,9 +203,7 @@ func usage(t *testing.T, c *Client, id string) {
 // Pods of one image share its layers, and each has a root of its own.
 func TestPodsAreApart(t *testing.T) {
 	ctx := fixture.Context(t)
-	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "debian", fixture.Debian(t))
-	fixture.Index(t, r, "debian")
+	r, ref, _ := fixture.ServedDebian(t, true)
 	_, c := start(t, r)
 	if _, err := c.Pull(ctx, ref); err != nil {
 		t.Fatal(err)

@@ -8,7 +8,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
-	"github.com/mica-snapshotter/mica/integration/images"
 )
 
 // TestImageFs: what the kubelet's eviction and its collector of images go by is true. They take how
@@ -16,16 +15,9 @@ import (
 // root; what is "used" there is told by unpacked sizes, and is more than lazy layers take.
 func TestImageFs(t *testing.T) {
 	ctx := fixture.Context(t)
-	r := fixture.Registry(t)
-	img := fixture.Debian(t)
-	ref := fixture.Push(t, r, "debian", img)
-	fixture.Index(t, r, "debian")
+	r, ref, compressed := fixture.ServedDebian(t, true)
 	n, c := start(t, r)
 	if _, err := c.Pull(ctx, ref); err != nil {
-		t.Fatal(err)
-	}
-	compressed, err := images.Size(img)
-	if err != nil {
 		t.Fatal(err)
 	}
 	var used uint64

@@ -45,6 +45,7 @@ func runs(t *testing.T, n *node.Node, snapshotter, ref, id string) {
 // that reads blobs.
 func TestContent(t *testing.T) {
 	r, ref, size := debian(t, true)
+	// a node of its own, because an archive names where its blobs have come from
 	plain := fixture.Node(t, node.Options{NoMicad: true})
 	fixture.Pull(t, plain, "overlayfs", ref)
 	want := export(t, plain, ref)
@@ -133,7 +134,9 @@ func TestContentFetchAll(t *testing.T) {
 
 // TestContentAway: a blob that cannot be had is a clear error, and works when the registry is back.
 func TestContentAway(t *testing.T) {
-	r, ref, _ := debian(t, true)
+	r := fixture.Registry(t)
+	ref := fixture.Push(t, r, "away", fixture.ProbeImage(t))
+	fixture.Index(t, r, "away")
 	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true, Micad: `pull_deadline = "3s"`})
 	fixture.Pull(t, n, mica, ref)
 	mustf(t, r.Down(), "stop the registry")

@@ -17,10 +17,8 @@ func TestUnindexed(t *testing.T) {
 	if got := r.Traffic().BlobBytes(); got < size || got > size+size/50 {
 		t.Errorf("%d bytes of blobs downloaded, want the image once: %d", got, size)
 	}
-	plain := fixture.Node(t, node.Options{NoMicad: true})
-	fixture.Pull(t, plain, "overlayfs", ref)
 	r.ResetTraffic()
-	want := fixture.Run(t, plain, "overlayfs", ref, "program")
+	want := plainly(t)
 	if out := fixture.Run(t, n, mica, ref, "program"); out != want {
 		t.Errorf("the program prints\n%s\nthrough overlayfs\n%s", out, want)
 	}
@@ -34,13 +32,16 @@ func TestUnindexed(t *testing.T) {
 func TestNoCredentials(t *testing.T) {
 	for _, indexed := range []bool{true, false} {
 		t.Run(map[bool]string{true: "indexed", false: "whole"}[indexed], func(t *testing.T) {
-			r, ref, _ := debian(t, indexed)
+			r := fixture.Registry(t)
+			ref := fixture.Push(t, r, "private", fixture.ProbeImage(t, "echo", "here"))
+			if indexed {
+				fixture.Index(t, r, "private")
+			}
 			r.RequireLogin("user", "secret")
 			n := fixture.Node(t, node.Options{DemandOnly: true})
 			fixture.Ctr(t, n, "images", "pull", "--plain-http", "--user", "user:secret", "--snapshotter", mica, ref)
-			out := fixture.Run(t, n, mica, ref, "program")
-			if !strings.HasSuffix(out, images.Ready+"\n") {
-				t.Errorf("the program prints\n%s", out)
+			if out := fixture.Run(t, n, mica, ref, "program"); out != "here\n" {
+				t.Errorf("the program prints %q", out)
 			}
 			ps, err := n.Mica(fixture.Context(t), "ps", "--address", n.MicadAddress())
 			mustf(t, err, "mica ps")

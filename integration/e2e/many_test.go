@@ -14,17 +14,18 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// 200 containers from one image: none but the first makes micad mount or
+// A hundred containers from one image: none but the first makes micad mount or
 // download anything.
 func TestManyContainers(t *testing.T) {
-	const count = 200
+	const count = 100
 	r, ref, _ := debian(t, true)
 	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)
 	start := func(ctx context.Context, i int) error {
 		id := fmt.Sprintf("c%d", i)
-		_, err := n.Ctr(ctx, "run", "-d", "--net-host", "--snapshotter", mica, ref, id,
-			"sh", "-c", "sleep 0 && echo "+id+" >/srv/mine && exec sleep infinity") // sleep is read before the file is there
+		// sleep is read before the file is there
+		_, err := n.StartContainer(ctx, mica, ref, id, nil, nil,
+			"sh", "-c", "sleep 0 && echo "+id+" >/srv/mine && exec sleep infinity")
 		return err
 	}
 	mustf(t, start(fixture.Context(t), 0), "first container")

@@ -8,7 +8,6 @@ import (
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
-	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 // containerd asks for the manifest by tag and by digest and for the config;
@@ -24,18 +23,21 @@ func TestRequestsBeforeStart(t *testing.T) {
 		t.Fatalf("the image has %d layers, want 6", len(manifest.Layers))
 	}
 	for name, c := range map[string]struct {
-		registry func(*testing.T) *registry.Registry
-		options  node.Options
+		referrers bool // the registry has the API
+		options   node.Options
 	}{
-		"fallback tag":  {fixture.Registry, node.Options{DemandOnly: true}},
-		"referrers API": {fixture.Referrers, node.Options{DemandOnly: true}},
+		"fallback tag":  {false, node.Options{DemandOnly: true}},
+		"referrers API": {true, node.Options{DemandOnly: true}},
 		// with what containerd reads of the image
-		"as it comes": {fixture.Registry, node.Options{}},
+		"as it comes": {false, node.Options{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := c.registry(t)
-			ref := fixture.Push(t, r, "debian", img)
-			fixture.Index(t, r, "debian")
+			r, ref, size := debian(t, true)
+			if c.referrers {
+				r = fixture.Referrers(t)
+				ref = fixture.Push(t, r, "debian", img)
+				fixture.Index(t, r, "debian")
+			}
 			n := fixture.Node(t, c.options)
 			r.ResetTraffic()
 			fixture.Pull(t, n, mica, ref)
@@ -58,8 +60,6 @@ func TestRequestsBeforeStart(t *testing.T) {
 				t.Errorf("micad sent %d requests before the container could start, want at most 10", requests-1)
 			}
 			if c.options.DemandOnly {
-				size, err := images.Size(img)
-				mustf(t, err, "size")
 				lazy(t, r.Traffic(), size)
 			}
 			out := fixture.Run(t, n, mica, ref, "program")

@@ -49,10 +49,7 @@ func TestRestartMicad(t *testing.T) {
 func TestKilledAfterPull(t *testing.T) {
 	ctx := fixture.Context(t)
 	r, ref, _ := debian(t, true)
-	plain := fixture.Node(t, node.Options{NoMicad: true})
-	fixture.Pull(t, plain, "overlayfs", ref)
-	want := fixture.Run(t, plain, "overlayfs", ref, "plain")
-
+	want := plainly(t)
 	n := fixture.Node(t, node.Options{DemandOnly: true, Keep: true})
 	old := n.MicadPID()
 	r.SetProfile(shaper.Profile{RTT: 400 * time.Millisecond})

@@ -23,13 +23,11 @@ find . -xdev -type f -exec sha256sum {} + | LC_ALL=C sort -k2`
 // container starts, next to nothing has been downloaded.
 func TestModes(t *testing.T) {
 	r, ref, size := debian(t, true)
-	plain := fixture.Node(t, node.Options{NoMicad: true})
-	fixture.Pull(t, plain, "overlayfs", ref)
-	program := fixture.Run(t, plain, "overlayfs", ref, "program")
+	program := plainly(t)
 	if !strings.HasPrefix(program, images.Started+"\n") || !strings.HasSuffix(program, images.Ready+"\n") {
 		t.Fatalf("the program prints through overlayfs:\n%s", program)
 	}
-	all := fixture.Run(t, plain, "overlayfs", ref, "all", "sh", "-c", everything)
+	all := plainly(t, "sh", "-c", everything)
 	for name, opts := range map[string]node.Options{
 		"erofs":   {Mode: "erofs", DemandOnly: true},
 		"fuse":    {Mode: "fuse", DemandOnly: true},

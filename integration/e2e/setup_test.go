@@ -12,28 +12,25 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
-	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 const mica = node.Snapshotter
 
-// debian pushes the Debian image, indexed or not, and forgets the traffic.
+func TestMain(m *testing.M) { fixture.Main(m) }
+
+// debian serves the Debian image, indexed or not.
 func debian(t *testing.T, indexed bool) (r *registry.Registry, ref string, size int64) {
 	t.Helper()
-	r = fixture.Registry(t)
-	img := fixture.Debian(t)
-	ref = fixture.Push(t, r, "debian", img)
-	if indexed {
-		fixture.Index(t, r, "debian")
-	}
-	size, err := images.Size(img)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.ResetTraffic()
-	return r, ref, size
+	return fixture.ServedDebian(t, indexed)
+}
+
+// plainly returns what a command (none: the image's) prints in the Debian image by overlayfs.
+func plainly(t *testing.T, argv ...string) string {
+	t.Helper()
+	n, ref := fixture.PlainDebian(t)
+	return fixture.Run(t, n, "overlayfs", ref, "plainly", argv...)
 }
 
 func mustf(t *testing.T, err error, what string) {

@@ -33,10 +33,8 @@ func TestSharedLayers(t *testing.T) {
 	second, err := mutate.AppendLayers(base, layer)
 	mustf(t, err, "image")
 
-	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "debian", base)
+	r, ref, _ := debian(t, true)
 	ref2 := fixture.Push(t, r, "second", second)
-	fixture.Index(t, r, "debian")
 	fixture.Index(t, r, "second")
 	n := fixture.Node(t, node.Options{DemandOnly: true})
 	fixture.Pull(t, n, mica, ref)

@@ -58,7 +58,7 @@ func TestWriteAndCommit(t *testing.T) {
 	if got := fixture.Run(t, n, mica, ref2, "again", "sh", "-c", seen); got != want {
 		t.Errorf("a container of the committed image sees\n%s\nwant\n%s", got, want)
 	}
-	plain := fixture.Node(t, node.Options{NoMicad: true})
+	plain, _ := fixture.PlainDebian(t)
 	fixture.Pull(t, plain, "overlayfs", ref2)
 	if got := fixture.Run(t, plain, "overlayfs", ref2, "again", "sh", "-c", seen); got != want {
 		t.Errorf("through overlayfs, a container of the committed image sees\n%s\nwant\n%s", got, want)

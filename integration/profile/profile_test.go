@@ -16,28 +16,21 @@ import (
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
-	"github.com/mica-snapshotter/mica/integration/registry"
 )
-
-const repo = "debian"
 
 func record(ctx context.Context, args ...string) (string, error) {
 	return node.Command(ctx, "mica", append([]string{"profile", "record"}, args...)...)
 }
 
-// image pushes the Debian image and its index.
-func image(t *testing.T) *registry.Registry {
-	t.Helper()
-	r := fixture.Registry(t)
-	fixture.Push(t, r, repo, fixture.Debian(t))
-	fixture.Index(t, r, repo)
-	return r
-}
+func TestMain(m *testing.M) { fixture.Main(m) }
 
 // The image's program runs as ever; what it reads is recorded, written and published, and a second
 // run is merged with the first.
 func TestRecord(t *testing.T) {
-	r, ctx := image(t), fixture.Context(t)
+	const repo = "debian"
+	r, ctx := fixture.Registry(t), fixture.Context(t) // its own: a profile is published there
+	fixture.Push(t, r, repo, fixture.Debian(t))
+	fixture.Index(t, r, repo)
 	scratch(t)
 	ref := fixture.Direct(r, repo)
 	for run := 1; run <= 2; run++ {
@@ -91,11 +84,12 @@ func checkRanges(t *testing.T, p *profile.Profile) {
 
 // A container that does not end is ended when it is calm, or its time is up.
 func TestRecordEnds(t *testing.T) {
-	r, ctx := image(t), fixture.Context(t)
+	_, ref, _ := fixture.ServedDebian(t, true)
+	ctx := fixture.Context(t)
 	scratch(t)
 	for name, args := range map[string][]string{
-		"calm":    {"--calm", "1s", fixture.Direct(r, repo), "--", "sh", "-c", "echo here; exec sleep 600"},
-		"timeout": {"--timeout", "2s", fixture.Direct(r, repo), "--", "sleep", "600"},
+		"calm":    {"--calm", "1s", ref, "--", "sh", "-c", "echo here; exec sleep 600"},
+		"timeout": {"--timeout", "2s", ref, "--", "sleep", "600"},
 	} {
 		start := time.Now()
 		out, err := record(ctx, args...)
@@ -110,10 +104,11 @@ func TestRecordEnds(t *testing.T) {
 
 // A container that fails leaves no profile.
 func TestRecordFails(t *testing.T) {
-	r, ctx := image(t), fixture.Context(t)
+	_, ref, _ := fixture.ServedDebian(t, true)
+	ctx := fixture.Context(t)
 	scratch(t)
 	file := filepath.Join(t.TempDir(), "p.json")
-	out, err := record(ctx, "-o", file, fixture.Direct(r, repo), "--", "sh", "-c", "exit 3")
+	out, err := record(ctx, "-o", file, ref, "--", "sh", "-c", "exit 3")
 	if err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("%v\n%s", err, out)
 	}
