@@ -30,17 +30,24 @@ choose_dir() {
 step() {
 	case $1 in
 	unit) go test -timeout 10m ./... ;;
-	race) # Each package once, and again, under the race detector, those of fs's tests in which much
-		# goes on at the same time: all of them would take ten minutes, most of it to make images.
-		# Index and its formats work in one goroutine, but where pulls extract at the same time. A
-		# process with the detector waits a second at its end, which tests with many children pay for.
+	race) # Each test once: under the race detector but for those of index, whose formats work in one
+		# goroutine except where pulls extract at the same time, and of fs, except where much goes on
+		# at the same time, because all of fs would take ten minutes, most of it to make images. fs
+		# waits more than it works, and so goes beside the others. A process with the detector waits
+		# a second at its end, which tests with many children pay for.
 		local together='Announce|Busy|Complet|Evict|Fill|Give|HandOver|Lost|Promise|Quota'
 		together+='|Loop|Removed|Replay|Restart|Stage|Sweep|Together'
 		local failed=0
-		go test -timeout 10m ./index/... ./fs || failed=1
-		local -x CGO_ENABLED=1 GORACE=atexit_sleep_ms=0
-		go list ./... | grep -Ev '/index|/fs$' | xargs go test -race -timeout 20m || failed=1
-		go test -race -timeout 20m -run "$together" ./index/bundle ./fs || failed=1
+		local -x GORACE=atexit_sleep_ms=0
+		(
+			go test -timeout 10m ./index/... || failed=1
+			go test -timeout 10m -skip "$together" ./fs || failed=1
+			CGO_ENABLED=1 go test -race -timeout 20m -run "$together" ./index/bundle ./fs || failed=1
+			exit $failed
+		) &
+		go list ./... | grep -Ev '/index|/fs$' |
+			CGO_ENABLED=1 xargs go test -race -timeout 20m || failed=1
+		wait $! || failed=1
 		return $failed
 		;;
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
