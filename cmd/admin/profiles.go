@@ -24,16 +24,20 @@ type Profile struct {
 	Error string `json:"error,omitempty"`
 }
 
-// DescribeProfile describes an entry of the folder of profiles.
-func DescribeProfile(dir *profile.Dir, e profile.Entry) Profile {
-	out := Profile{Manifest: e.Manifest, Saved: e.Saved}
-	p, err := dir.Load(e.Manifest)
-	if err != nil {
-		out.Error = err.Error()
-		return out
+// DescribeProfiles describes the profiles in a folder.
+func DescribeProfiles(dir *profile.Dir) ([]Profile, error) {
+	entries, err := dir.List()
+	out := []Profile{}
+	for _, e := range entries {
+		d := Profile{Manifest: e.Manifest, Saved: e.Saved}
+		if p, err := dir.Load(e.Manifest); err != nil {
+			d.Error = err.Error()
+		} else {
+			d.Runs, d.Layers, d.Ranges, d.Bytes = p.Runs, p.Layers(), len(p.Ranges), p.Bytes()
+		}
+		out = append(out, d)
 	}
-	out.Runs, out.Layers, out.Ranges, out.Bytes = p.Runs, p.Layers(), len(p.Ranges), p.Bytes()
-	return out
+	return out, err
 }
 
 // MaxProfile bounds an encoded profile that is sent to micad, bytes.

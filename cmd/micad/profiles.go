@@ -32,14 +32,10 @@ func newProfilesHandler(dir *profile.Dir, log *slog.Logger) http.Handler {
 }
 
 func (p *profiles) list(w http.ResponseWriter, _ *http.Request) {
-	entries, err := p.dir.List()
+	out, err := admin.DescribeProfiles(p.dir)
 	if err != nil {
 		p.fail(w, err)
 		return
-	}
-	out := []admin.Profile{}
-	for _, e := range entries {
-		out = append(out, admin.DescribeProfile(p.dir, e))
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if err := json.NewEncoder(w).Encode(out); err != nil {

@@ -171,6 +171,7 @@ func (c *indexCreate) one(ctx context.Context, im reach.Image, m reach.Manifest)
 		return err
 	}
 	defer os.RemoveAll(dir)
+	c.bars.Clear()
 	c.bars.SetStatus(what)
 	b, err := c.build(ctx, im, m, dir)
 	if err != nil {
@@ -181,12 +182,6 @@ func (c *indexCreate) one(ctx context.Context, im reach.Image, m reach.Manifest)
 	if c.push {
 		if err := b.store(ctx, im, m.Desc); err != nil {
 			return err
-		}
-		if p := c.profile; p != nil && p.Manifest == m.Desc.Digest {
-			if err := pushProfile(ctx, c.stdout, im, m, p, true); err != nil {
-				return err
-			}
-			c.profile = nil
 		}
 	}
 	switch {
@@ -208,7 +203,14 @@ func (c *indexCreate) one(ctx context.Context, im reach.Image, m reach.Manifest)
 	for _, s := range b.skipped {
 		fmt.Fprintln(c.stderr, "mica: not indexed, it will be downloaded whole:", s)
 	}
-	return b.report(c.stdout, what, m)
+	if err := b.report(c.stdout, what, m); err != nil {
+		return err
+	}
+	if p := c.profile; p != nil && p.Manifest == m.Desc.Digest {
+		c.profile = nil
+		return pushProfile(ctx, c.stdout, im, m, p, true)
+	}
+	return nil
 }
 
 // store puts the index beside an image, as an artifact whose subject is the image's manifest.

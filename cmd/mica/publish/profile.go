@@ -113,15 +113,7 @@ func (d profileDaemon) remove(ctx context.Context, manifest digest.Digest) error
 type profileFolder struct{ dir *profile.Dir }
 
 func (f profileFolder) list(context.Context) ([]admin.Profile, error) {
-	entries, err := f.dir.List()
-	if err != nil {
-		return nil, err
-	}
-	out := []admin.Profile{}
-	for _, e := range entries {
-		out = append(out, admin.DescribeProfile(f.dir, e))
-	}
-	return out, nil
+	return admin.DescribeProfiles(f.dir)
 }
 
 func (f profileFolder) load(_ context.Context, manifest digest.Digest) (*profile.Profile, error) {

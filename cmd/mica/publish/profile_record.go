@@ -191,13 +191,14 @@ func (r *profileRecord) start(
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	first := &firstWrite{}
+	var first atomic.Pointer[time.Time]
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		r.watch(ctx, cancel, first, recorder)
+		r.watch(ctx, cancel, &first, recorder)
 	}()
-	err = c.run(ctx, spec, config.User, first.of(r.said), first.of(r.stderr))
+	err = c.run(ctx, spec, config.User, noting{&first, r.said},
+		noting{&first, r.stderr})
 	cancel(nil)
 	<-watched
 	var exit *exec.ExitError
@@ -213,7 +214,8 @@ func (r *profileRecord) start(
 
 // watch ends the container when its reads have calmed down, or its time is up.
 func (r *profileRecord) watch(
-	ctx context.Context, end context.CancelCauseFunc, first *firstWrite, recorder *profile.Recorder,
+	ctx context.Context, end context.CancelCauseFunc, first *atomic.Pointer[time.Time],
+	recorder *profile.Recorder,
 ) {
 	tick := time.NewTicker(calmPoll)
 	defer tick.Stop()
@@ -227,7 +229,7 @@ func (r *profileRecord) watch(
 			end(errTimeout)
 			return
 		case now := <-tick.C:
-			if at := first.at.Load(); at != nil && now.Sub(*at) >= r.calm &&
+			if at := first.Load(); at != nil && now.Sub(*at) >= r.calm &&
 				recorder.Quiet(r.calm) {
 				end(errCalm)
 				return
@@ -236,21 +238,17 @@ func (r *profileRecord) watch(
 	}
 }
 
-// firstWrite notes when something was first written to any of its writers.
-type firstWrite struct{ at atomic.Pointer[time.Time] }
-
-func (f *firstWrite) of(w io.Writer) io.Writer { return firstWriter{f, w} }
-
-type firstWriter struct {
-	first *firstWrite
-	w     io.Writer
+// noting is a writer that notes when something was first written to it.
+type noting struct {
+	first *atomic.Pointer[time.Time]
+	io.Writer
 }
 
 // Write implements io.Writer.
-func (w firstWriter) Write(p []byte) (int, error) {
-	if w.first.at.Load() == nil {
+func (w noting) Write(p []byte) (int, error) {
+	if w.first.Load() == nil {
 		now := time.Now()
-		w.first.at.CompareAndSwap(nil, &now)
+		w.first.CompareAndSwap(nil, &now)
 	}
-	return w.w.Write(p)
+	return w.Writer.Write(p)
 }
