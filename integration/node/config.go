@@ -37,14 +37,16 @@ func (n *Node) containerdConfig() string {
 	p("[plugins.'io.containerd.transfer.v1.local']")
 	p("config_path = %q", n.HostsDir())
 	unpackers, exports := []string{"overlayfs", Snapshotter}, "enable_remote_snapshot_annotations = 'true'"
-	if n.opts.Bare {
+	if n.opts.Bare || n.opts.Setup {
 		unpackers, exports = nil, ""
 	}
 	for _, name := range unpackers {
 		p("[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/%s'\nsnapshotter = %q", runtime.GOARCH, name)
 	}
-	p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Snapshotter, n.MicadAddress())
-	p("[proxy_plugins.%s.exports]\n%s\nroot = %q", Snapshotter, exports, n.MicadRoot())
+	if !n.opts.Setup {
+		p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Snapshotter, n.MicadAddress())
+		p("[proxy_plugins.%s.exports]\n%s\nroot = %q", Snapshotter, exports, n.MicadRoot())
+	}
 	if n.opts.Content {
 		p("[proxy_plugins.mica-content]\ntype = 'content'\naddress = %q", n.MicadAddress())
 	}

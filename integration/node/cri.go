@@ -40,7 +40,7 @@ func (c *CRI) prepare(n *Node) error {
 
 func (c *CRI) config(n *Node) string {
 	snapshotter := Snapshotter
-	if c.Overlayfs {
+	if c.Overlayfs || n.opts.Setup {
 		snapshotter = "overlayfs"
 	}
 	return strings.NewReplacer(

@@ -34,6 +34,7 @@ type Options struct {
 	CRI         *CRI   // nil: containerd runs without its CRI plugin
 	Content     bool   // micad is containerd's content plugin, see SwitchContent
 	BuildKit    bool   // containerd has BuildKit's plugin, Builder
+	Setup       bool   // containerd knows nothing of micad but what mica setup writes
 	NoMicad     bool   // only containerd's own snapshotters
 	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again
 	MicadBinary string // path of micad; "": that of Path
@@ -183,12 +184,23 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err := os.WriteFile(config, []byte(n.containerdConfig()), 0o644); err != nil {
 		return err
 	}
+	if n.opts.Setup {
+		if _, err := n.Mica(ctx, n.SetupArgs("--yes")...); err != nil {
+			return err
+		}
+	}
 	env, err := environment()
 	if err != nil {
 		return err
 	}
 	n.containerd, err = StartProcess(ctx, "containerd", n.Log("containerd"), env, []string{bin, "--config", config}, n.serving)
 	return err
+}
+
+// SetupArgs are the arguments of mica setup for this node.
+func (n *Node) SetupArgs(more ...string) []string {
+	return append([]string{"setup", "containerd", "--address", n.MicadAddress(), "--containerd-config",
+		filepath.Join(n.Dir, "containerd.toml"), "--micad-config", filepath.Join(n.Dir, "micad.toml")}, more...)
 }
 
 // StopContainerd ends containerd; containers go on running.
