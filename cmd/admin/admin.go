@@ -9,6 +9,7 @@
 //	GET /v1/profiles   []Profile
 //	GET /v1/cache      cache.Status
 //	GET /v1/usage      []cache.Usage, of all layers on disk
+//	GET /v1/image?ref= Image, asked of its registry, which may take 15 s
 //	GET /metrics       Prometheus' text format
 //
 // A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package
@@ -76,6 +77,10 @@ type Info struct {
 	RemapIDs bool `json:"remap_ids"`
 	// Content is the folder of containerd's content store, where micad is its content plugin.
 	Content string `json:"content_store,omitempty"`
+	// HostsDir is micad's remote.config_path.
+	HostsDir string `json:"config_path"`
+	// AsksContainerd is false where containerd_address is "none".
+	AsksContainerd bool `json:"asks_containerd"`
 	// Unlabelled counts layers that containerd prepared without telling which
 	// layer of which image they are: its configuration lacks something.
 	Unlabelled int64 `json:"unlabelled_prepares"`

@@ -11,15 +11,23 @@ func doctorCommand() *cobra.Command {
 	var o doctor.Options
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "doctor",
-		Short: "Check containerd's configuration, the kernel and micad",
-		Long: "Check containerd's configuration, the kernel and micad.\n\n" +
+		Use:   "doctor [REF]",
+		Short: "Check containerd's configuration, the kernel and micad; and an image",
+		Long: "Check containerd's configuration, the kernel and micad. Of an image, say whether it " +
+			"would be lazy\non this node and why not: micad asks its registry, as for a pull, and " +
+			"keeps nothing. The exit\ncode is 1 where something is wrong, or the image is not " +
+			"lazy.\n\n" +
 			"What Mica does not do, and what helps, is told at\n" + doctor.LimitsPage + ":\n" +
 			"export, save, convert and pushes to another registry, for instance, need a lazy " +
 			"image's blobs\n" +
 			"in containerd's content store (mica fetch).",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if len(args) > 0 {
+				if o.Image, err = reach.Normalise(args[0]); err != nil {
+					return err
+				}
+			}
 			o.Address = reach.SocketPath(o.Address)
 			o.Micad = reach.Daemon(o.Address)
 			return doctor.Check(cmd.Context(), o).Print(cmd.OutOrStdout(), asJSON)

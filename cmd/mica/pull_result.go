@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 )
@@ -90,7 +90,7 @@ func (w *pullWatch) result(own int64) string {
 		count[kind]++
 		if kind == wholeLayer && indexed {
 			w.sayf("not lazy, micad has downloaded it: layer %s (%s): %s",
-				show.Short(l.Digest.String()), show.Bytes(l.Size), wholeReason(l.MediaType))
+				show.Short(l.Digest.String()), show.Bytes(l.Size), doctor.WhyWhole(l.MediaType))
 		}
 		if l.stage == wasThere {
 			there++
@@ -136,14 +136,6 @@ func (w *pullWatch) kindOfLocked(l *pullLayer, indexed bool) layerKind {
 		return wholeLayer
 	}
 	return lazyLayer
-}
-
-// wholeReason says why a layer of an image with an index is not lazy.
-func wholeReason(mediaType string) string {
-	if strings.HasSuffix(mediaType, "zstd") {
-		return "it is compressed by zstd, which cannot be read from the middle"
-	}
-	return "the image's index leaves it out"
 }
 
 // noIndexReason says why no layer of the image is lazy.

@@ -30,6 +30,9 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET "+admin.PathFallbacks, func(w http.ResponseWriter, _ *http.Request) {
 		d.answer(w, d.fallbacks())
 	})
+	mux.HandleFunc("GET "+admin.PathImage, func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, d.image(r.Context(), r.URL.Query().Get("ref")))
+	})
 	d.handleCache(mux)
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
 	profiles := newProfilesHandler(d.profiles, d.log)
@@ -55,6 +58,7 @@ func (d *daemon) info() admin.Info {
 	i := admin.Info{
 		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started,
 		Mode: d.config.Mode, RemapIDs: d.config.RemapIDs, Content: d.config.Content,
+		HostsDir: d.config.Remote.ConfigPath, AsksContainerd: d.containerd != nil,
 		Unlabelled: int64(d.snapshotter.Stats().Unannotated), Restoring: d.restoring.Load(),
 	}
 	lazy, complete, err := d.table.Modes()

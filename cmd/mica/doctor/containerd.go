@@ -95,7 +95,7 @@ const (
   [proxy_plugins.mica.exports]
     root = "/var/lib/micad"
     enable_remote_snapshot_annotations = "true"`
-	unpackText = `Add to containerd's configuration (the list replaces the default, so overlayfs is named again):
+	unpackText = `Add to containerd's configuration (the list replaces the default: overlayfs stays):
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/%[1]s"
   snapshotter = "overlayfs"
@@ -127,7 +127,7 @@ func checkContainerd(f *Findings, path, address string) {
 	}
 	c.checkPlugin(f, address)
 	c.checkUnpack(f)
-	c.checkCRI(f)
+	c.images().check(f)
 }
 
 func (c containerdConfig) checkPlugin(f *Findings, address string) {
@@ -162,24 +162,34 @@ func (c containerdConfig) checkPlugin(f *Findings, address string) {
 func (c containerdConfig) checkUnpack(f *Findings) {
 	list, _ := c.at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
 	var names []string
-	other := "" // the platform of mica's entry where it is not this machine's
+	other, fatal := "", "" // for another platform: mica's entry, one for which there is no differ
 	for _, u := range list {
-		if m, ok := u.(map[string]any); ok {
-			if name, ok := m["snapshotter"].(string); ok {
-				names = append(names, name)
-			}
-			if p, _ := m["platform"].(string); m["snapshotter"] == "mica" && !runsHere(p) {
-				other = p
-			}
+		m, _ := u.(map[string]any)
+		name, _ := m["snapshotter"].(string)
+		names = append(names, name)
+		p, _ := m["platform"].(string)
+		switch {
+		case runsHere(p):
+		case name == "mica":
+			other = p
+		case m["differ"] == nil && m["optional"] != true:
+			fatal = fmt.Sprintf("%s for %s", name, p)
 		}
+	}
+	report := f.failure
+	if c.images().local() != "" { // CRI does without
+		report = f.warning
 	}
 	switch {
 	case other != "":
-		f.failure("unpack", fmt.Sprintf("unpack_config has mica for %s, this machine is %s", other,
+		report("unpack", fmt.Sprintf("unpack_config has mica for %s, this machine is %s", other,
 			platforms.DefaultString()), unpackFix+restartHint)
+	case fatal != "":
+		f.failure("unpack", fmt.Sprintf("unpack_config has %s, this machine is %s: containerd's "+
+			"transfer service does not start", fatal, platforms.DefaultString()), unpackFix+restartHint)
 	case !slices.Contains(names, "mica"):
-		f.failure("unpack", "the transfer service may not unpack with mica: `ctr images pull` "+
-			"and CRI pulls fail or are not lazy", unpackFix+restartHint)
+		report("unpack", "the transfer service may not unpack with mica: `ctr images pull` "+
+			"and pulls by it fail or are not lazy", unpackFix+restartHint)
 	case !slices.Contains(names, "overlayfs"):
 		f.warning("unpack", "unpack_config names mica but no longer overlayfs: pulls with "+
 			"overlayfs fail", unpackFix+restartHint)
@@ -193,39 +203,4 @@ func (c containerdConfig) checkUnpack(f *Findings) {
 func runsHere(platform string) bool {
 	p, err := platforms.Parse(platform)
 	return platform == "" || err == nil && platforms.NewMatcher(p).Match(platforms.DefaultSpec())
-}
-
-// criPlugins are the tables that hold CRI's image settings, newest first.
-var criPlugins = [][]string{
-	{"plugins", "io.containerd.cri.v1.images"},
-	{"plugins", "io.containerd.grpc.v1.cri", "containerd"},
-}
-
-func (c containerdConfig) checkCRI(f *Findings) {
-	for _, keys := range criPlugins {
-		if c.at(keys...) == nil {
-			continue
-		}
-		name := keys[1]
-		snapshotter := c.at(append(slices.Clone(keys), "snapshotter")...)
-		if snapshotter != "mica" {
-			f.warning("cri",
-				fmt.Sprintf("Kubernetes' default snapshotter is %v", orDefault(snapshotter)),
-				fmt.Sprintf("To start all pods lazily:\n[plugins.%q]\n  snapshotter = \"mica\"",
-					name)+restartHint)
-			return
-		}
-		f.ok("cri", "Kubernetes' default snapshotter is mica")
-		return
-	}
-	f.warning("cri", "Kubernetes' default snapshotter is overlayfs (no setting)",
-		"To start all pods lazily:\n[plugins.\"io.containerd.cri.v1.images\"]\n  snapshotter = "+
-			"\"mica\""+restartHint)
-}
-
-func orDefault(v any) any {
-	if v == nil {
-		return "overlayfs (no setting)"
-	}
-	return v
 }

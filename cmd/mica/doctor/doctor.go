@@ -5,7 +5,6 @@ package doctor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
 // Finding is one thing that doctor looked at.
@@ -48,46 +48,47 @@ type Options struct {
 	Address string        // micad's socket
 	Micad   *admin.Client // of that socket
 	Scratch string        // a folder to try mounts in
+	Image   string        // full reference of one to look at; "": none
 }
 
-// Check looks at containerd's configuration, the kernel, micad, and what containerd takes for
-// unpacked.
+// Check looks at containerd's configuration, the kernel, micad, what containerd takes for unpacked,
+// and an image.
 func Check(ctx context.Context, o Options) Findings {
 	var f Findings
 	checkContainerd(&f, o.Config, o.Address)
 	checkKernel(ctx, &f, o.Scratch)
 	checkDaemon(ctx, &f, o.Micad, o.Config)
 	checkSnapshots(ctx, &f, o.Config)
+	if o.Image != "" {
+		checkImage(ctx, &f, o.Micad, o.Image)
+	}
 	return f
 }
 
 // Print writes the findings as text or JSON. It returns ErrUnhealthy where one is an error.
 func (f Findings) Print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		if err := e.Encode(f); err != nil {
+		if err := show.JSON(w, f); err != nil {
 			return err
 		}
-	}
-	bad := false
-	for _, x := range f {
-		bad = bad || x.Status == "error"
-		if asJSON {
-			continue
+	} else {
+		for _, x := range f {
+			fmt.Fprintf(w, "%-8s %s: %s\n", x.Status, x.Check, x.Detail)
+			if x.Fix != "" {
+				fmt.Fprintf(w, "%s\n", indent(x.Fix))
+			}
 		}
-		fmt.Fprintf(w, "%-8s %s: %s\n", x.Status, x.Check, x.Detail)
-		if x.Fix != "" {
-			fmt.Fprintf(w, "%s\n", indent(x.Fix))
-		}
-	}
-	if !asJSON {
 		fmt.Fprintln(w, "\nWhat Mica does not do, and what helps: "+LimitsPage)
 	}
-	if bad {
+	if f.bad() {
 		return ErrUnhealthy
 	}
 	return nil
+}
+
+// bad says whether one of the findings is an error.
+func (f Findings) bad() bool {
+	return slices.ContainsFunc(f, func(x Finding) bool { return x.Status == "error" })
 }
 
 // remapIDs compares what containerd thinks that micad does for user namespaces with what it does.
@@ -146,6 +147,7 @@ func checkDaemon(ctx context.Context, f *Findings, c *admin.Client, config strin
 	f.remapIDs(config, info)
 	f.content(config, info)
 	f.exports(config, info.Root)
+	f.pulls(config, info)
 	if info.Unlabelled > 0 {
 		f.warning("annotations",
 			fmt.Sprintf("containerd prepared %d layers without naming their image",
