@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
@@ -9,7 +11,7 @@ import (
 
 func doctorCommand() *cobra.Command {
 	var o doctor.Options
-	var asJSON bool
+	var asJSON, forget bool
 	cmd := &cobra.Command{
 		Use:   "doctor [REF]",
 		Short: "Check containerd's configuration, the kernel and micad; and an image",
@@ -23,6 +25,10 @@ func doctorCommand() *cobra.Command {
 			"in containerd's content store (mica fetch).",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if forget {
+				f, err := doctor.Forget(cmd.Context(), o.Config)
+				return errors.Join(f.Print(cmd.OutOrStdout(), asJSON), err)
+			}
 			if len(args) > 0 {
 				if o.Image, err = reach.Normalise(args[0]); err != nil {
 					return err
@@ -38,6 +44,8 @@ func doctorCommand() *cobra.Command {
 		"containerd's configuration file")
 	cmd.Flags().StringVar(&o.Scratch, "scratch", "/var/lib/micad",
 		"folder to try mounts in, on the filesystem that micad's root is on")
+	cmd.Flags().BoolVar(&forget, "forget", false,
+		"have containerd forget what micad's lost root held; does nothing else")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }

@@ -227,3 +227,44 @@ func TestPodsAreApart(t *testing.T) {
 		}
 	}
 }
+
+// TestSwitch: a node's snapshotter is switched from overlayfs to Mica under a pod that runs. The
+// pod goes on, and containerd unpacks images that it has for overlayfs, the pause image among them,
+// when new pods need them, though it has discarded their layers.
+func TestSwitch(t *testing.T) {
+	ctx := fixture.Context(t)
+	r := fixture.Registry(t)
+	ref := fixture.Push(t, r, "debian", fixture.Debian(t))
+	fixture.Index(t, r, "debian")
+	settings := &node.CRI{Overlayfs: true, Images: "discard_unpacked_layers = true"}
+	n, c := startWith(t, r, node.Options{CRI: settings})
+	if _, err := c.Pull(ctx, ref); err != nil {
+		t.Fatal(err)
+	}
+	old := run(t, c, "old")
+	running, err := c.Run(ctx, old, ref, "sleeper", "sleep", "300")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, overlayfs := range []bool{false, true} {
+		settings.Overlayfs = overlayfs
+		if err := n.RestartContainerd(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Ready(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := c.Exec(ctx, running, "echo", "there"); err != nil || out != "there\n" {
+			t.Errorf("overlayfs %v: the pod that ran prints %q, %v", overlayfs, out, err)
+		}
+		r.ResetTraffic()
+		id, err := c.Run(ctx, run(t, c, fmt.Sprintf("new-%v", overlayfs)), ref, "program")
+		if err != nil {
+			t.Fatalf("overlayfs %v: %v", overlayfs, err)
+		}
+		if code, err := c.Wait(ctx, id); err != nil || code != 0 {
+			t.Errorf("overlayfs %v: the image's program: exit code %d, %v", overlayfs, code, err)
+		}
+		t.Logf("overlayfs %v: %d bytes came", overlayfs, r.Traffic().Down)
+	}
+}

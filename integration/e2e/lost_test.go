@@ -1,9 +1,8 @@
 package e2e
 
 import (
+	"io"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -20,47 +19,66 @@ func small(t *testing.T, name string) string {
 	return ref
 }
 
-// TestRootLost: micad's root is gone, and containerd's metadata are not. The commands that doctor
-// prints heal that.
+// TestRootLost: micad's root is gone, and containerd's metadata are not. To remove the image is not
+// enough where a container has it. What doctor names heals that.
 func TestRootLost(t *testing.T) {
 	ref := small(t, "lost")
 	n := fixture.Node(t, node.Options{})
 	fixture.Pull(t, n, mica, ref)
-	doctor := func() string {
-		out, err := n.Mica(fixture.Context(t), "doctor", "--address", n.MicadAddress(),
-			"--containerd-config", filepath.Join(n.Dir, "containerd.toml"), "--scratch", n.MicadRoot())
-		return out + errText(err)
-	}
-	if out := doctor(); !strings.Contains(out, "ok       snapshots: ") {
+	c, err := n.StartContainer(fixture.Context(t), mica, ref, "c0", io.Discard, io.Discard,
+		"/probe", "pause")
+	mustf(t, err, "start a container")
+	if out := doctor(t, n); !strings.Contains(out, "ok       snapshots: ") {
 		t.Errorf("doctor says, where all is well:\n%s", out)
 	}
-	mustf(t, n.StopMicad(), "stop micad")
-	mustf(t, os.RemoveAll(n.MicadRoot()), "lose the root")
-	mustf(t, n.StartMicad(fixture.Context(t)), "start micad")
+	lose := func(to string) {
+		t.Helper()
+		mustf(t, n.StopMicad(), "stop micad")
+		mustf(t, os.Rename(n.MicadRoot(), n.MicadRoot()+to), "lose the root")
+		mustf(t, n.StartMicad(fixture.Context(t)), "start micad")
+	}
+	lose(".1")
 	if err := n.Pull(fixture.Context(t), mica, ref); err == nil {
 		t.Error("a pull works: doctor need not say more")
 	}
-	out := doctor()
-	if !strings.Contains(out, "error    snapshots: in namespace "+n.Namespace()) {
-		t.Errorf("doctor says:\n%s", out)
-	}
-	for _, command := range printedCommand.FindAllStringSubmatch(out, -1) {
-		args := strings.Fields(command[1])
-		if args[1] == "pull" {
-			args = append(args[:2:2], append([]string{"--plain-http"}, args[2:]...)...)
+	out := doctor(t, n)
+	pull := "mica pull -n " + n.Namespace() + " " + ref
+	for _, want := range []string{"error    snapshots: in namespace " + n.Namespace() +
+		" containerd takes 1 images for unpacked, and has 1 snapshots", "mica doctor --forget", pull} {
+		if !strings.Contains(out, want) {
+			t.Errorf("doctor does not say %q:\n%s", want, out)
 		}
-		fixture.Ctr(t, n, args...)
 	}
-	if out := doctor(); !strings.Contains(out, "ok       snapshots: ") {
+	fixture.Ctr(t, n, "images", "rm", "--sync", ref)
+	if err := n.Pull(fixture.Context(t), mica, ref); err == nil {
+		t.Error("a pull works as soon as the image is removed: --forget need not be")
+	}
+	if out := doctor(t, n); !strings.Contains(out, "takes 0 images for unpacked, and has 1 snaps") {
+		t.Errorf("doctor says when the image is removed:\n%s", out)
+	}
+	if out := doctor(t, n, "--forget"); !strings.Contains(out, "0 images, 1 snapshots") {
+		t.Errorf("doctor --forget says:\n%s", out)
+	}
+	if out := doctor(t, n); !strings.Contains(out, "ok       snapshots: ") {
 		t.Errorf("doctor says after that:\n%s", out)
 	}
-	if out := fixture.Run(t, n, mica, ref, "c1", "/probe", "echo", "here"); out != "here\n" {
-		t.Errorf("the container prints %q", out)
+	again := func(id string) {
+		t.Helper()
+		_, err = n.Mica(fixture.Context(t), append(strings.Fields(pull)[1:], "--plain-http",
+			"--containerd-address", n.Address(), "--address", n.MicadAddress())...)
+		mustf(t, err, "pull")
+		if out := fixture.Run(t, n, mica, ref, id, "/probe", "echo", "here"); out != "here\n" {
+			t.Errorf("the container prints %q", out)
+		}
 	}
+	again("c1")
+	mustf(t, c.Remove(fixture.Context(t)), "remove the container without files")
+	lose(".2")
+	if out := doctor(t, n, "--forget"); !strings.Contains(out, "1 images, 0 snapshots") {
+		t.Errorf("doctor --forget says of the image alone:\n%s", out)
+	}
+	again("c2")
 }
-
-// printedCommand is one that doctor prints for the namespace of a node.
-var printedCommand = regexp.MustCompile(`(?m)^ +ctr -n \S+ (.*)$`)
 
 func errText(err error) string {
 	if err == nil {

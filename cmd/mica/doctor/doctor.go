@@ -1,6 +1,6 @@
 // Package doctor finds out what keeps images from being served lazily on a node: it reads
 // containerd's configuration, tries the kernel, and asks micad and containerd. Each check adds its
-// findings to one list, in order; nothing runs in parallel and nothing is changed.
+// findings to one list, in order; nothing runs in parallel. Nothing is changed but by Forget.
 package doctor
 
 import (

@@ -8,18 +8,15 @@ import (
 	"strings"
 	"time"
 
-	imagesapi "github.com/containerd/containerd/api/services/images/v1"
-	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 )
 
 const (
@@ -29,20 +26,23 @@ const (
 	// two indexes and a manifest.
 	maxDepth = 3
 
+	// micadStat is in the error of a snapshot that containerd knows and micad does not.
+	micadStat = "stat snapshot "
 	// contentLabel begins the labels of containerd's content that name what a blob refers to.
 	contentLabel  = "containerd.io/gc.ref.content"
-	snapshotLabel = SnapshotLabel + "mica"
+	snapshotter   = "mica"
+	snapshotLabel = SnapshotLabel + snapshotter
 )
 
 // SnapshotLabel begins the labels that containerd gives to an image's configuration. The
 // snapshotter's name follows; the value is the snapshot that the image was unpacked to.
 const SnapshotLabel = "containerd.io/gc.ref.snapshot."
 
-// lostImages are images of a namespace that containerd takes for unpacked, of which micad has no
-// snapshot.
-type lostImages struct {
+// lost is what containerd has in a namespace of which micad has no snapshot.
+type lost struct {
 	namespace string
-	refs      []string // sorted
+	refs      []string // of images that containerd takes for unpacked, sorted
+	snapshots []string // of containers and leases
 }
 
 // socket is where containerd listens.
@@ -58,118 +58,196 @@ func (c containerdConfig) socket() string {
 // checkSnapshots compares what containerd takes for unpacked with what micad has: a root that was
 // lost or exchanged leaves containerd with names of snapshots that are not there.
 func checkSnapshots(ctx context.Context, f *Findings, config string) {
-	c, err := loadContainerd(config)
-	if err != nil {
-		return // told already
-	}
-	address := c.socket()
-	if _, err := os.Stat(address); err != nil {
-		f.warning("snapshots", "containerd is not asked for its snapshots: "+err.Error(), "")
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, snapshotsPatience)
-	defer cancel()
-	lost, err := findLost(ctx, address)
+	all, err := eachLost(ctx, config, nil)
 	switch {
 	case err != nil:
 		f.warning("snapshots", "containerd is not asked for its snapshots: "+err.Error(), "")
-	case len(lost) == 0:
+	case len(all) == 0:
 		f.ok("snapshots", "micad has what containerd takes for unpacked")
 	}
-	for _, l := range lost {
+	for _, l := range all {
 		f.failure("snapshots", l.detail(), l.fix())
 	}
 }
 
-func (l lostImages) detail() string {
-	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked whose snapshots "+
-		"micad does not have: its root was lost or is another one; pulls of them say \"already exists\"",
-		l.namespace, len(l.refs))
+func (l lost) detail() string {
+	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked, and has %d "+
+		"snapshots of containers, that micad does not have: its root was lost or is another one; "+
+		"pulls of such images say \"already exists\"", l.namespace, len(l.refs), len(l.snapshots))
 }
 
-func (l lostImages) fix() string {
+func (l lost) fix() string {
 	var b strings.Builder
-	b.WriteString("Remove the containers of these images, whose files are lost, then the images, " +
-		"and pull " +
-		"them again:\n")
-	fmt.Fprintf(&b, "ctr -n %s images rm --sync %s\n", l.namespace, strings.Join(l.refs, " "))
+	b.WriteString("If the root is lost for good, have containerd forget them, the files of these " +
+		"containers included:\nmica doctor --forget\n")
 	if l.namespace == "k8s.io" {
-		b.WriteString("(the kubelet pulls them again when pods need them)")
+		b.WriteString("(the kubelet pulls the images again, and starts the containers anew)")
 		return b.String()
 	}
 	for _, ref := range l.refs {
 		if !strings.Contains(ref, "@sha256:") || len(l.refs) == 1 {
-			fmt.Fprintf(&b, "ctr -n %s images pull --snapshotter mica %s\n", l.namespace, ref)
+			fmt.Fprintf(&b, "mica pull -n %s %s\n", l.namespace, ref)
 		}
 	}
 	return b.String()
 }
 
-// findLost asks the containerd at address.
-func findLost(ctx context.Context, address string) ([]lostImages, error) {
+// Forget has the containerd of a configuration forget what micad has lost: names of images, and
+// snapshots of containers and leases. containerd's collector takes what these referred to. The
+// findings say what is forgotten.
+func Forget(ctx context.Context, config string) (Findings, error) {
+	var f Findings
+	all, err := eachLost(ctx, config, func(ctx context.Context, c *containerd.Client, l lost) error {
+		for _, ref := range l.refs {
+			if err := c.ImageService().Delete(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		// One that others lie on goes after these, or by the collector.
+		for range l.snapshots {
+			for _, key := range l.snapshots {
+				err := c.SnapshotService(snapshotter).Remove(ctx, key)
+				if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+					return err
+				}
+			}
+		}
+		collect, err := c.LeasesService().Create(ctx, leases.WithRandomID())
+		if err == nil { // the end of a lease is awaited with its collection
+			err = c.LeasesService().Delete(ctx, collect, leases.SynchronousDelete)
+		}
+		f.ok("forgotten", fmt.Sprintf("in namespace %s: %d images, %d snapshots of containers",
+			l.namespace, len(l.refs), len(l.snapshots)))
+		return err
+	})
+	if err == nil && len(all) == 0 {
+		f.ok("forgotten", "nothing: micad has what containerd takes for unpacked")
+	}
+	return f, err
+}
+
+// eachLost asks containerd what of it micad has lost, calls do, if not nil, with what there is of
+// each namespace, and returns that.
+func eachLost(
+	ctx context.Context, config string,
+	do func(ctx context.Context, c *containerd.Client, l lost) error,
+) ([]lost, error) {
+	parsed, err := loadContainerd(config)
+	if err != nil {
+		return nil, err
+	}
+	address := parsed.socket()
+	if _, err := os.Stat(address); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, snapshotsPatience)
+	defer cancel()
 	conn, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	all, err := namespacesapi.NewNamespacesClient(conn).List(ctx,
-		&namespacesapi.ListNamespacesRequest{})
+	client, err := containerd.NewWithConn(conn)
 	if err != nil {
 		return nil, err
 	}
-	var lost []lostImages
-	for _, ns := range all.Namespaces {
-		refs, err := lostOf(namespaces.WithNamespace(ctx, ns.Name), conn)
-		if err != nil {
-			return nil, fmt.Errorf("namespace %s: %w", ns.Name, err)
+	names, err := client.NamespaceService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []lost
+	for _, name := range names {
+		ctx := namespaces.WithNamespace(ctx, name)
+		l := lost{namespace: name}
+		err := l.find(ctx, client)
+		if err == nil && len(l.refs)+len(l.snapshots) > 0 {
+			all = append(all, l)
+			if do != nil {
+				err = do(ctx, client, l)
+			}
 		}
-		if len(refs) > 0 {
-			lost = append(lost, lostImages{ns.Name, refs})
+		if err != nil {
+			return nil, fmt.Errorf("namespace %s: %w", name, err)
 		}
 	}
-	return lost, nil
+	return all, nil
 }
 
-// lostOf returns the images of the context's namespace.
-func lostOf(ctx context.Context, conn *grpc.ClientConn) ([]string, error) {
-	store := proxy.NewContentStore(conn)
-	snapshots := snapshotsapi.NewSnapshotsClient(conn)
+// find finds what is lost in the context's namespace.
+func (l *lost) find(ctx context.Context, c *containerd.Client) error {
+	gone := func(key string) (bool, error) {
+		_, err := c.SnapshotService(snapshotter).Stat(ctx, key)
+		if errdefs.IsNotFound(err) { // of what containerd itself does not know micad is not asked
+			return strings.Contains(err.Error(), micadStat), nil
+		}
+		return false, err
+	}
+	store := c.ContentStore()
 	unpacked := map[digest.Digest]string{} // chain IDs by the configuration's digest
 	err := store.Walk(ctx, func(i content.Info) error {
 		unpacked[i.Digest] = i.Labels[snapshotLabel]
 		return nil
 	}, `labels."`+snapshotLabel+`"`)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	lost := map[digest.Digest]bool{}
+	configs := map[digest.Digest]bool{}
 	for config, chain := range unpacked {
-		_, err := snapshots.Stat(ctx,
-			&snapshotsapi.StatSnapshotRequest{Snapshotter: "mica", Key: chain})
-		switch status.Code(err) {
-		case codes.OK:
-		case codes.NotFound:
-			lost[config] = true
-		default:
-			return nil, err
+		if configs[config], err = gone(chain); err != nil {
+			return err
 		}
 	}
-	if len(lost) == 0 {
-		return nil, nil
+	images, err := c.ImageService().List(ctx)
+	if err != nil {
+		return err
 	}
-	images, err := imagesapi.NewImagesClient(conn).List(ctx, &imagesapi.ListImagesRequest{})
+	for _, i := range images {
+		if leads(ctx, store, i.Target.Digest, configs, maxDepth) {
+			l.refs = append(l.refs, i.Name)
+		}
+	}
+	slices.Sort(l.refs)
+	keys, err := held(ctx, c)
+	for _, key := range keys {
+		is, statErr := gone(key)
+		if statErr != nil {
+			return statErr
+		}
+		if is {
+			l.snapshots = append(l.snapshots, key)
+		}
+	}
+	return err
+}
+
+// held returns the snapshots of containers and of leases.
+func held(ctx context.Context, c *containerd.Client) (keys []string, err error) {
+	containers, err := c.ContainerService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var refs []string
-	for _, i := range images.Images {
-		if i.Target != nil && leads(ctx, store, digest.Digest(i.Target.Digest), lost, maxDepth) {
-			refs = append(refs, i.Name)
+	for _, x := range containers {
+		if x.Snapshotter == snapshotter && x.SnapshotKey != "" {
+			keys = append(keys, x.SnapshotKey)
 		}
 	}
-	slices.Sort(refs)
-	return refs, nil
+	all, err := c.LeasesService().List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range all {
+		resources, err := c.LeasesService().ListResources(ctx, x)
+		if err != nil && !errdefs.IsNotFound(err) { // a lease may end meanwhile
+			return nil, err
+		}
+		for _, r := range resources {
+			if r.Type == "snapshots/"+snapshotter && !slices.Contains(keys, r.ID) {
+				keys = append(keys, r.ID)
+			}
+		}
+	}
+	return keys, nil
 }
 
 // leads says whether a blob, or one that it refers to, is one of those.
