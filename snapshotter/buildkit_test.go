@@ -24,8 +24,8 @@ func extract(
 		temporary := "containerd.io/snapshot/remote/stargz.digest.x1"
 		_, err := s.Prepare(ctx, fmt.Sprintf("tmp-x%d %s", i, chain), top,
 			snapshots.WithLabels(map[string]string{
-				snapshots.LabelSnapshotRef:                     chain.String(),
-				snapshotters.TargetRefLabel:                    img.ref,
+				snapshots.LabelSnapshotRef:                    chain.String(),
+				snapshotters.TargetRefLabel:                   img.ref,
 				"containerd.io/snapshot/remote/stargz.digest": img.layers[i].String(),
 				temporary: img.layers[i].String(),
 			}))

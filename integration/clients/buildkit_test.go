@@ -32,8 +32,9 @@ func dockerfile(t *testing.T, ref string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range map[string]string{
-		"Dockerfile": "FROM " + ref + " AS run\nRUN /app/run >/out\n" +
-			"FROM run AS link\nCOPY --link added /linked/\nRUN cat /linked/added\n",
+		"Dockerfile": "FROM " + ref + " AS run\nRUN --network=none /app/run >/out\n" +
+			"FROM run AS link\nCOPY --link added /linked/\n" +
+			"RUN --network=none cat /linked/added\n",
 		"added": "added\n",
 	} {
 		mustf(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644), name)
@@ -70,11 +71,23 @@ func TestBuildKit(t *testing.T) {
 	}); part > 0.01 {
 		t.Errorf("COPY --link downloaded %.2f of the image", part)
 	}
-	var got map[string]string
-	x.try("--output type=oci", func() error { got = export(b); return nil })
+	x.try("--output type=oci", func() error {
+		return b.Build(ctx, dir, "link", "--output", "type=oci,dest="+filepath.Join(dir, "image"))
+	})
+	got := export(b)
 	if !maps.Equal(got, want) {
 		t.Errorf("the image has %v, overlayfs's %v", slices.Sorted(maps.Keys(got)),
 			slices.Sorted(maps.Keys(want)))
 	}
-	t.Log("\n" + x.rows.String())
+	n = fixture.Node(t, node.Options{DemandOnly: true, BuildKit: true, Content: true})
+	e := start(t, n, node.Builder)
+	if part := x.try("docker build", func() error {
+		return e.Build(ctx, dir, "link", "built:link")
+	}); part > 0.3 {
+		t.Errorf("docker build downloaded %.2f of the image", part)
+	}
+	_, out, err := e.Run(ctx, "built:link", "/bin/cat", "/out")
+	mustf(t, err, "run what was built")
+	prints(t, "docker build", out)
+	x.write("buildkit")
 }

@@ -79,6 +79,19 @@ func (x *table) try(what string, do func() error) float64 {
 	return part
 }
 
+// write writes the table into docs/clients.md, where that is wanted.
+func (x *table) write(name string) {
+	x.t.Helper()
+	text := fmt.Sprintf("| command | took | downloaded of %.0f MB |\n|---|---|---|\n%s",
+		float64(x.size)/1e6, x.rows.String())
+	x.t.Log("\n" + text)
+	if *update && !x.t.Failed() {
+		root, err := node.Checkout()
+		mustf(x.t, err, "checkout")
+		mustf(x.t, faults.Update(filepath.Join(root, "docs/clients.md"), name, text), "docs")
+	}
+}
+
 // TestDocker: with the content plugin everything that Docker does with an image works on one that
 // is lazy, as it does on overlayfs.
 func TestDocker(t *testing.T) {
@@ -107,6 +120,14 @@ func TestDocker(t *testing.T) {
 	if part > 0.5 {
 		t.Errorf("until the program was ready %.2f of the image was downloaded", part)
 	}
+	dir := dockerfile(t, ref)
+	x.try("docker build", func() error { return e.Build(ctx, dir, "run", "built:run") })
+	x.try("docker build with COPY --link", func() error {
+		return e.Build(ctx, dir, "link", "built:link")
+	})
+	_, out, err := e.Run(ctx, "built:link", "/bin/cat", "/out")
+	mustf(t, err, "run what was built")
+	prints(t, "docker build", out)
 
 	var got []byte
 	x.try("docker save", func() (err error) { got, err = e.Save(ctx, ref); return err })
@@ -124,7 +145,7 @@ func TestDocker(t *testing.T) {
 	})
 	x.try("docker push", func() error { return e.Push(ctx, to) })
 	mustf(t, other.Pull(ctx, to), "pull of the commit by overlayfs")
-	_, out, err := other.Run(ctx, to)
+	_, out, err = other.Run(ctx, to)
 	mustf(t, err, "run the commit by overlayfs")
 	prints(t, "overlayfs", out)
 	copied := fixture.Referrers(t).Host() + "/team/app:copied"
@@ -133,21 +154,9 @@ func TestDocker(t *testing.T) {
 		return err
 	})
 	x.try("docker push", func() error { return e.Push(ctx, copied) })
-	dir := dockerfile(t, ref)
-	x.try("docker build", func() error { return e.Build(ctx, dir, "run", "built:run") })
-	x.try("docker build", func() error { return e.Build(ctx, dir, "link", "built:link") })
-	_, out, err = e.Run(ctx, "built:link", "/bin/cat", "/out")
-	mustf(t, err, "run what was built")
-	prints(t, "docker build", out)
 	x.try("docker rm, docker rmi", func() error { return e.RemoveAll(ctx) })
 	fixture.Freed(t, n, 0, 8<<20)
-	if *update && !t.Failed() {
-		root, err := node.Checkout()
-		mustf(t, err, "checkout")
-		mustf(t, faults.Update(filepath.Join(root, "docs/clients.md"), fmt.Sprintf(
-			"| command | took | downloaded of %.0f MB |\n|---|---|---|\n%s", float64(size)/1e6,
-			x.rows.String())), "docs")
-	}
+	x.write("docker")
 }
 
 // prints checks what the image's program prints.

@@ -36,21 +36,31 @@ func TestMigration(t *testing.T) {
 	x := &table{t: t, r: r, size: size}
 	run := func(e *Engine, driver string) {
 		t.Helper()
-		x.try(driver+" run", func() error {
+		x.try(driver+": docker run", func() error {
 			id, out, err := e.Run(ctx, ref)
 			containers[driver] = id
 			prints(t, driver, out)
 			return err
 		})
 	}
+	again := func(e *Engine, driver string) {
+		t.Helper()
+		if !slices.Contains(known, containers[driver]) {
+			t.Errorf("the container of %s is gone", driver)
+		}
+		_, err := e.ContainerStart(ctx, containers[driver], client.ContainerStartOptions{})
+		mustf(t, err, "start a container again")
+	}
 	with("overlayfs", func(e *Engine) {
-		x.try("pull", func() error { return e.Pull(ctx, ref) })
+		x.try("overlayfs: docker pull", func() error { return e.Pull(ctx, ref) })
 		run(e, "overlayfs")
 	})
 	with("mica", func(e *Engine) {
-		t.Log("with mica:", known)
+		if len(known) > 0 {
+			t.Errorf("overlayfs's containers are shown: %v", known)
+		}
 		run(e, "mica")
-		x.try("remove, pull", func() error {
+		x.try("mica: docker rmi, docker pull", func() error {
 			if err := e.RemoveAll(ctx); err != nil {
 				return err
 			}
@@ -59,18 +69,12 @@ func TestMigration(t *testing.T) {
 		run(e, "mica")
 	})
 	with("overlayfs", func(e *Engine) {
-		t.Log("with overlayfs again:", known)
-		if !slices.Contains(known, containers["overlayfs"]) {
-			t.Error("the container of overlayfs is gone")
-		}
+		again(e, "overlayfs")
 		run(e, "overlayfs")
 	})
 	with("mica", func(e *Engine) {
-		t.Log("with mica again:", known)
-		if !slices.Contains(known, containers["mica"]) {
-			t.Error("the container of mica is gone")
-		}
+		again(e, "mica")
 		run(e, "mica")
 	})
-	t.Log("\n" + x.rows.String())
+	x.write("migration")
 }

@@ -90,7 +90,8 @@ func matrix(t *testing.T, r *registry.Registry) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := faults.Update(filepath.Join(root, "docs", "reliability.md"), table); err != nil {
+	path := filepath.Join(root, "docs", "reliability.md")
+	if err := faults.Update(path, "matrix", table); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -40,22 +40,19 @@ func Table(rows []Row) string {
 }
 
 // The marks between which a document holds the table.
-const (
-	tableBegin = "<!-- matrix: written by the test -->\n"
-	tableEnd   = "<!-- end of matrix -->\n"
-)
-
-// Update puts a table into a document, in the place of the one that is there.
-func Update(path, table string) error {
+// Update puts a table into a document, in the place of the one of this name that is there.
+func Update(path, name, table string) error {
+	begin := "<!-- " + name + ": written by the test -->\n"
+	end := "<!-- end of " + name + " -->\n"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, rest, ok := bytes.Cut(b, []byte(tableBegin))
-	_, after, ok2 := bytes.Cut(rest, []byte(tableEnd))
+	before, rest, ok := bytes.Cut(b, []byte(begin))
+	_, after, ok2 := bytes.Cut(rest, []byte(end))
 	if !ok || !ok2 {
-		return fmt.Errorf("%s has no place for a table", path)
+		return fmt.Errorf("%s has no place for the table %s", path, name)
 	}
-	return os.WriteFile(path, fmt.Appendf(nil, "%s%s%s%s%s", before, tableBegin, table, tableEnd,
-		after), 0o644)
+	return os.WriteFile(path, fmt.Appendf(nil, "%s%s%s%s%s", before, begin, table, end, after),
+		0o644)
 }

@@ -81,13 +81,13 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, table)
 		}
 	}
-	if err := faults.Update(path, table); err != nil {
+	if err := faults.Update(path, "matrix", table); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != head+table+tail {
 		t.Errorf("%s, %v", got, err)
 	}
-	if err := faults.Update(filepath.Join(t.TempDir(), "none"), table); err == nil {
+	if err := faults.Update(filepath.Join(t.TempDir(), "none"), "matrix", table); err == nil {
 		t.Error("a document that is not there")
 	}
 }

@@ -48,7 +48,7 @@ type world struct {
 	// manifests do not name their config, as those that BuildKit pulls
 	unnamed bool
 	stop    func()
-	client *Client
+	client  *Client
 }
 
 // lister is containerd's image service, as far as it is asked.
