@@ -33,3 +33,28 @@ func makeDevice(d files.Disk, name string, size int64) error {
 	}
 	return errors.Join(f.Truncate(size), f.Close())
 }
+
+// readAt reads device bytes as io.ReaderAt. It does not look at the presence map: only ranges whose
+// spans are present hold the layer's bytes.
+func (l *Layer) readAt(p []byte, off int64) (int, error) {
+	if len(p) < directFrom {
+		return l.readBuffered(p, off)
+	}
+	if l.pages.cold(off, int64(len(p))) && l.readDirect(p, off) {
+		return len(p), nil
+	}
+	n, err := l.readBuffered(p, off)
+	l.passed(off, int64(n))
+	return n, err
+}
+
+// readBuffered reads through the page cache.
+func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
+	f, err := l.device.get()
+	if err != nil {
+		return 0, err
+	}
+	n, err := f.ReadAt(p, off)
+	l.store.faults.note(err)
+	return n, err
+}

@@ -59,3 +59,6 @@ func (l *Layer) afterFault() bool {
 	l.evictions.Add(1)
 	return true
 }
+
+// ErrCut is wrapped by errors about a device file that is shorter than the layer: see lengthen.
+var ErrCut = errors.New("the device has lost its end")

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -105,17 +107,6 @@ func (s *Store) forget(l *Layer) {
 	delete(s.warm, l)
 }
 
-func (l *Layer) isDirty() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.dirty
-}
-
-// markDurable notes what the disk holds.
-func (l *Layer) markDurable(bits []uint64, bytes int64) {
-	l.durable, l.durableN = bits, bytes
-}
-
 // flush makes durable what is present at the moment of the call: first the
 // device's bytes, then the map or the record that calls them present.
 func (l *Layer) flush() error {
@@ -192,12 +183,6 @@ func (l *Layer) save(state State) error {
 	return nil
 }
 
-func (l *Layer) setDirty() {
-	l.mu.Lock()
-	l.dirty = true
-	l.mu.Unlock()
-}
-
 // revert takes back what is not durable after a sync of the device failed: the
 // kernel reports that once and may have dropped any page written since the
 // sync before, so none of these spans can be trusted to be read again.
@@ -212,4 +197,46 @@ func (l *Layer) revert() {
 	l.dirty = false
 	l.evictions.Add(1) // who reads what is not there any more reads again
 	l.unsynced.Store(false)
+}
+
+// lost notes that of the n bytes from off on, which were not settled and were present when there had
+// been gone evictions, some are wrong. If any of them is not durable, nothing is present any more
+// that is not, and evictions has changed. It waits for a flush under way.
+func (l *Layer) lost(off, n int64, gone uint64) {
+	l.flushMu.Lock() // no span goes meanwhile
+	defer l.flushMu.Unlock()
+	l.mu.Lock()
+	unsaved := l.atRisk(off, n)
+	l.mu.Unlock()
+	if !unsaved || l.evictions.Load() != gone {
+		return
+	}
+	l.log.Error("the disk has lost what was written: it is fetched again")
+	l.store.faults.note(unix.EIO)
+	l.revert()
+}
+
+// Mark raises the layer's state, durably: the device's bytes are synced before the record says so,
+// and Record says it when the disk does. All spans must be present; whoever marks a layer Verified
+// has had VerifyWhole succeed, or computed the diffID on the way in.
+func (l *Layer) Mark(state State) error {
+	l.flushMu.Lock() // no span goes meanwhile
+	defer l.flushMu.Unlock()
+	if !l.present.full() {
+		return fmt.Errorf("mark layer %s %s: %d of %d spans are present",
+			l.digest, state, l.present.count.Load(), l.present.n)
+	}
+	if state == Verified {
+		// Before anybody can take it for what may be mounted.
+		if err := l.seal(); err != nil {
+			return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
+		}
+	}
+	if l.recorded < state || l.Record().State < state {
+		l.setDirty()
+	}
+	if err := l.save(state); err != nil {
+		return fmt.Errorf("mark layer %s %s: %w", l.digest, state, err)
+	}
+	return nil
 }

@@ -68,23 +68,6 @@ func (l *Layer) atRisk(off, n int64) bool {
 	return slices.ContainsFunc(l.saving, at) || slices.ContainsFunc(l.unsaved, at)
 }
 
-// lost notes that of the n bytes from off on, which were not settled and were present when there had
-// been gone evictions, some are wrong. If any of them is not durable, nothing is present any more
-// that is not, and evictions has changed. It waits for a flush under way.
-func (l *Layer) lost(off, n int64, gone uint64) {
-	l.flushMu.Lock() // no span goes meanwhile
-	defer l.flushMu.Unlock()
-	l.mu.Lock()
-	unsaved := l.atRisk(off, n)
-	l.mu.Unlock()
-	if !unsaved || l.evictions.Load() != gone {
-		return
-	}
-	l.log.Error("the disk has lost what was written: it is fetched again")
-	l.store.faults.note(unix.EIO)
-	l.revert()
-}
-
 // checkHoles says whether all is there that was written and did not go. The caller holds flushMu.
 func (l *Layer) checkHoles(f files.File, all []unsaved) error {
 	for _, u := range all {

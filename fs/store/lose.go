@@ -2,10 +2,8 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -110,78 +108,4 @@ func (l *Layer) Restore() error {
 		return err
 	}
 	return l.modify(f, func() error { return f.Truncate(l.Size()) })
-}
-
-// Put keeps the verified bytes of span i, so that Read returns them. False: it does not, and the
-// caller serves them: the span is present, and could not be read, or, with an error, the disk does
-// not take it.
-func (l *Layer) Put(i int, data []byte) (bool, error) {
-	if l.present.has(i) {
-		// Writing it again might make a file long again that has lost its end, and turn the rest of
-		// what it lost into zeros.
-		if l.isSure(i) {
-			return false, nil
-		}
-		gone := l.evictions.Load()
-		if err := l.Repair(i, data); err != nil {
-			l.log.Error("a span that is wrong on disk stays so", "span", i, "err", err)
-			return false, nil
-		}
-		l.believe(i, gone)
-		return false, nil
-	}
-	err := l.WriteSpan(i, data)
-	if err != nil && l.lengthen() {
-		err = l.WriteSpan(i, data)
-	}
-	return err == nil, err
-}
-
-// Repair writes the verified bytes of span i over wrong ones that are present, where the layer's
-// spans cannot be evicted because it is sealed, and makes them durable. What is mounted over the
-// device is right again from then on, but for what the kernel has in its page cache. It never makes
-// the device longer than Size, nor leaves a hole behind its old end.
-func (l *Layer) Repair(i int, data []byte) error {
-	spans, err := l.table()
-	if err != nil {
-		return err
-	}
-	if uint(i) >= uint(len(spans)) || int64(len(data)) != spans[i].Size {
-		return fmt.Errorf("repair layer %s: %d bytes are not span %d", l.digest, len(data), i)
-	}
-	off := spans[i].Device
-	l.flushMu.Lock()
-	defer l.flushMu.Unlock()
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	if l.gone {
-		return fmt.Errorf("repair layer %s: %w", l.digest, os.ErrClosed)
-	}
-	f, err := l.device.get()
-	if err != nil {
-		return fmt.Errorf("repair layer %s: %w", l.digest, err)
-	}
-	length, err := f.Size()
-	if err == nil && off > length {
-		err = fmt.Errorf("span %d lies behind its %d bytes: %w", i, length, ErrCut)
-	}
-	if err == nil {
-		err = l.modify(f, func() error {
-			_, err := f.WriteAt(data, off)
-			if err == nil && off+int64(len(data)) == l.size && length < l.Size() {
-				err = f.Truncate(l.Size()) // the zeros behind the tar
-			}
-			return err
-		})
-	}
-	if err == nil {
-		if err = f.Sync(); err != nil {
-			l.store.faults.note(err)
-			l.revert() // the kernel says it once: flush would not hear of it
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("repair layer %s: %w", l.digest, err)
-	}
-	return nil
 }

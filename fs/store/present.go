@@ -16,6 +16,7 @@ import (
 
 // The presence map's format is in the package comment.
 const (
+	presentName    = "present"
 	presentMagic   = "MicaPres"
 	presentVersion = 1
 	presentHeader  = 88

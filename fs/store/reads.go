@@ -60,9 +60,9 @@ func (r *reads) touch(first, last int) {
 	}
 }
 
-// load reads what an earlier run has left of layer l.
-func (r *reads) load(l *Layer) {
-	n := l.present.n
+// loadReads reads what an earlier run has left.
+func (l *Layer) loadReads() {
+	r, n := &l.reads, l.present.n
 	r.spans = make([]atomic.Uint32, n)
 	if b, err := readFile(l.store.disk, l.dir+"/"+readsName, readsHeader+4*int64(n)); err == nil && r.decode(b) == nil {
 		return

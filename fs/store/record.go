@@ -86,6 +86,7 @@ type Windows struct {
 }
 
 const (
+	recordName    = "layer.json"
 	recordVersion = 1
 	maxRecord     = 1 << 20 // bytes of layer.json
 	maxRefs       = 16

@@ -93,16 +93,12 @@ package store
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/internal/files"
 )
@@ -146,103 +142,6 @@ type entry struct {
 	dead  bool // the layer was removed: the entry is out of the table
 }
 
-// Open opens the store below dir, which is made if it is not there, and removes
-// what a crash left in tmp. It is paired with Close.
-func Open(dir string) (*Store, error) {
-	return OpenOn(dir, files.OS{})
-}
-
-// OpenOn is Open with a disk of another kind, which tests have fail.
-func OpenOn(dir string, d files.Disk) (*Store, error) {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	s := &Store{
-		dir:   dir,
-		disk:  d,
-		log:   slog.Default(),
-		wake:  make(chan struct{}, 1),
-		hurry: make(chan struct{}, 1),
-		used:  make(chan struct{}, 1),
-		open:  map[digest.Digest]*entry{},
-		dirty: map[*Layer]struct{}{},
-		warm:  map[*Layer]struct{}{},
-		usage: usage{layers: map[digest.Digest]*space{}},
-	}
-	if err := s.makeFolders(); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
-	}
-	if err := s.takeLock(); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
-	}
-	if err := errors.Join(s.clean(), s.measureAll()); err != nil {
-		s.lock.Close()
-		return nil, fmt.Errorf("open store %s: %w", dir, err)
-	}
-	return s, nil
-}
-
-// makeFolders makes what is missing of the store's own folders, durably, so that
-// no Commit need do it.
-func (s *Store) makeFolders() error {
-	names := []string{tmpName}
-	for _, a := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
-		names = append(names, layersName+"/"+a.String())
-	}
-	for _, name := range names {
-		if err := s.disk.Mkdir(s.dir + "/" + name); err != nil {
-			return err
-		}
-	}
-	return errors.Join(s.disk.SyncDir(s.dir+"/"+layersName), s.disk.SyncDir(s.dir))
-}
-
-// takeLock keeps a second process out. The kernel lets go of the lock when the
-// process ends, however it ends.
-func (s *Store) takeLock() error {
-	f, err := os.OpenFile(s.dir+"/"+lockName, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("in use by another process (%s is locked): %w", f.Name(), err)
-		}
-		return &fs.PathError{Op: "flock", Path: f.Name(), Err: err}
-	}
-	s.lock = f
-	return nil
-}
-
-// clean removes what is left in tmp of layers that came or went; what else may
-// lie there is not ours.
-func (s *Store) clean() error {
-	left, err := os.ReadDir(s.dir + "/" + tmpName)
-	if err != nil {
-		return err
-	}
-	for _, e := range left {
-		if strings.HasPrefix(e.Name(), incomingPrefix) || strings.HasPrefix(e.Name(), removedPrefix) {
-			if err := s.disk.RemoveAll(s.dir + "/" + tmpName + "/" + e.Name()); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// Close makes durable what is present and lets another process open the store.
-// Layers are closed before it, and Run has returned.
-func (s *Store) Close() error {
-	err := s.Flush()
-	if err := errors.Join(err, s.lock.Close()); err != nil {
-		return fmt.Errorf("close store %s: %w", s.dir, err)
-	}
-	return nil
-}
-
 func (s *Store) layerDir(d digest.Digest) string {
 	return s.dir + "/" + layersName + "/" + d.Algorithm().String() + "/" + d.Encoded()
 }
@@ -258,125 +157,4 @@ func (s *Store) exists(name string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// Layer opens a layer that the store has; the error wraps fs.ErrNotExist if it
-// has not, and ErrDamaged if its folder is not usable.
-func (s *Store) Layer(d digest.Digest) (*Layer, error) {
-	if err := d.Validate(); err != nil {
-		return nil, fmt.Errorf("open layer %q: %w", d, err)
-	}
-	for {
-		e := s.ref(d)
-		l, err := e.load(s, d)
-		if l != nil {
-			return l, nil
-		}
-		if err = errors.Join(err, s.unref(d, e)); err != nil {
-			return nil, fmt.Errorf("open layer %s: %w", d, err)
-		}
-		// The layer was removed since ref: look for another of its name.
-	}
-}
-
-// ref returns the table's entry of d, with one reference more.
-func (s *Store) ref(d digest.Digest) *entry {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.open[d]
-	if e == nil {
-		e = &entry{}
-		s.open[d] = e
-	}
-	e.refs++
-	return e
-}
-
-// load returns the entry's layer, loaded if need be; nil where the entry is dead.
-func (e *entry) load(s *Store, d digest.Digest) (*Layer, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.dead {
-		return nil, nil
-	}
-	if e.layer == nil {
-		l, err := loadLayer(s, e, d)
-		if err != nil {
-			return nil, err
-		}
-		e.layer = l
-	}
-	return e.layer, nil
-}
-
-// unref takes back one reference. The last one shuts the layer; the entry stays in
-// the table until that is done, so that nobody loads the folder while the
-// layer's last flush writes to it.
-func (s *Store) unref(d digest.Digest, e *entry) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	s.mu.Lock()
-	e.refs--
-	last := e.refs == 0
-	s.mu.Unlock()
-	if !last {
-		return nil
-	}
-	// Who refers to the entry from here on waits for its mu, and loads anew.
-	var err error
-	if e.layer != nil {
-		err = e.layer.shut()
-		e.layer = nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e.refs == 0 && s.open[d] == e {
-		delete(s.open, d)
-	}
-	return err
-}
-
-// Layers returns the digests of all layers that the store has, in no order.
-func (s *Store) Layers() ([]digest.Digest, error) {
-	var all []digest.Digest
-	root := s.dir + "/" + layersName
-	algorithms, err := os.ReadDir(root)
-	if err != nil {
-		return nil, fmt.Errorf("list layers: %w", err)
-	}
-	for _, a := range algorithms {
-		entries, err := os.ReadDir(root + "/" + a.Name())
-		if err != nil {
-			return nil, fmt.Errorf("list layers: %w", err)
-		}
-		for _, e := range entries {
-			d := digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), e.Name())
-			if d.Validate() == nil {
-				all = append(all, d)
-			}
-		}
-	}
-	return all, nil
-}
-
-// Remove takes a layer out of the store and frees its space; no error if it is
-// not there. Who still has it open can go on reading and writing, but nothing of that is
-// kept, and the next Store.Layer does not find it.
-func (s *Store) Remove(d digest.Digest) error {
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("remove layer %q: %w", d, err)
-	}
-	e := s.ref(d)
-	trash := s.tmpDir(removedPrefix, d)
-	err := s.detach(d, e, trash)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil
-	case err == nil:
-		err = s.disk.RemoveAll(trash)
-	}
-	if err = errors.Join(err, s.unref(d, e)); err != nil {
-		return fmt.Errorf("remove layer %s: %w", d, err)
-	}
-	return nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"sync"
@@ -82,20 +81,6 @@ func (u *usage) forget(d digest.Digest) {
 	delete(u.layers, d)
 }
 
-// measureAll measures all layers, of which none is open.
-func (s *Store) measureAll() error {
-	all, err := s.Layers()
-	if err != nil {
-		return err
-	}
-	for _, d := range all {
-		if _, err := s.LayerUsage(d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // DiskUsage returns the bytes that the layer's files take on disk, holes left
 // out.
 func (l *Layer) DiskUsage() (int64, error) {
@@ -129,19 +114,6 @@ func (l *Layer) Measure() {
 	if _, err := l.DiskUsage(); err != nil {
 		l.log.Warn("what the layer takes on disk is not known", "err", err)
 	}
-}
-
-// LayerUsage is DiskUsage of a layer that is not open, and need not be usable.
-func (s *Store) LayerUsage(d digest.Digest) (int64, error) {
-	if err := d.Validate(); err != nil {
-		return 0, fmt.Errorf("usage of layer %q: %w", d, err)
-	}
-	f := s.usage.of(d)
-	n, err := diskUsage(s.layerDir(d))
-	if err == nil {
-		s.usage.set(f, n)
-	}
-	return n, err
 }
 
 // diskUsage adds up what the files in a folder take; a folder that is gone takes nothing.

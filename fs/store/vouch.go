@@ -58,3 +58,9 @@ func (l *Layer) change(f func(*Record) bool) error {
 	}
 	return nil
 }
+
+// AddRef notes that an image reference brought the layer, so that a later run
+// knows where to fetch from.
+func (l *Layer) AddRef(ref string) error {
+	return l.change(func(r *Record) bool { return r.addRef(ref) })
+}
