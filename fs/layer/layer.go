@@ -196,11 +196,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if errors.Is(err, store.ErrMissing) { // else fetch finds the same
 		l.unreadable(err)
 	}
-	if err := l.fetch(ctx, w); err != nil {
-		return err
-	}
-	l.store.Served(off, n)
-	return nil
+	return l.fetch(ctx, w)
 }
 
 // Fill waits until ReadAt of the n bytes from off on need not wait: until they

@@ -48,9 +48,6 @@ type Store interface {
 	Put(i int, data []byte) (bool, error)
 	// Windows is the windows section where it is kept, else fs.ErrNotExist.
 	Windows() (io.ReaderAt, error)
-	// Served tells that a reader got the n bytes from off on by another way than Read, so that the
-	// store need not keep them at hand.
-	Served(off, n int64)
 	// Touched notes that a reader asks for spans [first, last).
 	Touched(first, last int)
 	// Evict takes spans away. An error says that they are still there.

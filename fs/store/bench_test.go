@@ -134,8 +134,9 @@ func (l *benchLayer) fill(b *testing.B) {
 
 func (l *benchLayer) forget(b *testing.B) {
 	b.Helper()
-	l.pages.takeOld()
-	l.pages.takeOld()
+	if err := l.store.drop(0); err != nil {
+		b.Fatal(err)
+	}
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 		b.Fatal(err)
 	}
@@ -220,8 +221,7 @@ func BenchmarkErofs(b *testing.B) {
 						if state == "filled" {
 							l.fill(b)
 							if r.dropped {
-								l.pages.served(0, l.size)
-								if err := l.store.drop(false); err != nil {
+								if err := l.store.drop(0); err != nil {
 									b.Fatal(err)
 								}
 							}
@@ -246,51 +246,28 @@ func BenchmarkErofs(b *testing.B) {
 func BenchmarkVerify(b *testing.B) {
 	const size = 1 << 30
 	l := newBenchLayer(b, func(lb *layertest.Builder) { lb.File("big", 0o644, layertest.Random(size, 1)) })
-	serial := func(l *Layer, peek func(p []byte, off int64) error) error {
-		h := l.record.DiffID.Algorithm().Hash()
-		buf := make([]byte, verifyBuffer)
-		for off := int64(0); off < l.size; off += verifyBuffer {
-			p := buf[:min(verifyBuffer, l.size-off)]
-			if err := peek(p, off); err != nil {
-				return err
-			}
-			h.Write(p)
-		}
-		return nil
-	}
 	for _, state := range []string{"cold", "filled"} {
-		for _, how := range []struct {
-			name string
-			run  func() error
-		}{
-			{"whole", func() error { return l.VerifyWhole(b.Context()) }},
-			{"serial", func() error { return serial(l.Layer, l.peek) }},
-			{"buffered", func() error {
-				return serial(l.Layer, func(p []byte, off int64) error { _, err := l.readBuffered(p, off); return err })
-			}},
-		} {
-			b.Run(state+"/"+how.name, func(b *testing.B) {
-				b.SetBytes(size)
-				var own int64
-				for range b.N {
-					b.StopTimer()
-					l.forget(b)
-					if state == "filled" || l.bytes == 0 {
-						l.fill(b)
-					}
-					if state == "cold" {
-						l.forget(b)
-					}
-					b.StartTimer()
-					if err := how.run(); err != nil {
-						b.Fatal(err)
-					}
-					b.StopTimer()
-					own += residentBytes(b, l.DevicePath())
-					b.StartTimer()
+		b.Run(state, func(b *testing.B) {
+			b.SetBytes(size)
+			var own int64
+			for range b.N {
+				b.StopTimer()
+				l.forget(b)
+				if state == "filled" || l.bytes == 0 {
+					l.fill(b)
 				}
-				b.ReportMetric(float64(own)/float64(b.N)/size, "device/B")
-			})
-		}
+				if state == "cold" {
+					l.forget(b)
+				}
+				b.StartTimer()
+				if err := l.VerifyWhole(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				own += residentBytes(b, l.DevicePath())
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(own)/float64(b.N)/size, "device/B")
+		})
 	}
 }

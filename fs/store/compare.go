@@ -3,15 +3,22 @@ package store
 import (
 	"crypto/sha256"
 	"errors"
-	"io"
 	"strconv"
 
 	"github.com/mica-snapshotter/mica/index"
 )
 
-// ErrWrong is wrapped by errors of Read and Compare that mean: what is on disk is not what its digest
-// says.
-var ErrWrong = errors.New("the store's bytes are not what their digest says")
+var (
+	// ErrMissing is wrapped by the error of a Read of a span that is not present. By itself it says
+	// no more; with another error the span was, and has been given up for that.
+	ErrMissing = errors.New("not in the store")
+	// ErrUnreadable is wrapped by the error of a Read of a span that is present, and stays so, and
+	// cannot be read.
+	ErrUnreadable = errors.New("the store cannot read what it has")
+	// ErrWrong is wrapped by errors of Read and Compare that mean: what is on disk is not what its
+	// digest says.
+	ErrWrong = errors.New("the store's bytes are not what their digest says")
+)
 
 // comparePiece is how many bytes on disk are compared at a time, because a span may have 64 MiB.
 const comparePiece = 1 << 20
@@ -32,7 +39,7 @@ func (l *Layer) doubt(s *index.Span, i int) error {
 		}
 		l.unchanged() // from here on a change is noticed
 		gone := l.evictions.Load()
-		err := l.compare(s, l.readAt, nil)
+		err := l.compare(s, nil)
 		switch {
 		case err != nil && !errors.Is(err, ErrWrong):
 			return nil, err
@@ -53,16 +60,14 @@ func (l *Layer) doubt(s *index.Span, i int) error {
 func (l *Layer) believe(i int, gone uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if uint(i) < uint(l.own.sure.n) && l.evictions.Load() == gone && !l.store.faults.lately() {
+	if l.evictions.Load() == gone && !l.store.faults.lately() {
 		l.own.sure.add(i)
 	}
 }
 
 // compare reads a span, and compares it with its digest. Each piece is shown to use, if that is not
 // nil; nothing of it may be believed before compare has returned nil.
-func (l *Layer) compare(
-	s *index.Span, read func(p []byte, off int64) (int, error), use func(p []byte, off int64),
-) error {
+func (l *Layer) compare(s *index.Span, use func(p []byte, off int64)) error {
 	k := l.known.Load()
 	if k == nil {
 		return errUnknown
@@ -72,11 +77,8 @@ func (l *Layer) compare(
 	sum := sha256.New()
 	for off, end := s.Device, s.Device+s.Size; off < end; {
 		p := buf[:min(int64(len(buf)), end-off)]
-		n, err := read(p, off)
-		if n < len(p) {
-			if err == nil || errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
+		n, err := l.readAt(p, off)
+		if err := short(p, n, err); err != nil {
 			return err
 		}
 		sum.Write(p)
@@ -102,7 +104,7 @@ func (l *Layer) readCompared(p []byte, off int64) error {
 	end := off + int64(len(p))
 	first, last := spans.Cut(off, end)
 	for i := first; i < last; i++ {
-		err := l.compare(&spans[i], l.readAt, func(piece []byte, at int64) {
+		err := l.compare(&spans[i], func(piece []byte, at int64) {
 			from, to := max(off, at), min(end, at+int64(len(piece)))
 			if from < to {
 				copy(p[from-off:], piece[from-at:to-at])
@@ -116,7 +118,7 @@ func (l *Layer) readCompared(p []byte, off int64) error {
 }
 
 // Compare compares span i on disk with its digest, and shows its bytes to use, in pieces and in
-// order, before that is known. The page cache holds afterwards what it held before. The error is
+// order, before that is known. The page cache soon holds what it held before. The error is
 // ErrMissing where the span is not present, or some span went meanwhile; it wraps ErrWrong, or is
 // the disk's, where the bytes are of no use.
 func (l *Layer) Compare(i int, use func(p []byte, off int64)) error {
@@ -128,12 +130,7 @@ func (l *Layer) Compare(i int, use func(p []byte, off int64)) error {
 	if !l.present.has(i) {
 		return ErrMissing
 	}
-	err = l.compare(&spans[i], func(p []byte, off int64) (int, error) {
-		if err := l.peek(p, off); err != nil {
-			return 0, err
-		}
-		return len(p), nil
-	}, use)
+	err = l.compare(&spans[i], use)
 	switch {
 	case l.evictions.Load() != gone:
 		return ErrMissing // it may have been a hole

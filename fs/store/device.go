@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 
@@ -37,15 +38,13 @@ func makeDevice(d files.Disk, name string, size int64) error {
 // readAt reads device bytes as io.ReaderAt. It does not look at the presence map: only ranges whose
 // spans are present hold the layer's bytes.
 func (l *Layer) readAt(p []byte, off int64) (int, error) {
-	if len(p) < directFrom {
-		return l.readBuffered(p, off)
+	if len(p) >= directFrom {
+		if !l.warm.Load() && l.readDirect(p, off) {
+			return len(p), nil
+		}
+		l.warmed()
 	}
-	if l.pages.cold(off, int64(len(p))) && l.readDirect(p, off) {
-		return len(p), nil
-	}
-	n, err := l.readBuffered(p, off)
-	l.passed(off, int64(n))
-	return n, err
+	return l.readBuffered(p, off)
 }
 
 // readBuffered reads through the page cache.
@@ -57,4 +56,15 @@ func (l *Layer) readBuffered(p []byte, off int64) (int, error) {
 	n, err := f.ReadAt(p, off)
 	l.store.faults.note(err)
 	return n, err
+}
+
+// short is the error of a read of p that brought n bytes; nil: all.
+func short(p []byte, n int, err error) error {
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil || errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }

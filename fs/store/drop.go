@@ -1,134 +1,60 @@
 package store
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
 )
 
-const (
-	// dropBytes is how much of what readers have got their own copy of may stay in the
-	// page cache before it is dropped.
-	dropBytes = 16 << 20
-	// keepFor is how long what was written stays in the page cache for
-	// somebody to read it: for once to twice that time after it has become
-	// durable.
-	keepFor = 30 * time.Second
-)
+// keepFor is how long what was written stays in the page cache for somebody to read it, once to
+// twice that long. Whoever has read it by then has its own copy there, because EROFS and FUSE keep
+// one.
+const keepFor = 30 * time.Second
 
-// dropPages drops from the page cache what nobody needs there, until ctx ends.
-func (s *Store) dropPages(ctx context.Context) {
-	tick := time.NewTicker(keepFor)
-	defer tick.Stop()
-	for {
-		old := false
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.used:
-		case <-tick.C:
-			old = true
-		}
-		if err := s.drop(old); err != nil {
-			s.log.Error("pages stay in the page cache", "dir", s.dir, "err", err)
-		}
+// warmed notes that some of the device is in the page cache.
+func (l *Layer) warmed() {
+	if l.warm.Load() {
+		return
 	}
+	l.store.mu.Lock()
+	defer l.store.mu.Unlock()
+	l.warm.Store(true)
+	l.store.warm[l] = time.Now()
 }
 
-// drop drops what readers have got their own copy of, and if old is set what nobody
-// has asked for in time as well.
-func (s *Store) drop(old bool) error {
+// drop has the page cache drop what is durable of the layers that have been warm for so long.
+func (s *Store) drop(age time.Duration) error {
+	var old []*Layer
 	s.mu.Lock()
-	s.usedBytes = 0
-	layers := make([]*Layer, 0, len(s.warm))
-	for l := range s.warm {
-		layers = append(layers, l)
+	for l, since := range s.warm {
+		if time.Since(since) >= age {
+			old = append(old, l)
+			delete(s.warm, l)
+			l.warm.Store(false)
+		}
 	}
 	s.mu.Unlock()
 	var errs []error
-	for _, l := range layers {
-		if err := l.drop(old); err != nil {
+	for _, l := range old {
+		if err := l.drop(); err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", l.digest, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// warmed notes that pages of l are in the page cache, n bytes of which readers have
-// got their own copy of.
-func (s *Store) warmed(l *Layer, n int64) {
-	s.mu.Lock()
-	s.warm[l] = struct{}{}
-	s.usedBytes += n
-	enough := s.usedBytes >= dropBytes
-	s.mu.Unlock()
-	if enough {
-		signal(s.used)
-	}
-}
-
-// Served notes that a reader, who keeps what it reads, has got the n bytes from
-// off on from elsewhere: from the buffer that a span was decoded into, say. What the
-// page cache holds of them because the span was written too, before the call or
-// after it, is dropped soon after it is durable. ReadAt notes that by itself.
-func (l *Layer) Served(off, n int64) {
-	if n < directFrom {
-		return
-	}
-	if fresh := l.pages.served(off, n); fresh > 0 {
-		l.store.warmed(l, fresh)
-	}
-}
-
-// passed is Served for bytes that were read through the page cache.
-func (l *Layer) passed(off, n int64) {
-	if n >= directFrom {
-		l.pages.read(off, n)
-		l.Served(off, n)
-	}
-}
-
-// drop drops what is not needed of the layer.
-func (l *Layer) drop(old bool) error {
+func (l *Layer) drop() error {
 	l.flushMu.Lock()
 	defer l.flushMu.Unlock()
 	if l.gone {
-		l.store.forget(l)
 		return nil
 	}
-	return l.dropHeld(old)
-}
-
-// dropHeld is drop for who holds flushMu, of a layer that is not gone.
-func (l *Layer) dropHeld(old bool) error {
-	var all []extent
-	if old {
-		var more bool
-		if all, more = l.pages.takeOld(); !more {
-			l.store.cooled(l)
-		}
-	} else {
-		all = l.pages.takeUsed()
-	}
-	if len(all) == 0 {
-		return nil
+	if l.isDirty() {
+		l.warmed() // not all of it goes
 	}
 	f, err := l.device.get()
 	if err != nil {
 		return err
 	}
-	for _, x := range all {
-		if err := f.DropCache(x.off, x.n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// cooled ends the care for a layer of which nothing is known to be in the page cache.
-func (s *Store) cooled(l *Layer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.warm, l)
+	return f.DropCache(0, l.Size())
 }

@@ -182,11 +182,11 @@ func (l *Layer) Empty() error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
-	bits, bytes, written := l.present.snapshot(), l.bytes, append(l.saving, l.unsaved...)
+	bits, bytes, written := l.present.snapshot(), l.bytes, l.unsaved
 	l.present.restore(nil)
 	l.own.sure.restore(nil)
 	l.own.stamp.Store(0)
-	l.bytes, l.dirty, l.unsaved, l.saving = 0, false, nil, nil
+	l.bytes, l.dirty, l.unsaved = 0, false, nil
 	l.record.State = Lazy
 	l.markDurable(nil, 0)
 	l.evictions.Add(1)
@@ -202,7 +202,6 @@ func (l *Layer) Empty() error {
 	if err != nil {
 		return fmt.Errorf("empty layer %s: %w", l.digest, err)
 	}
-	l.pages.reset()
 	return nil
 }
 

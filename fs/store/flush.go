@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,27 +23,25 @@ const (
 // cache what nobody needs there, until ctx ends. It is called once; without it
 // only Flush, Mark and Close do the former.
 func (s *Store) Run(ctx context.Context) error {
-	var dropping sync.WaitGroup
-	defer dropping.Wait()
-	dropping.Go(func() { s.dropPages(ctx) })
 	s.restock()
-	delay := time.NewTimer(0)
-	defer delay.Stop()
-	if !delay.Stop() {
-		<-delay.C
-	}
+	drop := time.NewTicker(keepFor)
+	defer drop.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-drop.C:
+			if err := s.drop(keepFor); err != nil {
+				s.log.Error("pages stay in the page cache", "dir", s.dir, "err", err)
+			}
+			continue
 		case <-s.wake:
 		}
-		delay.Reset(flushDelay)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.hurry:
-		case <-delay.C:
+		case <-time.After(flushDelay):
 		}
 		if err := s.Flush(); err == nil {
 			s.restock()
@@ -58,6 +55,7 @@ func (s *Store) Run(ctx context.Context) error {
 
 // changed notes that layer l has n more bytes present than the disk says.
 func (s *Store) changed(l *Layer, n int64) {
+	l.warmed()
 	s.mu.Lock()
 	s.dirty[l] = struct{}{}
 	s.dirtyBytes += n
@@ -129,20 +127,15 @@ func (l *Layer) save(state State) error {
 	// sync that follows covers them.
 	bits, bytes := l.present.snapshot(), l.bytes
 	written := l.unsaved
-	l.unsaved, l.saving = nil, l.unsaved
 	rec := l.record.clone()
 	rec.State = max(rec.State, state)
 	l.mu.Unlock()
 
 	f, err := l.device.get()
 	if err != nil {
-		l.mu.Lock()
-		l.dirty = true
-		l.unsaved, l.saving = append(l.saving, l.unsaved...), nil
-		l.mu.Unlock()
+		l.setDirty()
 		return err
 	}
-	l.pages.beginSync()
 	err = f.Sync()
 	if err == nil {
 		err = l.checkHoles(f, written)
@@ -152,8 +145,6 @@ func (l *Layer) save(state State) error {
 		l.revert()
 		return err
 	}
-	l.pages.endSync()
-	l.store.warmed(l, 0)
 	if rec.State > l.recorded {
 		if err := l.writeRecord(&rec); err != nil {
 			l.setDirty()
@@ -171,15 +162,12 @@ func (l *Layer) save(state State) error {
 	l.mu.Lock()
 	l.record.State = rec.State
 	l.markDurable(bits, bytes)
-	l.saving = nil
+	l.unsaved = l.unsaved[len(written):]
 	if len(l.unsaved) == 0 {
-		l.unsynced.Store(false)
+		l.unsaved = nil
 		clear(l.zeros)
 	}
 	l.mu.Unlock()
-	if err := l.dropHeld(false); err != nil {
-		l.log.Warn("pages stay in the page cache", "err", err) // the layer is saved all the same
-	}
 	return nil
 }
 
@@ -190,18 +178,17 @@ func (l *Layer) revert() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epoch++
-	l.unsaved, l.saving = nil, nil
+	l.unsaved = nil
 	l.present.restore(l.durable)
 	l.bytes = l.durableN
 	l.record.State = l.recorded
 	l.dirty = false
 	l.evictions.Add(1) // who reads what is not there any more reads again
-	l.unsynced.Store(false)
 }
 
-// lost notes that of the n bytes from off on, which were not settled and were present when there had
-// been gone evictions, some are wrong. If any of them is not durable, nothing is present any more
-// that is not, and evictions has changed. It waits for a flush under way.
+// lost notes that of the n bytes from off on, which were not settled and were present when there
+// had been gone evictions, some are wrong. If any of them is not durable, nothing is present any
+// more that is not, and evictions has changed. It waits for a flush under way.
 func (l *Layer) lost(off, n int64, gone uint64) {
 	l.flushMu.Lock() // no span goes meanwhile
 	defer l.flushMu.Unlock()

@@ -19,7 +19,7 @@ import (
 // Some file systems, ZFS with compression for one, keep zeros that were written as holes. So a hole
 // is no fault where the store knows that zeros were written.
 
-// unsaved is a span that was written since the last sync of the device; -1: all of them were.
+// unsaved is a span that was written and is not known to be durable; -1: all of them.
 type unsaved struct {
 	span   int
 	off, n int64
@@ -47,9 +47,6 @@ func (u *unsaved) overlaps(off, n int64) bool { return u.off < off+n && off < u.
 // was written there: it is durable, or none of it reads as what was lost does, but for what is
 // known to be zeros.
 func (l *Layer) settled(p []byte, off int64) bool {
-	if !l.unsynced.Load() {
-		return true
-	}
 	p = p[:min(int64(len(p)), max(l.size-off, 0))]
 	l.mu.Lock()
 	risk := l.atRisk(off, int64(len(p)))
@@ -64,8 +61,7 @@ func (l *Layer) settled(p []byte, off int64) bool {
 
 // atRisk says whether any of the n bytes from off on may not be durable. The caller holds mu.
 func (l *Layer) atRisk(off, n int64) bool {
-	at := func(u unsaved) bool { return u.overlaps(off, n) }
-	return slices.ContainsFunc(l.saving, at) || slices.ContainsFunc(l.unsaved, at)
+	return slices.ContainsFunc(l.unsaved, func(u unsaved) bool { return u.overlaps(off, n) })
 }
 
 // checkHoles says whether all is there that was written and did not go. The caller holds flushMu.

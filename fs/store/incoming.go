@@ -1,12 +1,14 @@
 package store
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -128,7 +130,7 @@ func (in *Incoming) place(e *entry, state State) (*Layer, error) {
 	d, to := in.store.disk, in.store.layerDir(in.digest)
 	// A folder of that name has files in it, so the rename cannot replace it.
 	if err := d.Rename(in.dir, to); err != nil {
-		if ok, _ := in.store.exists(to); ok {
+		if _, lerr := os.Lstat(to); lerr == nil {
 			return nil, fmt.Errorf("%w: %w", fs.ErrExist, err)
 		}
 		return nil, err
@@ -211,13 +213,11 @@ func (in *Incoming) makeDurable(record *spool, deviceSize int64) error {
 
 // arrived publishes a layer whose device came in whole. For zeros and tail see spool.
 func (l *Layer) arrived(state State, zeros zeros, tail bool) {
-	l.pages.wrote(0, l.size)
 	l.unchanged() // it is as it was written: from here on it is looked after
 	l.reads.touch(0, l.present.n)
 	l.mu.Lock()
 	l.unsaved = append(l.unsaved, unsaved{-1, 0, l.size, false, tail})
 	l.zeros.add(zeros)
-	l.unsynced.Store(true)
 	l.present.fill()
 	if !l.store.faults.lately() {
 		l.own.sure.fill()
@@ -249,9 +249,9 @@ type spool struct {
 	disk files.Disk
 	name string
 	f    files.File
-	off  int64 // bytes written so far, those in buf included
-	buf  []byte
-	err  error // of an earlier write: the file is not what was written
+	off  int64         // bytes written so far, those in buf included
+	buf  *bufio.Writer // into the file; it keeps an error: the file is not what was written then
+	done int64         // bytes that are in the file
 	// grown is told of what is written; nil: nobody is.
 	grown func(n int64)
 
@@ -262,60 +262,50 @@ type spool struct {
 }
 
 // Write implements io.Writer.
-func (s *spool) Write(p []byte) (int, error) {
-	if s.err != nil {
-		return 0, s.err
-	}
+func (s *spool) Write(p []byte) (done int, err error) {
 	if s.buf == nil {
-		s.buf = make([]byte, 0, spoolBuffer)
+		s.buf = bufio.NewWriterSize(spooled{s}, spoolBuffer)
 	}
-	done := 0
-	for done < len(p) {
-		if len(s.buf) == 0 && len(p)-done >= spoolBuffer {
-			n := (len(p) - done) / spoolBuffer * spoolBuffer
-			if err := s.writeAt(p[done:done+n], s.off); err != nil {
-				return done, err
-			}
-			s.off += int64(n)
-			done += n
-			continue
-		}
-		n := copy(s.buf[len(s.buf):cap(s.buf)], p[done:])
-		s.buf = s.buf[:len(s.buf)+n]
-		s.off += int64(n)
+	// No more than the buffer takes at a time: so the file is written in whole sectors.
+	for part := range slices.Chunk(p, spoolBuffer) {
+		n, err := s.buf.Write(part)
 		done += n
-		if len(s.buf) == cap(s.buf) {
-			if err := s.flush(); err != nil {
-				return done, err
-			}
+		s.off += int64(n)
+		if err != nil {
+			return done, err
 		}
 	}
 	return done, nil
 }
 
 func (s *spool) flush() error {
-	if s.err != nil || len(s.buf) == 0 {
-		return s.err
+	if s.buf == nil {
+		return nil
 	}
-	if err := s.writeAt(s.buf, s.off-int64(len(s.buf))); err != nil {
-		return err
-	}
-	s.buf = s.buf[:0]
-	return nil
+	return s.buf.Flush()
 }
 
-func (s *spool) writeAt(p []byte, off int64) error {
-	if s.err = s.create(); s.err == nil {
-		_, s.err = s.f.WriteAt(p, off)
+// spooled is the file of a spool.
+type spooled struct{ *spool }
+
+// Write implements io.Writer.
+func (s spooled) Write(p []byte) (int, error) {
+	if err := s.create(); err != nil {
+		return 0, err
 	}
-	if s.err == nil && s.zeros != nil {
-		s.zeros.add(zerosIn(p, off))
-		_, s.tail = edges(p, off)
+	n, err := s.f.WriteAt(p, s.done)
+	if err != nil {
+		return n, err
 	}
-	if s.grown != nil && s.err == nil {
-		s.grown(int64(len(p)))
+	if s.zeros != nil {
+		s.zeros.add(zerosIn(p, s.done))
+		_, s.tail = edges(p, s.done)
 	}
-	return s.err
+	if s.grown != nil {
+		s.grown(int64(n))
+	}
+	s.done += int64(n)
+	return n, nil
 }
 
 // create makes the file if the first byte has not.

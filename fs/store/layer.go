@@ -40,7 +40,6 @@ type Layer struct {
 	size   int64  // of the device, not rounded
 
 	present *set
-	pages   *pages
 	device  lazyFile
 	direct  directFile // the device once more
 	windows lazyFile
@@ -53,9 +52,9 @@ type Layer struct {
 	own       own
 	known     atomic.Pointer[known] // nil: see Know
 	doubts    singleflight.Group
-	given     given
+	given     *set          // spans that were given up because they could not be read
+	warm      atomic.Bool   // some of the device is, or soon will be, in the page cache: see drop
 	whole     atomic.Uint64 // 1 + evictions when the device was verified last; 0: it was not
-	unsynced  atomic.Bool   // something was written since the last sync of the device
 
 	// flushMu serialises what writes to the folder: the map, the record. It is held over disk
 	// writes, so WriteSpan never takes it, and readers only where they find what they read wrong.
@@ -66,10 +65,9 @@ type Layer struct {
 
 	mu       sync.Mutex // never held over disk access
 	record   Record
-	sealed   bool  // the kernel may read the device by itself: no span of it goes
-	bytes    int64 // of present spans
-	unsaved  []unsaved
-	saving   []unsaved // what the flush under way, or the last one if it failed, took from unsaved
+	sealed   bool      // the kernel may read the device by itself: no span of it goes
+	bytes    int64     // of present spans
+	unsaved  []unsaved // flush takes from its beginning what it has made durable
 	zeros    zeros     // in what was written since all was durable
 	dirty    bool      // something is present that the disk does not say
 	epoch    uint64    // counts the failed syncs of the device

@@ -18,9 +18,10 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 	dir := s.layerDir(d)
 	b, err := readFile(s.disk, dir+"/"+recordName, maxRecord)
 	if errors.Is(err, fs.ErrNotExist) {
-		if ok, _ := s.exists(dir); ok {
+		if _, lerr := os.Lstat(dir); lerr == nil {
 			// It may just have come. Folders come whole, and do not go meanwhile.
-			if b, err = readFile(s.disk, dir+"/"+recordName, maxRecord); errors.Is(err, fs.ErrNotExist) {
+			b, err = readFile(s.disk, dir+"/"+recordName, maxRecord)
+			if errors.Is(err, fs.ErrNotExist) {
 				return nil, fmt.Errorf("%w: no %s", ErrDamaged, recordName)
 			}
 		}
@@ -41,15 +42,18 @@ func loadLayer(s *Store, e *entry, d digest.Digest) (*Layer, error) {
 		space:    s.usage.of(d),
 		size:     rec.DeviceSize,
 		present:  newSet(rec.Spans),
-		pages:    newPages(rec.DeviceSize),
+		given:    newSet(rec.Spans),
 		zeros:    zeros{},
 		record:   rec,
 		recorded: rec.State,
 	}
 	l.own.sure = newSet(rec.Spans)
-	l.device.open = func() (files.File, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDWR) }
-	l.direct.open = func() (files.File, error) { return s.disk.Open(dir+"/"+deviceName, os.O_RDONLY|unix.O_DIRECT) }
-	l.windows.open = func() (files.File, error) { return s.disk.Open(dir+"/"+windowsName, os.O_RDONLY) }
+	open := func(name string, flag int) func() (files.File, error) {
+		return func() (files.File, error) { return s.disk.Open(dir+"/"+name, flag) }
+	}
+	l.device.open = open(deviceName, os.O_RDWR)
+	l.direct.open = open(deviceName, os.O_RDONLY|unix.O_DIRECT)
+	l.windows.open = open(windowsName, os.O_RDONLY)
 	if err := l.loadPresence(); err != nil {
 		return nil, err
 	}

@@ -4,35 +4,16 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// given is the spans that were given up because they could not be read. What happens to one twice
-// is not the fault of the sector that it lay on: then it stays, and is read past.
-type given struct {
-	mu    sync.Mutex
-	spans map[int]bool
-}
-
-// again notes that a span is given up, and says whether it was before.
-func (g *given) again(i int) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.spans == nil {
-		g.spans = map[int]bool{}
-	}
-	was := g.spans[i]
-	g.spans[i] = true
-	return was
-}
-
 // lose gives up a span that could not be read, for why, so that it is fetched and put anew, and
 // with it those that have been lost with it: where a file was cut, all behind its end. False: it is
-// present still.
+// present still. What happens to one twice is not the fault of the sector that it lay on: then it
+// stays, and is read past.
 func (l *Layer) lose(i int, why error) bool {
-	if l.given.again(i) {
+	if !l.given.add(i) {
 		return false
 	}
 	switch {

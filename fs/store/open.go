@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -33,10 +34,9 @@ func OpenOn(dir string, d files.Disk) (*Store, error) {
 		log:   slog.Default(),
 		wake:  make(chan struct{}, 1),
 		hurry: make(chan struct{}, 1),
-		used:  make(chan struct{}, 1),
 		open:  map[digest.Digest]*entry{},
 		dirty: map[*Layer]struct{}{},
-		warm:  map[*Layer]struct{}{},
+		warm:  map[*Layer]time.Time{},
 		usage: usage{layers: map[digest.Digest]*space{}},
 	}
 	if err := s.makeFolders(); err != nil {
@@ -93,8 +93,9 @@ func (s *Store) clean() error {
 		return err
 	}
 	for _, e := range left {
-		if strings.HasPrefix(e.Name(), incomingPrefix) || strings.HasPrefix(e.Name(), removedPrefix) {
-			if err := s.disk.RemoveAll(s.dir + "/" + tmpName + "/" + e.Name()); err != nil {
+		name := e.Name()
+		if strings.HasPrefix(name, incomingPrefix) || strings.HasPrefix(name, removedPrefix) {
+			if err := s.disk.RemoveAll(s.dir + "/" + tmpName + "/" + name); err != nil {
 				return err
 			}
 		}

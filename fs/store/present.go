@@ -25,6 +25,14 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// checksum is the CRC-32C of b, of which the four bytes from 12 on, where it is kept, count as
+// zero.
+func checksum(b []byte) uint32 {
+	sum := crc32.Checksum(b[:12], castagnoli)
+	sum = crc32.Update(sum, castagnoli, make([]byte, 4))
+	return crc32.Update(sum, castagnoli, b[16:])
+}
+
 // presence is the content of one slot of a map.
 type presence struct {
 	generation uint64
@@ -68,7 +76,7 @@ func (m *mapping) encode(p *presence) []byte {
 	for i, w := range p.bits {
 		le.PutUint64(b[presentHeader+8*i:], w)
 	}
-	le.PutUint32(b[12:], crc32.Checksum(b, castagnoli))
+	le.PutUint32(b[12:], checksum(b))
 	return b
 }
 
@@ -81,11 +89,7 @@ func (m *mapping) decode(b []byte) (*presence, error) {
 	if string(b[:8]) != presentMagic {
 		return nil, errors.New("no presence map")
 	}
-	// Not one long checksum over a copy: the field itself counts as zero.
-	sum := crc32.Checksum(b[:12], castagnoli)
-	sum = crc32.Update(sum, castagnoli, make([]byte, 4))
-	sum = crc32.Update(sum, castagnoli, b[16:])
-	if sum != le.Uint32(b[12:]) {
+	if checksum(b) != le.Uint32(b[12:]) {
 		return nil, errors.New("wrong checksum")
 	}
 	if v := le.Uint32(b[8:]); v != presentVersion {

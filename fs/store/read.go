@@ -4,16 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
-)
-
-var (
-	// ErrMissing is wrapped by the error of a Read of a span that is not present. By itself it says
-	// no more; with another error the span was, and has been given up for that.
-	ErrMissing = errors.New("not in the store")
-	// ErrUnreadable is wrapped by the error of a Read of a span that is present, and stays so, and
-	// cannot be read.
-	ErrUnreadable = errors.New("the store cannot read what it has")
 )
 
 // readTries is how often a read is begun anew because something has changed meanwhile. After that
@@ -26,8 +16,8 @@ const readTries = 10
 // help: then it is not present any more.
 //
 // The caller of a read of 128 KiB or more is taken to keep what it gets, as EROFS and FUSE do in
-// the page cache: no second copy stays there on the device's behalf. For the best speed, p begins
-// at a page.
+// the page cache: no second copy stays there on the device's behalf for longer than a minute. For
+// the best speed, p begins at a page.
 func (l *Layer) Read(p []byte, off int64) error {
 	end := off + int64(len(p))
 	for range readTries {
@@ -101,10 +91,7 @@ func (l *Layer) readPresent(p []byte, off int64, gone uint64) error {
 		return l.readCompared(p, off)
 	}
 	n, err := l.readAt(p, off)
-	if n < len(p) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
+	if err := short(p, n, err); err != nil {
 		return err
 	}
 	if l.settled(p, off) {

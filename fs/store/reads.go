@@ -3,7 +3,6 @@ package store
 import (
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"os"
 	"sync/atomic"
 	"time"
@@ -84,7 +83,7 @@ func (r *reads) encode() []byte {
 	for i := range r.spans {
 		le.PutUint32(b[readsHeader+4*i:], r.spans[i].Load())
 	}
-	le.PutUint32(b[12:], crc32.Checksum(b, castagnoli))
+	le.PutUint32(b[12:], checksum(b))
 	return b
 }
 
@@ -94,12 +93,8 @@ var errReads = errors.New("not a usable record of reads")
 func (r *reads) decode(b []byte) error {
 	le := binary.LittleEndian
 	if len(b) != readsHeader+4*len(r.spans) || string(b[:8]) != readsMagic ||
-		le.Uint32(b[8:]) != readsVersion || le.Uint64(b[24:]) != uint64(len(r.spans)) {
-		return errReads
-	}
-	sum := crc32.Checksum(b[:12], castagnoli)
-	sum = crc32.Update(sum, castagnoli, make([]byte, 4))
-	if crc32.Update(sum, castagnoli, b[16:]) != le.Uint32(b[12:]) {
+		le.Uint32(b[8:]) != readsVersion || le.Uint64(b[24:]) != uint64(len(r.spans)) ||
+		checksum(b) != le.Uint32(b[12:]) {
 		return errReads
 	}
 	// A clock that was wrong must not keep spans for ever.

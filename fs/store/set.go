@@ -31,6 +31,9 @@ func (s *set) full() bool { return s.count.Load() == int64(s.n) }
 
 // add puts span i in and says whether it was missing.
 func (s *set) add(i int) bool {
+	if uint(i) >= uint(s.n) {
+		return false
+	}
 	bit := uint64(1) << (i & 63)
 	if s.words[i>>6].Or(bit)&bit != 0 {
 		return false

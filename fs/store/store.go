@@ -76,13 +76,11 @@
 //
 // # Page cache
 //
-// The readers of a device keep what they read: EROFS and FUSE have the bytes in
-// the page cache as their own files' pages, and the device's pages are a second
-// copy. So large reads go past the page cache (O_DIRECT), where that is no
-// detour: of bytes that are durable and that the page cache does not hold. What
-// it holds, having just been written, is read from there, and dropped once a
-// reader has it, or after a minute at most. Small reads go through the page
-// cache, whose readahead they need.
+// The readers of a device keep what they read: EROFS and FUSE have the bytes in the page cache as
+// their own files' pages, and the device's pages are a second copy. So large reads go past the page
+// cache (O_DIRECT), unless the layer is warm: it was written to lately, and may be in the page
+// cache, from where it is read then, and dropped within a minute. Small reads go through the page
+// cache because they need its readahead.
 //
 // # Concurrency
 //
@@ -92,11 +90,10 @@ package store
 
 import (
 	"crypto/rand"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -120,7 +117,6 @@ type Store struct {
 	lock  *os.File
 	wake  chan struct{} // a token: something is dirty
 	hurry chan struct{} // a token: flushBytes are dirty
-	used  chan struct{} // a token: dropBytes can be dropped from the page cache
 
 	faults faults
 	usage  usage
@@ -129,8 +125,7 @@ type Store struct {
 	open       map[digest.Digest]*entry
 	dirty      map[*Layer]struct{}
 	dirtyBytes int64
-	warm       map[*Layer]struct{} // which may have pages in the page cache
-	usedBytes  int64               // of these, what can be dropped
+	warm       map[*Layer]time.Time // which have pages in the page cache, since then
 }
 
 // entry is the one place where a digest's Layer is opened and closed.
@@ -149,12 +144,4 @@ func (s *Store) layerDir(d digest.Digest) string {
 // tmpDir names a new folder in tmp.
 func (s *Store) tmpDir(prefix string, d digest.Digest) string {
 	return s.dir + "/" + tmpName + "/" + prefix + d.Encoded()[:12] + "-" + rand.Text()
-}
-
-func (s *Store) exists(name string) (bool, error) {
-	_, err := os.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }

@@ -167,10 +167,9 @@ func (s *Store) detach(d digest.Digest, e *entry, trash string) error {
 		l.windows.removedLocked()
 		e.dead = true
 		s.mu.Lock()
-		delete(s.dirty, l)
-		delete(s.warm, l)
 		delete(s.open, d)
 		s.mu.Unlock()
+		s.forget(l)
 	}
 	// Gone for good before the first file in it goes.
 	return s.disk.SyncDir(filepath.Dir(dir))
@@ -181,10 +180,5 @@ func (s *Store) LayerUsage(d digest.Digest) (int64, error) {
 	if err := d.Validate(); err != nil {
 		return 0, fmt.Errorf("usage of layer %q: %w", d, err)
 	}
-	f := s.usage.of(d)
-	n, err := diskUsage(s.layerDir(d))
-	if err == nil {
-		s.usage.set(f, n)
-	}
-	return n, err
+	return s.usage.measure(s.usage.of(d), s.layerDir(d))
 }

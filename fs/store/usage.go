@@ -55,6 +55,15 @@ func (u *usage) set(f *space, n int64) {
 	}
 }
 
+// measure counts anew what a folder takes.
+func (u *usage) measure(f *space, dir string) (int64, error) {
+	n, err := diskUsage(dir)
+	if err == nil {
+		u.set(f, n)
+	}
+	return n, err
+}
+
 // add notes that n bytes were written in a folder.
 func (u *usage) add(f *space, n int64) {
 	u.mu.Lock()
@@ -67,10 +76,10 @@ func (u *usage) add(f *space, n int64) {
 
 // end says that a folder is not there any more.
 func (u *usage) end(f *space) {
-	u.set(f, 0)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	f.gone = true
+	u.total -= f.bytes
+	f.bytes, f.gone = 0, true
 }
 
 // forget is end for the folder of a layer.
@@ -86,16 +95,7 @@ func (u *usage) forget(d digest.Digest) {
 func (l *Layer) DiskUsage() (int64, error) {
 	l.writing.Lock() // what is being written now is added by its writer
 	defer l.writing.Unlock()
-	return l.measureLocked()
-}
-
-// measureLocked needs l.writing.
-func (l *Layer) measureLocked() (int64, error) {
-	n, err := diskUsage(l.dir)
-	if err == nil {
-		l.store.usage.set(l.space, n)
-	}
-	return n, err
+	return l.store.usage.measure(l.space, l.dir)
 }
 
 // measureIdle is Measure unless somebody writes: no flush waits for that.
@@ -104,7 +104,7 @@ func (l *Layer) measureIdle() {
 		return
 	}
 	defer l.writing.Unlock()
-	if _, err := l.measureLocked(); err != nil {
+	if _, err := l.store.usage.measure(l.space, l.dir); err != nil {
 		l.log.Warn("what the layer takes on disk is not known", "err", err)
 	}
 }

@@ -19,7 +19,7 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 	}
 	if uint(i) >= uint(min(len(spans), l.present.n)) || int64(len(data)) != spans[i].Size ||
 		spans[i].Size > l.size-spans[i].Device {
-		return fmt.Errorf("write span %d of layer %s: it does not have %d bytes, or the layer has no such span",
+		return fmt.Errorf("write span %d of layer %s: it does not have %d bytes, or there is none",
 			i, l.digest, len(data))
 	}
 	off := spans[i].Device
@@ -45,7 +45,6 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
 	}
 	// All before the span is published: whoever sees it sees that it is not durable.
-	l.pages.wrote(off, int64(len(data)))
 	zeros := zerosIn(data, off)
 	head, tail := edges(data, off)
 	l.mu.Lock()
@@ -59,7 +58,6 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 	if fresh {
 		l.unsaved = append(l.unsaved, unsaved{i, off, int64(len(data)), head, tail})
 		l.zeros.add(zeros)
-		l.unsynced.Store(true)
 		l.bytes += int64(len(data))
 		l.dirty = true
 	}
