@@ -5,12 +5,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 
@@ -53,20 +51,21 @@ func FuzzRangeResponse(f *testing.F) {
 		defer cancel()
 		asked := 0
 		var last *http.Response
-		c, err := New(Config{PlainHTTP: true, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond})
+		answers := transport(func(r *http.Request) (*http.Response, error) {
+			if asked++; asked > 3 {
+				cancel()
+				return nil, errors.New("enough")
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(raw)), r)
+			last = resp
+			return resp, err
+		})
+		c, err := New(Config{
+			PlainHTTP: true, MinBackoff: time.Nanosecond, MaxBackoff: time.Nanosecond,
+			Wrap: func(http.RoundTripper) http.RoundTripper { return answers },
+		})
 		if err != nil {
 			t.Fatal(err)
-		}
-		c.cfg.wrap = func(http.RoundTripper) http.RoundTripper {
-			return transport(func(r *http.Request) (*http.Response, error) {
-				if asked++; asked > 3 {
-					cancel()
-					return nil, errors.New("enough")
-				}
-				resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(raw)), r)
-				last = resp
-				return resp, err
-			})
 		}
 		p := make([]byte, n)
 		d := ocispec.Descriptor{Digest: digest.FromBytes(blob), Size: size}
@@ -116,42 +115,6 @@ func FuzzReferrers(f *testing.F) {
 			t.Errorf("next page %v", u)
 		}
 	})
-}
-
-func FuzzContentRange(f *testing.F) {
-	f.Add("bytes 0-9/10")
-	f.Add("bytes 5-4/*")
-	f.Add("bytes 0-18446744073709551615/99999999999999999999")
-	f.Fuzz(func(t *testing.T, v string) {
-		a, b, total, err := parseContentRange(v)
-		if err == nil && (a < 0 || b < a || (total >= 0 && b >= total) || total < -1) {
-			t.Errorf("%q: %d-%d/%d", v, a, b, total)
-		}
-		if err == nil && total >= 0 {
-			x, y, z, err := parseContentRange(fmt.Sprintf("bytes %d-%d/%d", a, b, total))
-			if err != nil || x != a || y != b || z != total {
-				t.Errorf("%q is not stable", v)
-			}
-		}
-	})
-}
-
-func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
-	for v, want := range map[string]time.Duration{
-		"": 0, "5": 5 * time.Second, " 5 ": 5 * time.Second, "-1": 0, "0": 0, "x": 0,
-		"999999999999": (1 << 20) * time.Second,
-		now.Add(time.Hour).Format(http.TimeFormat):  time.Hour,
-		now.Add(-time.Hour).Format(http.TimeFormat): 0,
-	} {
-		if got := parseRetryAfter(v, now); got != want {
-			t.Errorf("%q: %v, want %v", v, got, want)
-		}
-	}
-	if s := printable("a\x00b\n"+strings.Repeat("é", 200), 20); len(s) > 24 ||
-		strings.ContainsAny(s, "\x00\n") {
-		t.Errorf("%q", s)
-	}
 }
 
 // BenchmarkReadAt is the throughput of 1 MiB reads over a loopback connection, four at a time.

@@ -9,20 +9,16 @@ import (
 	"mime"
 	"net/http"
 	"strings"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
-const (
-	// MaxManifest is the largest manifest, image index or list of referrers that is read, in bytes.
-	MaxManifest = 8 << 20
-
-	maxKept  = 1 << 20 // bytes of manifests that an image keeps
-	maxBlobs = 4096    // blobs of a repository of which something is remembered
-)
+// MaxManifest is the largest manifest, image index or list of referrers that is read, in bytes.
+const MaxManifest = 8 << 20
 
 // Docker's names for manifests, besides those of OCI.
 const (
@@ -34,51 +30,27 @@ var manifestTypes = []string{strings.Join([]string{
 	ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, dockerManifest, dockerList, "*/*",
 }, ", ")}
 
-// Image is one reference in a registry. It is shared: see Client.Image.
+// Image is one reference in a registry: see Client.Image.
 type Image struct {
 	client *Client
 	ref    string
 	tag    string        // "" if the reference has none
 	digest digest.Digest // "" if the reference has none
-	repo   *repository
-	stats  counters
-	used   uint64 // guarded by client.mu
-
-	mu   sync.Mutex
-	kept map[digest.Digest][]byte // manifests seen, for Resolve is followed by Manifest as a rule
-	size int
-}
-
-// repository is what the images of a repository share.
-type repository struct {
-	client   *Client
-	registry string // as in the reference: "docker.io"
-	name     string // "library/debian"
-	used     uint64 // guarded by client.mu
-
-	mu    sync.Mutex
-	blobs map[digest.Digest]*blobState
-}
-
-func (r *repository) blob(d digest.Digest) *blobState {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s, ok := r.blobs[d]
-	if !ok {
-		if len(r.blobs) >= maxBlobs {
-			clear(r.blobs) // costs a redirect each
-		}
-		s = &blobState{}
-		r.blobs[d] = s
-	}
-	return s
+	repo   *registry.Repository
 }
 
 // Ref returns the reference in full.
 func (i *Image) Ref() string { return i.ref }
 
-// Stats returns the counts of this image.
-func (i *Image) Stats() Stats { return i.stats.stats() }
+// Requests is how many HTTP requests were sent by this Image and its blobs.
+func (i *Image) Requests() uint64 { return i.repo.Requests() }
+
+// Connect makes connections to the image's first host in advance, until n wait for requests, and
+// returns at once. Those that are not used within seconds are closed again.
+func (i *Image) Connect(ctx context.Context, n int) { i.repo.Connect(ctx, n) }
+
+// Blob returns the blob that d describes. No I/O.
+func (i *Image) Blob(d ocispec.Descriptor) *Blob { return i.client.blobs.Blob(i.repo, i.ref, d) }
 
 // Resolve returns the descriptor of the image's manifest or index: that of the digest in the
 // reference, or else of its tag (which only hosts that may resolve are asked for). What it fetches
@@ -114,29 +86,10 @@ func (i *Image) Manifest(ctx context.Context, d ocispec.Descriptor) ([]byte, err
 	return got.Data, nil
 }
 
-func (i *Image) keptManifest(d digest.Digest) []byte {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.kept[d]
-}
-
-func (i *Image) keep(d digest.Digest, b []byte) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if _, ok := i.kept[d]; ok || i.size+len(b) > maxKept {
-		return
-	}
-	if i.kept == nil {
-		i.kept = map[digest.Digest][]byte{}
-	}
-	i.kept[d] = b
-	i.size += len(b)
-}
-
 // manifest fetches manifests/name. want is its digest if that is known. The descriptor returned
 // carries the bytes as Data. It is for a look-up, and asks this host alone, if from is not nil.
 func (i *Image) manifest(
-	ctx context.Context, name string, want digest.Digest, from *host,
+	ctx context.Context, name string, want digest.Digest, from *registry.Host,
 ) (ocispec.Descriptor, error) {
 	caps := docker.HostCapabilityPull
 	if want == "" {
@@ -147,18 +100,17 @@ func (i *Image) manifest(
 	var d ocispec.Descriptor
 	doc := document{
 		what: fmt.Sprintf("manifest %s of %s", name, i.ref), caps: caps, max: MaxManifest,
-		call: call{
-			method: http.MethodGet, rest: "manifests/" +
-				name, aside: from != nil, proved: want != "",
-			header: http.Header{"Accept": manifestTypes},
+		call: registry.Call{
+			Method: http.MethodGet, Rest: "manifests/" + name,
+			Header: http.Header{"Accept": manifestTypes}, Aside: from != nil, Proved: want != "",
 		},
-		use: func(h *host, header http.Header, b []byte) (err error) {
+		use: func(_ *registry.Host, header http.Header, b []byte) (err error) {
 			d, err = describe(header, b, want)
 			return err
 		},
 	}
 	if from != nil {
-		doc.only = []*host{from}
+		doc.only = []*registry.Host{from}
 	}
 	if err := i.get(ctx, doc); err != nil {
 		return ocispec.Descriptor{}, err
@@ -182,7 +134,7 @@ func describe(header http.Header, b []byte, want digest.Digest) (ocispec.Descrip
 		want = digest.FromBytes(b)
 	}
 	if err := want.Validate(); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("digest %q: %w: %w", printable(string(want), 80),
+		return ocispec.Descriptor{}, fmt.Errorf("digest %q: %w: %w", registry.Printable(string(want), 80),
 			err, ErrCorrupt)
 	}
 	if got := want.Algorithm().FromBytes(b); got != want {
@@ -219,12 +171,12 @@ func (i *Image) FetchBlob(ctx context.Context, d ocispec.Descriptor, limit int64
 	var out []byte
 	err := i.get(ctx, document{
 		what: what, caps: docker.HostCapabilityPull, max: d.Size,
-		call: call{
-			method: http.MethodGet, rest: "blobs/" +
-				d.Digest.String(), target: &i.repo.blob(d.Digest).target,
-			header: http.Header{"Accept-Encoding": {"identity"}}, proved: true,
+		call: registry.Call{
+			Method: http.MethodGet, Rest: "blobs/" + d.Digest.String(),
+			Header: http.Header{"Accept-Encoding": {"identity"}},
+			Target: i.client.blobs.Target(i.repo, d.Digest), Proved: true,
 		},
-		use: func(_ *host, _ http.Header, b []byte) error {
+		use: func(_ *registry.Host, _ http.Header, b []byte) error {
 			if got := d.Digest.Algorithm().FromBytes(b); got != d.Digest ||
 				int64(len(b)) != d.Size {
 				return fmt.Errorf("%d bytes with digest %s: %w", len(b), got, ErrCorrupt)
@@ -245,98 +197,70 @@ func (i *Image) Open(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, 
 type document struct {
 	what string
 	caps docker.HostCapabilities
-	only []*host // instead of those with caps
-	max  int64   // bytes
-	call call
+	only []*registry.Host // instead of those with caps
+	max  int64            // bytes
+	call registry.Call
+	// anyType says that a page for people is an answer as well.
+	anyType bool
 	// failed is told of each attempt that fails and is made again; nil: nobody is.
 	failed func()
 	// use judges what came from a host; with an error the next host is asked.
-	use func(h *host, header http.Header, body []byte) error
+	use func(h *registry.Host, header http.Header, body []byte) error
 }
 
 // suspect makes the attempts that follow ask the registry itself: not where it was found, nor
 // caches on the way.
 func (d *document) suspect() {
-	if t := d.call.target; t != nil {
-		t.forget()
+	if t := d.call.Target; t != nil {
+		t.Forget()
 	}
-	d.call.header = d.call.header.Clone()
-	d.call.header.Set("Cache-Control", "no-cache")
+	d.call.Header = d.call.Header.Clone()
+	d.call.Header.Set("Cache-Control", "no-cache")
 }
 
 // get fetches a document from the first host that has it.
 func (i *Image) get(ctx context.Context, d document) error {
 	hosts := d.only
 	if hosts == nil {
-		set, err := i.client.hostsOf(ctx, i.repo.registry)
+		set, err := i.repo.Hosts(ctx)
 		if err != nil {
 			return err
 		}
-		hosts = set.with(d.caps)
+		hosts = set.With(d.caps)
 	}
 	if len(hosts) == 0 {
-		return fmt.Errorf("%s: no host of %s may be asked for it: %w", d.what, i.repo.registry,
+		return fmt.Errorf("%s: no host of %s may be asked for it: %w", d.what, i.repo.Registry(),
 			ErrNotFound)
 	}
-	rot := newRotation(i.client, &i.stats, d.what, hosts)
-	rot.small, rot.aside = true, d.call.aside
-	for {
-		e, err := rot.pick(ctx)
-		if err != nil {
-			return err
-		}
-		header, body, err := i.getFrom(ctx, e.host, &d)
+	rot := i.repo.Rotation(d.what, hosts)
+	rot.Small, rot.Aside = true, d.call.Aside
+	return rot.Do(ctx, d.failed, func(h *registry.Host) error {
+		header, body, err := i.getFrom(ctx, h, &d)
 		if err == nil {
-			err = d.use(e.host, header, body)
-		}
-		if err == nil {
-			e.worked()
-			return nil
+			err = d.use(h, header, body)
 		}
 		if errors.Is(err, ErrCorrupt) {
 			d.suspect()
 		}
-		rot.failed(ctx, e, err)
-		if d.failed != nil && !isPermanent(err) {
-			d.failed()
-		}
-	}
-}
-
-// insist asks one host for a document until it is here, refused, something else, or ctx ends.
-func (i *Image) insist(ctx context.Context, h *host, d *document) (http.Header, []byte, error) {
-	rot := newRotation(i.client, &i.stats, h.name, []*host{h})
-	rot.small, rot.aside = true, d.call.aside
-	for {
-		e, err := rot.pick(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		header, body, err := i.getFrom(ctx, h, d)
-		if err == nil || errors.Is(err, errNotBlob) {
-			return header, body, err
-		}
-		rot.failed(ctx, e, err)
-		if d.failed != nil && !isPermanent(err) {
-			d.failed()
-		}
-	}
+		return err
+	})
 }
 
 // getFrom fetches a document from one host.
-func (i *Image) getFrom(ctx context.Context, h *host, d *document) (http.Header, []byte, error) {
-	x := exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
-	r, err := x.send(ctx, h, &d.call)
+func (i *Image) getFrom(
+	ctx context.Context, h *registry.Host, d *document,
+) (http.Header, []byte, error) {
+	r, err := i.repo.Send(ctx, h, &d.call)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer r.close()
-	at := fmt.Sprintf("%s %s%s", d.call.method, r.via.Host, r.via.Path)
+	defer r.Close()
+	at := fmt.Sprintf("%s %s%s", d.call.Method, r.Via.Host, r.Via.Path)
 	if r.StatusCode != http.StatusOK {
 		return nil, nil, fmt.Errorf("%s: status %d", at, r.StatusCode)
 	}
-	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" {
-		return nil, nil, fmt.Errorf("%s: %w: it is %s", at, errNotBlob, t)
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" && !d.anyType {
+		return nil, nil, fmt.Errorf("%s: %w: it is %s", at, registry.ErrNotBlob, t)
 	}
 	if r.ContentLength > d.max {
 		return nil, nil, fmt.Errorf("%s: %d bytes, at most %d wanted: %w", at, r.ContentLength,
@@ -345,10 +269,10 @@ func (i *Image) getFrom(ctx context.Context, h *host, d *document) (http.Header,
 	var b []byte
 	if r.ContentLength >= 0 {
 		b = make([]byte, r.ContentLength)
-		_, err = io.ReadFull(watchedBody{r}, b)
-		err = noEOF(err)
+		_, err = io.ReadFull(r, b)
+		err = registry.NoEOF(err)
 	} else {
-		b, err = io.ReadAll(io.LimitReader(watchedBody{r}, d.max+1))
+		b, err = io.ReadAll(io.LimitReader(r, d.max+1))
 		if err == nil && int64(len(b)) > d.max {
 			err = fmt.Errorf("more than %d bytes: %w", d.max, ErrTooLarge)
 		}

@@ -405,7 +405,7 @@ func TestSuspect(t *testing.T) {
 				http.Redirect(w, r, to+r.URL.Path, http.StatusTemporaryRedirect)
 				return true
 			}
-			for _, r := range []*registry{g, bad, good} {
+			for _, r := range []*fakeRegistry{g, bad, good} {
 				defer net.serve(r.name, r)()
 			}
 			c := net.client(Config{})
@@ -425,7 +425,7 @@ func TestSuspect(t *testing.T) {
 	t.Run("two of three", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			net := newNetwork(t)
-			gs := []*registry{newRegistry("m1.test"), newRegistry("m2.test"),
+			gs := []*fakeRegistry{newRegistry("m1.test"), newRegistry("m2.test"),
 				newRegistry("up.test")}
 			d := gs[2].add(blob)
 			gs[0].blobs[d.Digest], gs[1].blobs[d.Digest] = wrong, wrong

@@ -1,6 +1,8 @@
 package remote
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,14 +11,14 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
 const (
@@ -32,64 +34,64 @@ func (i *Image) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSee
 		return fmt.Errorf("push blob %s to %s: %w", d.Digest, i.ref, err)
 	}
 	what := fmt.Sprintf("push blob %s to %s", d.Digest, i.ref)
-	return i.push(ctx, what, func(x *exchanger, h *host) error {
-		rest := "blobs/" + d.Digest.String()
-		resp, err := x.send(ctx, h, &call{method: http.MethodHead, rest: rest, actions: actionPush})
+	return i.push(ctx, what, func(h *registry.Host) error {
+		resp, err := i.repo.Send(ctx, h, &registry.Call{
+			Method: http.MethodHead, Rest: "blobs/" + d.Digest.String(),
+			Actions: registry.ActionPush,
+		})
 		if err == nil {
-			resp.close()
+			resp.Close()
 			return nil
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		rest = "blobs/uploads/"
-		resp, err = x.send(ctx, h, &call{method: http.MethodPost, rest: rest, actions: actionPush})
+		resp, err = i.repo.Send(ctx, h, &registry.Call{
+			Method: http.MethodPost, Rest: "blobs/uploads/", Actions: registry.ActionPush,
+		})
 		if err != nil {
 			return err
 		}
-		resp.close()
-		to, err := resp.via.Parse(resp.Header.Get("Location"))
+		resp.Close()
+		to, err := resp.Via.Parse(resp.Header.Get("Location"))
 		if err != nil || resp.Header.Get("Location") == "" {
-			return fmt.Errorf("%s: upload has no location", h.name)
+			return fmt.Errorf("%s: upload has no location", h.Name)
 		}
-		if to.Scheme != h.scheme && to.Host == h.name {
-			to.Scheme = h.scheme // behind a proxy a registry may not know its own
+		if to.Scheme != h.Scheme && to.Host == h.Name {
+			to.Scheme = h.Scheme // behind a proxy a registry may not know its own
 		}
 		q := to.Query()
 		q.Set("digest", d.Digest.String())
 		to.RawQuery = q.Encode()
 		if _, err := r.Seek(0, io.SeekStart); err != nil {
-			return &localError{err}
+			return fmt.Errorf("%w: %w", errLocal, err)
 		}
-		up := &uploading{from: io.LimitReader(r, d.Size), size: d.Size}
-		put := &call{
-			method: http.MethodPut, url: to, actions: actionPush, body: up, stall: pushStall,
-			header: http.Header{"Content-Type": {"application/octet-stream"}},
+		put := &registry.Call{
+			Method: http.MethodPut, URL: to, Actions: registry.ActionPush, Stall: pushStall,
+			Header: http.Header{"Content-Type": {"application/octet-stream"}},
+			Body:   registry.NewBody(r, d.Size),
 		}
-		if to.Host == h.name {
-			resp, err = x.send(ctx, h, put)
-		} else if h.scheme == "https" && to.Scheme != "https" {
-			return fmt.Errorf("%s: upload is to go in the clear, to %s", h.name, to.Host)
-		} else if resp, err = x.once(ctx, h, put, to, ""); err == nil {
-			resp, err = x.checked(resp, put, to)
+		if to.Host == h.Name {
+			resp, err = i.repo.Send(ctx, h, put)
+		} else if h.Scheme == "https" && to.Scheme != "https" {
+			return fmt.Errorf("%s: upload is to go in the clear, to %s", h.Name, to.Host)
+		} else {
+			resp, err = i.repo.SendTo(ctx, h, put, to)
 		}
-		up.wait() // or the next attempt reads r at the same time
-		if up.err != nil {
-			return &localError{up.err}
+		// Not before the body is let go of, or the next attempt reads r at the same time.
+		if local := put.Body.Wait(); local != nil {
+			return fmt.Errorf("%w: %w", errLocal, local)
 		}
 		if err != nil {
 			return err
 		}
-		resp.close()
+		resp.Close()
 		return nil
 	})
 }
 
-// localError is the failure of what is to be pushed, not of the registry.
-type localError struct{ err error }
-
-func (e *localError) Error() string { return e.err.Error() }
-func (e *localError) Unwrap() error { return e.err }
+// errLocal is the failure of what is to be pushed, not of the registry.
+var errLocal = errors.New("what is to be pushed cannot be read")
 
 // putManifest uploads a manifest or index under tag, or under its digest alone if tag is empty.
 // listed says that the registry has entered it into the list of its subject's referrers.
@@ -102,24 +104,24 @@ func (i *Image) putManifest(
 		return d, false, fmt.Errorf("push manifest %s to %s: %d bytes: %w", d.Digest, i.ref,
 			len(content), ErrTooLarge)
 	}
-	name := or(tag, d.Digest.String())
+	name := cmp.Or(tag, d.Digest.String())
 	what := fmt.Sprintf("push manifest %s to %s", name, i.ref)
-	err = i.push(ctx, what, func(x *exchanger, h *host) error {
-		up := &uploading{from: strings.NewReader(string(content)), size: d.Size}
-		resp, err := x.send(ctx, h, &call{
-			method: http.MethodPut, rest: "manifests/" + name, actions: actionPush,
-			body: up, stall: pushStall,
-			header: http.Header{"Content-Type": {mediaType}},
-		})
-		up.wait()
+	err = i.push(ctx, what, func(h *registry.Host) error {
+		put := &registry.Call{
+			Method: http.MethodPut, Rest: "manifests/" + name, Actions: registry.ActionPush,
+			Header: http.Header{"Content-Type": {mediaType}}, Stall: pushStall,
+			Body: registry.NewBody(bytes.NewReader(content), d.Size),
+		}
+		resp, err := i.repo.Send(ctx, h, put)
+		_ = put.Body.Wait() // it is in memory
 		if err != nil {
 			return err
 		}
 		listed = resp.Header.Get("OCI-Subject") != ""
 		if listed {
-			h.setReferrers(true, time.Now())
+			h.SetReferrers(true, time.Now())
 		}
-		resp.close()
+		resp.Close()
 		return nil
 	})
 	return d, listed, err
@@ -144,8 +146,8 @@ func (i *Image) PushReferrer(
 	}
 	same := func(o ocispec.Descriptor) bool { return o.Digest == d.Digest }
 	old = slices.DeleteFunc(slices.Clone(old), same)
-	d.ArtifactType, d.Annotations = or(m.ArtifactType,
-		m.Config.MediaType), maps.Clone(m.Annotations)
+	d.ArtifactType = cmp.Or(m.ArtifactType, m.Config.MediaType)
+	d.Annotations = maps.Clone(m.Annotations)
 	if !listed {
 		if err := i.extendFallback(ctx, subject.Digest, d, old); err != nil {
 			return d, fmt.Errorf("list %s as a referrer of %s in %s: %w",
@@ -185,16 +187,16 @@ func (i *Image) putReferrer(
 	}
 	return d, listed, fmt.Errorf("%w; %s takes no artifacts beside its images, in the form of OCI "+
 		"1.1 or in the older one: ask who runs it, or push the image and what belongs to it to "+
-		"another registry", err, i.repo.registry)
+		"another registry", err, i.repo.Registry())
 }
 
 // refusesForm tells whether a registry has refused a manifest for what it is.
 func refusesForm(err error) bool {
-	var s *statusError
+	var s *registry.StatusError
 	if !errors.As(err, &s) {
 		return false
 	}
-	switch s.code {
+	switch s.Code {
 	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable,
 		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
 		return true
@@ -205,14 +207,15 @@ func refusesForm(err error) bool {
 // deleteManifest deletes a manifest of which nobody needs to know whether it is still there: many
 // registries do not allow it.
 func (i *Image) deleteManifest(ctx context.Context, d digest.Digest) {
-	hosts, err := i.pushHosts(ctx)
+	host, err := i.pushHost(ctx)
 	if err != nil || d.Validate() != nil {
 		return
 	}
-	x := &exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
-	c := &call{method: http.MethodDelete, rest: "manifests/" + d.String(), actions: actionDelete}
-	if resp, err := x.send(ctx, hosts[0], c); err == nil {
-		resp.close()
+	resp, err := i.repo.Send(ctx, host, &registry.Call{
+		Method: http.MethodDelete, Rest: "manifests/" + d.String(), Actions: registry.ActionDelete,
+	})
+	if err == nil {
+		resp.Close()
 	}
 }
 
@@ -222,12 +225,12 @@ func (i *Image) deleteManifest(ctx context.Context, d digest.Digest) {
 func (i *Image) extendFallback(
 	ctx context.Context, subject digest.Digest, d ocispec.Descriptor, old []ocispec.Descriptor,
 ) error {
-	hosts, err := i.pushHosts(ctx)
+	host, err := i.pushHost(ctx)
 	if err != nil {
 		return err
 	}
 	for try := 0; try < tagTries; try++ {
-		index, err := i.fallback(ctx, subject, hosts[0], nil)
+		index, err := i.fallback(ctx, subject, host, nil)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
@@ -259,79 +262,38 @@ func (i *Image) extendFallback(
 	return fmt.Errorf("tag %s is changed by others all the time", fallbackTag(subject))
 }
 
-func (i *Image) pushHosts(ctx context.Context) ([]*host, error) {
-	set, err := i.client.hostsOf(ctx, i.repo.registry)
+// pushHost returns the host that takes uploads: the first that may, as for containerd.
+func (i *Image) pushHost(ctx context.Context) (*registry.Host, error) {
+	set, err := i.repo.Hosts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	hosts := set.with(docker.HostCapabilityPush)
+	hosts := set.With(docker.HostCapabilityPush)
 	if len(hosts) == 0 {
-		return nil, fmt.Errorf("no host of %s may be pushed to", i.repo.registry)
+		return nil, fmt.Errorf("no host of %s may be pushed to", i.repo.Registry())
 	}
-	return hosts, nil
+	return hosts[0], nil
 }
 
-// push does an upload at the registry: at the first host that takes uploads, as containerd does, a
-// few times.
-func (i *Image) push(ctx context.Context, what string, do func(*exchanger, *host) error) error {
-	hosts, err := i.pushHosts(ctx)
+// push does an upload at the registry, a few times.
+func (i *Image) push(ctx context.Context, what string, do func(*registry.Host) error) error {
+	host, err := i.pushHost(ctx)
 	if err != nil {
 		return fmt.Errorf("%w (%s)", err, what)
 	}
-	x := &exchanger{client: i.client, repo: i.repo.name, stats: &i.stats}
-	rot := newRotation(i.client, &i.stats, what, hosts[:1])
-	for try := 0; ; try++ {
-		e, err := rot.pick(ctx)
+	rot := i.repo.Rotation(what, []*registry.Host{host})
+	for try := 1; ; try++ {
+		e, err := rot.Pick(ctx)
 		if err != nil {
 			return err
 		}
-		if err = do(x, e.host); err == nil {
-			e.worked()
+		if err = do(e.Host); err == nil {
+			e.Worked()
 			return nil
 		}
-		var local *localError
-		if try+1 == pushTries || errors.As(err, &local) {
+		if try == pushTries || errors.Is(err, errLocal) {
 			return fmt.Errorf("%w (%s)", err, what)
 		}
-		rot.failed(ctx, e, err)
+		rot.Failed(ctx, e, err)
 	}
-}
-
-// uploading is the body of a request. The transport may read it for some time after the request has
-// failed, until it closes it.
-type uploading struct {
-	from  io.Reader
-	size  int64
-	watch *watch
-	err   error // of from; read it after wait
-
-	once sync.Once
-	done chan struct{} // nil: never handed to the transport
-}
-
-func (u *uploading) begin(w *watch) {
-	u.watch, u.done = w, make(chan struct{})
-}
-
-// wait returns when the transport has let go of the body.
-func (u *uploading) wait() {
-	if u.done != nil {
-		<-u.done
-	}
-}
-
-// Read implements io.Reader, and takes each call as a sign that the server is alive.
-func (u *uploading) Read(p []byte) (int, error) {
-	u.watch.kick()
-	n, err := u.from.Read(p)
-	if err != nil && err != io.EOF {
-		u.err = err
-	}
-	return n, err
-}
-
-// Close implements io.Closer.
-func (u *uploading) Close() error {
-	u.once.Do(func() { close(u.done) })
-	return nil
 }

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
 const (
@@ -39,14 +42,14 @@ func (i *Image) Referrers(
 	ctx context.Context, subject digest.Digest, types ...string,
 ) ([]ocispec.Descriptor, error) {
 	err := subject.Validate()
-	var set *hostSet
+	var set *registry.Hosts
 	if err == nil {
-		set, err = i.client.hostsOf(ctx, i.repo.registry)
+		set, err = i.repo.Hosts(ctx)
 	}
 	if err == nil {
 		q := &listing{image: i, subject: subject, types: types}
 		var found []ocispec.Descriptor
-		if found, err = q.ask(ctx, set.naming()); err == nil {
+		if found, err = q.ask(ctx, set.Naming()); err == nil {
 			return found, nil
 		}
 	}
@@ -57,12 +60,12 @@ func (i *Image) Referrers(
 // the API failed, or of the first pages of several. troubled is called when an attempt fails that
 // is made again.
 func (q *listing) answer(
-	ctx context.Context, h *host, troubled func(),
+	ctx context.Context, h *registry.Host, troubled func(),
 ) ([]ocispec.Descriptor, error) {
-	api, tags := !h.lacksReferrers(time.Now()), h.caps.Has(canName)
+	api, tags := !h.LacksReferrers(time.Now()), h.CanName()
 	// One after the other they take two round trips where there is no API: both go together.
 	var tag *tagQuestion
-	if tags && (!api || !h.knownReferrers()) {
+	if tags && (!api || !h.HasReferrers()) {
 		tag = q.askTag(ctx, h, troubled)
 		defer tag.close()
 	}
@@ -94,7 +97,7 @@ func (q *listing) answer(
 		if tag.err == nil {
 			list = merge(list, tag.index.Manifests)
 		} else if !errors.Is(tag.err, ErrNotFound) {
-			failed = or(failed, tag.err)
+			failed = cmp.Or(failed, tag.err)
 		}
 	}
 	return q.complete(ctx, h, list), failed
@@ -109,7 +112,7 @@ type tagQuestion struct {
 }
 
 // askTag asks for the index at the fallback tag. Pair it with close.
-func (q *listing) askTag(ctx context.Context, h *host, troubled func()) *tagQuestion {
+func (q *listing) askTag(ctx context.Context, h *registry.Host, troubled func()) *tagQuestion {
 	e := &tagQuestion{done: make(chan struct{})}
 	ctx, e.stop = context.WithCancel(ctx)
 	go func() {
@@ -168,7 +171,7 @@ func (q *listing) annotated(list []ocispec.Descriptor) []ocispec.Descriptor {
 // manifests of those of which it says nothing are fetched, the largest first: annotations that are
 // worth listing take room. It also fills in annotations that the list lacks.
 func (q *listing) complete(
-	ctx context.Context, h *host, list []ocispec.Descriptor,
+	ctx context.Context, h *registry.Host, list []ocispec.Descriptor,
 ) []ocispec.Descriptor {
 	found := ofTypes(list, q.types)
 	var unclear []*ocispec.Descriptor
@@ -198,7 +201,7 @@ func (q *listing) complete(
 
 // fillIn fills in type and annotations of an entry from its manifest. If that cannot be read the
 // entry stays as it is.
-func (i *Image) fillIn(ctx context.Context, h *host, d *ocispec.Descriptor) {
+func (i *Image) fillIn(ctx context.Context, h *registry.Host, d *ocispec.Descriptor) {
 	b := i.keptManifest(d.Digest)
 	if b == nil {
 		got, err := i.manifest(ctx, d.Digest.String(), d.Digest, h)
@@ -209,7 +212,7 @@ func (i *Image) fillIn(ctx context.Context, h *host, d *ocispec.Descriptor) {
 	}
 	var m ocispec.Manifest
 	if json.Unmarshal(b, &m) == nil {
-		d.ArtifactType = or(m.ArtifactType, m.Config.MediaType)
+		d.ArtifactType = cmp.Or(m.ArtifactType, m.Config.MediaType)
 		if d.Annotations == nil {
 			d.Annotations = m.Annotations
 		}
@@ -219,25 +222,30 @@ func (i *Image) fillIn(ctx context.Context, h *host, d *ocispec.Descriptor) {
 // pages asks one host's API, page after page. sure says that the host has one, and that the list is
 // whole and says what its entries are. What came before an error counts.
 func (q *listing) pages(
-	ctx context.Context, h *host, troubled func(),
+	ctx context.Context, h *registry.Host, troubled func(),
 ) (list []ocispec.Descriptor, sure bool, err error) {
 	i := q.image
+	var header http.Header
+	var body []byte
 	d := document{
-		max: MaxManifest, failed: troubled,
-		call: call{
-			method: http.MethodGet, rest: "referrers/" + q.subject.String(), aside: true,
-			header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+		what: h.Name, max: MaxManifest, only: []*registry.Host{h}, failed: troubled, anyType: true,
+		use: func(_ *registry.Host, head http.Header, b []byte) error {
+			header, body = head, b
+			return nil
+		},
+		call: registry.Call{
+			Method: http.MethodGet, Rest: "referrers/" + q.subject.String(), Aside: true,
+			Header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 		},
 	}
 	if len(q.types) == 1 {
-		d.call.query = url.Values{"artifactType": {q.types[0]}}
+		d.call.Query = url.Values{"artifactType": {q.types[0]}}
 	}
-	base := h.url(i.repo.name, d.call.rest, d.call.query)
+	base := i.repo.URL(h, &d.call)
 	sure = true
 	seen := map[string]bool{base.String(): true}
 	for page := 0; ; page++ {
-		header, body, err := i.insist(ctx, h, &d)
-		if err != nil {
+		if err := i.get(ctx, d); err != nil {
 			return list, false, i.judgeReferrers(h, err)
 		}
 		index, err := parseReferrers(body)
@@ -245,46 +253,42 @@ func (q *listing) pages(
 			// A page for people, or for single-page applications, at an address that the host
 			// does not know.
 			if page == 0 {
-				h.setReferrers(false, time.Now())
+				h.SetReferrers(false, time.Now())
 				err = fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 			}
-			return list, false, fmt.Errorf("%s: %w", h.name, err)
+			return list, false, fmt.Errorf("%s: %w", h.Name, err)
 		}
 		list = append(list, index.Manifests...)
 		sure = sure && index.Manifests != nil && !slices.ContainsFunc(index.Manifests, isUntyped)
-		next := nextPage(header, base, h.namespace)
+		next := nextPage(header, base, h.Namespace)
 		if next == nil || seen[next.String()] {
 			if sure {
-				h.setReferrers(true, time.Now())
+				h.SetReferrers(true, time.Now())
 			}
 			return list, sure, nil
 		}
 		d.max -= int64(len(body))
 		if page+1 >= maxReferrerPages || len(list) > maxReferrers || d.max <= 0 {
-			return list, false, fmt.Errorf("%s: %w", h.name, ErrTooLarge)
+			return list, false, fmt.Errorf("%s: %w", h.Name, ErrTooLarge)
 		}
 		seen[next.String()] = true
-		d.call.url = next
+		d.call.URL = next
 	}
 }
 
 // judgeReferrers tells a host without the API from one that is in trouble.
-func (i *Image) judgeReferrers(h *host, err error) error {
-	var s *statusError
+func (i *Image) judgeReferrers(h *registry.Host, err error) error {
+	var s *registry.StatusError
 	if !errors.As(err, &s) {
-		if errors.Is(err, errNotBlob) {
-			h.setReferrers(false, time.Now())
-			return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
-		}
 		return err
 	}
-	switch s.code {
+	switch s.Code {
 	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable,
 		http.StatusNotImplemented, http.StatusBadRequest:
 		// A registry may say this of a repository that it does not have. That says nothing of its
 		// API, and neither does what the target of a redirect says.
-		if !strings.Contains(s.detail, "NAME_UNKNOWN") && !s.target {
-			h.setReferrers(false, time.Now())
+		if !strings.Contains(s.Detail, "NAME_UNKNOWN") && !s.Target {
+			h.SetReferrers(false, time.Now())
 		}
 		return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -309,7 +313,7 @@ func parseReferrers(b []byte) (ocispec.Index, error) {
 	ours := index.MediaType == ocispec.MediaTypeImageIndex
 	if !ours && (index.MediaType != "" || index.Manifests == nil && index.SchemaVersion != 2) {
 		return out, fmt.Errorf("it is no image index (media type %q)",
-			printable(index.MediaType, 80))
+			registry.Printable(index.MediaType, 80))
 	}
 	out.Versioned, out.MediaType = index.Versioned, index.MediaType
 	if index.Manifests == nil {
@@ -376,18 +380,18 @@ func fallbackTag(subject digest.Digest) string {
 // fallback fetches the index at the fallback tag from one host. With troubled, which is told of
 // attempts that fail, it is for a look-up.
 func (i *Image) fallback(
-	ctx context.Context, subject digest.Digest, h *host, troubled func(),
+	ctx context.Context, subject digest.Digest, h *registry.Host, troubled func(),
 ) (ocispec.Index, error) {
 	var index ocispec.Index
 	tag := fallbackTag(subject)
 	err := i.get(ctx, document{
 		what: fmt.Sprintf("referrers at tag %s of %s", tag, i.ref), max: MaxManifest,
-		only: []*host{h}, failed: troubled,
-		call: call{
-			method: http.MethodGet, rest: "manifests/" + tag, aside: troubled != nil,
-			header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
+		only: []*registry.Host{h}, failed: troubled,
+		call: registry.Call{
+			Method: http.MethodGet, Rest: "manifests/" + tag, Aside: troubled != nil,
+			Header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 		},
-		use: func(_ *host, _ http.Header, b []byte) (err error) {
+		use: func(_ *registry.Host, _ http.Header, b []byte) (err error) {
 			if index, err = parseReferrers(b); err != nil {
 				return fmt.Errorf("%w: %w", err, ErrCorrupt)
 			}

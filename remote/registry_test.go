@@ -96,7 +96,7 @@ func (n *network) client(cfg Config) *Client {
 	n.t.Helper()
 	cfg.PlainHTTP = true
 	cfg.Logger = slog.New(slog.DiscardHandler)
-	cfg.wrap = func(rt http.RoundTripper) http.RoundTripper {
+	cfg.Wrap = func(rt http.RoundTripper) http.RoundTripper {
 		t := rt.(*http.Transport)
 		t.DialContext, t.Proxy = n.dial, nil
 		return t
@@ -108,12 +108,23 @@ func (n *network) client(cfg Config) *Client {
 	return c
 }
 
+// How long the packages below keep something in mind, or ask.
+const (
+	doubtedFor, doubtedTimeout = time.Hour, 500 * time.Millisecond // see registry.Doubt
+	probeTimeout               = 30 * time.Second
+	lookEvery                  = time.Second      // for other credentials
+	hostsCheckEvery            = 5 * time.Second  // for changes of hosts.toml
+	suspectFor                 = 10 * time.Minute // a host that sent wrong bytes
+	spoolIdle                  = 30 * time.Minute // a blob that came whole
+	spoolAgain                 = time.Minute      // and is not thrown away before, if it is wrong
+)
+
 // fault answers the k-th matching request (from 0) instead of the registry, and says whether it
 // did.
 type fault func(k int, w http.ResponseWriter, r *http.Request) bool
 
-// registry is a registry that can be told to misbehave.
-type registry struct {
+// fakeRegistry is a registry that can be told to misbehave.
+type fakeRegistry struct {
 	name string
 
 	mu        sync.Mutex
@@ -127,12 +138,12 @@ type registry struct {
 	handle    map[string]http.HandlerFunc // by path prefix, before all else
 }
 
-func newRegistry(name string) *registry {
-	return &registry{name: name, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{},
+func newRegistry(name string) *fakeRegistry {
+	return &fakeRegistry{name: name, blobs: map[digest.Digest][]byte{}, manifests: map[string][]byte{},
 		handle: map[string]http.HandlerFunc{}}
 }
 
-func (g *registry) add(b []byte) ocispec.Descriptor {
+func (g *fakeRegistry) add(b []byte) ocispec.Descriptor {
 	d := digest.FromBytes(b)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -141,13 +152,13 @@ func (g *registry) add(b []byte) ocispec.Descriptor {
 }
 
 // on has requests whose path begins with prefix answered by h.
-func (g *registry) on(prefix string, h http.HandlerFunc) {
+func (g *fakeRegistry) on(prefix string, h http.HandlerFunc) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.handle[prefix] = h
 }
 
-func (g *registry) handler(path string) http.HandlerFunc {
+func (g *fakeRegistry) handler(path string) http.HandlerFunc {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for prefix, h := range g.handle {
@@ -159,7 +170,7 @@ func (g *registry) handler(path string) http.HandlerFunc {
 }
 
 // requests are the requests so far whose line contains s.
-func (g *registry) requests(s string) (out []string) {
+func (g *fakeRegistry) requests(s string) (out []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, l := range g.log {
@@ -171,13 +182,13 @@ func (g *registry) requests(s string) (out []string) {
 }
 
 // headers are those of the requests so far.
-func (g *registry) headers() []http.Header {
+func (g *fakeRegistry) headers() []http.Header {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Clone(g.seen)
 }
 
-func (g *registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (g *fakeRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	g.log = append(g.log,
 		strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("Range")))

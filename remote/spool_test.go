@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -184,21 +185,43 @@ func TestSpool(t *testing.T) {
 		if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) > 0 {
 			t.Errorf("files with a name: %v", left)
 		}
-		s := c.spools.get(d.Digest)
+		if n := nameless(t, dir); n != 1 {
+			t.Errorf("%d files hold the blob", n)
+		}
 		b.Forget()
-		if _, err := s.file.Stat(); err == nil || c.spools.get(d.Digest) != nil {
+		if nameless(t, dir) > 0 {
 			t.Error("a spool that is forgotten is still there")
 		}
 		if err := read(t.Context(), 100_000); err != nil {
 			t.Error(err)
 		}
-		s = c.spools.get(d.Digest)
-		time.Sleep(spoolIdle + time.Minute)
+		time.Sleep(spoolIdle - time.Minute)
 		synctest.Wait()
-		if _, err := s.file.Stat(); err == nil || c.spools.get(d.Digest) != nil {
+		if nameless(t, dir) != 1 {
+			t.Error("a spool that was read lately is gone")
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if nameless(t, dir) > 0 {
 			t.Error("a spool that nobody reads is still there")
 		}
 	})
+}
+
+// nameless counts the files without a name that this process has in dir.
+func nameless(t *testing.T, dir string) (n int) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink(fd)
+		if err == nil && strings.HasPrefix(to, dir) && strings.HasSuffix(to, "(deleted)") {
+			n++
+		}
+	}
+	return n
 }
 
 // TestSpoolSuspect: of wrong bytes the whole blob comes again, but not at once.
@@ -234,8 +257,8 @@ func TestSpoolSuspect(t *testing.T) {
 		if took := time.Since(start); took < spoolAgain || took > 2*spoolAgain {
 			t.Errorf("right after %v", took)
 		}
-		if n := h.asked.Load(); n != 2 {
-			t.Errorf("%d requests, want 2", n)
+		if n := h.asked.Load(); n != 3 {
+			t.Errorf("%d requests, want 3: one that tells that ranges are ignored, and two spools", n)
 		}
 	})
 }

@@ -86,7 +86,7 @@ func (p *pull) fetch(ctx context.Context, stdout, stderr io.Writer, name string)
 		return err
 	}
 	_, err = fmt.Fprintf(stdout, "%s: %s downloaded, all blobs are in containerd\n", named,
-		units.HumanSize(float64(im.Stats().BytesDown)))
+		units.HumanSize(float64(registry.Stats().BytesDown)))
 	return err
 }
 

@@ -114,7 +114,7 @@ func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (
 		_, err = fmt.Fprintln(stdout, named)
 		return err
 	}
-	_, err = fmt.Fprintln(stdout, w.result(int64(im.Stats().BytesDown)))
+	_, err = fmt.Fprintln(stdout, w.result(int64(registry.Stats().BytesDown)))
 	return err
 }
 

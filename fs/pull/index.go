@@ -80,7 +80,7 @@ func (p *Pull) find() (b *imageIndex, err error) {
 	}()
 	tell := sync.OnceFunc(func() { close(p.told) })
 	defer tell()
-	p.before = int64(p.image.Stats().Requests)
+	p.before = int64(p.image.Requests())
 	p.image.Connect(p.ctx, connections)
 	far := time.AfterFunc(farAfter, func() { p.image.Connect(p.ctx, farConnections) })
 	defer far.Stop()
@@ -132,7 +132,7 @@ func (p *Pull) Resolve() error {
 func (p *Pull) RoundTrip() time.Duration { return p.roundTrip }
 
 // Requests is how many requests of the image there have been since the pull began.
-func (p *Pull) Requests() int64 { return int64(p.image.Stats().Requests) - p.before }
+func (p *Pull) Requests() int64 { return int64(p.image.Requests()) - p.before }
 
 // replayBest starts the replay of the best profile, with what is published. Where that does not
 // come in the list of referrers it is fetched beside the index, for which a container waits.

@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -12,15 +12,15 @@ import (
 const (
 	// how long before its end a redirect target is not used any more
 	targetMargin = 15 * time.Second
-	freeFor      = 30 * time.Second // see target.free
+	freeFor      = 30 * time.Second // see Target.free
 )
 
-// target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes.
+// Target is where a host sends those who ask for a blob: a signed URL as a rule, good for minutes.
 // If the host is known to redirect, parallel requests for a blob wait for one answer. If it is not
 // known yet, they do not wait, because a pull's first requests are to leave at once.
-type target struct {
+type Target struct {
 	mu        sync.Mutex
-	host      *host
+	host      *Host
 	url       *url.URL // nil: unknown
 	expires   time.Time
 	gotAnswer bool          // found was called since the last question
@@ -30,7 +30,7 @@ type target struct {
 
 // begin returns the target, or nil: then the caller asks the host, and calls done, unless nil, when
 // it has its answer.
-func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), err error) {
+func (t *Target) begin(ctx context.Context, h *Host) (u *url.URL, done func(), err error) {
 	for {
 		waits := h.delivery() == redirects
 		t.mu.Lock()
@@ -59,7 +59,7 @@ func (t *target) begin(ctx context.Context, h *host) (u *url.URL, done func(), e
 	}
 }
 
-func (t *target) answered(ch chan struct{}) {
+func (t *Target) answered(ch chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	close(ch)
@@ -72,7 +72,7 @@ func (t *target) answered(ch chan struct{}) {
 
 // found notes where the blob was found. expires is zero where the target does not say: then it is
 // used until it is refused.
-func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
+func (t *Target) found(h *Host, origin, u *url.URL, expires time.Time) {
 	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
 	if elsewhere {
 		h.setDelivery(redirects)
@@ -91,8 +91,8 @@ func (t *target) found(h *host, origin, u *url.URL, expires time.Time) {
 	}
 }
 
-// forgetURL forgets a target that does not work.
-func (t *target) forgetURL(u *url.URL) {
+// ForgetURL forgets a target that does not work.
+func (t *Target) ForgetURL(u *url.URL) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.url == u {
@@ -100,8 +100,8 @@ func (t *target) forgetURL(u *url.URL) {
 	}
 }
 
-// forget forgets the target, whichever it is.
-func (t *target) forget() {
+// Forget forgets the target, whichever it is.
+func (t *Target) Forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.host, t.url = nil, nil

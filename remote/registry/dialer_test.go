@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -32,10 +32,19 @@ func TestDialer(t *testing.T) {
 			}()
 		}
 	}()
-	d := newDialer(time.Second)
+	run := func(c *Client) func(func(context.Context)) bool {
+		return func(f func(context.Context)) bool { return c.Go(t.Context(), f) }
+	}
+	c, err := New(Config{DialTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &c.dialer
 	addr := l.Addr().String()
-	d.advance(t.Context(), addr, 3)
-	d.advance(t.Context(), addr, 3) // there are three
+	d.advance(addr, 3, run(c))
+	d.advance(addr, 3, run(c)) // there are three
+	wait(t, "three connections", func() bool { return accepted.Load() == 3 })
+	time.Sleep(50 * time.Millisecond) // until they are offered
 	var used []net.Conn
 	for range 2 {
 		c, err := d.DialContext(t.Context(), "tcp", addr)
@@ -44,8 +53,10 @@ func TestDialer(t *testing.T) {
 		}
 		used = append(used, c)
 	}
-	wait(t, "three connections", func() bool { return accepted.Load() == 3 })
-	d.close()
+	if n := accepted.Load(); n != 3 {
+		t.Errorf("%d connections, want the three that were made in advance", n)
+	}
+	c.Close()
 	wait(t, "the end of the one that was not used", func() bool { return ended.Load() == 1 })
 	for _, c := range used {
 		if _, err := c.Write([]byte("x")); err != nil {
@@ -53,16 +64,19 @@ func TestDialer(t *testing.T) {
 		}
 		c.Close()
 	}
-	d.advance(t.Context(), addr, 1)
-	if a := d.take(addr); a != nil {
-		t.Error("a closed dialer makes connections")
+	d.advance(addr, 1, run(c))
+	if d.offers[addr].n != 0 {
+		t.Error("a closed client makes connections")
 	}
 
-	nobody := newDialer(time.Second)
-	defer nobody.close()
+	nobody, err := New(Config{DialTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nobody.Close()
 	l.Close()
-	nobody.advance(t.Context(), addr, 2)
-	if c, err := nobody.DialContext(t.Context(), "tcp", addr); err == nil {
+	nobody.dialer.advance(addr, 2, run(nobody))
+	if c, err := nobody.dialer.DialContext(t.Context(), "tcp", addr); err == nil {
 		c.Close()
 		t.Error("connected to nobody")
 	}
@@ -70,17 +84,22 @@ func TestDialer(t *testing.T) {
 
 // TestDialerCloses: closing does not wait for connections that do not come.
 func TestDialerCloses(t *testing.T) {
-	d := newDialer(time.Minute)
+	c, err := New(Config{DialTimeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
 	begun := make(chan struct{})
-	d.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
+	c.dialer.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
 		close(begun)
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	d.advance(t.Context(), "127.0.0.1:1", 1)
+	c.dialer.advance("127.0.0.1:1", 1, func(f func(context.Context)) bool {
+		return c.Go(t.Context(), f)
+	})
 	<-begun
 	start := time.Now()
-	d.close()
+	c.Close()
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("closed after %v", took)
 	}

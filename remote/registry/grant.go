@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -22,7 +22,7 @@ var errNoOther = errors.New("no other credentials")
 
 // fetch gets a grant by the challenge, with the first credentials that get one and are not among
 // those tried, to which it adds those that the token server refuses. The caller holds busy, not mu.
-func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *counters) error {
+func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *Repository) error {
 	s.mu.Lock()
 	c, down := s.challenge, s.down
 	if !time.Now().Before(s.downUntil) {
@@ -31,7 +31,7 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	s.mu.Unlock()
 	switch {
 	case c == nil:
-		return fmt.Errorf("%s refuses and names no way to authenticate: %w", s.host.name,
+		return fmt.Errorf("%s refuses and names no way to authenticate: %w", s.host.Name,
 			ErrUnauthorized)
 	case down != nil:
 		return down
@@ -42,10 +42,10 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 	var g *grant
 	var err error
 	if s.creds != nil {
-		if found, err = s.creds(ctx, s.host.name, s.repository); err != nil {
+		if found, err = s.creds(ctx, s.host.Name, s.repository); err != nil {
 			// No anonymous attempt: what it gets could be another answer than the one meant for
 			// this user.
-			err = fmt.Errorf("credentials for %s: %w: %w", s.host.name, err, ErrUnauthorized)
+			err = fmt.Errorf("credentials for %s: %w: %w", s.host.Name, err, ErrUnauthorized)
 		}
 	}
 	if err == nil {
@@ -71,7 +71,7 @@ func (s *session) fetch(ctx context.Context, tried *[]creds.Credential, n *count
 // not make a public image unreadable.
 func (s *session) grantBy(
 	ctx context.Context, c auth.Challenge, found []creds.Credential, tried *[]creds.Credential,
-	n *counters,
+	n *Repository,
 ) (*grant, error) {
 	if c.Scheme != auth.BasicAuth {
 		found = append(slices.Clone(found), creds.Credential{})
@@ -109,30 +109,30 @@ func (s *session) grantBy(
 	case len(*tried) > 0:
 		return nil, errNoOther
 	}
-	return nil, fmt.Errorf("%s asks for a user and a password: %w", s.host.name, ErrUnauthorized)
+	return nil, fmt.Errorf("%s asks for a user and a password: %w", s.host.Name, ErrUnauthorized)
 }
 
 // token asks the token server that the challenge names.
 // https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/
 func (s *session) token(
-	ctx context.Context, c auth.Challenge, by creds.Credential, n *counters,
+	ctx context.Context, c auth.Challenge, by creds.Credential, n *Repository,
 ) (*grant, error) {
-	to, err := auth.GenerateTokenOptions(ctx, s.host.name, by.User, by.Secret, c)
+	to, err := auth.GenerateTokenOptions(ctx, s.host.Name, by.User, by.Secret, c)
 	if err != nil {
-		return nil, fmt.Errorf("challenge of %s: %w: %w", s.host.name, err, ErrUnauthorized)
+		return nil, fmt.Errorf("challenge of %s: %w: %w", s.host.Name, err, ErrUnauthorized)
 	}
 	realm, err := url.Parse(to.Realm)
 	if err != nil || (realm.Scheme != "http" && realm.Scheme != "https") {
-		return nil, fmt.Errorf("challenge of %s: realm %q is no address: %w", s.host.name,
-			printable(to.Realm, 100), ErrUnauthorized)
+		return nil, fmt.Errorf("challenge of %s: realm %q is no address: %w", s.host.Name,
+			Printable(to.Realm, 100), ErrUnauthorized)
 	}
-	if realm.Scheme == "http" && s.host.scheme == "https" && !isLoopback(realm.Host) {
-		return nil, fmt.Errorf("%s wants credentials sent in the clear, to %s: %w", s.host.name,
+	if realm.Scheme == "http" && s.host.Scheme == "https" && !isLoopback(realm.Host) {
+		return nil, fmt.Errorf("%s wants credentials sent in the clear, to %s: %w", s.host.Name,
 			realm.Host, ErrUnauthorized)
 	}
 	to.Scopes = docker.GetTokenScopes(docker.WithScope(ctx, s.scope), to.Scopes)
 	header := http.Header{"User-Agent": {s.agent}}
-	if realm.Host == s.host.name {
+	if realm.Host == s.host.Name {
 		for k, v := range s.host.header {
 			header[k] = v
 		}
@@ -187,7 +187,7 @@ func tokenStatus(err error) int {
 func tokenError(err error) error {
 	var s remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &s) {
-		return fmt.Errorf("%s %s", s.Status, printable(string(s.Body), 200))
+		return fmt.Errorf("%s %s", s.Status, Printable(string(s.Body), 200))
 	}
 	return bare(err)
 }

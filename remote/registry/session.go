@@ -1,6 +1,7 @@
-package remote
+package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -30,7 +31,7 @@ const (
 // whichever caller's context came first, and asks for every repository together with the one it saw
 // first.
 type session struct {
-	host       *host
+	host       *Host
 	repository string // as in image references: "docker.io/library/debian"
 	scope      string
 	creds      func(ctx context.Context, host, repository string) ([]creds.Credential, error)
@@ -71,13 +72,13 @@ type grant struct {
 
 // The actions of a token's scope (https://distribution.github.io/distribution/spec/auth/scope/).
 const (
-	actionPull   = "pull"
-	actionPush   = "pull,push"
-	actionDelete = "delete"
+	ActionPull   = "pull"
+	ActionPush   = "pull,push"
+	ActionDelete = "delete"
 )
 
 // session returns the shared session of the host for actions in a repository.
-func (h *host) session(c *Client, repo, actions string) *session {
+func (h *Host) session(c *Client, repo, actions string) *session {
 	scope := "repository:" + repo + ":" + actions
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -85,8 +86,8 @@ func (h *host) session(c *Client, repo, actions string) *session {
 	if !ok {
 		s = &session{
 			host: h, repository: h.registry + "/" + repo, scope: scope,
-			creds: c.cfg.Credentials, agent: c.cfg.UserAgent,
-			tokenTimeout: min(tokenTimeout, or(c.cfg.GiveUp, tokenTimeout)),
+			creds: c.Credentials, agent: c.UserAgent,
+			tokenTimeout: min(tokenTimeout, cmp.Or(c.GiveUp, tokenTimeout)),
 		}
 		if len(h.sessions) >= maxShared {
 			clear(h.sessions) // tokens are cheap to get again
@@ -101,7 +102,7 @@ func (h *host) session(c *Client, repo, actions string) *session {
 // same 401. A request that is aside neither leads nor waits, because a host that does not answer it
 // may answer the others.
 func (s *session) begin(
-	ctx context.Context, n *counters, aside bool,
+	ctx context.Context, n *Repository, aside bool,
 ) (g *grant, leading bool, err error) {
 	for {
 		s.mu.Lock()
@@ -188,7 +189,7 @@ type refusal struct {
 
 // renew gets another grant after a refusal. leading says that the caller holds the session since
 // begin. It returns nil when there is another grant, by its own work or somebody else's.
-func (s *session) renew(ctx context.Context, r refusal, leading bool, n *counters) (err error) {
+func (s *session) renew(ctx context.Context, r refusal, leading bool, n *Repository) (err error) {
 	if len(*r.tried) == 0 && s.refusalStands(ctx) {
 		return errRecent
 	}
@@ -258,7 +259,7 @@ func (s *session) refusalStands(ctx context.Context) bool {
 	}
 	s.lookedAt = now
 	s.mu.Unlock()
-	found, err := s.creds(ctx, s.host.name, s.repository)
+	found, err := s.creds(ctx, s.host.Name, s.repository)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil || !slices.ContainsFunc(found, func(c creds.Credential) bool {

@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -46,12 +46,6 @@ func (w *watch) start() {
 	w.timer.Reset(w.left)
 }
 
-// moveTo has the exchange end with another context than the one that it began with.
-func (w *watch) moveTo(ctx context.Context) {
-	w.detach()
-	w.detach = context.AfterFunc(ctx, func() { w.cancel(context.Cause(ctx)) })
-}
-
 // pause stops the time. n is how many bytes came since start.
 func (w *watch) pause(n int) {
 	w.timer.Stop()
@@ -77,11 +71,11 @@ func (w *watch) why(err error) error {
 	return bare(err)
 }
 
-// reply is an answer whose body is watched, counted, and closed together with its exchange.
-type reply struct {
+// Reply is an answer whose body is watched, counted, and closed together with its exchange.
+type Reply struct {
 	*http.Response
 	watch *watch
-	via   *url.URL // where it came from; the very pointer that the request was made with
+	Via   *url.URL // where it came from; the very pointer that the request was made with
 	stats *counters
 }
 
@@ -89,32 +83,29 @@ type reply struct {
 // again.
 const drainable = 64 << 10
 
-// close ends the exchange. What is left of the body is read first if that is little, or the
+// Close ends the exchange. What is left of the body is read first if that is little, or the
 // connection would be lost.
-func (r *reply) close() {
+func (r *Reply) Close() {
 	if r.ContentLength >= 0 && r.ContentLength <= drainable && r.watch.ctx.Err() == nil {
-		_, _ = io.CopyN(io.Discard, watchedBody{r}, drainable) // only for the connection's sake
+		_, _ = io.CopyN(io.Discard, r, drainable) // only for the connection's sake
 	}
-	r.abandon()
+	r.Abandon()
 }
 
-// abandon ends the exchange at once.
-func (r *reply) abandon() {
+// Abandon ends the exchange at once.
+func (r *Reply) Abandon() {
 	_ = r.Body.Close() // a body being thrown away
 	r.watch.stop()
 }
 
-// watchedBody reads a reply's body under its watch. (A type of its own so that Response.Body stays
-// what the transport made.)
-type watchedBody struct{ r *reply }
-
-func (b watchedBody) Read(p []byte) (int, error) {
-	b.r.watch.start()
-	n, err := b.r.Body.Read(p)
-	b.r.watch.pause(n)
-	b.r.stats.received(n)
+// Read reads the body under its watch. (Response.Body stays what the transport made.)
+func (r *Reply) Read(p []byte) (int, error) {
+	r.watch.start()
+	n, err := r.Body.Read(p)
+	r.watch.pause(n)
+	r.stats.down.Add(uint64(n))
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = b.r.watch.why(err)
+		err = r.watch.why(err)
 	}
 	return n, err
 }

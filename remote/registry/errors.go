@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -27,26 +27,29 @@ var (
 	// ErrTooLarge is wrapped by errors for content larger than the caller's or the package's limit.
 	ErrTooLarge = errors.New("content is larger than allowed")
 
+	// ErrNotBlob is wrapped by errors for answers that are not what was asked for, as a page for
+	// people is not.
+	ErrNotBlob = errors.New("the answer is not the blob")
+
 	errStalled = errors.New("no byte arrived in time")
-	errNotBlob = errors.New("the answer is not the blob")
 	errBusy    = errors.New("the registry has asked to be left alone for a while")
 	// errCleartext is the error of a host that is asked by https and redirects to http.
 	errCleartext = errors.New("redirect from https to an address without it")
 )
 
-// statusError is an answer that says no. It holds no query string: signed URLs are secrets.
-type statusError struct {
+// StatusError is an answer that says no. It holds no query string: signed URLs are secrets.
+type StatusError struct {
 	method, host, path string
-	code               int
-	detail             string        // the registry's own message, cut short
+	Code               int
+	Detail             string        // the registry's own message, cut short
 	retryAfter         time.Duration // from the Retry-After header; 0: none
-	target             bool          // the answer is a redirect target's, not the registry's
+	Target             bool          // the answer is a redirect target's, not the registry's
 }
 
-func (e *statusError) Error() string {
-	s := fmt.Sprintf("%s %s%s: %d %s", e.method, e.host, e.path, e.code, http.StatusText(e.code))
-	if e.detail != "" {
-		s += ": " + e.detail
+func (e *StatusError) Error() string {
+	s := fmt.Sprintf("%s %s%s: %d %s", e.method, e.host, e.path, e.Code, http.StatusText(e.Code))
+	if e.Detail != "" {
+		s += ": " + e.Detail
 	}
 	if errors.Is(e, ErrUnauthorized) {
 		s += "; " + ErrUnauthorized.Error()
@@ -54,12 +57,12 @@ func (e *statusError) Error() string {
 	return s
 }
 
-func (e *statusError) Unwrap() error {
-	switch e.code {
+func (e *StatusError) Unwrap() error {
+	switch e.Code {
 	case http.StatusNotFound, http.StatusGone:
 		return ErrNotFound
 	case http.StatusUnauthorized, http.StatusForbidden:
-		if !e.target {
+		if !e.Target {
 			return ErrUnauthorized
 		}
 	}
@@ -67,8 +70,8 @@ func (e *statusError) Unwrap() error {
 }
 
 // permanent tells whether asking the same host again cannot help.
-func (e *statusError) permanent() bool {
-	switch e.code {
+func (e *StatusError) permanent() bool {
+	switch e.Code {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
 		http.StatusRequestedRangeNotSatisfiable:
 		return false
@@ -76,27 +79,27 @@ func (e *statusError) permanent() bool {
 		return true
 	}
 	// A signed URL that is refused is asked for anew; a registry that refuses means it.
-	return e.code >= 400 && e.code < 500 && !e.target
+	return e.Code >= 400 && e.Code < 500 && !e.Target
 }
 
 // newStatusError describes an answer and reads at most 1 KiB of its body for the reason.
-func newStatusError(r *reply, target bool, now time.Time) *statusError {
-	e := &statusError{
+func newStatusError(r *Reply, target bool, now time.Time) *StatusError {
+	e := &StatusError{
 		method: r.Request.Method, host: r.Request.URL.Host, path: r.Request.URL.Path,
-		code: r.StatusCode, retryAfter: parseRetryAfter(r.Header.Get("Retry-After"),
-			now), target: target,
+		Code: r.StatusCode, retryAfter: parseRetryAfter(r.Header.Get("Retry-After"),
+			now), Target: target,
 	}
 	if strings.Contains(r.Header.Get("Content-Type"), "json") ||
 		strings.Contains(r.Header.Get("Content-Type"), "text/plain") {
 		// a reason that cannot be read is no reason
 		b, _ := io.ReadAll(io.LimitReader(r.Body, 1<<10))
-		e.detail = printable(string(b), 200)
+		e.Detail = Printable(string(b), 200)
 	}
 	return e
 }
 
-// printable makes one line of foreign text, at most n bytes.
-func printable(s string, n int) string {
+// Printable makes one line of foreign text, at most n bytes.
+func Printable(s string, n int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\uFFFD' {
 			return ' '
@@ -128,9 +131,9 @@ func parseRetryAfter(v string, now time.Time) time.Duration {
 	return 0
 }
 
-// isPermanent tells whether err cannot pass by asking the same host again.
-func isPermanent(err error) bool {
-	var s *statusError
+// IsPermanent tells whether err cannot pass by asking the same host again.
+func IsPermanent(err error) bool {
+	var s *StatusError
 	if errors.As(err, &s) {
 		return s.permanent()
 	}
@@ -157,4 +160,12 @@ func ended(ctx context.Context, last error) error {
 		return cause
 	}
 	return fmt.Errorf("%w; last error: %w", cause, last)
+}
+
+// NoEOF returns err, or what stands for the end of bytes that should go on.
+func NoEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package remote
+package ranges
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
 // examine tells from an answer's head whether its body can be bytes off to off+n of a blob of the
@@ -14,12 +16,12 @@ import (
 func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error) {
 	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t == "text/html" ||
 		strings.HasPrefix(t, "multipart/") {
-		return 0, 0, fmt.Errorf("%w: it is %s", errNotBlob, t)
+		return 0, 0, fmt.Errorf("%w: it is %s", registry.ErrNotBlob, t)
 	}
 	switch r.StatusCode {
 	case http.StatusOK:
 		if r.ContentLength >= 0 && r.ContentLength != size {
-			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", errNotBlob, r.ContentLength,
+			return 0, 0, fmt.Errorf("%w: it has %d bytes, the blob %d", registry.ErrNotBlob, r.ContentLength,
 				size)
 		}
 		if err := encoded(r, r.ContentLength, size); err != nil {
@@ -30,15 +32,15 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 		first, last, total, err := parseContentRange(r.Header.Get("Content-Range"))
 		switch {
 		case err != nil:
-			return 0, 0, fmt.Errorf("%w: %w", errNotBlob, err)
+			return 0, 0, fmt.Errorf("%w: %w", registry.ErrNotBlob, err)
 		case first != off || last >= size:
-			return 0, 0, fmt.Errorf("%w: asked for bytes %d-%d, got %d-%d", errNotBlob, off,
+			return 0, 0, fmt.Errorf("%w: asked for bytes %d-%d, got %d-%d", registry.ErrNotBlob, off,
 				off+n-1, first, last)
 		case total >= 0 && total != size:
-			return 0, 0, fmt.Errorf("%w: it has %d bytes in all, the blob %d", errNotBlob, total,
+			return 0, 0, fmt.Errorf("%w: it has %d bytes in all, the blob %d", registry.ErrNotBlob, total,
 				size)
 		case r.ContentLength >= 0 && r.ContentLength != last-first+1:
-			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", errNotBlob, r.ContentLength,
+			return 0, 0, fmt.Errorf("%w: %d bytes sent as bytes %d-%d", registry.ErrNotBlob, r.ContentLength,
 				first, last)
 		}
 		if err := encoded(r, total, size); err != nil {
@@ -46,7 +48,7 @@ func examine(r *http.Response, off, n, size int64) (skip, upTo int64, err error)
 		}
 		return 0, min(last+1, off+n), nil
 	}
-	return 0, 0, fmt.Errorf("%w: status %d", errNotBlob, r.StatusCode)
+	return 0, 0, fmt.Errorf("%w: status %d", registry.ErrNotBlob, r.StatusCode)
 }
 
 // encoded returns an error for an answer that is encoded. One that has as many bytes in all as the
@@ -58,13 +60,13 @@ func encoded(r *http.Response, total, size int64) error {
 	if e == "" || e == "identity" || total == size {
 		return nil
 	}
-	return fmt.Errorf("%w: it is encoded (%s)", errNotBlob, printable(e, 40))
+	return fmt.Errorf("%w: it is encoded (%s)", registry.ErrNotBlob, registry.Printable(e, 40))
 }
 
 // parseContentRange reads "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4). total is -1 for "*".
 func parseContentRange(v string) (first, last, total int64, err error) {
 	bad := func() (int64, int64, int64, error) {
-		return 0, 0, 0, fmt.Errorf("its range is %q", printable(v, 60))
+		return 0, 0, 0, fmt.Errorf("its range is %q", registry.Printable(v, 60))
 	}
 	unit, rest, ok := strings.Cut(v, " ")
 	if !ok || !strings.EqualFold(unit, "bytes") {

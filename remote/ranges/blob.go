@@ -1,4 +1,4 @@
-package remote
+package ranges
 
 import (
 	"context"
@@ -10,11 +10,14 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
 // Blob is one blob of an image, or of several images that have it. Its size is the descriptor's: a
-// host that has another is wrong.
+// host that has another is wrong. Blobs.Blob makes it.
 type Blob struct {
+	all       *Blobs
 	desc      ocispec.Descriptor
 	locations []location    // at least one; the first is asked first
 	patience  time.Duration // see WithPatience
@@ -23,23 +26,19 @@ type Blob struct {
 
 // location is a repository that has, or may have, a blob.
 type location struct {
-	image *Image
-	state *blobState
+	repo  *registry.Repository
+	ref   string // the image's
+	state *state
 }
 
-// Blob returns the blob that d describes. No I/O.
-func (i *Image) Blob(d ocispec.Descriptor) *Blob {
-	return &Blob{desc: d, locations: []location{{i, i.repo.blob(d.Digest)}}}
-}
-
-// AlsoFrom returns the same blob, which is read from other's image as well: by reads that b's own fails,
-// in the middle too. Images of a repository that b has already add nothing.
+// AlsoFrom returns the same blob, which is read from other's image as well: by reads that b's own
+// fails, in the middle too. Images of a repository that b has already add nothing.
 func (b *Blob) AlsoFrom(other *Blob) *Blob {
 	out := *b
 	out.locations = slices.Clone(b.locations)
 	for _, p := range other.locations {
 		if !slices.ContainsFunc(out.locations, func(q location) bool {
-			return q.image.repo == p.image.repo
+			return q.state == p.state
 		}) {
 			out.locations = append(out.locations, p)
 		}
@@ -47,10 +46,10 @@ func (b *Blob) AlsoFrom(other *Blob) *Blob {
 	return &out
 }
 
-// WithPatience returns the same blob, of which reads go on where every host refuses it (404, 401, 403):
-// it is for readers who would rather wait until credentials are renewed or a registry is whole
-// again. When it has been refused for d, without a read in between that succeeded, a read whose
-// attempts are all refused fails.
+// WithPatience returns the same blob, of which reads go on where every host refuses it (404, 401,
+// 403): it is for readers who would rather wait until credentials are renewed or a registry is
+// whole again. When it has been refused for d, without a read in between that succeeded, a read
+// whose attempts are all refused fails.
 func (b *Blob) WithPatience(d time.Duration) *Blob {
 	out := *b
 	out.patience = d
@@ -65,12 +64,12 @@ func (b *Blob) Aside() *Blob {
 	return &out
 }
 
-// Suspect reports that the n bytes from off on, as last read, were wrong. For some time the host that
-// sent them is asked last, past its caches, and its known redirect is not used. If two hosts have
-// answered overlapping reads, the later one is blamed.
+// Suspect reports that the n bytes from off on, as last read, were wrong. For some time the host
+// that sent them is asked last, past its caches, and its known redirect is not used. If two hosts
+// have answered overlapping reads, the later one is blamed.
 func (b *Blob) Suspect(off, n int64) {
 	var last serving
-	var at *blobState
+	var at *state
 	for _, p := range b.locations {
 		if v := p.state.latest(off, n); v.seq > last.seq {
 			last, at = v, p.state
@@ -79,12 +78,12 @@ func (b *Blob) Suspect(off, n int64) {
 	if at != nil {
 		at.suspect(last.host, time.Now())
 	}
-	b.locations[0].image.client.spools.suspect(b.desc.Digest)
+	b.all.spools.suspect(b.desc.Digest)
 }
 
 // Forget says that nobody is going to read the blob soon: what is kept of it, because hosts ignore
 // ranges, goes.
-func (b *Blob) Forget() { b.locations[0].image.client.spools.forget(b.desc.Digest) }
+func (b *Blob) Forget() { b.all.spools.forget(b.desc.Digest) }
 
 // Size returns the blob's size in bytes.
 func (b *Blob) Size() int64 { return b.desc.Size }
@@ -135,7 +134,7 @@ func (b *Blob) open(ctx context.Context, off, n int64) (*stream, error) {
 }
 
 func (b *Blob) what() string {
-	return fmt.Sprintf("read %s of %s", b.desc.Digest, b.locations[0].image.ref)
+	return fmt.Sprintf("read %s of %s", b.desc.Digest, b.locations[0].ref)
 }
 
 // way chooses how a range is read.
@@ -143,7 +142,7 @@ func (b *Blob) way(off, n int64) way {
 	if n == b.desc.Size {
 		return whole
 	}
-	spool := b.locations[0].image.client.spools.get(b.desc.Digest)
+	spool := b.all.spools.get(b.desc.Digest)
 	switch {
 	case spool == nil:
 		return ranged
@@ -159,45 +158,47 @@ func (b *Blob) way(off, n int64) way {
 
 // stream returns a stream that has not begun.
 func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
-	image := b.locations[0].image
-	s := &stream{ctx: ctx, blob: b, off: off, left: n, way: w}
-	s.rot = newRotation(image.client, &image.stats, b.what(), nil)
-	s.rot.aside, s.rot.small = b.aside, b.aside
-	s.rot.penalty = func(e *candidate, now time.Time) int {
-		return e.location.state.penalty(e.host, now)
+	first := b.locations[0]
+	rot := first.repo.Rotation(b.what(), nil)
+	rot.Aside, rot.Small = b.aside, b.aside
+	rot.Penalty = func(e *registry.Candidate, now time.Time) int {
+		return b.at(e).penalty(e.Host, now)
 	}
-	s.rot.reload = func(ctx context.Context) ([]candidate, bool) {
-		hosts, err := b.hosts(ctx, w)
-		return hosts, err == nil
-	}
+	rot.Reload = func(ctx context.Context) ([]registry.Candidate, error) { return b.hosts(ctx, w) }
 	if b.patience > 0 {
-		s.rot.giveUp = 0
-		s.rot.endsWithoutHosts = func(now time.Time) bool {
-			return b.locations[0].state.refusedFor(2*b.patience, now) >= b.patience
+		rot.GiveUp = 0
+		rot.Ends = func(now time.Time) bool {
+			return first.state.refusedFor(2*b.patience, now) >= b.patience
 		}
 	}
-	return s
+	return &stream{ctx: ctx, blob: b, rot: rot, off: off, left: n, way: w}
 }
 
-// hosts returns who may have the blob, those of the first place first.
-func (b *Blob) hosts(ctx context.Context, w way) ([]candidate, error) {
-	var out []candidate
+// at returns what is known of the blob where a host is asked for it.
+func (b *Blob) at(e *registry.Candidate) *state {
+	i := slices.IndexFunc(b.locations, func(p location) bool { return p.repo == e.Of })
+	return b.locations[i].state
+}
+
+// hosts returns who may have the blob, those of the first location first.
+func (b *Blob) hosts(ctx context.Context, w way) ([]registry.Candidate, error) {
+	var out []registry.Candidate
 	now := time.Now()
 	var errs []error
 	for _, p := range b.locations {
-		set, err := p.image.client.hostsOf(ctx, p.image.repo.registry)
+		set, err := p.repo.Hosts(ctx)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		for _, h := range set.with(docker.HostCapabilityPull) {
+		for _, h := range set.With(docker.HostCapabilityPull) {
 			whole := w == ranged && p.state.ignores(h, now)
-			out = append(out, candidate{host: h, location: p, whole: whole})
+			out = append(out, registry.Candidate{Host: h, Of: p.repo, Whole: whole})
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.Join(append(errs,
-			fmt.Errorf("no host of %s may be pulled from", b.locations[0].image.repo.registry))...)
+		return nil, errors.Join(append(errs, fmt.Errorf("no host of %s may be pulled from",
+			b.locations[0].repo.Registry()))...)
 	}
 	return out, nil
 }

@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -25,27 +25,27 @@ import (
 // hostsCheckEvery is how often hosts.toml is looked at for changes.
 const hostsCheckEvery = 5 * time.Second
 
-// hostSet is the hosts that answer for one registry name, in the order in which to ask them.
-type hostSet struct {
-	hosts   []*host
+// Hosts is the hosts that answer for one registry name, in the order in which to ask them.
+type Hosts struct {
+	hosts   []*Host
 	stamp   string // of the configuration that it was made from
 	checked time.Time
-	answers [questions]doubt
+	Answers [questions]Doubt // what a registry is asked first, see Question
 
 	transports []*http.Transport
 }
 
 // close closes idle connections. Through the http.Client it would not reach below containerd's
 // fallback from HTTPS to HTTP.
-func (s *hostSet) close() {
+func (s *Hosts) close() {
 	for _, t := range s.transports {
 		t.CloseIdleConnections()
 	}
 }
 
-// with returns the hosts that have a capability.
-func (s *hostSet) with(c docker.HostCapabilities) []*host {
-	var out []*host
+// With returns the hosts that have a capability.
+func (s *Hosts) With(c docker.HostCapabilities) []*Host {
+	var out []*Host
 	for _, h := range s.hosts {
 		if h.caps.Has(c) {
 			out = append(out, h)
@@ -54,12 +54,12 @@ func (s *hostSet) with(c docker.HostCapabilities) []*host {
 	return out
 }
 
-// naming returns the hosts that may say which content a name stands for: who refers to an image, or
+// Naming returns the hosts that may say which content a name stands for: who refers to an image, or
 // what a tag is.
-func (s *hostSet) naming() []*host {
-	var out []*host
+func (s *Hosts) Naming() []*Host {
+	var out []*Host
 	for _, h := range s.hosts {
-		if h.caps.Has(docker.HostCapabilityReferrers) || h.caps.Has(canName) {
+		if h.caps.Has(docker.HostCapabilityReferrers) || h.CanName() {
 			out = append(out, h)
 		}
 	}
@@ -67,7 +67,7 @@ func (s *hostSet) naming() []*host {
 }
 
 // hostsOf returns the hosts of a registry, and reads their configuration again when it has changed.
-func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error) {
+func (c *Client) hostsOf(ctx context.Context, registry string) (*Hosts, error) {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock() // over a few stats of local files
@@ -80,7 +80,7 @@ func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error)
 		old.checked = now
 		return old, nil
 	}
-	var s *hostSet
+	var s *Hosts
 	if err == nil {
 		s, err = c.loadHosts(ctx, registry, dir)
 	}
@@ -88,30 +88,27 @@ func (c *Client) hostsOf(ctx context.Context, registry string) (*hostSet, error)
 		if old == nil {
 			return nil, fmt.Errorf("configure registry %s: %w", registry, err)
 		}
-		c.log.Warn("registry configuration cannot be read, the former one stays",
+		c.Logger.Warn("registry configuration cannot be read, the former one stays",
 			"registry", registry, "dir", dir, "err", err)
 		old.checked = now
 		return old, nil
 	}
 	s.stamp, s.checked = stamp, now
 	if old != nil {
-		c.log.Info("registry configuration has changed", "registry", registry, "dir", dir)
+		c.Logger.Info("registry configuration has changed", "registry", registry, "dir", dir)
 		old.close()
 	}
-	forgetOldestHosts(c.hosts)
+	if len(c.hosts) >= maxShared {
+		c.forgetLocked()
+	}
 	c.hosts[registry] = s
 	return s, nil
-}
-
-// forgetOldestHosts makes room in m for one more.
-func forgetOldestHosts(m map[string]*hostSet) {
-	forgetOldest(m, func(s *hostSet) uint64 { return uint64(s.checked.UnixNano()) })
 }
 
 // hostDir finds the directory that configures a registry, "" if none does, and a stamp that changes
 // when its files do.
 func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
-	for _, root := range filepath.SplitList(c.cfg.ConfigPath) {
+	for _, root := range filepath.SplitList(c.ConfigPath) {
 		dir, err = config.HostDirFromRoot(root)(registry)
 		if err == nil {
 			break
@@ -138,18 +135,18 @@ func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
 }
 
 // loadHosts has containerd read hosts.toml, so that a file means the same to both.
-func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet, error) {
-	s := &hostSet{}
+func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*Hosts, error) {
+	s := &Hosts{}
 	opts := config.HostOptions{UpdateClient: c.tuner(s)}
 	if dir != "" {
 		opts.HostDir = func(string) (string, error) { return dir, nil }
 	}
 	// Which of the two a registry on this machine speaks is not known without a hosts.toml.
 	local := dir == "" && isLoopback(registry) && !strings.HasSuffix(registry, ":443")
-	if local || c.cfg.PlainHTTP {
+	if local || c.PlainHTTP {
 		opts.DefaultScheme = "http"
 	}
-	ctx = log.WithLogger(ctx, bridge(c.log.With("registry", registry)))
+	ctx = log.WithLogger(ctx, bridge(c.Logger.With("registry", registry)))
 	found, err := config.ConfigureHosts(ctx, opts)(registry)
 	if err != nil {
 		return nil, err
@@ -159,19 +156,19 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 			h.caps |= f.Capabilities
 			continue
 		}
-		h := &host{
-			tokens: f.Client, scheme: f.Scheme, name: f.Host, registry: registry, root: f.Path,
+		h := &Host{
+			tokens: f.Client, Scheme: f.Scheme, Name: f.Host, registry: registry, root: f.Path,
 			caps: f.Capabilities, header: f.Header,
 			sessions: map[string]*session{},
 		}
 		if local {
 			h.tokens = &http.Client{Transport: newPlainFirst(f.Client.Transport)}
 		}
-		if c.cfg.wrap != nil {
-			h.tokens = &http.Client{Transport: c.cfg.wrap(h.tokens.Transport)}
+		if c.Wrap != nil {
+			h.tokens = &http.Client{Transport: c.Wrap(h.tokens.Transport)}
 		}
-		if c.cfg.Notice != nil {
-			h.tokens = &http.Client{Transport: noticing{h.tokens.Transport, c.cfg.Notice}}
+		if c.Notice != nil {
+			h.tokens = &http.Client{Transport: noticing{h.tokens.Transport, c.Notice}}
 		}
 		blobs := *h.tokens
 		blobs.CheckRedirect = func(*http.Request, []*http.Request) error {
@@ -179,7 +176,7 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 		}
 		h.client = &blobs
 		if f.Host != registry && (registry != "docker.io" || f.Host != "registry-1.docker.io") {
-			h.namespace = registry
+			h.Namespace = registry
 		}
 		s.hosts = append(s.hosts, h)
 	}
@@ -189,9 +186,9 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*hostSet,
 // same returns the host that was configured at the same address, nil if there is none. A file that
 // repeats its server among the hosts says there how the server is to be reached; containerd adds it
 // once more, bare, with what the entry does not allow.
-func (s *hostSet) same(f docker.RegistryHost) *host {
+func (s *Hosts) same(f docker.RegistryHost) *Host {
 	for _, h := range s.hosts {
-		if withPort(h.scheme, h.name) == withPort(f.Scheme, f.Host) && h.root == f.Path {
+		if withPort(h.Scheme, h.Name) == withPort(f.Scheme, f.Host) && h.root == f.Path {
 			return h
 		}
 	}
@@ -214,7 +211,7 @@ func withPort(scheme, name string) string {
 // host, to many parallel reads. It stays with HTTP/1.1: ranges over several connections are not
 // held up by one lost packet. containerd calls it first for the transport that it copies for the
 // single hosts, so that their own dial timeouts, set in between, stay.
-func (c *Client) tuner(s *hostSet) config.UpdateClientFunc {
+func (c *Client) tuner(s *Hosts) config.UpdateClientFunc {
 	return func(client *http.Client) error {
 		t, ok := client.Transport.(*http.Transport)
 		if !ok {
@@ -227,7 +224,7 @@ func (c *Client) tuner(s *hostSet) config.UpdateClientFunc {
 			s.transports = append(s.transports, t)
 		}
 		t.MaxIdleConns = 0 // no limit but the one per host
-		t.MaxIdleConnsPerHost = c.cfg.MaxIdlePerHost
+		t.MaxIdleConnsPerHost = maxIdlePerHost
 		t.IdleConnTimeout = 90 * time.Second
 		t.ResponseHeaderTimeout = 0 // each attempt has its own, see watch
 		t.ReadBufferSize = 16 << 10 // large reads go past it

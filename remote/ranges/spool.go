@@ -1,4 +1,4 @@
-package remote
+package ranges
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/mica-snapshotter/mica/remote/registry"
 )
 
 const (
@@ -36,8 +38,6 @@ const (
 var (
 	// errIgnored is the error of a host that answered a range with the whole blob.
 	errIgnored = errors.New("ranges are ignored")
-	// errNoRanges says that no host is left that may honour ranges.
-	errNoRanges = errors.New("every host ignores ranges")
 	// errNoRoom says that a spool's file does not take what comes.
 	errNoRoom = errors.New("the file for a blob that comes whole cannot be written")
 	// errDropped says that a spool was thrown away: there may be another.
@@ -46,7 +46,7 @@ var (
 
 // spools are the blobs of hosts that ignore ranges, by digest.
 type spools struct {
-	client  *Client
+	client  *registry.Client
 	running sync.WaitGroup
 
 	mu     sync.Mutex
@@ -73,8 +73,7 @@ type spool struct {
 	upTo    int64         // bytes that have come
 	err     error         // why no more come; nil while they do, and where all have
 	more    chan struct{} // closed, and replaced, when upTo or err changes
-	used    time.Time     // when somebody last began or ended to read
-	idle    *time.Timer
+	idle    *time.Timer   // runs while nobody reads
 	probes  int
 	probed  time.Time
 }
@@ -101,7 +100,7 @@ func (a *spools) open(of *stream) (*spoolReader, error) {
 	if r, err := a.join(of, nil); r != nil || err != nil {
 		return r, err
 	}
-	file, err := nameless(a.client.cfg.SpoolDir, b.desc.Size)
+	file, err := nameless(a.client.SpoolDir, b.desc.Size)
 	if err != nil {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -140,8 +139,8 @@ func (a *spools) join(of *stream, file *os.File) (*spoolReader, error) {
 		a.all = map[digest.Digest]*spool{}
 	}
 	a.all[s.digest] = s
-	a.client.log.Warn("the registry ignores ranges: the blob is downloaded whole",
-		"ref", b.locations[0].image.ref, "blob", s.digest, "bytes", s.size)
+	a.client.Logger.Warn("the registry ignores ranges: the blob is downloaded whole",
+		"ref", b.locations[0].ref, "blob", s.digest, "bytes", s.size)
 	return s.read(of), nil
 }
 
@@ -166,7 +165,7 @@ func nameless(dir string, n int64) (*os.File, error) {
 
 func (a *spools) noRoomLocked(err error) {
 	a.noRoom = time.Now().Add(noRoomFor)
-	a.client.log.Warn("the registry ignores ranges, and there is no room to download blobs whole: "+
+	a.client.Logger.Warn("the registry ignores ranges, and there is no room to download blobs whole: "+
 		"each read downloads what lies before it", "err", err)
 }
 
@@ -175,7 +174,7 @@ func (s *spool) read(of *stream) *spoolReader {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.readers++
-	s.used = time.Now()
+	s.idle.Stop()
 	if !s.coming && s.upTo < s.size {
 		s.coming, s.err = true, nil
 		// It outlives the reader that it begins for.
@@ -184,7 +183,6 @@ func (s *spool) read(of *stream) *spoolReader {
 		b := *of.blob
 		b.aside = false // others read it as well
 		rest := b.stream(ctx, s.upTo, s.size-s.upTo, whole)
-		rest.adopt(of)
 		s.owner.running.Go(func() {
 			defer cancel(nil)
 			s.fill(rest)
@@ -206,7 +204,7 @@ func (s *spool) fill(from *stream) {
 		}
 		at += int64(n)
 		if errors.Is(err, errNoRoom) {
-			s.owner.full(s, err) // before anybody is told, who would have it come again
+			s.owner.full(s, err) // before a reader is told, who would have it come again
 		}
 		s.advance(int64(n), err)
 		if err != nil {
@@ -229,17 +227,6 @@ func (s *spool) advance(n int64, err error) {
 	s.more = make(chan struct{})
 }
 
-// full throws a spool away that the disk does not take.
-func (a *spools) full(s *spool, err error) {
-	a.mu.Lock()
-	if a.all[s.digest] == s {
-		delete(a.all, s.digest)
-		a.noRoomLocked(err)
-	}
-	a.mu.Unlock()
-	s.drop(errDropped)
-}
-
 // near says whether a range is here, or comes soon.
 func (s *spool) near(end int64) bool {
 	s.mu.Lock()
@@ -259,50 +246,46 @@ func (s *spool) probe(now time.Time) bool {
 	return true
 }
 
-// suspect throws a spool away some bytes of which were wrong, unless it is young.
-func (a *spools) suspect(d digest.Digest) {
+// remove throws away what has come of a blob, where it is as only says.
+func (a *spools) remove(d digest.Digest, only func(s *spool) bool) {
 	a.mu.Lock()
 	s := a.all[d]
-	if s != nil && time.Since(s.began) >= spoolAgain {
-		delete(a.all, d)
-	} else {
-		s = nil
+	if s == nil || !only(s) {
+		a.mu.Unlock()
+		return
 	}
-	a.mu.Unlock()
-	if s != nil {
-		s.drop(errDropped)
-	}
-}
-
-// forget throws away what has come of a blob that nobody needs any more.
-func (a *spools) forget(d digest.Digest) {
-	a.mu.Lock()
-	s := a.all[d]
 	delete(a.all, d)
 	a.mu.Unlock()
-	if s != nil {
-		s.drop(errDropped)
-	}
+	s.drop(errDropped)
 }
 
-// expire throws a spool away that nobody has read for long.
+// forget removes what has come of a blob that nobody needs any more.
+func (a *spools) forget(d digest.Digest) {
+	a.remove(d, func(*spool) bool { return true })
+}
+
+// suspect removes a spool some bytes of which were wrong, unless it is young.
+func (a *spools) suspect(d digest.Digest) {
+	a.remove(d, func(s *spool) bool { return time.Since(s.began) >= spoolAgain })
+}
+
+// full removes a spool that the disk does not take.
+func (a *spools) full(s *spool, err error) {
+	a.remove(s.digest, func(o *spool) bool {
+		if o == s {
+			a.noRoomLocked(err)
+		}
+		return o == s
+	})
+}
+
+// expire removes a spool that nobody has read for long.
 func (s *spool) expire() {
-	a := s.owner
-	a.mu.Lock()
-	s.mu.Lock()
-	left := spoolIdle - time.Since(s.used)
-	keep := s.readers > 0 || left > 0
-	if keep && !s.dropped {
-		s.idle.Reset(max(left, time.Minute))
-	}
-	s.mu.Unlock()
-	if !keep && a.all[s.digest] == s {
-		delete(a.all, s.digest)
-	}
-	a.mu.Unlock()
-	if !keep {
-		s.drop(errDropped)
-	}
+	s.owner.remove(s.digest, func(o *spool) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return o == s && s.readers == 0
+	})
 }
 
 // drop ends the download, whose error is why. Who reads what has come goes on.
@@ -364,7 +347,7 @@ func (r *spoolReader) Read(p []byte) (int, error) {
 			if n > 0 || len(p) == 0 {
 				return n, nil
 			}
-			return 0, fmt.Errorf("%w: %w", errNoRoom, noEOF(err))
+			return 0, fmt.Errorf("%w: %w", errNoRoom, registry.NoEOF(err))
 		case err != nil:
 			return 0, err
 		}
@@ -384,8 +367,9 @@ func (r *spoolReader) Close() error {
 	defer s.mu.Unlock()
 	if !r.closed {
 		r.closed = true
-		s.readers--
-		s.used = time.Now()
+		if s.readers--; s.readers == 0 && !s.dropped {
+			s.idle.Reset(spoolIdle)
+		}
 		s.closeLocked()
 	}
 	return nil

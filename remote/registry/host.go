@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"net/http"
@@ -13,21 +13,20 @@ import (
 const (
 	maxHostPenalty = 60 * time.Second // how long a host that keeps failing comes last
 	noRangesFor    = 5 * time.Minute  // how long a host that ignored Range comes last
-	// how long a host without the referrers API is not asked for it
-	noReferrersFor = time.Hour
+	noReferrersFor = time.Hour        // how long a host without the referrers API is not asked for it
 )
 
-// host is one endpoint of a registry: the registry itself or a mirror of it.
-type host struct {
+// Host is one endpoint of a registry: the registry itself or a mirror of it.
+type Host struct {
 	client       *http.Client // follows no redirects
 	tokens       *http.Client // for token servers; follows redirects
-	scheme, name string       // name is host[:port]
+	Scheme, Name string       // Name is host[:port]
 	registry     string       // for which it answers, as in image references
 	root         string       // path of the API, "/v2" as a rule
 	caps         docker.HostCapabilities
 	header       http.Header // from hosts.toml; for this host only
-	namespace    string      // value of ?ns= for a mirror; "" for the registry itself
-	lists        doubt       // whether it answers when it is asked for referrers
+	Namespace    string      // value of ?ns= for a mirror; "" for the registry itself
+	Lists        Doubt       // whether it answers when it is asked for referrers
 
 	mu          sync.Mutex
 	failures    int       // in a row
@@ -42,21 +41,26 @@ type host struct {
 }
 
 // url is the address of a path below the repository, with the namespace where the host is a mirror.
-func (h *host) url(repo, rest string, query url.Values) *url.URL {
+func (h *Host) url(repo, rest string, query url.Values) *url.URL {
 	q := url.Values{}
 	for k, v := range query {
 		q[k] = v
 	}
-	if h.namespace != "" {
-		q.Set("ns", h.namespace)
+	if h.Namespace != "" {
+		q.Set("ns", h.Namespace)
 	}
 	// rest may end in a slash (blobs/uploads/), which Join would take away.
-	return &url.URL{Scheme: h.scheme, Host: h.name, Path: path.Join("/", h.root, repo) + "/" + rest,
+	return &url.URL{Scheme: h.Scheme, Host: h.Name, Path: path.Join("/", h.root, repo) + "/" + rest,
 		RawQuery: q.Encode()}
 }
 
-// failed notes a failure that may pass.
-func (h *host) failed(now time.Time, retryAfter time.Duration) {
+// CanName says whether the host may say which content a name stands for.
+func (h *Host) CanName() bool {
+	return h.caps.Has(docker.HostCapabilityPull | docker.HostCapabilityResolve)
+}
+
+// Failed notes a failure that may pass.
+func (h *Host) Failed(now time.Time, retryAfter time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failures++
@@ -67,13 +71,14 @@ func (h *host) failed(now time.Time, retryAfter time.Duration) {
 }
 
 // failing tells whether the host has failed just now.
-func (h *host) failing(now time.Time) bool {
+func (h *Host) failing(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return now.Before(h.badUntil)
 }
 
-func (h *host) worked() {
+// Worked notes an answer: whoever pauses because the host has failed is told.
+func (h *Host) Worked() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.failures, h.badUntil, h.notBefore = 0, time.Time{}, time.Time{}
@@ -88,7 +93,7 @@ func (h *host) worked() {
 
 // await has ch, which has room for one, told when the host next answers somebody. Pair it with
 // leave.
-func (h *host) await(ch chan<- struct{}) {
+func (h *Host) await(ch chan<- struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.waiting == nil {
@@ -97,7 +102,7 @@ func (h *host) await(ch chan<- struct{}) {
 	h.waiting[ch] = struct{}{}
 }
 
-func (h *host) leave(ch chan<- struct{}) {
+func (h *Host) leave(ch chan<- struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.waiting, ch)
@@ -105,7 +110,7 @@ func (h *host) leave(ch chan<- struct{}) {
 
 // standing is how the host compares with others: 0 is good, more is worse; and the time before
 // which it must not be asked.
-func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
+func (h *Host) standing(now time.Time) (penalty int, notBefore time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if now.Before(h.badUntil) {
@@ -117,13 +122,15 @@ func (h *host) standing(now time.Time) (penalty int, notBefore time.Time) {
 	return penalty, h.notBefore
 }
 
-func (h *host) lacksReferrers(now time.Time) bool {
+// LacksReferrers tells whether the host has shown lately that it has no referrers API.
+func (h *Host) LacksReferrers(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return now.Before(h.noReferrers)
 }
 
-func (h *host) setReferrers(has bool, now time.Time) {
+// SetReferrers notes whether the host has the referrers API.
+func (h *Host) SetReferrers(has bool, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.noReferrers, h.referrers = time.Time{}, has
@@ -132,8 +139,8 @@ func (h *host) setReferrers(has bool, now time.Time) {
 	}
 }
 
-// knownReferrers tells whether the host is known to have the API.
-func (h *host) knownReferrers() bool {
+// HasReferrers tells whether the host is known to have the API.
+func (h *Host) HasReferrers() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.referrers
@@ -148,26 +155,27 @@ const (
 	redirects          // it redirects
 )
 
-func (h *host) delivery() delivery {
+func (h *Host) delivery() delivery {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.blobs
 }
 
-func (h *host) setDelivery(p delivery) {
+func (h *Host) setDelivery(p delivery) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.blobs = p
 }
 
-func (h *host) ignoredRange(now time.Time) {
+// IgnoredRange notes that the host has ignored a range.
+func (h *Host) IgnoredRange(now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.noRanges = now.Add(noRangesFor)
 }
 
-// ignoresRanges tells whether the host has ignored a range lately.
-func (h *host) ignoresRanges(now time.Time) bool {
+// IgnoresRanges tells whether the host has ignored a range lately.
+func (h *Host) IgnoresRanges(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return now.Before(h.noRanges)
