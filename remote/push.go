@@ -119,7 +119,7 @@ func (i *Image) putManifest(
 		}
 		listed = resp.Header.Get("OCI-Subject") != ""
 		if listed {
-			h.SetReferrers(true, time.Now())
+			h.SetReferrers(true)
 		}
 		resp.Close()
 		return nil

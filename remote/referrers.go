@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -62,7 +61,7 @@ func (i *Image) Referrers(
 func (q *listing) answer(
 	ctx context.Context, h *registry.Host, troubled func(),
 ) ([]ocispec.Descriptor, error) {
-	api, tags := !h.LacksReferrers(time.Now()), h.CanName()
+	api, tags := !h.LacksReferrers(), h.CanName()
 	// One after the other they take two round trips where there is no API: both go together.
 	var tag *tagQuestion
 	if tags && (!api || !h.HasReferrers()) {
@@ -253,7 +252,7 @@ func (q *listing) pages(
 			// A page for people, or for single-page applications, at an address that the host
 			// does not know.
 			if page == 0 {
-				h.SetReferrers(false, time.Now())
+				h.SetReferrers(false)
 				err = fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 			}
 			return list, false, fmt.Errorf("%s: %w", h.Name, err)
@@ -263,7 +262,7 @@ func (q *listing) pages(
 		next := nextPage(header, base, h.Namespace)
 		if next == nil || seen[next.String()] {
 			if sure {
-				h.SetReferrers(true, time.Now())
+				h.SetReferrers(true)
 			}
 			return list, sure, nil
 		}
@@ -288,7 +287,7 @@ func (i *Image) judgeReferrers(h *registry.Host, err error) error {
 		// A registry may say this of a repository that it does not have. That says nothing of its
 		// API, and neither does what the target of a redirect says.
 		if !strings.Contains(s.Detail, "NAME_UNKNOWN") && !s.Target {
-			h.SetReferrers(false, time.Now())
+			h.SetReferrers(false)
 		}
 		return fmt.Errorf("%w: %w", err, errNoReferrersAPI)
 	case http.StatusUnauthorized, http.StatusForbidden:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -63,34 +64,22 @@ func encoded(r *http.Response, total, size int64) error {
 	return fmt.Errorf("%w: it is encoded (%s)", registry.ErrNotBlob, registry.Printable(e, 40))
 }
 
-// parseContentRange reads "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4). total is -1 for "*".
+// contentRange is "bytes FIRST-LAST/TOTAL" (RFC 9110, 14.4), of numbers that an int64 holds.
+var contentRange = regexp.MustCompile(`^(?i:bytes) (\d{1,18})-(\d{1,18})/(\*|\d{1,18})$`)
+
+// parseContentRange reads a Content-Range header. total is -1 for "*".
 func parseContentRange(v string) (first, last, total int64, err error) {
-	bad := func() (int64, int64, int64, error) {
+	total = -1
+	m := contentRange.FindStringSubmatch(v)
+	if m != nil {
+		first, _ = strconv.ParseInt(m[1], 10, 64) // at most 18 digits
+		last, _ = strconv.ParseInt(m[2], 10, 64)
+		if m[3] != "*" {
+			total, _ = strconv.ParseInt(m[3], 10, 64)
+		}
+	}
+	if m == nil || last < first || total >= 0 && last >= total {
 		return 0, 0, 0, fmt.Errorf("its range is %q", registry.Printable(v, 60))
 	}
-	unit, rest, ok := strings.Cut(v, " ")
-	if !ok || !strings.EqualFold(unit, "bytes") {
-		return bad()
-	}
-	span, all, ok := strings.Cut(rest, "/")
-	if !ok {
-		return bad()
-	}
-	from, to, ok := strings.Cut(span, "-")
-	if !ok {
-		return bad()
-	}
-	f, err1 := strconv.ParseUint(from, 10, 62)
-	l, err2 := strconv.ParseUint(to, 10, 62)
-	if err1 != nil || err2 != nil || l < f {
-		return bad()
-	}
-	if all == "*" {
-		return int64(f), int64(l), -1, nil
-	}
-	t, err := strconv.ParseUint(all, 10, 62)
-	if err != nil || l >= t {
-		return bad()
-	}
-	return int64(f), int64(l), int64(t), nil
+	return first, last, total, nil
 }

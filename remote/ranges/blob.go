@@ -76,7 +76,8 @@ func (b *Blob) Suspect(off, n int64) {
 		}
 	}
 	if at != nil {
-		at.suspect(last.host, time.Now())
+		at.note(last.host, func(r *record) { r.blame(time.Now()) })
+		at.target.Forget()
 	}
 	b.all.spools.suspect(b.desc.Digest)
 }
@@ -148,7 +149,7 @@ func (b *Blob) way(off, n int64) way {
 		return ranged
 	case spool.near(off + n):
 		return spooled
-	case slices.ContainsFunc(b.locations, func(p location) bool { return p.state.honours(nil) }):
+	case slices.ContainsFunc(b.locations, func(p location) bool { return p.state.honoured() }):
 		return ranged
 	case spool.probe(time.Now()):
 		return probing
@@ -162,7 +163,7 @@ func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
 	rot := first.repo.Rotation(b.what(), nil)
 	rot.Aside, rot.Small = b.aside, b.aside
 	rot.Penalty = func(e *registry.Candidate, now time.Time) int {
-		return b.at(e).penalty(e.Host, now)
+		return b.at(e).about(e.Host).penalty(now)
 	}
 	rot.Reload = func(ctx context.Context) ([]registry.Candidate, error) { return b.hosts(ctx, w) }
 	if b.patience > 0 {
@@ -192,7 +193,7 @@ func (b *Blob) hosts(ctx context.Context, w way) ([]registry.Candidate, error) {
 			continue
 		}
 		for _, h := range set.With(docker.HostCapabilityPull) {
-			whole := w == ranged && p.state.ignores(h, now)
+			whole := w == ranged && now.Before(p.state.about(h).whole)
 			out = append(out, registry.Candidate{Host: h, Of: p.repo, Whole: whole})
 		}
 	}

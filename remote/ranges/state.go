@@ -2,7 +2,6 @@ package ranges
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -29,25 +28,25 @@ const (
 	maxBlame = 16
 )
 
-// state is what is known of a blob in a repository, shared by the images of the repository.
+// state is what is known of a blob in a repository, shared by all who read it there.
 type state struct {
 	target registry.Target
 
-	mu       sync.Mutex
-	absent   map[*registry.Host]time.Time // hosts that did not have it, or refused it, come last until then
-	suspects map[*registry.Host]suspicion
-	served   []serving                    // the latest last
-	whole    map[*registry.Host]time.Time // hosts that have answered a range with the whole blob, until then
-	ranged   map[*registry.Host]bool      // hosts that have honoured a range since
-	probing  chan struct{}                // full while a host is asked that may do either; nil: never was
-	refused  time.Time                    // since then no host has had anything but refusals; zero: not so
-	asked    time.Time                    // when that was last found
+	mu      sync.Mutex
+	hosts   map[*registry.Host]record
+	served  []serving     // the latest last
+	probing chan struct{} // full while a host is asked that may ignore ranges; nil: never was
+	refused time.Time     // since then no host has had anything but refusals; zero: not so
+	asked   time.Time     // when that was last found
 }
 
-// suspicion is what a host that sent wrong bytes is under.
-type suspicion struct {
-	times int
-	until time.Time
+// record is what a host has done when it was asked for the blob.
+type record struct {
+	absent    time.Time // it did not have it, or refused it: it comes last until then
+	blamed    int       // how often it has sent wrong bytes
+	suspected time.Time // because of that it comes last, and is asked past its caches, until then
+	whole     time.Time // it answers ranges with the whole blob until then
+	ranged    bool      // it has honoured a range since it last did not
 }
 
 // serving is an answer: bytes off to end of the blob came from host.
@@ -57,35 +56,56 @@ type serving struct {
 	seq      uint64 // in the order of all of the client's
 }
 
-// penalty is what speaks against asking h for the blob.
-func (s *state) penalty(h *registry.Host, now time.Time) int {
+// about returns what h has done.
+func (s *state) about(h *registry.Host) record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.hosts[h]
+}
+
+// note changes what is known of h.
+func (s *state) note(h *registry.Host, change func(r *record)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.hosts == nil {
+		s.hosts = map[*registry.Host]record{}
+	}
+	r := s.hosts[h]
+	change(&r)
+	s.hosts[h] = r
+}
+
+// penalty is what speaks against asking the host for the blob.
+func (r record) penalty(now time.Time) int {
 	n := 0
-	if now.Before(s.absent[h]) {
+	if now.Before(r.absent) {
 		n += registry.PenaltyLacks
 	}
-	if x := s.suspects[h]; now.Before(x.until) {
-		n += registry.PenaltySuspect * min(x.times, maxBlame)
+	if now.Before(r.suspected) {
+		n += registry.PenaltySuspect * min(r.blamed, maxBlame)
 	}
 	return n
 }
 
-// suspected tells whether h has sent wrong bytes of the blob.
-func (s *state) suspected(h *registry.Host, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return now.Before(s.suspects[h].until)
+// blame notes that the host has sent wrong bytes.
+func (r *record) blame(now time.Time) {
+	if !now.Before(r.suspected) {
+		r.blamed = 0
+	}
+	r.blamed++
+	r.suspected = now.Add(suspectFor)
 }
 
-func (s *state) setAbsent(h *registry.Host, now time.Time) {
+// honoured tells whether any host is known to honour ranges of the blob.
+func (s *state) honoured() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.absent, func(_ *registry.Host, until time.Time) bool { return !now.Before(until) })
-	if s.absent == nil {
-		s.absent = map[*registry.Host]time.Time{}
+	for _, r := range s.hosts {
+		if r.ranged {
+			return true
+		}
 	}
-	s.absent[h] = now.Add(absentFor)
+	return false
 }
 
 // serves notes an answer, and that the blob is not refused any more.
@@ -98,45 +118,6 @@ func (s *state) serves(v serving) {
 		s.served = s.served[:n-1]
 	}
 	s.served = append(s.served, v)
-}
-
-// ignored notes that h has answered a range with the whole blob.
-func (s *state) ignored(h *registry.Host, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.whole == nil {
-		s.whole = map[*registry.Host]time.Time{}
-	}
-	s.whole[h] = now.Add(ignoredFor)
-	delete(s.ranged, h)
-}
-
-// honoured notes that h has answered a range with that range.
-func (s *state) honoured(h *registry.Host) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ranged[h] {
-		return
-	}
-	if s.ranged == nil {
-		s.ranged = map[*registry.Host]bool{}
-	}
-	s.ranged[h] = true
-	delete(s.whole, h)
-}
-
-// ignores tells whether h is known to answer a range of the blob with all of it.
-func (s *state) ignores(h *registry.Host, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return now.Before(s.whole[h])
-}
-
-// honours tells whether h, or any host if h is nil, is known to honour ranges of the blob.
-func (s *state) honours(h *registry.Host) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.ranged[h] || h == nil && len(s.ranged) > 0
 }
 
 // probe waits until nobody else asks a host for a range that may be ignored, but not for long where
@@ -171,19 +152,6 @@ func (s *state) latest(off, n int64) serving {
 		}
 	}
 	return serving{}
-}
-
-// suspect blames h for wrong bytes: it comes last, is asked past its caches, and where it
-// redirected to is forgotten.
-func (s *state) suspect(h *registry.Host, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.suspects, func(_ *registry.Host, x suspicion) bool { return !now.Before(x.until) })
-	if s.suspects == nil {
-		s.suspects = map[*registry.Host]suspicion{}
-	}
-	s.suspects[h] = suspicion{s.suspects[h].times + 1, now.Add(suspectFor)}
-	s.target.Forget()
 }
 
 // granted notes that the blob is not refused any more.

@@ -187,7 +187,7 @@ func (s *stream) connect() error {
 			continue
 		}
 		if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrUnauthorized) {
-			at.setAbsent(e.Host, time.Now())
+			at.note(e.Host, func(r *record) { r.absent = time.Now().Add(absentFor) })
 		}
 		s.rot.Failed(s.ctx, e, err)
 	}
@@ -218,20 +218,20 @@ func (s *stream) ask(e *registry.Candidate, at *state) (*registry.Reply, error) 
 	}
 	// The whole blob is asked for without a range: such answers come from more caches.
 	partial := s.off > 0 || s.left < b.desc.Size
-	if partial && s.way != whole && h.IgnoresRanges(time.Now()) && !at.honours(h) {
+	if partial && s.way != whole && h.IgnoresRanges() && !at.about(h).ranged {
 		release, err := at.probe(s.ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer release()
-		if s.way == ranged && at.ignores(h, time.Now()) {
+		if s.way == ranged && time.Now().Before(at.about(h).whole) {
 			return nil, errIgnored // another reader has found out
 		}
 	}
 	if partial {
 		c.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.off+s.left-1))
 	}
-	if at.suspected(h, time.Now()) {
+	if time.Now().Before(at.about(h).suspected) {
 		c.Header.Set("Cache-Control", "no-cache")
 	}
 	r, err := e.Of.Send(s.ctx, h, &c)
@@ -241,10 +241,10 @@ func (s *stream) ask(e *registry.Candidate, at *state) (*registry.Reply, error) 
 	skip, upTo, err := examine(r.Response, s.off, s.left, b.desc.Size)
 	switch {
 	case err == nil && partial && r.StatusCode == http.StatusPartialContent:
-		at.honoured(h)
+		at.note(h, func(r *record) { r.whole, r.ranged = time.Time{}, true })
 	case err == nil && partial:
-		h.IgnoredRange(time.Now())
-		at.ignored(h, time.Now())
+		h.IgnoredRange()
+		at.note(h, func(r *record) { r.whole, r.ranged = time.Now().Add(ignoredFor), false })
 		if s.way != whole {
 			r.Abandon()
 			return nil, errIgnored

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -27,6 +28,8 @@ type Host struct {
 	header       http.Header // from hosts.toml; for this host only
 	Namespace    string      // value of ?ns= for a mirror; "" for the registry itself
 	Lists        Doubt       // whether it answers when it is asked for referrers
+	referrers    atomic.Bool // has the referrers API
+	redirects    atomic.Bool // has redirected who asked for a blob, the last time
 
 	mu          sync.Mutex
 	failures    int       // in a row
@@ -34,8 +37,6 @@ type Host struct {
 	notBefore   time.Time // asked for by Retry-After: not asked until then
 	noRanges    time.Time // has ignored a Range; comes after the others until then
 	noReferrers time.Time // has no referrers API; not asked for it until then
-	referrers   bool      // has the referrers API
-	blobs       delivery  // where it keeps its blobs
 	sessions    map[string]*session
 	waiting     map[chan<- struct{}]struct{} // told when it answers
 }
@@ -123,60 +124,36 @@ func (h *Host) standing(now time.Time) (penalty int, notBefore time.Time) {
 }
 
 // LacksReferrers tells whether the host has shown lately that it has no referrers API.
-func (h *Host) LacksReferrers(now time.Time) bool {
+func (h *Host) LacksReferrers() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return now.Before(h.noReferrers)
+	return time.Now().Before(h.noReferrers)
 }
 
 // SetReferrers notes whether the host has the referrers API.
-func (h *Host) SetReferrers(has bool, now time.Time) {
+func (h *Host) SetReferrers(has bool) {
+	h.referrers.Store(has)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.noReferrers, h.referrers = time.Time{}, has
+	h.noReferrers = time.Time{}
 	if !has {
-		h.noReferrers = now.Add(noReferrersFor)
+		h.noReferrers = time.Now().Add(noReferrersFor)
 	}
 }
 
 // HasReferrers tells whether the host is known to have the API.
-func (h *Host) HasReferrers() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.referrers
-}
-
-// delivery is where a host keeps its blobs, as far as it has shown.
-type delivery uint8
-
-const (
-	unknown   delivery = iota
-	direct             // it serves them by itself
-	redirects          // it redirects
-)
-
-func (h *Host) delivery() delivery {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.blobs
-}
-
-func (h *Host) setDelivery(p delivery) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.blobs = p
-}
+func (h *Host) HasReferrers() bool { return h.referrers.Load() }
 
 // IgnoredRange notes that the host has ignored a range.
-func (h *Host) IgnoredRange(now time.Time) {
+func (h *Host) IgnoredRange() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.noRanges = now.Add(noRangesFor)
+	h.noRanges = time.Now().Add(noRangesFor)
 }
 
 // IgnoresRanges tells whether the host has ignored a range lately.
-func (h *Host) IgnoresRanges(now time.Time) bool {
+func (h *Host) IgnoresRanges() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return now.Before(h.noRanges)
+	return time.Now().Before(h.noRanges)
 }

@@ -32,7 +32,7 @@ type Target struct {
 // it has its answer.
 func (t *Target) begin(ctx context.Context, h *Host) (u *url.URL, done func(), err error) {
 	for {
-		waits := h.delivery() == redirects
+		waits := h.redirects.Load()
 		t.mu.Lock()
 		if t.url != nil && t.host == h && (t.expires.IsZero() || time.Now().Before(t.expires)) {
 			u := t.url
@@ -74,11 +74,7 @@ func (t *Target) answered(ch chan struct{}) {
 // used until it is refused.
 func (t *Target) found(h *Host, origin, u *url.URL, expires time.Time) {
 	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
-	if elsewhere {
-		h.setDelivery(redirects)
-	} else {
-		h.setDelivery(direct)
-	}
+	h.redirects.Store(elsewhere)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.gotAnswer = true
