@@ -97,7 +97,7 @@ func TestDiskFull(t *testing.T) {
 		t.Error("a layer without a byte is complete")
 	}
 	full = false
-	f.o.Budget.Spares.Drop(f.Layer)
+	f.o.Budget.Spares.Forget(f.Layer)
 	f.mustRead(0, f.Size())
 	f.wait()
 	if f.completed.Load() != 1 {

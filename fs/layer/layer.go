@@ -168,7 +168,7 @@ func (l *Layer) Close() {
 	l.mu.Unlock()
 	l.section.drop(l.o.Budget)
 	l.running.Wait()
-	l.o.Budget.Spares.Drop(l)
+	l.o.Budget.Spares.Forget(l)
 }
 
 // Size is the length of the device in whole tar blocks, bytes. What lies beyond

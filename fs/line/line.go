@@ -108,12 +108,12 @@ func New(fetch, decode int64) *Budget {
 	return b
 }
 
-// holdMost is how long decoding is held at the most.
-const holdMost = 250 * time.Millisecond
+// pauseMost is how long decoding pauses at the most.
+const pauseMost = 250 * time.Millisecond
 
 // FreeCores keeps the cores free of decoding that no reader waits for until release is called, but
 // for 250 ms at the most: for what takes a moment if it has them, and makes many wait if not.
-func (b *Budget) FreeCores() (release func()) { return b.Decoders.hold(holdMost) }
+func (b *Budget) FreeCores() (release func()) { return b.Decoders.pause(pauseMost) }
 
 // ComparesMost is how many spans on disk are compared with their digests at a time, because readers
 // come in any number and each comparison takes a buffer.

@@ -45,12 +45,12 @@ type Meter struct {
 	size    int64
 	reserve int64 // what all but Demand leave free
 
-	mu    sync.Mutex
-	free  int64
-	queue [priorities][]*ticket
-	holds int         // that are not released
-	limit *time.Timer // ends what they do
-	held  bool        // only Demand is served
+	mu     sync.Mutex
+	free   int64
+	queue  [priorities][]*ticket
+	pauses int         // that are not released
+	limit  *time.Timer // ends what they do
+	paused bool        // only Demand is served
 }
 
 // ticket is somebody who waits for n of the meter's units.
@@ -138,13 +138,13 @@ func (m *Meter) Release(n int64) {
 	m.grantLocked()
 }
 
-// hold keeps all but Demand waiting until release is called, but for the time most at the longest,
-// which holds that overlap have in all.
-func (m *Meter) hold(most time.Duration) (release func()) {
+// pause keeps all but Demand waiting until release is called, but for the time most at the longest,
+// which pauses that overlap have in all.
+func (m *Meter) pause(most time.Duration) (release func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.holds++; m.holds == 1 {
-		m.held = true
+	if m.pauses++; m.pauses == 1 {
+		m.paused = true
 		m.limit = time.AfterFunc(most, func() {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -154,7 +154,7 @@ func (m *Meter) hold(most time.Duration) (release func()) {
 	return sync.OnceFunc(func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.holds--; m.holds == 0 {
+		if m.pauses--; m.pauses == 0 {
 			m.limit.Stop()
 			m.resumeLocked()
 		}
@@ -162,13 +162,13 @@ func (m *Meter) hold(most time.Duration) (release func()) {
 }
 
 func (m *Meter) resumeLocked() {
-	m.held = false
+	m.paused = false
 	m.grantLocked()
 }
 
 func (m *Meter) grantLocked() {
 	for prio := range priorities {
-		if m.held && prio > Demand {
+		if m.paused && prio > Demand {
 			return
 		}
 		for len(m.queue[prio]) > 0 {

@@ -68,7 +68,7 @@ func TestMeterHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(2)
 		start := time.Now()
-		first, second := m.hold(time.Minute), m.hold(time.Minute)
+		first, second := m.pause(time.Minute), m.pause(time.Minute)
 		granted := func(c *Claim) chan time.Duration {
 			ch := make(chan time.Duration, 1)
 			go func() {
@@ -97,7 +97,7 @@ func TestMeterHold(t *testing.T) {
 				t.Errorf("granted after %v, want %v", got, c.want)
 			}
 		}
-		defer m.hold(time.Minute)()
+		defer m.pause(time.Minute)()
 		if got := <-granted(NewClaim(Replay)); got != 62*time.Second {
 			t.Errorf("held until %v", got)
 		}

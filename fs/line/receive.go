@@ -124,8 +124,8 @@ func (r *Request) lock() error {
 		return nil
 	}
 	r.mu.Unlock()
-	r.taking.Lock()
-	defer r.taking.Unlock()
+	r.returning.Lock()
+	defer r.returning.Unlock()
 	r.mu.Lock()
 	n := r.lent
 	if n == 0 {

@@ -47,7 +47,7 @@ type Request struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
-	taking sync.Mutex // held while what was lent is taken again
+	returning sync.Mutex // locked while what was lent comes back
 
 	mu    sync.Mutex
 	bufs  []*Buffer // of the pieces; nil: nothing has come

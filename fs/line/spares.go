@@ -31,14 +31,14 @@ func (s *Spares) Put(owner any, span int, buf *Buffer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := spareKey{owner, span}
-	s.dropLocked(s.byKey[key])
+	s.removeLocked(s.byKey[key])
 	if s.byKey == nil {
 		s.byKey = map[spareKey]*list.Element{}
 	}
 	s.byKey[key] = s.order.PushBack(&spare{key, buf})
 	s.bytes += int64(cap(buf.B))
 	for s.bytes > s.limit {
-		s.dropLocked(s.order.Front())
+		s.removeLocked(s.order.Front())
 	}
 }
 
@@ -55,18 +55,18 @@ func (s *Spares) Use(owner any, span int, fn func([]byte)) bool {
 	return true
 }
 
-// Drop forgets all that an owner has.
-func (s *Spares) Drop(owner any) {
+// Forget lets go of all that an owner has.
+func (s *Spares) Forget(owner any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, e := range s.byKey {
 		if key.owner == owner {
-			s.dropLocked(e)
+			s.removeLocked(e)
 		}
 	}
 }
 
-func (s *Spares) dropLocked(e *list.Element) {
+func (s *Spares) removeLocked(e *list.Element) {
 	if e == nil {
 		return
 	}

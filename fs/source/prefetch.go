@@ -21,13 +21,13 @@ const (
 // Prefetch is beginnings of blobs that are fetched before there is an index: windows. A source
 // takes from it what it has; who reads verifies that as all else. The zero value is ready.
 type Prefetch struct {
-	mu     sync.Mutex
-	pieces map[digest.Digest][]*piece
-	bytes  int64 // of all pieces
+	mu       sync.Mutex
+	portions map[digest.Digest][]*portion
+	bytes    int64 // of all portions
 }
 
-// piece is a range of a blob, on its way.
-type piece struct {
+// portion is a range of a blob, on its way.
+type portion struct {
 	off int64
 	buf []byte
 
@@ -39,38 +39,38 @@ type piece struct {
 
 // Early is the beginning of a blob that is to be fetched.
 type Early struct {
-	all    *Prefetch
-	blob   ocispec.Descriptor
-	pieces []*piece
+	all      *Prefetch
+	blob     ocispec.Descriptor
+	portions []*portion
 }
 
-// Early makes room for the first n bytes of a blob, in pieces of at most size bytes; none where
+// Early makes room for the first n bytes of a blob, in portions of at most size bytes; none where
 // there is no room, or they are here. Pair it with Fetch.
 func (e *Prefetch) Early(blob ocispec.Descriptor, n, size int64) *Early {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := &Early{all: e, blob: blob}
-	if e.bytes+n > prefetchBytes || len(e.pieces[blob.Digest]) > 0 {
+	if e.bytes+n > prefetchBytes || len(e.portions[blob.Digest]) > 0 {
 		return all
 	}
 	for off := int64(0); off < n; off += size {
-		all.pieces = append(all.pieces, &piece{
+		all.portions = append(all.portions, &portion{
 			off: off, buf: make([]byte, min(size, n-off)), more: make(chan struct{}),
 		})
 	}
-	if e.pieces == nil {
-		e.pieces = map[digest.Digest][]*piece{}
+	if e.portions == nil {
+		e.portions = map[digest.Digest][]*portion{}
 	}
-	e.pieces[blob.Digest] = slices.Clone(all.pieces)
+	e.portions[blob.Digest] = slices.Clone(all.portions)
 	e.bytes += n
 	return all
 }
 
-// Fetch brings each piece by a request, and keeps them until ctx ends. Of one that does not come
+// Fetch brings each portion by a request, and keeps them until ctx ends. Of one that does not come
 // those who read it ask for the rest.
 func (r *Early) Fetch(ctx context.Context, image *remote.Image) {
 	var running sync.WaitGroup
-	for _, p := range r.pieces {
+	for _, p := range r.portions {
 		running.Go(func() {
 			p.fill(ctx, image.Blob(r.blob))
 			p.advance(0)
@@ -80,19 +80,19 @@ func (r *Early) Fetch(ctx context.Context, image *remote.Image) {
 	<-ctx.Done()
 	r.all.mu.Lock()
 	defer r.all.mu.Unlock()
-	for _, p := range r.pieces {
+	for _, p := range r.portions {
 		r.all.bytes -= int64(len(p.buf))
 	}
-	if len(r.pieces) > 0 {
-		delete(r.all.pieces, r.blob.Digest)
+	if len(r.portions) > 0 {
+		delete(r.all.portions, r.blob.Digest)
 	}
 }
 
-// find returns the piece that holds a byte of a blob; nil: there is none.
-func (e *Prefetch) find(blob digest.Digest, off int64) *piece {
+// find returns the portion that holds a byte of a blob; nil: there is none.
+func (e *Prefetch) find(blob digest.Digest, off int64) *portion {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, p := range e.pieces[blob] {
+	for _, p := range e.portions[blob] {
 		if p.off <= off && off < p.off+int64(len(p.buf)) {
 			return p
 		}
@@ -104,15 +104,15 @@ func (e *Prefetch) find(blob digest.Digest, off int64) *piece {
 func (e *Prefetch) suspect(blob digest.Digest, off, n int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if all := e.pieces[blob]; len(all) > 0 {
-		e.pieces[blob] = slices.DeleteFunc(all, func(p *piece) bool {
+	if all := e.portions[blob]; len(all) > 0 {
+		e.portions[blob] = slices.DeleteFunc(all, func(p *portion) bool {
 			return p.off < off+n && off < p.off+int64(len(p.buf))
 		})
 	}
 }
 
-// fill reads the piece from its blob, as far as that comes.
-func (p *piece) fill(ctx context.Context, blob *remote.Blob) {
+// fill reads the portion from its blob, as far as that comes.
+func (p *portion) fill(ctx context.Context, blob *remote.Blob) {
 	body, err := Impatient(ctx, blob, p.off, int64(len(p.buf)))
 	if err != nil {
 		return
@@ -129,7 +129,7 @@ func (p *piece) fill(ctx context.Context, blob *remote.Blob) {
 }
 
 // advance notes that n more bytes are here; 0: no more will come.
-func (p *piece) advance(n int) {
+func (p *portion) advance(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.have += n
@@ -138,9 +138,9 @@ func (p *piece) advance(n int) {
 	p.more = make(chan struct{})
 }
 
-// take waits for bytes from off on, in the blob, and copies them. 0 says that none will come; an
+// read waits for bytes from off on, in the blob, and copies them. 0 says that none will come; an
 // error is of ctx.
-func (p *piece) take(ctx context.Context, b []byte, off int64) (int, error) {
+func (p *portion) read(ctx context.Context, b []byte, off int64) (int, error) {
 	for {
 		p.mu.Lock()
 		n := copy(b, p.buf[min(off-p.off, int64(p.have)):p.have])
@@ -172,7 +172,7 @@ func (b *earlyBody) Read(p []byte) (n int, err error) {
 	}
 	p = p[:min(int64(len(p)), b.end-b.off)]
 	if early := b.s.prefetch.find(b.s.desc.Digest, b.off); b.rest == nil && early != nil {
-		if n, err = early.take(b.ctx, p, b.off); n > 0 || err != nil {
+		if n, err = early.read(b.ctx, p, b.off); n > 0 || err != nil {
 			b.off += int64(n)
 			return n, err
 		}

@@ -79,8 +79,8 @@ func TestPrefetch(t *testing.T) {
 	fetch := func() (stop func()) {
 		t.Helper()
 		early := e.Early(d, 100_000, 30_000)
-		if len(early.pieces) != 4 || len(e.Early(d, 100_000, 30_000).pieces) != 0 {
-			t.Errorf("%d pieces", len(early.pieces))
+		if len(early.portions) != 4 || len(e.Early(d, 100_000, 30_000).portions) != 0 {
+			t.Errorf("%d portions", len(early.portions))
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -97,15 +97,15 @@ func TestPrefetch(t *testing.T) {
 	read(60_000, 60_000, 1) // all that is there, and more
 	read(41_000, 0, 0)
 	read(110_000, 1000, 1)
-	s.Suspect(40_000, 5) // in the second piece
+	s.Suspect(40_000, 5) // in the second portion
 	read(0, 29_000, 0)
 	read(0, 40_000, 1)
 	stop()
 	read(0, 1000, 1)
-	if e.bytes != 0 || len(e.pieces) != 0 {
-		t.Errorf("%d bytes of %d blobs are left", e.bytes, len(e.pieces))
+	if e.bytes != 0 || len(e.portions) != 0 {
+		t.Errorf("%d bytes of %d blobs are left", e.bytes, len(e.portions))
 	}
-	if other := e.Early(d, prefetchBytes+1, 30_000); len(other.pieces) != 0 {
+	if other := e.Early(d, prefetchBytes+1, 30_000); len(other.portions) != 0 {
 		t.Error("more is kept than there is room for")
 	}
 

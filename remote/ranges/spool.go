@@ -40,8 +40,8 @@ var (
 	errIgnored = errors.New("ranges are ignored")
 	// errNoRoom says that a spool's file does not take what comes.
 	errNoRoom = errors.New("the file for a blob that comes whole cannot be written")
-	// errDropped says that a spool was thrown away: there may be another.
-	errDropped = errors.New("the bytes of a blob that came whole were thrown away")
+	// errDiscarded says that a spool was thrown away: there may be another.
+	errDiscarded = errors.New("the bytes of a blob that came whole were thrown away")
 )
 
 // spools are the blobs of hosts that ignore ranges, by digest.
@@ -65,17 +65,17 @@ type spool struct {
 	file   *os.File
 	began  time.Time
 
-	mu      sync.Mutex
-	readers int
-	dropped bool // the file is closed when the last reader has gone
-	coming  bool // a goroutine fills the file
-	cancel  context.CancelCauseFunc
-	upTo    int64         // bytes that have come
-	err     error         // why no more come; nil while they do, and where all have
-	more    chan struct{} // closed, and replaced, when upTo or err changes
-	idle    *time.Timer   // runs while nobody reads
-	probes  int
-	probed  time.Time
+	mu        sync.Mutex
+	readers   int
+	discarded bool // the file is closed when the last reader has gone
+	coming    bool // a goroutine fills the file
+	cancel    context.CancelCauseFunc
+	upTo      int64         // bytes that have come
+	err       error         // why no more come; nil while they do, and where all have
+	more      chan struct{} // closed, and replaced, when upTo or err changes
+	idle      *time.Timer   // runs while nobody reads
+	probes    int
+	probed    time.Time
 }
 
 // get returns the spool of a blob, one that is coming or has come, nil if there is none.
@@ -256,7 +256,7 @@ func (a *spools) remove(d digest.Digest, only func(s *spool) bool) {
 	}
 	delete(a.all, d)
 	a.mu.Unlock()
-	s.drop(errDropped)
+	s.discard(errDiscarded)
 }
 
 // forget removes what has come of a blob that nobody needs any more.
@@ -288,14 +288,14 @@ func (s *spool) expire() {
 	})
 }
 
-// drop ends the download, whose error is why. Who reads what has come goes on.
-func (s *spool) drop(why error) {
+// discard ends the download, whose error is why. Who reads what has come goes on.
+func (s *spool) discard(why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dropped {
+	if s.discarded {
 		return
 	}
-	s.dropped = true
+	s.discarded = true
 	s.idle.Stop()
 	if s.cancel != nil {
 		s.cancel(why)
@@ -304,7 +304,7 @@ func (s *spool) drop(why error) {
 }
 
 func (s *spool) closeLocked() {
-	if s.dropped && s.readers == 0 {
+	if s.discarded && s.readers == 0 {
 		_ = s.file.Close() // it has no name, so nothing of it is wanted any more
 	}
 }
@@ -317,7 +317,7 @@ func (a *spools) close() {
 	a.all = nil
 	a.mu.Unlock()
 	for _, s := range all {
-		s.drop(errClosed)
+		s.discard(errClosed)
 	}
 	a.running.Wait()
 }
@@ -367,7 +367,7 @@ func (r *spoolReader) Close() error {
 	defer s.mu.Unlock()
 	if !r.closed {
 		r.closed = true
-		if s.readers--; s.readers == 0 && !s.dropped {
+		if s.readers--; s.readers == 0 && !s.discarded {
 			s.idle.Reset(spoolIdle)
 		}
 		s.closeLocked()

@@ -104,7 +104,7 @@ func (s *stream) leaveSpool(err error) error {
 		return nil
 	case s.ctx.Err() == nil && errors.Is(err, errNoRoom):
 		s.way = whole
-	case s.ctx.Err() == nil && errors.Is(err, errDropped):
+	case s.ctx.Err() == nil && errors.Is(err, errDiscarded):
 		s.way = ranged
 	default:
 		return fmt.Errorf("%w (%s)", err, s.rot.What)
