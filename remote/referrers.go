@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -61,12 +62,22 @@ func (i *Image) Referrers(
 func (q *listing) answer(
 	ctx context.Context, h *registry.Host, troubled func(),
 ) ([]ocispec.Descriptor, error) {
+	ctx, stop := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer stop()
+	var atTag []ocispec.Descriptor
+	var tells atomic.Bool // the tag has what is wanted
+	askTag := sync.OnceValue(func() error {
+		index, err := q.image.fallback(ctx, q.subject, h, troubled)
+		atTag = index.Manifests
+		tells.Store(len(q.annotated(atTag)) > 0)
+		return err
+	})
 	api, tags := !h.LacksReferrers(), h.CanName()
 	// One after the other they take two round trips where there is no API: both go together.
-	var tag *tagQuestion
-	if tags && (!api || !h.HasReferrers()) {
-		tag = q.askTag(ctx, h, troubled)
-		defer tag.close()
+	if tags && api && !h.HasReferrers() {
+		asking.Go(func() { _ = askTag() }) // its error is for those who wait for it
 	}
 	var list []ocispec.Descriptor
 	var failed error
@@ -77,7 +88,7 @@ func (q *listing) answer(
 		var sure bool
 		list, sure, failed = q.pages(ctx, h, func() {
 			troubled()
-			if tag != nil && tag.tells(q) {
+			if tells.Load() {
 				enough()
 			}
 		})
@@ -88,52 +99,13 @@ func (q *listing) answer(
 		}
 	}
 	if tags {
-		if tag == nil {
-			tag = q.askTag(ctx, h, troubled)
-			defer tag.close()
-		}
-		<-tag.done
-		if tag.err == nil {
-			list = merge(list, tag.index.Manifests)
-		} else if !errors.Is(tag.err, ErrNotFound) {
-			failed = cmp.Or(failed, tag.err)
+		if err := askTag(); err == nil {
+			list = merge(list, atTag)
+		} else if !errors.Is(err, ErrNotFound) {
+			failed = cmp.Or(failed, err)
 		}
 	}
 	return q.complete(ctx, h, list), failed
-}
-
-// tagQuestion is the index at the fallback tag, asked for before it is known to be needed.
-type tagQuestion struct {
-	stop  context.CancelFunc
-	done  chan struct{}
-	index ocispec.Index
-	err   error
-}
-
-// askTag asks for the index at the fallback tag. Pair it with close.
-func (q *listing) askTag(ctx context.Context, h *registry.Host, troubled func()) *tagQuestion {
-	e := &tagQuestion{done: make(chan struct{})}
-	ctx, e.stop = context.WithCancel(ctx)
-	go func() {
-		defer close(e.done)
-		e.index, e.err = q.image.fallback(ctx, q.subject, h, troubled)
-	}()
-	return e
-}
-
-// tells says whether the index has come and has what is wanted.
-func (e *tagQuestion) tells(q *listing) bool {
-	select {
-	case <-e.done:
-		return e.err == nil && len(q.annotated(e.index.Manifests)) > 0
-	default:
-		return false
-	}
-}
-
-func (e *tagQuestion) close() {
-	e.stop()
-	<-e.done
 }
 
 // merge adds the entries at the tag to those that the API lists, and says by them what these are.
