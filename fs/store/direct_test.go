@@ -462,20 +462,3 @@ func TestDirectHoldsNoFile(t *testing.T) {
 	must(t, other.Close())
 	must(t, st.Close())
 }
-
-func TestPagesBounds(t *testing.T) {
-	for _, size := range []int64{0, 1, 1 << chunkShift, 1<<chunkShift + 1, 100 << 30, 256 << 30, 257 << 30, 1 << 62} {
-		p := newPages(size)
-		if n := int64(len(p.chunks)); n > maxChunks || n<<p.shift < size || n > 0 && (n-1)<<p.shift >= size {
-			t.Errorf("%d chunks of 1<<%d for %d bytes", n, p.shift, size)
-		}
-		for _, x := range []extent{{-1, 5}, {0, 0}, {0, -1}, {size, 10}, {1 << 62, 1 << 62}, {0, 1 << 62}} {
-			p.wrote(x.off, x.n)
-			p.read(x.off, x.n)
-			p.served(x.off, x.n)
-		}
-		if len(p.chunks) > 0 && p.cold(0, 1) {
-			t.Error("what was written is cold")
-		}
-	}
-}

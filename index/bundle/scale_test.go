@@ -14,14 +14,14 @@ import (
 func TestSize(t *testing.T) {
 	const files = 20_000
 	raw := Wide(files).Write(t)
-	var b bytes.Buffer
+	w := &writer{}
 	in := &Input{Index: bytes.NewReader(raw), Size: int64(len(raw))}
-	_, packed, err := frameOf(&b, in, raw[:1024], OpenBytes(t, raw))
+	_, packed, err := w.frameOf(in, raw[:1024], OpenBytes(t, raw))
 	if err != nil || !packed {
 		t.Fatalf("packed: %t, %v", packed, err)
 	}
-	if b.Len() > 12*files {
-		t.Errorf("%.1f bytes a file", float64(b.Len())/files)
+	if w.frames.Len() > 12*files {
+		t.Errorf("%.1f bytes a file", float64(w.frames.Len())/files)
 	}
 }
 

@@ -90,7 +90,7 @@ func (b *Blob) Forget() { b.all.spools.forget(b.desc.Digest) }
 func (b *Blob) Size() int64 { return b.desc.Size }
 
 // Ranged says whether a host has answered a read of a part of the blob with that part alone.
-func (b *Blob) Ranged() bool { return b.locations[0].state.honours(nil) }
+func (b *Blob) Ranged() bool { return b.locations[0].state.honoured() }
 
 // ReadAt fills p with the blob's bytes from off on, all of them or it returns an error. It tries,
 // at every host, for as long as ctx lasts; ErrNotFound and ErrUnauthorized come at once. Parallel
