@@ -104,6 +104,14 @@ func (m *machine) boot(unit ...string) {
 	}
 	installed := m.t.TempDir()
 	run(m.t, "make", "-C", checkout, "--old-file=build", "install", "DESTDIR="+installed)
+	m.prepare(unit...)
+	m.start(installed)
+	m.await("active")
+}
+
+// prepare writes what the machine has beside its programs, and lines added to micad's unit.
+func (m *machine) prepare(unit ...string) {
+	m.t.Helper()
 	// The start of a whole system is left out: it would look after this one's devices.
 	unit = append([]string{"[Unit]", "DefaultDependencies=no", "[Service]",
 		"StandardError=append:/mnt/log"}, unit...)
@@ -116,8 +124,6 @@ func (m *machine) boot(unit ...string) {
 	m.write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
 	m.write("etc/group", "root:x:0:\n")
 	m.write("lib/micad/.keep", "")
-	m.start(installed)
-	m.await("active")
 }
 
 // write makes a file below work.

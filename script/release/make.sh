@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a release: script/release/make.sh VERSION DIR
+# Makes a release: [ARCHES="amd64 …"] [FORMATS="deb rpm tar"] script/release/make.sh VERSION DIR
 #
 # For each architecture a deb, an rpm, a static tarball and its SBOM (CycloneDX), and SHA256SUMS of
 # all. The same commit gives the same bytes with the same Go release: times are the commit's.
@@ -43,23 +43,27 @@ sed 's|/usr/local/bin/|/usr/bin/|' script/micad.service >"$common/micad.service"
 
 rm -rf "$out"
 mkdir -p "$out"
-for arch in amd64 arm64; do
+for arch in ${ARCHES:-amd64 arm64}; do
 	built=$work/$arch
 	GOARCH=$arch build "$built"
 	cp -r "$common/." "$built"
 	sed "s|\${ARCH}|$arch|; s|\${VERSION}|$version|; s|\${BUILD}|$built|" \
 		script/release/nfpm.yaml >"$work/nfpm.yaml"
-	for format in deb rpm; do
-		"$tools/nfpm" package -f "$work/nfpm.yaml" -p $format -t "$out/" >&2
+	for format in ${FORMATS:-deb rpm tar}; do
+		case $format in
+		tar)
+			folder=$work/mica-$version-linux-$arch
+			mkdir "$folder"
+			cp -r "$built/." LICENSE README.md "$folder"
+			cp script/micad.service "$folder/micad.service" # for /usr/local/bin
+			pack "$out/$(basename "$folder").tar.gz" "$folder"
+			"$tools/cyclonedx-gomod" bin -json -noserial -output "$work/sbom" "$built/micad" \
+				2>"$work/log" || { cat "$work/log" >&2; exit 1; }
+			mv "$work/sbom" "$out/mica-$version-linux-$arch.cdx.json"
+			;;
+		*) "$tools/nfpm" package -f "$work/nfpm.yaml" -p "$format" -t "$out/" >&2 ;;
+		esac
 	done
-	folder=$work/mica-$version-linux-$arch
-	mkdir "$folder"
-	cp -r "$built/." LICENSE README.md "$folder"
-	cp script/micad.service "$folder/micad.service" # for /usr/local/bin
-	pack "$out/$(basename "$folder").tar.gz" "$folder"
-	"$tools/cyclonedx-gomod" bin -json -noserial -output "$work/sbom" "$built/micad" 2>"$work/log" ||
-		{ cat "$work/log" >&2; exit 1; }
-	mv "$work/sbom" "$out/mica-$version-linux-$arch.cdx.json"
 done
 (cd "$out" && sha256sum -- * >"$work/sums" && mv "$work/sums" SHA256SUMS)
 cat "$out/SHA256SUMS"

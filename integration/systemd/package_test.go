@@ -1,0 +1,134 @@
+package systemd
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/integration/node"
+)
+
+// TestPackage: the deb is installed, upgraded, downgraded and removed under systemd. While there is
+// a micad at all no connection to it is refused, and what it is told by its configuration stays.
+func TestPackage(t *testing.T) {
+	older, newer := makeDeb(t, "v0.1.0"), makeDeb(t, "v0.2.0")
+	m := newMachine(t, "/")
+	m.write("older.deb", older)
+	m.write("newer.deb", newer)
+	for _, name := range []string{"status", "available", "triggers/Unincorp", "info/format",
+		"updates/.keep"} {
+		content := ""
+		if name == "info/format" {
+			content = "1\n"
+		}
+		m.write("lib/dpkg/"+name, content)
+	}
+	m.prepare()
+	installed := t.TempDir()
+	if err := os.MkdirAll(installed+"/usr/local", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m.start(installed)
+	m.eventually("systemd", func() error {
+		_, err := m.tryRun("systemctl", "list-units")
+		return err
+	})
+	// What packages bring is on no disk of the machine that tests.
+	m.write("upper/.keep", "")
+	m.write("over/.keep", "")
+	m.run("mount", "-t", "overlay", "-o", "lowerdir=/usr,upperdir=/mnt/upper,workdir=/mnt/over",
+		"overlay", "/usr")
+
+	m.install("older.deb")
+	m.await("active")
+	m.answers(0)
+	m.versionIs("0.1.0")
+	if got := m.show("UnitFileState"); got != "enabled" {
+		t.Errorf("the unit is %s", got)
+	}
+	m.run("mica", "--version")
+	m.run("micad", "config", "check")
+	refused := m.connect()
+	config := m.path("/etc/micad/config.toml")
+	changed := strings.Replace(m.read(config), "'INFO'", "'DEBUG'", 1)
+	if err := os.WriteFile(config, []byte(changed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ deb, version string }{
+		{"newer.deb", "0.2.0"}, {"older.deb", "0.1.0"}, {"newer.deb", "0.2.0"},
+	} {
+		old := m.number("MainPID")
+		m.install(step.deb)
+		m.answers(old)
+		m.versionIs(step.version)
+	}
+	if got := m.read(config); got != changed {
+		t.Errorf("the configuration has become\n%s", got)
+	}
+	if err := refused(); err != nil {
+		m.fatal(fmt.Errorf("a connection is refused: %w", err))
+	}
+	m.run("dpkg", "--remove", "mica")
+	if got := m.show("ActiveState"); got != "inactive" {
+		t.Errorf("after the removal the unit is %s", got)
+	}
+	if _, err := os.Stat(config); err != nil {
+		t.Errorf("a removal takes the configuration: %v", err)
+	}
+	m.run("dpkg", "--purge", "mica")
+	for _, gone := range []string{"/usr/bin/micad", "/usr/bin/mica", "/etc/micad",
+		"/var/lib/micad", "/usr/lib/systemd/system/micad.service"} {
+		if _, err := os.Lstat(m.path(gone)); err == nil {
+			t.Errorf("%s is left", gone)
+		}
+	}
+}
+
+// makeDeb makes the package of a version for this machine, and returns its bytes.
+func makeDeb(t *testing.T, version string) string {
+	t.Helper()
+	checkout, err := node.Checkout()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	arch := strings.TrimSpace(run(t, "go", "env", "GOARCH"))
+	run(t, "env", "ARCHES="+arch, "FORMATS=deb", checkout+"/script/release/make.sh", version, dir)
+	found, err := filepath.Glob(dir + "/*.deb")
+	if err != nil || len(found) != 1 {
+		t.Fatalf("packages %v, %v", found, err)
+	}
+	b, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// install has dpkg install a package. The machine has none of those that every system has.
+func (m *machine) install(deb string) {
+	m.t.Helper()
+	m.run("dpkg", "--force-depends", "--force-downgrade", "--force-confold", "-i", "/mnt/"+deb)
+}
+
+func (m *machine) versionIs(want string) {
+	m.t.Helper()
+	var info admin.Info
+	err := admin.NewClient(m.path(socket)).Get(context.Background(), admin.PathInfo, &info)
+	if err != nil || info.Version != want {
+		m.fatal(fmt.Errorf("micad is version %q, %w", info.Version, err))
+	}
+}
+
+func (m *machine) read(path string) string {
+	m.t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		m.fatal(err)
+	}
+	return string(b)
+}
