@@ -18,9 +18,6 @@ func (c *Client) Repository(registry, name string) *Repository {
 	return &Repository{client: c, registry: registry, name: name}
 }
 
-// Client returns the client that the repository was made by.
-func (r *Repository) Client() *Client { return r.client }
-
 // Registry is the name of the registry, as in references: "docker.io".
 func (r *Repository) Registry() string { return r.registry }
 

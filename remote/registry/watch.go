@@ -19,7 +19,6 @@ const minProgress = 4 << 10
 type watch struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	detach func() bool // undoes that the caller's context ends ctx
 	timer  *time.Timer
 	limit  time.Duration
 
@@ -31,8 +30,7 @@ type watch struct {
 
 func newWatch(ctx context.Context, limit time.Duration) *watch {
 	w := &watch{limit: limit, left: limit}
-	w.ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	w.detach = context.AfterFunc(ctx, func() { w.cancel(context.Cause(ctx)) })
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.timer = time.AfterFunc(limit, func() { w.cancel(errStalled) })
 	return w
 }
@@ -59,7 +57,6 @@ func (w *watch) pause(n int) {
 // stop releases the exchange. Its context must not be needed any more.
 func (w *watch) stop() {
 	w.timer.Stop()
-	w.detach()
 	w.cancel(context.Canceled)
 }
 
