@@ -228,43 +228,43 @@ func TestPodsAreApart(t *testing.T) {
 	}
 }
 
-// TestSwitch: a node's snapshotter is switched from overlayfs to Mica under a pod that runs. The
-// pod goes on, and containerd unpacks images that it has for overlayfs, the pause image among them,
-// when new pods need them, though it has discarded their layers.
+// TestSwitch: a node's snapshotter is switched from overlayfs to Mica under a pod that runs, and
+// back. The pod goes on, and containerd unpacks what it has for the other one, the pause image too,
+// when a new pod needs it: by Mica, though the layers have been discarded.
 func TestSwitch(t *testing.T) {
 	ctx := fixture.Context(t)
-	r := fixture.Registry(t)
-	ref := fixture.Push(t, r, "debian", fixture.Debian(t))
-	fixture.Index(t, r, "debian")
+	r := fixture.Referrers(t)
+	ref := fixture.Push(t, r, "probe", fixture.ProbeImage(t))
+	fixture.Index(t, r, "probe")
 	settings := &node.CRI{Overlayfs: true, Images: "discard_unpacked_layers = true"}
 	n, c := startWith(t, r, node.Options{CRI: settings})
 	if _, err := c.Pull(ctx, ref); err != nil {
 		t.Fatal(err)
 	}
-	old := run(t, c, "old")
-	running, err := c.Run(ctx, old, ref, "sleeper", "sleep", "300")
+	running, err := c.Run(ctx, run(t, c, "old"), ref, "pause", "/probe", "pause")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, overlayfs := range []bool{false, true} {
-		settings.Overlayfs = overlayfs
+	for _, to := range []string{"mica", "overlayfs"} {
+		settings.Overlayfs = to == "overlayfs"
 		if err := n.RestartContainerd(ctx); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.Ready(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := c.Exec(ctx, running, "echo", "there"); err != nil || out != "there\n" {
-			t.Errorf("overlayfs %v: the pod that ran prints %q, %v", overlayfs, out, err)
+		if out, err := c.Exec(ctx, running, "/probe", "echo", "there"); err != nil || out != "there\n" {
+			t.Errorf("switched to %s, the pod that ran prints %q, %v", to, out, err)
 		}
-		r.ResetTraffic()
-		id, err := c.Run(ctx, run(t, c, fmt.Sprintf("new-%v", overlayfs)), ref, "program")
+		id, err := c.Run(ctx, run(t, c, "with-"+to), ref, "probe", "/probe", "echo", "here")
 		if err != nil {
-			t.Fatalf("overlayfs %v: %v", overlayfs, err)
+			t.Fatalf("switched to %s: %v", to, err)
 		}
 		if code, err := c.Wait(ctx, id); err != nil || code != 0 {
-			t.Errorf("overlayfs %v: the image's program: exit code %d, %v", overlayfs, code, err)
+			t.Errorf("switched to %s, a new container ends with %d, %v", to, code, err)
 		}
-		t.Logf("overlayfs %v: %d bytes came", overlayfs, r.Traffic().Down)
+		if len(fixture.LayerMounts(t, n)) == 0 {
+			t.Errorf("switched to %s, micad serves nothing", to)
+		}
 	}
 }
