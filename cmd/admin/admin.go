@@ -11,6 +11,7 @@
 //	GET /v1/usage      []cache.Usage, of all layers on disk
 //	GET /v1/image?ref= Image, asked of its registry, which may take 15 s
 //	GET /metrics       Prometheus' text format
+//	GET /debug/pprof/  Go's profiles, for `go tool pprof`
 //
 // A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package
 // fs/profile): GET; PUT, which merges it with the one that is there, or replaces that with
@@ -60,6 +61,8 @@ const (
 	PathFallbacks = "/v1/fallbacks"
 	PathProfiles  = "/v1/profiles"
 	PathMetrics   = "/metrics"
+	// PathGoroutines is what micad does now: the stacks of its goroutines.
+	PathGoroutines = "/debug/pprof/goroutine?debug=2"
 )
 
 // Info describes the running daemon.
@@ -127,6 +130,11 @@ func (c *Client) Get(ctx context.Context, path string, v any) error {
 		return fmt.Errorf("read micad's answer to %s: %w", path, err)
 	}
 	return nil
+}
+
+// Text returns the answer to a GET of path as it is.
+func (c *Client) Text(ctx context.Context, path string) ([]byte, error) {
+	return c.send(ctx, http.MethodGet, path, nil)
 }
 
 // send sends a request with a body, which may be empty, and returns the answer's. The error wraps

@@ -2,14 +2,13 @@ package admin
 
 import (
 	"context"
-	"net/http"
 	"strconv"
 	"strings"
 )
 
 // Metrics returns micad's metrics that have no labels, by name.
 func (c *Client) Metrics(ctx context.Context) (map[string]float64, error) {
-	b, err := c.send(ctx, http.MethodGet, PathMetrics, nil)
+	b, err := c.Text(ctx, PathMetrics)
 	if err != nil {
 		return nil, err
 	}

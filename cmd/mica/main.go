@@ -61,6 +61,6 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
 		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
-		verifyCommand(), doctorCommand(), setupCommand(), manual.Command())
+		verifyCommand(), doctorCommand(), setupCommand(), supportCommand(), manual.Command())
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/pprof"
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,9 @@ func (d *daemon) handler() http.Handler {
 	})
 	d.handleCache(mux)
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	profiles := newProfilesHandler(d.profiles, d.log)
 	mux.Handle(admin.PathProfiles, profiles)
 	mux.Handle(admin.PathProfiles+"/", profiles)
