@@ -59,7 +59,8 @@ func pullOf(t *Table) *pull.Pull {
 func TestAnnounce(t *testing.T) {
 	w := newWorld(t, twoLayers(t)...)
 	w.index(nil)
-	table := w.openWith(Options{Root: testDir(t), Profiles: profile.NewDir(testDir(t)),
+	profiles := profile.NewDir(testDir(t))
+	table := w.openWith(Options{Root: testDir(t), Profiles: profiles, RecordTime: time.Millisecond,
 		Fetch: fetch.Options{Fill: fetch.None}})
 	asked := w.counted("/referrers/")
 	w.announce(table)
@@ -68,12 +69,13 @@ func TestAnnounce(t *testing.T) {
 		t.Errorf("mounted before anybody has asked: %v", all)
 	}
 	dirs := w.mountAll(table)
-	if list := table.recordings.list.Load(); list == nil || len(*list) != 1 {
-		t.Error("the image's start is not recorded")
-	}
 	if got := readTree(t, dirs[0]); !strings.Contains(got, sum(bigFile)) {
 		t.Errorf("the layer holds\n%s", got)
 	}
+	eventually(t, "the image's start is recorded once", func() bool {
+		p, err := profiles.Load(w.manifest)
+		return err == nil && p.Runs == 1
+	})
 	if asked.Load() != 1 {
 		t.Errorf("%d requests for referrers, want 1", asked.Load())
 	}
@@ -124,7 +126,7 @@ func TestAnnouncedBesideOthers(t *testing.T) {
 	})
 	pullOf(table).End(t.Context())
 	table.mu.Lock()
-	clear(table.claims.wanted) // as after a restart, and when the metadata are lost
+	clear(table.demand.wanted) // as after a restart, and when the metadata are lost
 	table.mu.Unlock()
 	other := digest.FromString("another manifest")
 	if err := table.Announce(w.ref, other,

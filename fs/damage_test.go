@@ -108,7 +108,7 @@ func TestDamageFoundTwice(t *testing.T) {
 	if err := table.removeDamaged(w.layers[0], store.ErrDamaged); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := table.stored(Layer{Digest: w.layers[0]}); err != nil {
+	if _, err := table.stored(w.layers[0], ""); err != nil {
 		t.Error(err)
 	}
 	gone := digest.FromString("gone")

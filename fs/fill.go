@@ -2,7 +2,6 @@ package fs
 
 import (
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -15,56 +14,50 @@ import (
 // follows it, have the machine and the line for themselves.
 const fillDelay = 2 * time.Second
 
-// filling is the part of an open layer that starts its fill, once.
-type filling struct {
-	started atomic.Bool
-	timer   *time.Timer
-}
-
 // startFill brings the rest of the layer in the background.
-func (v *openLayer) startFill() {
-	if !v.filling.started.Swap(true) {
-		v.t.fetch.Fill(v.digest)
+func (l *openLayer) startFill() {
+	if !l.filled.Swap(true) {
+		l.t.fetch.Fill(l.digest)
 	}
 }
 
 // Refill implements cache.Layer: it brings what was thrown away of a layer that had been filled.
-func (v *openLayer) Refill() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.filling.started.Load() && v.stage() == stageLazy {
-		v.t.fetch.Add(v.digest, v.data)
-		v.t.fetch.Fill(v.digest)
+func (l *openLayer) Refill() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.filled.Load() && l.stage() == stageLazy {
+		l.t.fetch.Add(l.digest, l.data)
+		l.t.fetch.Fill(l.digest)
 	}
 }
 
 // Rest implements cache.Layer: it ends what is fetched in the background for a layer that nobody
 // uses. The next read begins it again.
-func (v *openLayer) Rest() {
+func (l *openLayer) Rest() {
 	// without the lock: what it waits for may wait for room, and that for the lock
-	v.t.fetch.Forget(v.digest)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.filling.timer != nil {
-		v.filling.timer.Stop()
+	l.t.fetch.Forget(l.digest)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.delay != nil {
+		l.delay.Stop()
 	}
-	v.filling.started.Store(false)
-	if v.stage() == stageLazy {
-		v.t.fetch.Add(v.digest, v.data)
+	l.filled.Store(false)
+	if l.stage() == stageLazy {
+		l.t.fetch.Add(l.digest, l.data)
 	}
 }
 
 // wasRead is told of every read from the kernel. The first one starts the fill of all layers of
 // the image: a container is at work, and will read on.
-func (v *openLayer) wasRead() {
-	v.t.budget.Starts.Reading()
-	if v.filling.started.Load() {
+func (l *openLayer) wasRead() {
+	l.t.budget.Starts.Reading()
+	if l.filled.Load() {
 		return
 	}
-	v.t.budget.Starts.Started()
-	v.startFill()
-	ref := v.origins.Latest()
-	for _, other := range v.t.opened() {
+	l.t.budget.Starts.Started()
+	l.startFill()
+	ref := l.origins.Latest()
+	for _, other := range l.t.opened(false) {
 		if other.origins.Latest() == ref {
 			other.startFill()
 		}
@@ -85,8 +78,8 @@ func (h pullHost) Replay(
 ) (stop func()) {
 	t := h.Table
 	whole := map[digest.Digest]bool{}
-	for _, v := range t.opened() {
-		whole[v.digest] = v.stage() >= stageWhole
+	for _, l := range t.opened(false) {
+		whole[l.digest] = l.stage() >= stageWhole
 	}
 	ranges := make([]fetch.Range, len(from.Ranges))
 	for i, r := range from.Ranges {
@@ -99,14 +92,6 @@ func (h pullHost) Replay(
 	t.replays = append(t.replays, r)
 	t.replays = slices.Delete(t.replays, 0, max(len(t.replays)-maxReplays, 0))
 	return r.replay.Close
-}
-
-// replayed is a replay that was begun for an image.
-type replayed struct {
-	ref      string
-	manifest digest.Digest
-	began    time.Time
-	replay   *fetch.Replay
 }
 
 // ReplayStatus says how the replay of an image's profile went. Bytes are uncompressed. A profile

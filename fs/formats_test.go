@@ -382,7 +382,7 @@ func TestPanicInProof(t *testing.T) {
 	w.index(nil)
 	table := w.open(testDir(t), Auto)
 	w.mountAll(table)
-	v, err := table.stored(w.layer(0))
+	v, err := table.stored(w.layers[0], w.ref)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,13 @@ import (
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
 
+// Names below Options.Root.
+const (
+	mountsName  = "m"
+	namesName   = "names"
+	devicesName = "dev"
+)
+
 // spot is what a mount point shows, and where in an image: a layer that an image has twice has two
 // mounts, because overlayfs takes no directory twice, and leaving one out would change what of its
 // whiteouts is to be seen.
@@ -113,7 +120,7 @@ func (n *names) path(s spot) (string, error) {
 	name, ok := n.bySpot[s]
 	for !ok {
 		name = strings.ToLower(rand.Text()[:nameSize])
-		if n.taken(name) {
+		if n.inUse(name) {
 			continue
 		}
 		if err := n.linkLocked(name, s); err != nil {
@@ -124,9 +131,9 @@ func (n *names) path(s spot) (string, error) {
 	return filepath.Join(n.mounts, name), nil
 }
 
-// taken says whether a name is in use, or something of that name is left, of which nothing is
+// inUse says whether a name is in use, or something of that name is left, of which nothing is
 // asked: it may be a mount that nobody serves.
-func (n *names) taken(name string) bool {
+func (n *names) inUse(name string) bool {
 	_, link := os.Lstat(filepath.Join(n.dir, name))
 	_, dir := mountinfo.ID(filepath.Join(n.mounts, name))
 	return !errors.Is(link, os.ErrNotExist) || !errors.Is(dir, os.ErrNotExist)
@@ -207,4 +214,11 @@ func (n *names) forget(d digest.Digest) error {
 		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(n.dir, name))))
 	}
 	return errors.Join(errs...)
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -4,63 +4,72 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	iofs "io/fs"
-	"log/slog"
 	"os"
-	"path/filepath"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/proof"
+	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
 	"github.com/mica-snapshotter/mica/index"
+	"github.com/mica-snapshotter/mica/index/targz"
 )
 
-// openLayer is a layer of the table that is open: its index, its bytes, its mounts.
-type openLayer struct {
-	t       *Table
-	digest  digest.Digest
-	key     string // names its mount points
-	store   *store.Layer
-	file    *os.File // the index file
-	index   *index.Layer
-	marks   func() (index.Marks, error) // the index's, looked for once
-	data    *layer.Layer
-	origins *source.Origins
-	filling filling
-	proof   *proof.Proof
-	opened  time.Time
-	came    chan struct{}      // a token: the last span has come
-	stop    context.CancelFunc // of tend
-
-	mu       sync.Mutex             // held over mount(2), never over the network
-	closed   atomic.Bool            // set with mu held
-	device   *served                // erofs mode: the FUSE mount of the device
-	points   map[string]*mountPoint // by directory
-	detached []*served              // which lie nowhere any more, but are in use
+// stored returns the layer, open, if the store has it, else an error that wraps os.ErrNotExist. ref
+// is an image that brings it; "": none.
+func (t *Table) stored(d digest.Digest, ref string) (*openLayer, error) {
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		return nil, errors.New("micad is stopping")
+	}
+	e := t.entries[d]
+	if e == nil {
+		e = &tableEntry{}
+		e.open = sync.OnceValues(func() (*openLayer, error) {
+			defer e.ready.Store(true)
+			l, err := t.openStored(d)
+			if err == nil {
+				l.adoptHeld(t.ctx)
+			}
+			return l, err
+		})
+		t.entries[d] = e
+	}
+	t.mu.Unlock()
+	l, err := e.open()
+	if err != nil {
+		t.mu.Lock()
+		if t.entries[d] == e {
+			delete(t.entries, d)
+		}
+		t.mu.Unlock()
+		return nil, err
+	}
+	return l, l.addRef(ref)
 }
 
 // openStored opens a layer that the store has; the error wraps os.ErrNotExist otherwise. A damaged
 // layer is removed, and then the store has not got it.
 func (t *Table) openStored(d digest.Digest) (*openLayer, error) {
-	v, err := t.openFolder(d)
+	l, err := t.openFolder(d)
 	if errors.Is(err, store.ErrDamaged) {
 		err = t.removeDamaged(d, err)
 		if err == nil {
-			v, err = t.openFolder(d) // most often there is none
+			l, err = t.openFolder(d) // most often there is none
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	v.start()
-	return v, nil
+	l.start()
+	return l, nil
 }
 
 // removeDamaged removes the folder of a layer of which another look says too that it is damaged.
@@ -68,9 +77,9 @@ func (t *Table) openStored(d digest.Digest) (*openLayer, error) {
 func (t *Table) removeDamaged(d digest.Digest, why error) error {
 	t.damage.Lock()
 	defer t.damage.Unlock()
-	v, err := t.openFolder(d)
+	l, err := t.openFolder(d)
 	if err == nil {
-		return errors.Join(v.file.Close(), v.store.Close())
+		return errors.Join(l.file.Close(), l.store.Close())
 	}
 	if !errors.Is(err, store.ErrDamaged) {
 		if errors.Is(err, os.ErrNotExist) {
@@ -97,117 +106,30 @@ func (t *Table) openFolder(d digest.Digest) (*openLayer, error) {
 	if err != nil {
 		return nil, errors.Join(damaged(err), s.Close())
 	}
-	v := &openLayer{
+	l := &openLayer{
 		t: t, digest: d, key: mountKey(d), store: s, file: f, opened: time.Now(),
 		came: make(chan struct{}, 1), points: map[string]*mountPoint{},
 	}
-	if err := v.openIndex(); err != nil {
+	if err := l.openIndex(); err != nil {
 		return nil, errors.Join(damaged(err), f.Close(), s.Close())
 	}
-	return v, nil
-}
-
-// start makes a layer whose files are open ready to be read, and has its bytes fetched.
-func (v *openLayer) start() {
-	t, s := v.t, v.store
-	rec := s.Record()
-	v.origins = source.NewOrigins(t.o.Remote, t.o.ReadDeadline, &t.prefetch, rec.Refs)
-	pushed := t.copies.Feed(&rec)
-	o := layer.Options{
-		Blob:     source.New(v.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
-		Unpack:   v.unpack,
-		Push:     pushed,
-		Budget:   t.budget,
-		Deadline: t.o.ReadDeadline,
-		Complete: v.lastCame,
-		Waited:   func(off, end int64) { t.fetch.Near(v.digest, off, end) },
-		Log:      t.log,
-	}
-	if w := rec.Windows; w.Blob != "" {
-		o.Windows = source.New(v.origins, w.Blob, w.BlobSize, w.Off, v.index.Header().WindowsSize)
-	}
-	v.proof = proof.New(v, t.o.LocalIndexes, t.log)
-	v.data = layer.New(v.index, t.cache.Guard(s, v.whole()), o)
-	pushed.Open(v.data)
-	ctx, stop := context.WithCancel(t.ctx)
-	v.stop = stop
-	t.goes(func(context.Context) { v.tend(ctx) })
-	now := v.stage()
-	if now == stageLazy {
-		if err := s.Hold(); err != nil {
-			t.log.Warn("layer's files do not open: what comes of it is not kept until they do",
-				"layer", v.digest, "err", err)
-		}
-		t.fetch.Add(v.digest, v.data)
-		v.filling.timer = time.AfterFunc(fillDelay, v.startFill)
-		return
-	}
-	t.fetch.Whole(v.digest)
-	if now == stageWhole || now == stageProved {
-		v.lastCame() // an earlier run has not come to it
-	}
-}
-
-// device is the layer as the kernel's side sees it: as long as the tar.
-type device struct {
-	*layer.Layer
-	size   int64
-	record func(off, n int64)
-	log    *slog.Logger
-}
-
-// Size returns the length of the uncompressed tar.
-func (d device) Size() int64 { return d.size }
-
-// ReadAt is what readers come through, and so where their reads are recorded.
-func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
-	d.record(off, int64(len(p)))
-	return d.timed(ctx, off, int64(len(p)), func() error { return d.Layer.ReadAt(ctx, p, off) })
-}
-
-// Fill is where a read of a FUSE file waits, before ReadAt.
-func (d device) Fill(ctx context.Context, off, n int64) error {
-	return d.timed(ctx, off, n, func() error { return d.Layer.Fill(ctx, off, n) })
-}
-
-// timed notes how long a read took, where that is asked for and worth it.
-func (d device) timed(ctx context.Context, off, n int64, read func() error) error {
-	if !d.log.Enabled(ctx, slog.LevelDebug) {
-		return read()
-	}
-	start := time.Now()
-	err := read()
-	if took := time.Since(start); took >= time.Millisecond {
-		d.log.DebugContext(ctx, "read waited", "off", off, "bytes", n, "took", took)
-	}
-	return err
-}
-
-func (v *openLayer) bytes() device {
-	record := func(off, n int64) {
-		v.wasRead()
-		v.t.recordings.read(v.digest, off, n)
-		if f := v.t.o.Record; f != nil {
-			f(v.digest, off, n)
-		}
-	}
-	return device{v.data, v.index.Header().DeviceSize, record, v.t.log.With("layer", v.digest)}
+	return l, nil
 }
 
 // openIndex opens the index file and checks that it belongs to what the record says.
-func (v *openLayer) openIndex() error {
-	st, err := v.file.Stat()
+func (l *openLayer) openIndex() error {
+	st, err := l.file.Stat()
 	if err != nil {
 		return err
 	}
-	if v.index, err = index.Open(v.file, st.Size()); err != nil {
+	if l.index, err = index.Open(l.file, st.Size()); err != nil {
 		return err
 	}
-	h, rec := v.index.Header(), v.store.Record()
+	h, rec := l.index.Header(), l.store.Record()
 	if h.Layer != rec.Layer || h.DiffID != rec.DiffID || h.DeviceSize != rec.DeviceSize {
 		return fmt.Errorf("%w: it is of layer %s", index.ErrCorrupt, h.Layer)
 	}
-	v.marks = sync.OnceValues(v.index.Marks)
+	l.marks = sync.OnceValues(l.index.Marks)
 	return nil
 }
 
@@ -221,54 +143,132 @@ func damaged(err error) error {
 	return fmt.Errorf("%w: %w", store.ErrDamaged, err)
 }
 
-// mountKey names what there is of a layer once: 96 bits of the digest, of which a layer would
-// have to be made with another's in mind.
-func mountKey(d digest.Digest) string {
-	return d.Encoded()[:24]
+// start makes a layer whose files are open ready to be read, and has its bytes fetched.
+func (l *openLayer) start() {
+	t, s := l.t, l.store
+	rec := s.Record()
+	l.origins = source.NewOrigins(t.o.Remote, t.o.ReadDeadline, &t.prefetch, rec.Refs)
+	pushed := t.copies.Feed(&rec)
+	o := layer.Options{
+		Blob:     source.New(l.origins, rec.Layer, rec.LayerSize, 0, rec.LayerSize),
+		Unpack:   l.unpack,
+		Push:     pushed,
+		Budget:   t.budget,
+		Deadline: t.o.ReadDeadline,
+		Complete: l.lastCame,
+		Waited:   func(off, end int64) { t.fetch.Near(l.digest, off, end) },
+		Log:      t.log,
+	}
+	if w := rec.Windows; w.Blob != "" {
+		o.Windows = source.New(l.origins, w.Blob, w.BlobSize, w.Off, l.index.Header().WindowsSize)
+	}
+	l.proof = proof.New(l, t.o.LocalIndexes, t.log)
+	l.data = layer.New(l.index, t.cache.Guard(s, l.whole()), o)
+	pushed.Open(l.data)
+	ctx, stop := context.WithCancel(t.ctx)
+	l.stop = stop
+	t.goes(func(context.Context) { l.tend(ctx) })
+	now := l.stage()
+	if now == stageLazy {
+		if err := s.Hold(); err != nil {
+			t.log.Warn("layer's files do not open: what comes of it is not kept until they do",
+				"layer", l.digest, "err", err)
+		}
+		t.fetch.Add(l.digest, l.data)
+		l.delay = time.AfterFunc(fillDelay, l.startFill)
+		return
+	}
+	t.fetch.Whole(l.digest)
+	if now == stageWhole || now == stageProved {
+		l.lastCame() // an earlier run has not come to it
+	}
+}
+
+// A layer is whole, or not here, whose blob can only be decoded from its beginning: its spans are
+// index.FromStart. It is served as any other, goes from the disk only as a whole, and the first
+// read of what is missing fetches all of it (layer.Options.Unpack).
+
+// whole says whether l is such a layer.
+func (l *openLayer) whole() bool {
+	spans, err := l.index.Spans()
+	return err == nil && spans.FromStart()
+}
+
+// readerMemory is what a decoder may take without waiting for scans, bytes: more than one with an
+// ordinary window. A container's read must not wait for somebody's slow pull.
+const readerMemory = 16 << 20
+
+// unpack is layer.Options.Unpack.
+func (l *openLayer) unpack(ctx context.Context, blob io.Reader) (io.ReadCloser, error) {
+	c := l.t.pulls.Scan(ctx)
+	out, err := targz.Unpack(blob, func(n int64) error {
+		if n <= readerMemory {
+			c.Count(n)
+			return nil
+		}
+		return c.Take(n)
+	})
+	if err != nil {
+		c.End()
+		return nil, err
+	}
+	return &metered{out, c}, nil
+}
+
+// metered is a decoder whose memory counts.
+type metered struct {
+	io.ReadCloser
+	memory *pull.Scan
+}
+
+// Close implements io.Closer.
+func (m *metered) Close() error {
+	defer m.memory.End()
+	return m.ReadCloser.Close()
 }
 
 // addRef notes an image that brought the layer.
-func (v *openLayer) addRef(ref string) error {
-	if ref == "" || !v.origins.Add(ref) {
+func (l *openLayer) addRef(ref string) error {
+	if ref == "" || !l.origins.Add(ref) {
 		return nil
 	}
-	return v.store.AddRef(ref)
+	return l.store.AddRef(ref)
 }
 
 // close unmounts lazy mounts, ends reads, and lets the store's layer go. Mounts of a complete
 // layer stay.
-func (v *openLayer) close() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.closed.Swap(true) {
+func (l *openLayer) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed.Swap(true) {
 		return nil
 	}
-	v.stop()
-	if v.filling.timer != nil {
-		v.filling.timer.Stop()
+	l.stop()
+	if l.delay != nil {
+		l.delay.Stop()
 	}
-	v.t.fetch.Forget(v.digest)
+	l.t.fetch.Forget(l.digest)
 	// First what mounts read from: whoever waits for the network there gets an error, and no
 	// unmount waits for it.
-	v.data.Close()
+	l.data.Close()
 	var errs []error
-	for _, p := range v.points {
-		errs = append(errs, p.close(v.t))
+	for _, p := range l.points {
+		errs = append(errs, p.close(l.t))
 	}
-	for _, s := range append(v.detached, v.device) {
+	for _, s := range append(l.detached, l.device) {
 		if s != nil {
-			errs = append(errs, v.t.end(v.t.ctx, s))
+			errs = append(errs, l.t.end(l.t.ctx, s))
 		}
 	}
-	errs = append(errs, v.file.Close(), v.store.Close())
+	errs = append(errs, l.file.Close(), l.store.Close())
 	return errors.Join(errs...)
 }
 
 // leave hands the mounts that the keeper has over to the next process: from now on nobody answers
 // them here. close comes after it.
-func (v *openLayer) leave() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
+func (l *openLayer) leave() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var errs []error
 	handOver := func(s **served) {
 		if *s != nil && (*s).name != "" {
@@ -276,47 +276,15 @@ func (v *openLayer) leave() error {
 			*s = nil
 		}
 	}
-	for _, p := range v.points {
+	for _, p := range l.points {
 		handOver(&p.tree)
-		if p.mode == EROFS && v.device != nil && v.device.name != "" {
+		if p.mode == EROFS && l.device != nil && l.device.name != "" {
 			p.mode = Local // nothing to be undone
 		}
 	}
-	handOver(&v.device)
-	for i := range v.detached {
-		handOver(&v.detached[i])
+	handOver(&l.device)
+	for i := range l.detached {
+		handOver(&l.detached[i])
 	}
 	return errors.Join(errs...)
-}
-
-// ofDisk says that err is what the system said about a file, rather than what is in it.
-func ofDisk(err error) bool {
-	var path *iofs.PathError
-	return errors.As(err, &path)
-}
-
-// mountPoints returns the mount points of a layer: those that have names, and those of former
-// versions, which are named after the layer.
-func (t *Table) mountPoints(d digest.Digest) ([]string, error) {
-	former, err := filepath.Glob(filepath.Join(t.o.Root, mountsName, mountKey(d)+"*"))
-	dirs := append(t.names.of(d), former...)
-	slices.Sort(dirs)
-	return slices.Compact(dirs), err
-}
-
-// clearMounts takes all mounts of a layer out of the file tree, and removes the mount points. Their
-// names stay, for when the layer is mounted again.
-func (t *Table) clearMounts(d digest.Digest) error {
-	dirs, err := t.mountPoints(d)
-	errs := []error{err}
-	for _, dir := range append(dirs, filepath.Join(t.o.Root, devicesName, mountKey(d))) {
-		errs = append(errs, removePoint(dir))
-	}
-	return errors.Join(errs...)
-}
-
-// removePoint removes a mount point, with what is mounted there, if it is there. It asks nothing of
-// what is mounted, which may answer to nobody.
-func removePoint(dir string) error {
-	return errors.Join(unmount(dir), ignoreMissing(os.Remove(dir)))
 }

@@ -33,7 +33,7 @@ func stalled(t *testing.T) (v *openLayer, release func()) {
 	release = sync.OnceFunc(func() { close(come) })
 	t.Cleanup(release) // before the table is closed
 	w.mountAll(table)
-	v, err := table.stored(Layer{Digest: w.layers[0]})
+	v, err := table.stored(w.layers[0], "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,30 @@ package fs
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
+
+// Mode is how a layer is shown to the kernel.
+type Mode string
+
+// The modes. Auto chooses among the others by what the kernel can do.
+const (
+	Auto  Mode = "auto"
+	EROFS Mode = "erofs" // EROFS over a FUSE file, the layer's device
+	FUSE  Mode = "fuse"  // the whole tree by FUSE
+	Local Mode = "local" // EROFS over the store's file; layers are downloaded whole
+)
+
+// ParseMode returns the mode of that name.
+func ParseMode(s string) (Mode, error) {
+	m := Mode(s)
+	if !slices.Contains([]Mode{Auto, EROFS, FUSE, Local}, m) {
+		return "", fmt.Errorf(`mode %q: use "auto", "erofs", "fuse" or "local"`, s)
+	}
+	return m, nil
+}
 
 // kernel says how layers are served on this node, as far as it is known what works.
 type kernel struct {
@@ -15,18 +36,22 @@ type kernel struct {
 	localBy  erofs.Backing
 }
 
-// probe finds out, by trying below o.Root, how this kernel can serve layers. A mode that is forced
-// has to work.
-func probe(ctx context.Context, o Options) (kernel, error) {
-	root, forced := o.Root, o.Mode
+// prober tries what EROFS can do below root.
+type prober func(ctx context.Context, root string) (erofs.Support, error)
+
+// probe finds out, by trying below root, how this kernel can serve layers. A mode that is forced has
+// to work.
+func probe(
+	ctx context.Context, root string, forced Mode, directIO bool, try prober,
+) (kernel, error) {
 	if err := erofs.ClearProbes(root); err != nil {
 		return kernel{}, err // the store's lock says that no other process probes here
 	}
-	s, err := o.probe(ctx, root)
+	s, err := try(ctx, root)
 	if err != nil {
 		return kernel{}, err
 	}
-	if o.DirectIO {
+	if directIO {
 		s = s.By(erofs.Loop)
 	}
 	lazyBy, lazyErr := s.Backing(erofs.ModeErofs)

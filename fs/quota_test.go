@@ -504,7 +504,7 @@ func harm(t *testing.T, table *Table, d digest.Digest, offs ...int64) {
 // awaitProof waits for the check that follows the last span of the table's layer.
 func awaitProof(t *testing.T, table *Table) {
 	t.Helper()
-	v := table.opened()[0]
+	v := table.opened(false)[0]
 	eventually(t, "the layer is proved", func() bool {
 		r := v.store.Record()
 		return r.State != store.Lazy && len(r.Vouchers) == 0

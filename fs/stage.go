@@ -19,11 +19,11 @@ const (
 )
 
 // stage returns the layer's stage. It takes no time.
-func (v *openLayer) stage() stage {
-	if v.closed.Load() {
+func (l *openLayer) stage() stage {
+	if l.closed.Load() {
 		return stageClosed
 	}
-	return stageOf(v.store)
+	return stageOf(l.store)
 }
 
 // stageOf returns the stage of a layer by what is on disk.

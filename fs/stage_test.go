@@ -50,7 +50,7 @@ func reopened(t *testing.T, v *openLayer) *openLayer {
 		t.Fatal(err)
 	}
 	is(t, v, stageClosed)
-	next, err := v.t.stored(Layer{Digest: v.digest})
+	next, err := v.t.stored(v.digest, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func walkProved(t *testing.T) {
 	o.Cache = cache.Options{Size: 2_600_000} // too little for a layer that cannot go in parts
 	table := w.openWith(o)
 	w.mountAll(table)
-	v := table.opened()[0]
+	v := table.opened(false)[0]
 	for range 2 {
 		if err := v.proof.Prove(t.Context()); err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func walkProved(t *testing.T) {
 	}
 	is(t, v, stageClosed)
 	o.Cache.Size = 0
-	next, err := w.openWith(o).stored(Layer{Digest: v.digest})
+	next, err := w.openWith(o).stored(v.digest, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func walkDisproved(t *testing.T) {
 	if _, err := table.Mount(t.Context(), l, nil); err != nil {
 		t.Fatal(err)
 	}
-	v, err := table.stored(Layer{Digest: l.Digest})
+	v, err := table.stored(l.Digest, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func walkDamaged(t *testing.T) {
 	root := testDir(t)
 	table := w.open(root, Auto)
 	w.mountAll(table)
-	v, err := table.stored(Layer{Digest: w.layers[0]})
+	v, err := table.stored(w.layers[0], "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func walkDamaged(t *testing.T) {
 	if err := table.Close(); err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.open(root, Auto).stored(Layer{Digest: v.digest})
+	_, err = w.open(root, Auto).stored(v.digest, "")
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the damaged layer is still here: %v", err)
 	}

@@ -30,19 +30,9 @@ type Status struct {
 
 // Status returns the layers of the table, ordered by image and layer.
 func (t *Table) Status() []Status {
-	t.mu.Lock()
-	slots := make([]*tableEntry, 0, len(t.entries))
-	for _, s := range t.entries {
-		if s.ready.Load() {
-			slots = append(slots, s)
-		}
-	}
-	t.mu.Unlock()
 	all := []Status{}
-	for _, s := range slots {
-		if v, err := s.open(); err == nil {
-			all = append(all, v.status())
-		}
+	for _, l := range t.opened(false) {
+		all = append(all, l.status())
 	}
 	slices.SortFunc(all, func(a, b Status) int {
 		return strings.Compare(a.Ref+" "+a.Layer.String(), b.Ref+" "+b.Layer.String())
@@ -50,10 +40,10 @@ func (t *Table) Status() []Status {
 	return all
 }
 
-func (v *openLayer) status() Status {
-	data, rec := v.data.Stats(), v.store.Record()
+func (l *openLayer) status() Status {
+	data, rec := l.data.Stats(), l.store.Record()
 	s := Status{
-		Layer: v.digest, State: rec.State.String(), Present: data.Present, Total: data.Size,
+		Layer: l.digest, State: rec.State.String(), Present: data.Present, Total: data.Size,
 		Requests: data.Requests, Fetched: data.Fetched, Waiting: data.Waiting,
 	}
 	if len(rec.Refs) > 0 {
@@ -63,12 +53,12 @@ func (v *openLayer) status() Status {
 		s.LastError, s.LastErrorTime = data.LastError.Error(), data.LastErrorAt
 	}
 	var dirs []string
-	v.mu.Lock()
-	for _, p := range v.points {
+	l.mu.Lock()
+	for _, p := range l.points {
 		s.Mode = p.mode
 		dirs = append(dirs, p.dir)
 	}
-	v.mu.Unlock()
+	l.mu.Unlock()
 	slices.Sort(dirs)
 	s.Dir = strings.Join(dirs, ":")
 	return s

@@ -3,17 +3,17 @@ package fs
 import (
 	"context"
 	"errors"
-	"fmt"
+	iofs "io/fs"
 	"log/slog"
+	"maps"
 	"os"
-	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/cache"
 	"github.com/mica-snapshotter/mica/fs/copies"
@@ -21,11 +21,14 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fetch"
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/fs/keeper"
+	"github.com/mica-snapshotter/mica/fs/layer"
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
+	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/fs/pull"
 	"github.com/mica-snapshotter/mica/fs/source"
 	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/remote"
 )
 
@@ -58,7 +61,7 @@ type Options struct {
 	Cache  cache.Options // how much of the disk layers may take
 	Log    *slog.Logger  // nil: slog.Default()
 
-	probe func(ctx context.Context, root string) (erofs.Support, error) // nil: erofs.Probe
+	probe prober // nil: erofs.Probe
 }
 
 // Table is the open layers of a node. Open makes it.
@@ -84,15 +87,17 @@ type Table struct {
 	mu      sync.Mutex
 	closed  bool
 	entries map[digest.Digest]*tableEntry
-	claims  demand
-	held    map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
+	demand  demand
 
 	damage    sync.Mutex // held by who removes a layer that is damaged, or gives way to another
 	rewriting sync.Mutex // held by whoever writes an index as the layers below change it
 
+	heldMu sync.Mutex
+	held   map[digest.Digest][]*heldMount // mounts of a former process whose layer is not open
+
 	mountsMu sync.RWMutex // held for writing by a sweep of mount points, for reading by who mounts
 
-	recordings recordings
+	recordings *profile.Recordings
 	replays    []replayed
 	panics     atomic.Int64
 }
@@ -124,140 +129,80 @@ type Mounted struct {
 	Inodes int64         // files of the layer
 }
 
-// ErrUnavailable is wrapped by the errors of Mount that mean: Mica cannot serve this
-// layer, and trying again at once will not help.
-var ErrUnavailable = errors.New("layer is not available")
-
-// Names below Options.Root.
-const (
-	mountsName  = "m"
-	namesName   = "names"
-	devicesName = "dev"
-)
-
-// Open opens the store below o.Root and makes an empty table. Layers that the store has
-// are mounted when Mount asks for them. ctx is used for its values alone. Pair it with Close.
-func Open(ctx context.Context, o Options) (*Table, error) {
-	if o.Log == nil {
-		o.Log = slog.Default()
-	}
-	if o.PullDeadline == 0 {
-		o.PullDeadline = time.Minute
-	}
-	if o.Fetch.Log == nil {
-		o.Fetch.Log = o.Log
-	}
-	if o.RecordTime == 0 {
-		o.RecordTime = time.Minute
-	}
-	if o.Downloads == 0 {
-		o.Downloads = 4
-	}
-	if o.probe == nil {
-		o.probe = erofs.Probe
-	}
-	for _, name := range []string{mountsName, devicesName} {
-		// Root's alone: whoever knows a digest could read that image's files here. Overlayfs has
-		// its lower directories looked up when root mounts it, for containers in user namespaces
-		// too.
-		dir := filepath.Join(o.Root, name)
-		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
-			return nil, fmt.Errorf("open layers: %w", err)
-		}
-	}
-	n, err := openNames(o.Root)
-	if err != nil {
-		return nil, err
-	}
-	s, err := openStore(ctx, o.Root)
-	if err != nil {
-		return nil, err
-	}
-	budget := line.New(0, 0)
-	o.Fetch.Budget = budget
-	t := &Table{
-		o: o, log: o.Log, store: s, names: n,
-		budget:  budget,
-		copies:  copies.New(budget, o.Log),
-		memory:  fuse.NewMemory(0),
-		entries: map[digest.Digest]*tableEntry{},
-		claims: demand{wanted: map[digest.Digest]bool{},
-			removing: map[digest.Digest]chan struct{}{}},
-		held: map[digest.Digest][]*heldMount{},
-	}
-	t.ctx, t.stop = context.WithCancel(context.WithoutCancel(ctx))
-	if t.cache, err = cache.New(t.ctx, cacheHost{t}, s, o.Root, o.Cache, o.Log); err != nil {
-		t.stop()
-		return nil, errors.Join(err, s.Close())
-	}
-	o.Fetch.Hold = t.cache.Pause
-	t.fetch = fetch.New(o.Fetch)
-	t.pulls = t.newPulls()
-	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o) })
-	t.running.Go(func() { t.fetch.Run(t.ctx) })
-	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
-	began := time.Now()
-	t.goes(func(ctx context.Context) { t.cleanUp(ctx, began) })
-	t.running.Go(func() { t.cache.Run(t.ctx) })
-	t.running.Go(func() { // so that the first Mount need not wait for it
-		if k, err := t.kernel(); err == nil && k.lazy == EROFS {
-			t.mounter.Warm()
-		}
-	})
-	t.running.Go(func() {
-		if err := s.Run(t.ctx); err != nil && t.ctx.Err() == nil {
-			t.log.Error("store stopped writing its presence maps: layers will be fetched again "+
-				"after a restart", "err", err)
-		}
-	})
-	return t, nil
+// demand says who may have a layer: whoever has asked for it by Mount, until Remove; and the
+// removal that is under way. Guarded by Table.mu.
+type demand struct {
+	wanted   map[digest.Digest]bool
+	removing map[digest.Digest]chan struct{} // closed when the removal has ended
 }
 
-// storePatience is how long Open waits for the store: a process that was killed lets go of it when
-// the kernel has done away with it.
-const storePatience = 2 * time.Second
-
-func openStore(ctx context.Context, root string) (*store.Store, error) {
-	for end := time.Now().Add(storePatience); ; time.Sleep(10 * time.Millisecond) {
-		s, err := store.Open(root)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
-			return s, err
-		}
-	}
+// tableEntry is the place of one layer in the table: opened by the first who needs it.
+type tableEntry struct {
+	open  func() (*openLayer, error)
+	ready atomic.Bool // open has returned
 }
 
-// Close ends pulls and closes the store. Mounts of lazy layers that a keeper has are left to the
-// next process: who reads them waits for it. Without a keeper they end, and their readers get
-// errors. Mounts of complete layers stay: they need no daemon.
-func (t *Table) Close() error {
+// openLayer is a layer of the table that is open: its index, its bytes, its mounts.
+type openLayer struct {
+	t       *Table
+	digest  digest.Digest
+	key     string // names its mount points
+	store   *store.Layer
+	file    *os.File // the index file
+	index   *index.Layer
+	marks   func() (index.Marks, error) // the index's, looked for once
+	data    *layer.Layer
+	origins *source.Origins
+	filled  atomic.Bool // its fill has begun
+	delay   *time.Timer // until it begins by itself; nil: it was not lazy
+	proof   *proof.Proof
+	opened  time.Time
+	came    chan struct{}      // a token: the last span has come
+	stop    context.CancelFunc // of tend
+
+	mu       sync.Mutex             // held over mount(2), never over the network
+	closed   atomic.Bool            // set with mu held
+	device   *served                // erofs mode: the FUSE mount of the device
+	points   map[string]*mountPoint // by directory
+	detached []*served              // which lie nowhere any more, but are in use
+}
+
+// mountPoint is a mount point of a layer. There is one for each spot.
+type mountPoint struct {
+	dir   string
+	index string  // path of the index file that is mounted
+	mode  Mode    // how dir shows the layer; "": not known
+	id    int     // of the mount that is visible there; 0: not known
+	tree  *served // fuse mode; what is mounted over it, when the layer is complete, does not end it
+}
+
+// opened returns the layers that are open; wait: also those that are just being opened, when they
+// are.
+func (t *Table) opened(wait bool) []*openLayer {
 	t.mu.Lock()
-	if t.closed {
-		t.mu.Unlock()
+	entries := slices.Collect(maps.Values(t.entries))
+	t.mu.Unlock()
+	var all []*openLayer
+	for _, e := range entries {
+		if wait || e.ready.Load() {
+			if l, err := e.open(); err == nil {
+				all = append(all, l)
+			}
+		}
+	}
+	return all
+}
+
+// openNow returns a layer of the table if it is open, else nil.
+func (t *Table) openNow(d digest.Digest) *openLayer {
+	t.mu.Lock()
+	e := t.entries[d]
+	t.mu.Unlock()
+	if e == nil || !e.ready.Load() {
 		return nil
 	}
-	t.closed = true
-	slots := make([]*tableEntry, 0, len(t.entries))
-	for _, s := range t.entries {
-		slots = append(slots, s)
-	}
-	t.mu.Unlock()
-	t.stop()
-	var errs []error
-	if t.keeps() {
-		// What takes long is done while reads are still answered.
-		t.running.Wait()
-		errs = append(errs, t.store.Flush())
-		for _, s := range slots {
-			errs = append(errs, s.leave())
-		}
-	}
-	for _, s := range slots {
-		errs = append(errs, s.close())
-	}
-	t.running.Wait()
-	t.mounter.Close()
-	errs = append(errs, t.giveUpHeld(context.WithoutCancel(t.ctx), true))
-	return errors.Join(append(errs, t.store.Close())...)
+	l, _ := e.open()
+	return l
 }
 
 // goes runs f in the background unless the table is closed.
@@ -288,57 +233,32 @@ func (t *Table) panicked(v any) {
 // what runs in the background.
 func (t *Table) Panics() int64 { return t.panics.Load() }
 
-// Mount makes the layer appear and returns where. below are the layers under it, topmost first:
-// directories that the layer's tar implies but does not mention show the attributes that they have
-// there. Mount is idempotent, and returns the same directory for equal arguments, after a restart
-// too.
-func (t *Table) Mount(ctx context.Context, l Layer, below []Below) (m Mounted, err error) {
-	defer func() {
-		if ctx.Err() == nil && t.ctx.Err() == nil {
-			t.pulls.Settle(l.Digest, err)
-		}
-		if errors.Is(err, ErrUnavailable) {
-			t.pulls.InVain(requestOf(l, below), err)
-		}
-	}()
-	if err := l.Digest.Validate(); err != nil {
-		return Mounted{}, fmt.Errorf("mount layer %q: %w", l.Digest, err)
-	}
-	if err := t.want(ctx, l.Digest); err != nil {
-		return Mounted{}, fmt.Errorf("mount layer %s: %w", l.Digest, err)
-	}
-	t.pulls.Heed(requestOf(l, below))
-	v, err := t.believedLayer(ctx, l, below)
-	if err != nil {
-		return Mounted{}, t.unavailable(ctx, l, err)
-	}
-	dir, err := v.mount(ctx, l.Dir, below)
-	if err == nil {
-		err = v.proof.Shown()
-	}
-	if err != nil {
-		return Mounted{}, t.unavailable(ctx, l, err)
-	}
-	t.vouchBelow(l, below)
-	h := v.index.Header()
-	return Mounted{Dir: dir, DiffID: h.DiffID, Size: h.DeviceSize, Inodes: v.index.Inodes()}, nil
+// mountKey names what there is of a layer once: 96 bits of the digest, of which a layer would
+// have to be made with another's in mind.
+func mountKey(d digest.Digest) string {
+	return d.Encoded()[:24]
 }
 
-// unavailable makes err say that containerd should pull the layer itself, unless the caller or
-// the table has ended: whatever the reason, an ordinary snapshot may still work.
-func (t *Table) unavailable(ctx context.Context, l Layer, err error) error {
-	err = fmt.Errorf("%w (layer %s)", err, l.Digest) // the cause first: somebody reads it in a list
-	if ctx.Err() != nil || t.ctx.Err() != nil {
-		return err
-	}
-	return unavailableError{err}
+// ofDisk says that err is what the system said about a file, rather than what is in it.
+func ofDisk(err error) bool {
+	var path *iofs.PathError
+	return errors.As(err, &path)
 }
 
-// unavailableError is an ErrUnavailable that says no more than its cause.
-type unavailableError struct{ error }
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
 
-// Is implements what errors.Is asks for.
-func (unavailableError) Is(target error) bool { return target == ErrUnavailable }
-
-// Unwrap implements what errors.Is asks for.
-func (e unavailableError) Unwrap() error { return e.error }
+// replayed is a replay that was begun for an image.
+type replayed struct {
+	ref      string
+	manifest digest.Digest
+	began    time.Time
+	replay   *fetch.Replay
+}

@@ -69,10 +69,10 @@ var errUnpack = errors.New("only unpacking the layer tells what it looks like ov
 // changes finds out how the layers below change the tree. Where that cannot be told for certain,
 // or takes too much memory, the error is errUnpack; a layer that is in use already shows what can
 // be shown.
-func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
-	large := v.index.Inodes() > index.MaxRewritten
+func (l *openLayer) changes(below []Below, inUse bool) (*changes, error) {
+	large := l.index.Inodes() > index.MaxRewritten
 	if len(below) == 0 {
-		marks, err := v.marks()
+		marks, err := l.marks()
 		if err != nil {
 			return nil, err
 		}
@@ -81,7 +81,7 @@ func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
 		}
 		return &changes{bare: marks.Any && !large}, nil
 	}
-	attrs, err := v.inherit(below)
+	attrs, err := l.inherit(below)
 	if err != nil {
 		return nil, err
 	}
@@ -103,22 +103,22 @@ func (v *openLayer) changes(below []Below, inUse bool) (*changes, error) {
 // mention, get from the layers below, as containerd gives them: those of the topmost layer that has
 // anything of that name count, by whatever links it has there, whether that is hidden by a layer
 // between or not. They come through any number of layers that only imply the directory.
-func (v *openLayer) inherit(below []Below) (map[uint64]index.Attr, error) {
-	implicit, err := v.index.Implicit()
+func (l *openLayer) inherit(below []Below) (map[uint64]index.Attr, error) {
+	implicit, err := l.index.Implicit()
 	if err != nil || len(implicit) == 0 {
 		return nil, err
 	}
-	l := lowers{t: v.t, below: below}
-	defer l.close()
+	lower := lowers{t: l.t, below: below}
+	defer lower.close()
 	attrs := make(map[uint64]index.Attr)
 	// The directories come in the order of their nids: each one behind the one that it lies in.
-	return attrs, v.index.Tree().Paths(implicit, func(nid uint64, path string) error {
-		a, err := l.find(path)
+	return attrs, l.index.Tree().Paths(implicit, func(nid uint64, path string) error {
+		a, err := lower.find(path)
 		if err != nil {
 			return fmt.Errorf("directory %s of a layer below: %w", path, err)
 		}
 		if a.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return v.inheritGroup(nid, attrs)
+			return l.inheritGroup(nid, attrs)
 		}
 		a.Mode &= 0o7777
 		attrs[nid] = a
@@ -159,8 +159,8 @@ func (l *lowers) close() {
 
 // inheritGroup gives a directory that is not below the group of the one that it lies in, where that
 // has the setgid bit from below: the kernel does so when it is made.
-func (v *openLayer) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error {
-	parent, err := v.index.Tree().Lookup(nid, "..")
+func (l *openLayer) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error {
+	parent, err := l.index.Tree().Lookup(nid, "..")
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (v *openLayer) inheritGroup(nid uint64, attrs map[uint64]index.Attr) error 
 	if !ok || a.Mode&unix.S_ISGID == 0 {
 		return nil
 	}
-	ino, err := v.index.Tree().Inode(nid)
+	ino, err := l.index.Tree().Inode(nid)
 	if err == nil {
 		attrs[nid] = index.Attr{Mode: ino.Mode & 0o7777, UID: ino.UID, GID: a.GID, Mtime: ino.Mtime}
 	}
@@ -185,15 +185,15 @@ var notDir = index.Attr{Mode: unix.S_IFREG}
 
 // lookup returns the lookup of a layer below, and what ends it. Layers of the table are read from
 // their indexes, because a daemon must not wait for its own mounts.
-func (t *Table) lookup(b Below) (l lookup, done func(), err error) {
+func (t *Table) lookup(b Below) (find lookup, done func(), err error) {
 	if b.Digest == "" {
 		return func(path string) (index.Attr, error) { return statDir(b.Dir, path) }, func() {}, nil
 	}
-	v, err := t.stored(Layer{Digest: b.Digest})
+	l, err := t.stored(b.Digest, "")
 	if err != nil {
 		return nil, nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
 	}
-	f, err := os.Open(v.shownAt(t.names.spot(b.Dir)))
+	f, err := os.Open(l.shownAt(t.names.spot(b.Dir)))
 	if err != nil {
 		return nil, nil, fmt.Errorf("layer %s below: %w", b.Digest, err)
 	}
@@ -205,16 +205,10 @@ func (t *Table) lookup(b Below) (l lookup, done func(), err error) {
 		func() { f.Close() }, nil
 }
 
-// maxLinks bounds the symbolic links on the way to a file, as Linux does.
-const maxLinks = 40
-
-// maxRest bounds the text of a way, which symbolic links make longer.
-const maxRest = 4 * unix.PathMax
-
 // treeDir is lookup in a tree.
 func treeDir(t *erofs.Tree, path string) (index.Attr, error) {
 	clean, err := tartree.Resolve(path, func(p string) (string, error) {
-		ino, err := lstat(t, p)
+		ino, err := t.Lstat(p)
 		if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK {
 			return "", ignoreMissing(err)
 		}
@@ -222,7 +216,7 @@ func treeDir(t *erofs.Tree, path string) (index.Attr, error) {
 	})
 	var ino erofs.Inode
 	if err == nil {
-		ino, err = lstat(t, clean)
+		ino, err = t.Lstat(clean)
 	}
 	a := index.Attr{Mode: ino.Mode, UID: ino.UID, GID: ino.GID, Mtime: ino.Mtime}
 	if err != nil || ino.Mode&unix.S_IFMT != unix.S_IFDIR || !ino.HasXattrs {
@@ -235,13 +229,6 @@ func treeDir(t *erofs.Tree, path string) (index.Attr, error) {
 		return true
 	})
 	return a, err
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
 }
 
 // lookupError makes of an error of a look-up what it says of the path.
@@ -265,55 +252,6 @@ func addXattr(a *index.Attr, key string, value []byte) {
 		a.Xattrs = map[string]string{}
 	}
 	a.Xattrs[key] = string(value)
-}
-
-// lstat is lstat(2) in a tree: links on the way are followed, and lead nowhere where they lead
-// out of it.
-func lstat(t *erofs.Tree, path string) (erofs.Inode, error) {
-	ino, err := t.Inode(t.Root())
-	way, links := []erofs.Inode{ino}, 0 // from the root on, for ".."
-	for rest := path; err == nil && rest != ""; {
-		var name string
-		name, rest, _ = strings.Cut(rest, "/")
-		dir := way[len(way)-1]
-		switch {
-		case dir.Mode&unix.S_IFMT != unix.S_IFDIR:
-			return erofs.Inode{}, unix.ENOTDIR
-		case name == "" || name == ".":
-			continue
-		case name == ".." && len(way) == 1:
-			return erofs.Inode{}, unix.ENOENT
-		case name == "..":
-			way = way[:len(way)-1]
-			continue
-		}
-		var nid uint64
-		if nid, err = t.Lookup(dir.Nid, name); err != nil {
-			break
-		}
-		if ino, err = t.Inode(nid); err != nil || ino.Mode&unix.S_IFMT != unix.S_IFLNK ||
-			rest == "" {
-			way = append(way, ino)
-			continue
-		}
-		var target string
-		target, err = t.Readlink(nid)
-		switch links++; {
-		case err != nil:
-		case links > maxLinks:
-			err = unix.ELOOP
-		case strings.HasPrefix(target, "/"):
-			err = unix.ENOENT
-		case len(target)+len(rest) > maxRest:
-			err = unix.ENAMETOOLONG
-		default:
-			rest = target + "/" + rest
-		}
-	}
-	if err != nil {
-		return erofs.Inode{}, err
-	}
-	return way[len(way)-1], nil
 }
 
 // statDir is lookup below root, which containerd has unpacked.
@@ -348,47 +286,45 @@ func statDir(root, path string) (index.Attr, error) {
 }
 
 // variantPath is the index file with these changes.
-func (v *openLayer) variantPath(name string) string {
+func (l *openLayer) variantPath(name string) string {
 	if name == "" {
-		return v.store.IndexPath()
+		return l.store.IndexPath()
 	}
-	return v.store.IndexPath() + "-" + name
+	return l.store.IndexPath() + "-" + name
 }
 
 // shownAt is the index file that is mounted, or was, at the mount point of a spot.
-func (v *openLayer) shownAt(s spot) string {
+func (l *openLayer) shownAt(s spot) string {
 	if s.lowest {
 		s.variant = bareName
 	}
-	path := v.variantPath(s.variant)
+	path := l.variantPath(s.variant)
 	if _, err := os.Stat(path); s.lowest && err != nil {
-		return v.store.IndexPath()
+		return l.store.IndexPath()
 	}
 	return path
 }
 
-// writeVariant writes the copy of the index with these changes, unless it is there.
-func (v *openLayer) writeVariant(c *changes) error {
-	path := v.variantPath(c.name())
-	if path == v.store.IndexPath() {
-		return nil
+// writeVariant writes the copy of the index with these changes, unless it is there, and returns the
+// index file that is to be mounted at the spot.
+func (l *openLayer) writeVariant(s spot, c *changes) (string, error) {
+	path := l.variantPath(c.name())
+	if _, err := os.Stat(path); path == l.store.IndexPath() || err == nil && !l.proof.Forged() {
+		return l.shownAt(s), nil
 	}
-	if v.proof.Forged() {
-		return proof.ErrForged
+	if l.proof.Forged() {
+		return "", proof.ErrForged
 	}
-	if _, err := os.Stat(path); err == nil {
-		return nil
-	}
-	v.t.rewriting.Lock() // one tree in memory at a time
-	defer v.t.rewriting.Unlock()
+	l.t.rewriting.Lock() // one tree in memory at a time
+	defer l.t.rewriting.Unlock()
 	err := atomicfile.Replace(path, 0o600, func(w io.Writer) error {
 		if c.bare {
-			return index.Bare(w, v.index)
+			return index.Bare(w, l.index)
 		}
-		return index.Patch(w, v.index, c.attrs)
+		return index.Patch(w, l.index, c.attrs)
 	})
 	if err != nil {
-		return fmt.Errorf("write index as the layers below change it: %w", err)
+		return "", fmt.Errorf("write index as the layers below change it: %w", err)
 	}
-	return nil
+	return l.shownAt(s), nil
 }

@@ -10,13 +10,14 @@
 //	                          ▼  │
 //	                        registry
 //
-// A Recorder lives for one start. Its profile is merged with those of earlier starts, so that what
-// all of them read comes first and what only one of many read comes last.
+// A Recorder lives for one start, and Recordings has those of all that are recorded now. The profile
+// of a start is merged with those of earlier ones, so that what all of them read comes first and
+// what only one of many read comes last.
 //
 // # Concurrency
 //
-// A Profile is a value: whoever has it may read it, nobody changes one that others see. Recorder
-// and Dir may be used in parallel.
+// A Profile is a value: whoever has it may read it, nobody changes one that others see. Recorder,
+// Recordings and Dir may be used in parallel.
 package profile
 
 import (
