@@ -59,7 +59,8 @@ for arch in ${ARCHES:-amd64 arm64}; do
 			pack "$out/$(basename "$folder").tar.gz" "$folder"
 			"$tools/cyclonedx-gomod" bin -json -noserial -output "$work/sbom" "$built/micad" \
 				2>"$work/log" || { cat "$work/log" >&2; exit 1; }
-			mv "$work/sbom" "$out/mica-$version-linux-$arch.cdx.json"
+			sed "s|\"timestamp\": \"[^\"]*\"|\"timestamp\": \"$(date -u -d "@$SOURCE_DATE_EPOCH" +%FT%TZ)\"|" \
+				"$work/sbom" >"$out/mica-$version-linux-$arch.cdx.json"
 			;;
 		*) "$tools/nfpm" package -f "$work/nfpm.yaml" -p "$format" -t "$out/" >&2 ;;
 		esac
