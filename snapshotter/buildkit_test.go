@@ -107,13 +107,13 @@ func TestBuildKit(t *testing.T) {
 	}
 	manager := metadata.NewLeaseManager(db.DB)
 	ns := namespaces.WithNamespace(t.Context(), "ns")
-	all, err := manager.ListResources(ns, leaseOf(t, leased))
+	all, err := manager.ListResources(ns, leaseOf(leased, t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range all {
 		if r.Type == "snapshots/mica" {
-			if err := manager.DeleteResource(ns, leaseOf(t, leased), r); err != nil {
+			if err := manager.DeleteResource(ns, leaseOf(leased, t), r); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -130,7 +130,7 @@ func TestBuildKit(t *testing.T) {
 }
 
 // leaseOf is the lease of a context.
-func leaseOf(t *testing.T, ctx context.Context) leases.Lease {
+func leaseOf(ctx context.Context, t *testing.T) leases.Lease {
 	t.Helper()
 	id, ok := leases.FromContext(ctx)
 	if !ok {

@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	// doubtedFor is how long somebody who has let a look-up wait in vain is given no more than
-	// DoubtedTimeout.
-	doubtedFor, DoubtedTimeout = time.Hour, 500 * time.Millisecond
+	// DoubtedTimeout is what a registry is given that has let a look-up wait in vain, for
+	// doubtedFor.
+	DoubtedTimeout = 500 * time.Millisecond
+	doubtedFor     = time.Hour
 	// probeTimeout is how long it is asked meanwhile while nobody waits.
 	probeTimeout = 30 * time.Second
 )

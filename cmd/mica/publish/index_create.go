@@ -70,7 +70,7 @@ layer can be indexed.`,
 			return c.run(cmd.Context(), args[0])
 		},
 	}
-	c.talk.add(cmd)
+	c.add(cmd)
 	cmd.Flags().BoolVar(&c.push, "push", false,
 		"store the index beside the image, where micad finds it")
 	cmd.Flags().StringVarP(&c.output, "output", "o", "",

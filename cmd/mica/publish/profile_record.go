@@ -71,7 +71,7 @@ Ends with 0: recorded; 1: failed; 2: wrong usage; 3: no layer has an index.`,
 			return r.run(cmd.Context(), args[0], args[1:])
 		},
 	}
-	r.talk.add(cmd)
+	r.add(cmd)
 	r.registry.AddImage(cmd)
 	cmd.Flags().BoolVar(&r.push, "push", false, "publish the profile beside the image")
 	cmd.Flags().BoolVar(&r.merge, "merge", true,
