@@ -4,88 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 
 	"github.com/containerd/platforms"
-	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
-// maxImports bounds how many files one configuration may import.
-const maxImports = 100
-
 // containerdConfig is a containerd configuration with its imports merged in.
-type containerdConfig map[string]any
+type containerdConfig conf.Table
 
-// loadContainerd reads the file at path and what it imports, later files over
-// earlier ones, as containerd does.
+// loadContainerd reads the file at path and what it imports.
 func loadContainerd(path string) (containerdConfig, error) {
-	merged := containerdConfig{}
-	queue := []string{path}
-	seen := map[string]bool{}
-	for len(queue) > 0 {
-		file := queue[0]
-		queue = queue[1:]
-		if seen[file] {
-			continue
-		}
-		if seen[file] = true; len(seen) > maxImports {
-			return nil, fmt.Errorf("%s imports more than %d files", path, maxImports)
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("read containerd's configuration: %w", err)
-		}
-		var one map[string]any
-		if err := toml.Unmarshal(b, &one); err != nil {
-			return nil, fmt.Errorf("parse %s: %w", file, err)
-		}
-		merge(merged, one)
-		imports, _ := one["imports"].([]any)
-		for _, i := range imports {
-			pattern, _ := i.(string)
-			if pattern == "" {
-				continue
-			}
-			if !filepath.IsAbs(pattern) {
-				pattern = filepath.Join(filepath.Dir(file), pattern)
-			}
-			found, err := filepath.Glob(pattern)
-			if err != nil {
-				return nil, fmt.Errorf("imports of %s: %w", file, err)
-			}
-			queue = append(queue, found...)
-		}
-	}
-	return merged, nil
+	c, err := conf.Load(path, nil)
+	return c, err
 }
 
-func merge(to, from map[string]any) {
-	for k, v := range from {
-		if sub, ok := v.(map[string]any); ok {
-			if old, ok := to[k].(map[string]any); ok {
-				merge(old, sub)
-				continue
-			}
-		}
-		to[k] = v
-	}
-}
-
-// at walks down tables by name; nil where one is missing.
-func (c containerdConfig) at(keys ...string) any {
-	var v any = map[string]any(c)
-	for _, k := range keys {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return nil
-		}
-		v = m[k]
-	}
-	return v
-}
+func (c containerdConfig) at(keys ...string) any { return conf.At(c, keys...) }
 
 const (
 	pluginText = `Add to containerd's configuration:
@@ -116,7 +52,7 @@ func PluginFix(address string) string { return fmt.Sprintf(pluginText, address) 
 func checkContainerd(f *Findings, path, address string) {
 	c, err := loadContainerd(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		f.failure("containerd", fmt.Sprintf("no configuration at %s", path),
+		f.failure("containerd", err.Error(),
 			"Name it with --containerd-config, or make one.\n"+fmt.Sprintf(pluginText,
 				address)+"\n"+unpackFix+restartHint)
 		return
@@ -127,7 +63,7 @@ func checkContainerd(f *Findings, path, address string) {
 	}
 	c.checkPlugin(f, address)
 	c.checkUnpack(f)
-	c.images().check(f)
+	c.images().check(f, c["version"])
 }
 
 func (c containerdConfig) checkPlugin(f *Findings, address string) {
@@ -160,7 +96,7 @@ func (c containerdConfig) checkPlugin(f *Findings, address string) {
 }
 
 func (c containerdConfig) checkUnpack(f *Findings) {
-	list, _ := c.at("plugins", "io.containerd.transfer.v1.local", "unpack_config").([]any)
+	list, _ := c.at("plugins", conf.Transfer, "unpack_config").([]any)
 	var names []string
 	other, fatal := "", "" // for another platform: mica's entry, one for which there is no differ
 	for _, u := range list {
@@ -169,7 +105,7 @@ func (c containerdConfig) checkUnpack(f *Findings) {
 		names = append(names, name)
 		p, _ := m["platform"].(string)
 		switch {
-		case runsHere(p):
+		case conf.RunsHere(p):
 		case name == "mica":
 			other = p
 		case m["differ"] == nil && m["optional"] != true:
@@ -196,11 +132,4 @@ func (c containerdConfig) checkUnpack(f *Findings) {
 	default:
 		f.ok("unpack", "the transfer service unpacks with mica and overlayfs")
 	}
-}
-
-// runsHere says whether images of a platform, as containerd's configuration has it, run on this
-// machine; none is all.
-func runsHere(platform string) bool {
-	p, err := platforms.Parse(platform)
-	return platform == "" || err == nil && platforms.NewMatcher(p).Match(platforms.DefaultSpec())
 }

@@ -7,10 +7,8 @@ import (
 	"slices"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
-
-// ownContent is containerd's own content plugin, and the folder that it keeps below its root.
-const ownContent = "io.containerd.content.v1.content"
 
 // content compares what containerd's configuration says of its content plugin with what micad does.
 func (f *Findings) content(path string, info admin.Info) {
@@ -22,7 +20,7 @@ func (f *Findings) content(path string, info admin.Info) {
 	if !ok || root == "" {
 		root = "/var/lib/containerd"
 	}
-	store := filepath.Join(root, ownContent)
+	store := filepath.Join(root, conf.Content)
 	plugins, _ := c.at("proxy_plugins").(map[string]any)
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(plugins)) {
@@ -31,11 +29,11 @@ func (f *Findings) content(path string, info admin.Info) {
 		}
 	}
 	disabled, _ := c.at("disabled_plugins").([]any)
-	off := slices.Contains(disabled, any(ownContent))
+	off := slices.Contains(disabled, any(conf.Content))
 	fix := fmt.Sprintf("In containerd's configuration:\n"+
 		"disabled_plugins = [%q]\n[proxy_plugins.mica-content]\n  type = \"content\"\n"+
 		"  address = \"/run/micad/micad.sock\"\nIn micad's:\ncontent_store = %q\n"+
-		"Then restart micad, and containerd after it.", ownContent, store)
+		"Then restart micad, and containerd after it.", conf.Content, store)
 	switch {
 	case len(names) == 0 && off:
 		f.failure("content", "containerd's own content plugin is disabled, and there is no other", fix)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // TestLocalPull: CRI pulls by itself for what containerd's own check looks for, in both versions of
@@ -35,7 +36,7 @@ func TestLocalPull(t *testing.T) {
 		"config_path":  {3, hosts, ""},
 		"2: in a half": {2, cri, "max_concurrent_downloads"},
 		"2: the other": {2, half, discard},
-		"2 in 3":       {3, cri + half, ""},
+		"4":            {4, cri + half, ""},
 	} {
 		c, err := loadContainerd(written(t, fmt.Sprintf("version = %d\n%s", tc.version, tc.config)))
 		if err != nil {
@@ -63,16 +64,19 @@ func TestPulls(t *testing.T) {
 			admin.Info{HostsDir: dir}},
 		"one of two": {images + registry + "config_path = '" + other + ":" + dir + "'\n", "hosts",
 			"warning", admin.Info{HostsDir: dir}},
-		"both": {images + registry + "config_path = '" + other + ":" + dir + "'\n", "hosts", "",
-			admin.Info{HostsDir: dir + ":" + other}},
+		"for a folder": {images + registry + "config_path = '" + other + ":" + dir + "'\n", "hosts",
+			"warning", admin.Info{HostsDir: dir + ":" + other}},
+		"both": {images + "discard_unpacked_layers = true\n" + registry + "config_path = '" + other +
+			":" + dir + "'\n", "hosts", "", admin.Info{HostsDir: dir + ":" + other,
+			AsksContainerd: true}},
 		"transfer": {"version = 3\n[plugins.'io.containerd.transfer.v1.local']\nconfig_path = '" + other +
 			"'\n", "hosts", "warning", admin.Info{HostsDir: dir}},
 		"mirrors": {images + "[plugins.'io.containerd.cri.v1.images'.registry.mirrors.x]\n", "hosts",
-			"warning", admin.Info{HostsDir: criHosts}},
+			"warning", admin.Info{HostsDir: conf.CRIHosts}},
 		"nobody says": {images + "discard_unpacked_layers = true\n", "annotations", "error",
-			admin.Info{HostsDir: criHosts}},
+			admin.Info{HostsDir: conf.CRIHosts}},
 		"micad asks": {images + "discard_unpacked_layers = true\n", "annotations", "",
-			admin.Info{HostsDir: criHosts, AsksContainerd: true}},
+			admin.Info{HostsDir: conf.CRIHosts, AsksContainerd: true}},
 	} {
 		var f Findings
 		f.pulls(written(t, tc.config), tc.info)

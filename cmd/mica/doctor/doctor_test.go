@@ -59,7 +59,7 @@ func TestCheckContainerd(t *testing.T) {
 			map[string]string{"cri": "ok"}},
 		"not TOML": {"[[[", map[string]string{"containerd": "error"}},
 		"wrong types": {"proxy_plugins = 3\nplugins = []\nimports = [4]",
-			map[string]string{"plugin": "error", "unpack": "error"}},
+			map[string]string{"containerd": "error"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config.toml")

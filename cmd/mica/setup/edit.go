@@ -9,6 +9,8 @@ import (
 	"regexp"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 var errEdit = errors.New("its text is not understood well enough to be changed")
@@ -21,7 +23,7 @@ func addImport(text []byte, pattern string) ([]byte, error) {
 	if text == nil {
 		return fmt.Appendf(nil, "%sversion = 3\nimports = [%q]\n", header, pattern), nil
 	}
-	var before table
+	var before conf.Table
 	if err := toml.Unmarshal(text, &before); err != nil {
 		return nil, err
 	}
@@ -35,7 +37,7 @@ func addImport(text []byte, pattern string) ([]byte, error) {
 		after = fmt.Appendf(nil, "%s%q, %s", text[:at[1]], pattern, text[at[1]:])
 	}
 	if before == nil {
-		before = table{}
+		before = conf.Table{}
 	}
 	before["imports"] = append([]any{pattern}, list...)
 	return verified(after, before)
@@ -44,12 +46,12 @@ func addImport(text []byte, pattern string) ([]byte, error) {
 // addKey adds a key with a string to a table of a configuration, or to its top. It returns the text
 // as it is where the key has a value, and that value.
 func addKey(text []byte, in, key, value string) ([]byte, any, error) {
-	var c table
+	var c conf.Table
 	if err := toml.Unmarshal(text, &c); err != nil {
 		return nil, nil, err
 	}
 	if c == nil {
-		c = table{}
+		c = conf.Table{}
 	}
 	line := fmt.Sprintf("%s = %q%s\n", key, value, mark)
 	at := 0 // a key of no table may always stand at the top, a new table at the end
@@ -57,10 +59,10 @@ func addKey(text []byte, in, key, value string) ([]byte, any, error) {
 	if in != "" {
 		header := regexp.MustCompile(`(?m)^[ \t]*\[` + regexp.QuoteMeta(in) + `\].*\n`)
 		found := header.FindIndex(text)
-		to, _ = c[in].(table)
+		to, _ = c[in].(conf.Table)
 		switch {
 		case to == nil && c[in] == nil:
-			to = table{}
+			to = conf.Table{}
 			c[in] = to
 			line = fmt.Sprintf("\n[%s]%s\n%s", in, mark, line)
 			at = len(text)
@@ -79,8 +81,8 @@ func addKey(text []byte, in, key, value string) ([]byte, any, error) {
 }
 
 // verified returns a text that says what it has to.
-func verified(text []byte, want table) ([]byte, error) {
-	var got table
+func verified(text []byte, want conf.Table) ([]byte, error) {
+	var got conf.Table
 	if err := toml.Unmarshal(text, &got); err != nil || !reflect.DeepEqual(got, want) {
 		return nil, errEdit
 	}
@@ -97,10 +99,10 @@ func addJSON(b []byte, keys map[string]any) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if has(object, keys) {
+	if conf.Has(object, keys) {
 		return b, nil
 	}
-	merge(object, keys)
+	conf.Merge(object, keys)
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
 	e.SetEscapeHTML(false)

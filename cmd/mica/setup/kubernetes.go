@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // rancherSocket is the socket of the containerd that k3s and RKE2 start.
@@ -19,7 +21,7 @@ func (p *plan) rancher() error {
 	if err != nil {
 		return err
 	}
-	main, err := parse(p.Config, text)
+	main, err := conf.Parse(p.Config, text)
 	if err != nil {
 		return err
 	}
@@ -42,7 +44,7 @@ func (p *plan) rancher() error {
 
 // template plans the end of a template. The snapshotter stands in the base of it, which has it from
 // config.yaml.
-func (p *plan) template(path string, main table) error {
+func (p *plan) template(path string, main conf.Table) error {
 	text, err := p.read(path)
 	if err != nil || bytes.Contains(text, []byte(mark)) {
 		return err
@@ -51,17 +53,17 @@ func (p *plan) template(path string, main table) error {
 	if text == nil {
 		before = header + "{{ template \"base\" . }}\n"
 	}
-	for _, s := range []string{transferPlugin, "proxy_plugins.mica"} {
+	for _, s := range []string{conf.Transfer, "proxy_plugins.mica"} {
 		if strings.Contains(before, s) {
 			return fmt.Errorf("%s has a table %s of its own: take it out, or write what "+
 				"docs/config.md shows into it", path, s)
 		}
 	}
-	want, err := p.wanted(main, table{}, 3)
+	want, err := p.wanted(main, conf.Table{}, 3)
 	if err != nil {
 		return err
 	}
-	delete(want["plugins"].(table), imagesPlugin)
+	delete(want["plugins"].(conf.Table), conf.Images)
 	b, err := marshal(want)
 	if err != nil {
 		return err
@@ -92,14 +94,15 @@ func (p *plan) eks() error {
 // fresh is what a containerd has to be told whose configuration is written elsewhere, as kind's and
 // nodeadm's, which discard unpacked layers.
 func (p *plan) fresh() (string, error) {
-	want, err := p.wanted(table{"plugins": table{imagesPlugin: table{
-		"discard_unpacked_layers": true, "registry": table{"config_path": hostsDir}}}}, table{}, 3)
+	want, err := p.wanted(conf.Table{"plugins": conf.Table{conf.Images: conf.Table{
+		"discard_unpacked_layers": true, "registry": conf.Table{"config_path": hostsDir}}}},
+		conf.Table{}, 3)
 	if err != nil {
 		return "", err
 	}
 	if p.Target == "kind" { // its version 2 has the snapshotter elsewhere, and that wins
-		plugins := want["plugins"].(table)
-		plugins[oldCRI] = table{"containerd": plugins[imagesPlugin]}
+		plugins := want["plugins"].(conf.Table)
+		plugins[conf.CRI] = conf.Table{"containerd": plugins[conf.Images]}
 	}
 	return marshal(want)
 }

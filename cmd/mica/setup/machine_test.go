@@ -16,6 +16,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // tree is the files of a machine by path.
@@ -110,7 +112,7 @@ func content(t *testing.T, root string) tree {
 }
 
 // dumped is what containerd says of a configuration of a machine.
-func dumped(t *testing.T, root, config string) table {
+func dumped(t *testing.T, root, config string) conf.Table {
 	t.Helper()
 	var out []byte
 	err := in(t, root, func() (err error) {
@@ -120,7 +122,7 @@ func dumped(t *testing.T, root, config string) table {
 		out, err = cmd.Output()
 		return err
 	})
-	var c table
+	var c conf.Table
 	if err = errors.Join(err, toml.Unmarshal(out, &c)); err != nil {
 		t.Fatal(err)
 	}
@@ -224,8 +226,8 @@ var (
 )
 
 // images and transfer are keys of containerd's dump.
-func images(key string) string   { return "plugins/" + imagesPlugin + "/" + key }
-func transfer(key string) string { return "plugins/" + transferPlugin + "/" + key }
+func images(key string) string   { return "plugins/" + conf.Images + "/" + key }
+func transfer(key string) string { return "plugins/" + conf.Transfer + "/" + key }
 
 // show prints a value of a dump: of the transfer service's list the snapshotters for this machine
 // and others.
@@ -233,7 +235,7 @@ func show(v any) string {
 	list, _ := v.([]any)
 	var names []string
 	for _, e := range list {
-		if entry, ok := e.(table); ok {
+		if entry, ok := e.(conf.Table); ok {
 			names = append(names, fmt.Sprint(entry["snapshotter"]))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
@@ -30,10 +31,10 @@ func recordPath(config string) string {
 }
 
 // changes are the files that are not on disk as they shall be, by path.
-func (f files) changes() ([]change, error) {
+func changes(f conf.Files) ([]change, error) {
 	var all []change
 	for _, path := range slices.Sorted(maps.Keys(f)) {
-		before, err := files(nil).read(path)
+		before, err := conf.Files(nil).Read(path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
@@ -85,7 +86,7 @@ func apply(record string, changes []change) (undo func() error, err error) {
 			all = append(all, c)
 		}
 	}
-	before, err := files(nil).read(record)
+	before, err := conf.Files(nil).Read(record)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func undone(record string) ([]change, error) {
 	var undo []change
 	var errs []error
 	for _, c := range slices.Backward(all) {
-		now, err := files(nil).read(c.Path)
+		now, err := conf.Files(nil).Read(c.Path)
 		switch {
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return nil, err

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // TestByHand is a machine that has all of it already.
@@ -152,8 +154,8 @@ func TestTogether(t *testing.T) {
 			}
 		}
 		c := dumped(t, root, etcContainerd)
-		if at(c, "plugins", imagesPlugin, "snapshotter") != "mica" ||
-			at(c, "proxy_plugins", "mica-content", "type") != "content" {
+		if conf.At(c, "plugins", conf.Images, "snapshotter") != "mica" ||
+			conf.At(c, "proxy_plugins", "mica-content", "type") != "content" {
 			t.Errorf("%v: %v", order, c["proxy_plugins"])
 		}
 		if _, err := run(t, root, Options{Target: "docker"}, Undo); err != nil {
@@ -185,13 +187,13 @@ func TestPatches(t *testing.T) {
 				lines = append(lines, l)
 			}
 		}
-		var c, more table
+		var c, more conf.Table
 		err = errors.Join(toml.Unmarshal([]byte(tc.config), &c),
 			toml.Unmarshal([]byte(strings.Join(lines, "")), &more))
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, lines)
 		}
-		merge(c, more)
+		conf.Merge(c, more)
 		text, err := marshal(c)
 		if err != nil {
 			t.Fatal(err)
@@ -207,7 +209,7 @@ func TestPatches(t *testing.T) {
 		for key, want := range (tree{images("snapshotter"): "mica",
 			images("disable_snapshot_annotations"): "false", transfer("unpack_config"): "overlayfs mica",
 			"proxy_plugins/mica/address": "/run/micad/micad.sock"}) {
-			if v := show(at(got, strings.Split(key, "/")...)); v != want {
+			if v := show(conf.At(got, strings.Split(key, "/")...)); v != want {
 				t.Errorf("%s: containerd has %s = %q, want %q", tc.target, key, v, want)
 			}
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // Options say what is set up, and how.
@@ -74,8 +75,8 @@ type plan struct {
 	Options
 	target
 	daemon micad
-	files  files    // what is written, by path
-	notes  []string // what the user has to know
+	files  conf.Files // what is written, by path
+	notes  []string   // what the user has to know
 }
 
 // micad is what a configuration of containerd has to agree with.
@@ -106,7 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	changes, err := p.files.changes()
+	changes, err := changes(p.files)
 	if err != nil {
 		return err
 	}
@@ -186,7 +187,7 @@ func newPlan(ctx context.Context, o Options) (*plan, error) {
 			strings.Join(Targets, ", "))
 	}
 	o.Config = cmp.Or(o.Config, t.config)
-	p := &plan{Options: o, target: t, files: files{},
+	p := &plan{Options: o, target: t, files: conf.Files{},
 		daemon: micad{Root: "/var/lib/micad", Address: admin.DefaultAddress, RemapIDs: true}}
 	b, err := p.read(o.Micad)
 	if err != nil {
@@ -205,7 +206,7 @@ func newPlan(ctx context.Context, o Options) (*plan, error) {
 
 // read returns what is, or will be, at path; nil where there is nothing.
 func (p *plan) read(path string) ([]byte, error) {
-	b, err := p.files.read(path)
+	b, err := p.files.Read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

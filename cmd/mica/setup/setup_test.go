@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 // TestSetup sets machines up as their distributions have them, asks containerd what it makes of the
@@ -38,9 +40,9 @@ func TestSetup(t *testing.T) {
 		"EKS": {"eks", tree{config: eks},
 			tree{images("discard_unpacked_layers"): "true",
 				images("disable_snapshot_annotations"): "false",
-				images("registry/config_path"):         criHosts},
+				images("registry/config_path"):         conf.CRIHosts},
 			tree{"/etc/eks/nodeadm.d/mica.yaml": "kind: NodeConfig",
-				micadConfig: "[remote] # mica setup\nconfig_path = \"" + criHosts + `"`}},
+				micadConfig: "[remote] # mica setup\nconfig_path = \"" + conf.CRIHosts + `"`}},
 		"EKS with a folder of imports": {"eks",
 			tree{config: "imports = [\"/etc/containerd/config.d/*.toml\"]\n" + eks}, nil,
 			tree{"/etc/containerd/config.d/mica.toml": "", config: ""}},
@@ -56,7 +58,7 @@ func TestSetup(t *testing.T) {
 			tree{daemonJSON: "{\n  \"features\": {\n" +
 				"    \"containerd-snapshotter\": true\n  },\n" +
 				"  \"log-driver\": \"journald\",\n  \"mtu\": 1450,\n  \"storage-driver\": \"mica\"\n}\n",
-				micadConfig: "content_store = \"/var/lib/containerd/" + contentPlugin +
+				micadConfig: "content_store = \"/var/lib/containerd/" + conf.Content +
 					"\"" + mark + "\nlog_level"}},
 		"Docker without flags": {"docker", nil, tree{images("snapshotter"): "overlayfs"},
 			tree{daemonJSON: `"containerd": "/run/containerd/containerd.sock"`}},
@@ -136,7 +138,7 @@ func TestSetup(t *testing.T) {
 			want := maps.Clone(usual)
 			maps.Copy(want, tc.want)
 			for key, value := range want {
-				if got := show(at(c, strings.Split(key, "/")...)); got != value {
+				if got := show(conf.At(c, strings.Split(key, "/")...)); got != value {
 					t.Errorf("containerd has %s = %q, want %q", key, got, value)
 				}
 			}
