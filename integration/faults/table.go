@@ -39,7 +39,6 @@ func Table(rows []Row) string {
 	return b.String()
 }
 
-// The marks between which a document holds the table.
 // Update puts a table into a document, in the place of the one of this name that is there.
 func Update(path, name, table string) error {
 	begin := "<!-- " + name + ": written by the test -->\n"
