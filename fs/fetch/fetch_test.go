@@ -63,7 +63,7 @@ func (l *log) take() []string {
 
 func (f *fake) Size() int64 { return f.n * block }
 
-func (f *fake) Next(off, end int64, _ line.Priority) (layer.Run, error) {
+func (f *fake) Next(off, end int64, _ line.Priority) (layer.Missing, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	last := min((end+block-1)/block, f.n)
@@ -75,13 +75,13 @@ func (f *fake) Next(off, end int64, _ line.Priority) (layer.Run, error) {
 		if f.next != nil {
 			f.next()
 		}
-		return layer.Run{}, nil
+		return layer.Missing{}, nil
 	}
 	n := int64(1)
 	if i+1 < last && !f.present[i+1] {
 		n = 2
 	}
-	return layer.Run{Off: i * block, Size: n * block, Bytes: n * block / 2}, nil
+	return layer.Missing{Off: i * block, Size: n * block, Bytes: n * block / 2}, nil
 }
 
 func (f *fake) Fetch(ctx context.Context, off, n int64, prio line.Priority) error {

@@ -75,7 +75,7 @@ type place struct {
 // job is one request.
 type job struct {
 	place
-	run    layer.Run
+	run    layer.Missing
 	cancel context.CancelFunc
 }
 
@@ -92,7 +92,7 @@ func (s *Scheduler) next(ctx context.Context) (*job, time.Duration) {
 		for _, g := range expected {
 			err = errors.Join(err, l.Expect(g.Off, g.Size))
 		}
-		var run layer.Run
+		var run layer.Missing
 		if err == nil {
 			run, err = l.Next(p.off, p.end, p.prio)
 		}
@@ -182,7 +182,7 @@ func (s *Scheduler) fillPlaceLocked(usable func(*entry) bool) *place {
 
 // begin takes what the look at a place has found, and makes a job of it; nil where there is nothing
 // to fetch.
-func (s *Scheduler) begin(p *place, run layer.Run, err error, now time.Time) *job {
+func (s *Scheduler) begin(p *place, run layer.Missing, err error, now time.Time) *job {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := p.entry

@@ -20,7 +20,7 @@ type Layer interface {
 	Size() int64
 	// Next returns the first run of the device's range [off, end) that is missing, as long as one
 	// request of that priority; Size 0: nothing is.
-	Next(off, end int64, prio line.Priority) (layer.Run, error)
+	Next(off, end int64, prio line.Priority) (layer.Missing, error)
 	// Fetch returns when the store has the range. It ends soon after ctx.
 	Fetch(ctx context.Context, off, n int64, prio line.Priority) error
 	// Expect says that a replay is going to bring a range.

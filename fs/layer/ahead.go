@@ -33,8 +33,8 @@ type streams struct {
 
 // stream is one reader, as far as that can be told.
 type stream struct {
-	place  int64  // where its last read ended
-	run    int64  // bytes that it has read on end
+	at     int64  // where its last read ended
+	length int64  // bytes that it has read on end
 	window int64  // how far ahead of it is fetched
 	edge   int64  // up to where that was done
 	used   uint64 // tick of its last read
@@ -54,7 +54,7 @@ func (s *streams) read(off, end int64, waits bool) (from, to int64) {
 	oldest := &s.all[0]
 	for i := range s.all {
 		t := &s.all[i]
-		if t.used > 0 && off >= t.place-streamSlack && off <= t.place+streamSlack {
+		if t.used > 0 && off >= t.at-streamSlack && off <= t.at+streamSlack {
 			t.used = s.tick
 			return t.advance(end)
 		}
@@ -63,7 +63,7 @@ func (s *streams) read(off, end int64, waits bool) (from, to int64) {
 		}
 	}
 	if waits {
-		*oldest = stream{place: end, run: end - off, used: s.tick}
+		*oldest = stream{at: end, length: end - off, used: s.tick}
 		s.live = true
 	}
 	return 0, 0
@@ -71,16 +71,16 @@ func (s *streams) read(off, end int64, waits bool) (from, to int64) {
 
 // advance moves the stream's place to end.
 func (t *stream) advance(end int64) (from, to int64) {
-	if end <= t.place {
+	if end <= t.at {
 		return 0, 0
 	}
-	t.run += end - t.place
-	t.place = end
-	if t.run < aheadAfter || t.edge-t.place > t.window/2 {
+	t.length += end - t.at
+	t.at = end
+	if t.length < aheadAfter || t.edge-t.at > t.window/2 {
 		return 0, 0
 	}
 	t.window = min(max(2*t.window, aheadFirst), aheadMost)
-	from, to = max(t.edge, t.place), t.place+t.window
+	from, to = max(t.edge, t.at), t.at+t.window
 	t.edge = to
 	return from, to
 }
@@ -91,7 +91,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	if from >= to || from >= l.deviceSize {
 		return
 	}
-	spans, err := l.table()
+	spans, err := l.index.Spans()
 	if err != nil || spans.FromStart() {
 		return // the read says so, or brings all
 	}
@@ -104,30 +104,12 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	first, last := spans.Cut(from, to)
 	for i := first; i < last; i++ {
 		f := l.flights[i]
-		taken := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)
-		if !taken && !l.store.Present(i) && affordable(l.o.Budget, &spans[i]) == nil {
+		busy := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)
+		if !busy && !l.store.Present(i) && affordable(l.o.Budget, &spans[i]) == nil {
 			missing = append(missing, i)
 		}
 	}
 	for _, g := range l.startLocked(ctx, spans, missing, line.Ahead) {
 		l.expireAfterLocked(g, aheadPatience)
-	}
-}
-
-// expireAfterLocked ends a group after d, unless somebody waits for it then.
-func (l *Layer) expireAfterLocked(g *group, d time.Duration) {
-	if g.expiry == nil {
-		g.expiry = time.AfterFunc(d, func() { l.expire(g) })
-		return
-	}
-	g.expiry.Reset(d)
-}
-
-// expire ends a group that nobody waits for.
-func (l *Layer) expire(g *group) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if g.waiting == 0 {
-		l.abandonLocked(g, errNobody)
 	}
 }

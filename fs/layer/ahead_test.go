@@ -300,17 +300,17 @@ func TestNext(t *testing.T) {
 	at := func(i int) int64 { return f.s.spans[i].Device }
 	for name, c := range map[string]struct {
 		off, end int64
-		want     Run
+		want     Missing
 	}{
-		"the first run":  {0, f.Size(), Run{Off: at(3), Size: at(5) - at(3)}},
-		"a part of it":   {at(3) + 1, at(3) + 2, Run{Off: at(3), Size: at(4) - at(3)}},
-		"the next":       {at(5), 1 << 62, Run{Off: at(9), Size: at(10) - at(9)}},
-		"nothing":        {at(10), 1 << 62, Run{}},
-		"outside":        {1 << 62, 1 << 62, Run{}},
-		"the wrong way":  {at(9), at(3), Run{}},
-		"before it":      {-5, 1, Run{}},
-		"at its end":     {at(5), at(9), Run{}},
-		"just beyond it": {at(5), at(9) + 1, Run{Off: at(9), Size: at(10) - at(9)}},
+		"the first run":  {0, f.Size(), Missing{Off: at(3), Size: at(5) - at(3)}},
+		"a part of it":   {at(3) + 1, at(3) + 2, Missing{Off: at(3), Size: at(4) - at(3)}},
+		"the next":       {at(5), 1 << 62, Missing{Off: at(9), Size: at(10) - at(9)}},
+		"nothing":        {at(10), 1 << 62, Missing{}},
+		"outside":        {1 << 62, 1 << 62, Missing{}},
+		"the wrong way":  {at(9), at(3), Missing{}},
+		"before it":      {-5, 1, Missing{}},
+		"at its end":     {at(5), at(9), Missing{}},
+		"just beyond it": {at(5), at(9) + 1, Missing{Off: at(9), Size: at(10) - at(9)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := f.Next(c.off, c.end, line.Background)

@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
-	"golang.org/x/sync/errgroup"
 )
 
 // decoding is the work on one request: its bytes are decoded span by span, as they come.
 type decoding struct {
-	layer   *Layer
 	group   *group
 	request *line.Request
 	windows *line.Request // nil: there are none
@@ -22,8 +23,14 @@ type decoding struct {
 	bad []corruption
 }
 
+// corruption is a span that was not what the index says.
+type corruption struct {
+	span int
+	err  error
+}
+
 // receive waits for the spans of e, one after the other. Each that is here is decoded by work.
-func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) error {
+func (l *Layer) receive(ctx context.Context, d *decoding, work *errgroup.Group, e extent) error {
 	ctx = context.WithoutCancel(ctx) // the source, which ends with it, says what was wrong
 	for i := e.first; i < e.first+e.n; i++ {
 		s, f := &d.group.spans[i], d.group.flight(i)
@@ -32,15 +39,15 @@ func (d *decoding) receive(ctx context.Context, work *errgroup.Group, e extent) 
 			return err
 		}
 		work.Go(func() error {
-			return line.Guarded(func() error { return d.one(f, s, blob) })
+			return line.Guarded(func() error { return l.decodeSpan(d, f, s, blob) })
 		})
 	}
 	return nil
 }
 
-// one decodes, verifies, delivers and stores a span, of which all bytes are here.
-func (d *decoding) one(f *flight, s *index.Span, blob []byte) error {
-	l, budget := d.layer, d.layer.o.Budget
+// decodeSpan decodes, verifies, delivers and stores a span, of which all bytes are here.
+func (l *Layer) decodeSpan(d *decoding, f *flight, s *index.Span, blob []byte) error {
+	budget := l.o.Budget
 	var window []byte
 	if s.Window.Size > 0 {
 		if d.windows == nil {
@@ -76,12 +83,21 @@ func (d *decoding) one(f *flight, s *index.Span, blob []byte) error {
 	return nil
 }
 
+// decode is Span.Decode; a panic counts as what the bytes are not.
+func (l *Layer) decode(s *index.Span, dst, blob, window []byte) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			l.log.Error("panic in a decoder", "span", s.Device, "panic", v,
+				"stack", string(debug.Stack()))
+			err = fmt.Errorf("%w: panic: %v", index.ErrCorrupt, v)
+		}
+	}()
+	return s.Decode(dst, blob, window)
+}
+
 // keep serves the readers from a verified span, and stores it. It takes over buf.
 func (l *Layer) keep(f *flight, s *index.Span, buf *line.Buffer) {
 	l.deliver(f, s, buf.B)
-	if !l.store.Present(f.span) {
-		l.completed.Store(false) // whatever has become of what made it whole before
-	}
 	stored, err := l.store.Put(f.span, buf.B)
 	if err != nil {
 		l.counters.failed(err)
@@ -96,10 +112,4 @@ func (l *Layer) keep(f *flight, s *index.Span, buf *line.Buffer) {
 	}
 	l.retire(f, nil)
 	buf.Free()
-	if l.store.AllPresent() && l.completed.CompareAndSwap(false, true) {
-		l.section.drop(l.o.Budget)
-		if l.o.Complete != nil {
-			l.o.Complete()
-		}
-	}
 }

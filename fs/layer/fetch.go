@@ -2,14 +2,14 @@ package layer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/index"
-	"golang.org/x/sync/errgroup"
 )
 
 // maxTries is how often a span is fetched that turns out not to be what its
@@ -24,15 +24,8 @@ const retryDelay = 100 * time.Millisecond
 // retryMost is the longest of these.
 const retryMost = 3 * time.Second
 
-// run fetches, decodes and stores the spans of a group.
-func (l *Layer) run(g *group) {
-	defer close(g.done)
-	defer l.finish(g)
-	defer l.survive(g)
-	if g.whole {
-		l.runWhole(g)
-		return
-	}
+// bring fetches, decodes and stores the spans of a group.
+func (l *Layer) bring(g *group) {
 	todo, admitted, err := l.begin(g)
 	if err != nil {
 		l.giveUp(g, err)
@@ -54,7 +47,7 @@ func (l *Layer) run(g *group) {
 		var wrong error
 		for _, b := range bad {
 			wrong = fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
-			if try >= maxTries && (g.claim.Priority() != line.Demand || l.hopeless(b.span)) {
+			if try >= maxTries && (g.claim.Priority() != line.Demand || l.hopeless(&g.spans[b.span])) {
 				g.err = wrong
 				l.counters.failed(wrong)
 				l.retire(g.flight(b.span), wrong)
@@ -79,25 +72,12 @@ func (l *Layer) run(g *group) {
 }
 
 // hopeless tells whether a wrong span stays wrong: its window, on disk, is the only one.
-func (l *Layer) hopeless(span int) bool {
-	spans, err := l.table()
-	return err != nil || spans[span].Window.Size > 0 && l.o.Windows == nil
-}
+func (l *Layer) hopeless(s *index.Span) bool { return s.Window.Size > 0 && l.o.Windows == nil }
 
 // pause is how long a wrong span waits after so many tries.
 func pause(try int) time.Duration {
 	try = min(try, int(retryMost/retryDelay)) // whose square is more than enough
 	return min(retryDelay*time.Duration(try*try), retryMost)
-}
-
-// finish frees what a group that has ended holds.
-func (l *Layer) finish(g *group) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if g.expiry != nil {
-		g.expiry.Stop()
-	}
-	g.cancel(nil)
 }
 
 // begin waits until the group's request may be sent. Until then more urgent readers, and what is
@@ -165,26 +145,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// giveUp ends what is left of a group's flights.
-func (l *Layer) giveUp(g *group, err error) {
-	if g.ctx.Err() != nil && !errors.Is(err, context.Cause(g.ctx)) {
-		err = fmt.Errorf("%w: %w", context.Cause(g.ctx), err)
-	}
-	g.err = err
-	l.counters.failed(err)
-	for _, f := range g.flights {
-		if f != nil {
-			l.retire(f, err)
-		}
-	}
-}
-
-// corruption is a span that was not what the index says.
-type corruption struct {
-	span int
-	err  error
-}
-
 // fetchExtent brings the spans of e, in one request for the blob and at most one for the windows,
 // and returns those that were wrong. Each is decoded as soon as it is here. An error is one of the
 // source, or of ctx; the spans that were not delivered are then still missing.
@@ -192,23 +152,23 @@ func (l *Layer) fetchExtent(
 	g *group, e extent, try int, admitted *line.Grant,
 ) ([]corruption, error) {
 	work, ctx := errgroup.WithContext(g.ctx)
-	d := decoding{layer: l, group: g}
+	d := decoding{group: g}
 	if r := e.windowRange(g.spans); r.size() > 0 {
 		w, done := l.windowsOf(ctx, r, try)
 		defer done()
 		d.windows = w
 	}
-	var pieces []line.Range
+	var ranges []line.Range
 	for i := e.first; i < e.first+e.n; i++ {
 		s := &g.spans[i]
-		pieces = append(pieces, line.Range{Off: s.Blob, Size: s.BlobSize})
+		ranges = append(ranges, line.Range{Off: s.Blob, Size: s.BlobSize})
 	}
 	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return l.open(ctx, l.o.Blob, off, n)
 	}
-	d.request = admitted.Request(ctx, g.claim, pieces, open)
+	d.request = admitted.Request(ctx, g.claim, ranges, open)
 	defer d.request.Close()
-	work.Go(func() error { return d.receive(ctx, work, e) })
+	work.Go(func() error { return l.receive(ctx, &d, work, e) })
 	if err := work.Wait(); err != nil {
 		return nil, err
 	}

@@ -38,17 +38,12 @@ package layer
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mica-snapshotter/mica/fs/line"
-	"github.com/mica-snapshotter/mica/fs/store"
-	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/erofs"
 )
 
@@ -72,8 +67,8 @@ type Options struct {
 	// DefaultDeadline.
 	Deadline time.Duration
 	// Complete is called when the last missing span has come in; again, where spans were lost or
-	// evicted meanwhile and have come again. It must neither block nor close the layer. A layer
-	// that is complete at New does not call it.
+	// evicted meanwhile and have come again. It must neither block nor call the layer. A layer that
+	// is complete at New does not call it.
 	Complete func()
 	// Waited is called for each read that has to wait, with the device bytes [off, end) that it
 	// wants. It must not block. May be nil.
@@ -89,8 +84,6 @@ type Layer struct {
 	log        *slog.Logger
 	name       string // the layer's digest
 	deviceSize int64
-	spans      atomic.Pointer[index.Spans] // nil until needed; see table
-	completed  atomic.Bool                 // Complete was called, and no missing span was written since
 	counters   counters
 	expects    expectations
 	section    section
@@ -101,34 +94,6 @@ type Layer struct {
 	mu      sync.Mutex // never held over network or disk access
 	closed  bool
 	flights map[int]*flight // by span: those under way
-}
-
-// want is what a reader asks for: device bytes [off, end).
-type want struct {
-	p      []byte // where they go; nil: nowhere
-	off    int64
-	end    int64
-	prio   line.Priority
-	bypass bool // do not read from the store
-}
-
-// background says that nobody reads what is wanted: it is to get into the store.
-func (w *want) background() bool { return w.p == nil && w.prio > line.Demand }
-
-// within is what is wanted of a span, for a want that goes somewhere.
-func (w *want) within(s *index.Span) want {
-	part := *w
-	part.off, part.end = max(w.off, s.Device), min(w.end, s.Device+s.Size)
-	part.p = w.p[part.off-w.off : part.end-w.off]
-	return part
-}
-
-// copySpan copies to the reader what it wants of a decoded span.
-func (w *want) copySpan(s *index.Span, data []byte) {
-	if w.p != nil {
-		part := w.within(s)
-		copy(part.p, data[part.off-s.Device:])
-	}
 }
 
 // New returns a Layer that reads ix's device from st, which gets from
@@ -153,8 +118,16 @@ func New(ix Index, st Store, o Options) *Layer {
 		deviceSize: h.DeviceSize,
 		flights:    map[int]*flight{},
 	}
-	st.Know(ix.Spans, l.scratch)
+	st.Know(ix.Spans, l.scratch, l.whole)
 	return l
+}
+
+// whole is told by the store that the last missing span has come.
+func (l *Layer) whole() {
+	l.section.giveUp(l.o.Budget)
+	if l.o.Complete != nil {
+		l.o.Complete()
+	}
 }
 
 // Close ends what is being fetched and waits for it. Reads have ended before, or
@@ -166,7 +139,7 @@ func (l *Layer) Close() {
 		f.group.cancel(errClosed)
 	}
 	l.mu.Unlock()
-	l.section.drop(l.o.Budget)
+	l.section.giveUp(l.o.Budget)
 	l.running.Wait()
 	l.o.Budget.Spares.Forget(l)
 }
@@ -175,98 +148,6 @@ func (l *Layer) Close() {
 // the tar's own length is zero.
 func (l *Layer) Size() int64 {
 	return (l.deviceSize + deviceAlign - 1) / deviceAlign * deviceAlign
-}
-
-// ReadAt fills p with the device's verified bytes from off on, or fails. It
-// waits for what is missing until ctx ends or Options.Deadline is over.
-func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
-	n := int64(len(p))
-	if err := l.check(off, n); err != nil {
-		return err
-	}
-	l.touched(off, off+n)
-	w := want{p: p, off: off, end: off + n}
-	err := l.store.Read(p, off)
-	if err == nil {
-		if !l.store.AllPresent() {
-			l.follow(ctx, off, w.end, false)
-		}
-		return nil
-	}
-	if errors.Is(err, store.ErrMissing) { // else fetch finds the same
-		l.unreadable(err)
-	}
-	return l.fetch(ctx, w)
-}
-
-// Fill waits until ReadAt of the n bytes from off on need not wait: until they
-// are in the store, or about to be.
-func (l *Layer) Fill(ctx context.Context, off, n int64) error {
-	return l.Fetch(ctx, off, n, line.Demand)
-}
-
-// Fetch is Fill with a priority. The deadline is one read's, so it takes a few
-// requests' worth at a time rather than a layer.
-func (l *Layer) Fetch(ctx context.Context, off, n int64, prio line.Priority) error {
-	if err := l.check(off, n); err != nil {
-		return err
-	}
-	if l.present(off, off+n) {
-		return nil
-	}
-	return l.fetch(ctx, want{off: off, end: off + n, prio: prio})
-}
-
-func (l *Layer) check(off, n int64) error {
-	if size := l.Size(); off < 0 || n < 0 || off > size || n > size-off {
-		return fmt.Errorf("read layer %s: [%d, +%d) is outside its %d bytes", l.name, off, n, size)
-	}
-	return nil
-}
-
-// present says whether the store has the range.
-func (l *Layer) present(off, end int64) bool {
-	if l.store.AllPresent() {
-		return true
-	}
-	t := l.spans.Load()
-	if t == nil {
-		return false
-	}
-	end = min(end, l.deviceSize)
-	if off >= end {
-		return true
-	}
-	for i := t.Find(off); i < len(*t) && (*t)[i].Device < end; i++ {
-		if !l.store.Present(i) {
-			return false
-		}
-	}
-	return true
-}
-
-// table returns the spans, loaded if need be.
-func (l *Layer) table() (index.Spans, error) {
-	if t := l.spans.Load(); t != nil {
-		return *t, nil
-	}
-	spans, err := l.index.Spans()
-	if err != nil {
-		return nil, err
-	}
-	l.spans.Store(&spans)
-	return spans, nil
-}
-
-// unreadable notes why the store did not return what it has; that it has not is no reason.
-func (l *Layer) unreadable(err error) {
-	if err == store.ErrMissing { //nolint:errorlint // by itself it says no more
-		return
-	}
-	l.counters.failed(err)
-	if l.counters.unreadable.Add(1) == 1 {
-		l.log.Error("store is not readable, fetching instead", "err", err)
-	}
 }
 
 // scratch lends memory of the Budget.

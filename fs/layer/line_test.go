@@ -149,7 +149,7 @@ func latency(t *testing.T, s *sample, path *wire, fill line.Priority) (p99, took
 		var fills sync.WaitGroup
 		start := time.Now()
 		if fill != alone {
-			runs := make(chan Run)
+			runs := make(chan Missing)
 			fills.Go(func() {
 				defer close(runs)
 				for off := int64(0); ; {

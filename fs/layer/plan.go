@@ -40,7 +40,7 @@ func (l *Layer) request(prio line.Priority) int64 {
 	return min(n, l.o.Budget.Fetch.Size())
 }
 
-// extent is a run of neighbouring spans that one request brings.
+// extent is neighbouring spans that one request brings.
 type extent struct{ first, n int }
 
 // byteRange is a range of bytes in a blob.
@@ -116,4 +116,48 @@ func affordable(b *line.Budget, s *index.Span) error {
 		return fmt.Errorf("%w: %d bytes decoded, budget %d", line.ErrTooLarge, s.Size, most)
 	}
 	return nil
+}
+
+// firstMissing returns the first of spans [i, last) that the store does not have, or last.
+func (l *Layer) firstMissing(i, last int) int {
+	for i < last && l.store.Present(i) {
+		i++
+	}
+	return i
+}
+
+// Missing is neighbouring spans that the store does not have.
+type Missing struct {
+	Off, Size int64 // in the device, bytes; whole spans
+	Bytes     int64 // in the blob
+}
+
+// Next returns the first missing spans, neighbours, that hold any of the device's bytes [off, end),
+// no more than one request of that priority brings. Size 0: nothing is missing. What is on its way
+// counts as missing; Fetch joins it.
+func (l *Layer) Next(off, end int64, prio line.Priority) (Missing, error) {
+	spans, err := l.index.Spans()
+	if err != nil {
+		return Missing{}, err
+	}
+	i, last := spans.Cut(off, end)
+	if i = l.firstMissing(i, last); i == last {
+		return Missing{}, nil
+	}
+	e, request := extent{i, 1}, l.request(prio)
+	for i++; i < last && !l.store.Present(i); i++ {
+		longer := extent{e.first, e.n + 1}
+		if !longer.joins(spans, request) {
+			break
+		}
+		e = longer
+	}
+	first, final, at := &spans[e.first], &spans[e.first+e.n-1], e.blobRange(spans)
+	size := final.Device + final.Size - first.Device
+	next := Missing{Off: first.Device, Size: size, Bytes: at.size()}
+	if spans.FromStart() {
+		h := l.index.Header() // about
+		next.Bytes = int64(float64(size) / float64(max(h.DeviceSize, 1)) * float64(h.LayerSize))
+	}
+	return next, nil
 }

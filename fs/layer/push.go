@@ -24,12 +24,6 @@ const frameExcess = 2
 // errOffered is the error of a flight whose frames were wrong. Its waiters ask anew.
 var errOffered = errors.New("what was offered is wrong")
 
-// coming says whether who wants a span that urgently waits for the push: a reader does so only for
-// what is on its way.
-func (l *Layer) coming(i int, prio line.Priority) bool {
-	return l.o.Push != nil && l.o.Push.Coming(i, prio == line.Demand)
-}
-
 // Lacks says whether a span is neither here nor on its way by a request.
 func (l *Layer) Lacks(i int) bool {
 	l.mu.Lock()
@@ -46,7 +40,7 @@ func (l *Layer) lacksLocked(i int) bool {
 // there, or fetch it if the frames are wrong. done is called when they are not used any more, with
 // what was wrong.
 func (l *Layer) Offer(ctx context.Context, i int, frames []byte, done func(wrong error)) {
-	spans, err := l.table()
+	spans, err := l.index.Spans()
 	if err != nil || i >= len(spans) || spans.FromStart() ||
 		int64(len(frames)) > frameExcess*(spans[i].BlobSize+spans[i].Window.Size) ||
 		affordable(l.o.Budget, &spans[i]) != nil || !l.offered(ctx, spans, i, frames, done) {
@@ -69,30 +63,18 @@ func (l *Layer) offered(
 	}
 	g := l.groupLocked(ctx, spans, extent{i, 1}, prio)
 	g.begun = true
-	l.running.Go(func() { l.unpack(g, frames, done) })
+	l.goLocked(g, func(g *group) { l.bringOffered(g, frames, done) })
 	return true
 }
 
-// anew fetches what is wanted, some of which was wrong as offered: when all of that is known, so
-// that neighbours come by one request.
-func (l *Layer) anew(ctx context.Context, w want) error {
-	select {
-	case <-l.o.Push.Over():
-	case <-ctx.Done():
-	}
-	return l.fetchWanted(ctx, w)
-}
-
-// unpack is run for a group whose only span was offered.
-func (l *Layer) unpack(g *group, frames []byte, done func(wrong error)) {
-	defer close(g.done)
-	defer l.finish(g)
+// bringOffered is bring for a group whose only span was offered.
+func (l *Layer) bringOffered(g *group, frames []byte, done func(wrong error)) {
 	l.counters.fetched.Add(int64(len(frames)))
 	f := g.flights[0]
 	s := g.spans[f.span]
 	s.Codec, s.Bit, s.Window, s.BlobSize = index.Zstd, 0, index.Range{}, int64(len(frames))
-	d := decoding{layer: l, group: g}
-	err := line.Guarded(func() error { return d.one(f, &s, frames) })
+	d := decoding{group: g}
+	err := line.Guarded(func() error { return l.decodeSpan(&d, f, &s, frames) })
 	if err == nil && len(d.bad) > 0 {
 		err = d.bad[0].err
 	}

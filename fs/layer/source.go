@@ -31,14 +31,14 @@ type Index interface {
 	Spans() (index.Spans, error)
 }
 
-// Store is what a Layer needs of a *store.Layer: verified spans that come and go. Parallel calls are
-// made.
+// Store is what a Layer needs of a *store.Layer: verified spans that come and go. Parallel calls
+// are made.
 type Store interface {
-	// Know tells what the spans are, and lends memory to compare them in.
-	Know(spans func() (index.Spans, error), scratch store.Scratch)
-	// Present and AllPresent say which spans can be read, without waiting.
+	// Know tells what the spans are, lends memory to compare them in, and has whole called when the
+	// last missing span has come.
+	Know(spans func() (index.Spans, error), scratch store.Scratch, whole func())
+	// Present says whether a span can be read, without waiting.
 	Present(i int) bool
-	AllPresent() bool
 	Count() (spans int, bytes int64)
 	// Read fills p with verified bytes of the device, whose length is a multiple of 512. An error
 	// wraps store.ErrMissing where a span is not present, or not any more, and

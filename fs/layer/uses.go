@@ -15,7 +15,9 @@ const missFor = time.Minute
 type Uses struct {
 	Brought int64 // in spans that were expected and have come, whatever has become of them
 	Read    int64 // of these, in spans that readers have asked for
-	Missed  int64 // reads that waited for spans that nobody expected, in the minute after the first Expect
+	// Missed is reads that waited for spans that nobody expected, in the minute after the first
+	// Expect.
+	Missed int64
 }
 
 // expectation is the spans that a replay brings, a bit for each.
@@ -38,7 +40,7 @@ type expectations struct {
 // Expect says that a replay is going to fetch a range, which may reach beyond the device: from now
 // on, Uses counts what becomes of it.
 func (l *Layer) Expect(off, n int64) error {
-	spans, err := l.table()
+	spans, err := l.index.Spans()
 	if err != nil {
 		return err
 	}
@@ -71,17 +73,18 @@ func (e *expectations) get(spans int) *expectation {
 
 // Uses returns the numbers of what Expect has named so far.
 func (l *Layer) Uses() Uses {
-	x, t := l.expects.now.Load(), l.spans.Load()
-	if x == nil || t == nil {
+	x := l.expects.now.Load()
+	spans, err := l.index.Spans()
+	if x == nil || err != nil {
 		return Uses{}
 	}
 	l.noteCome()
 	u := Uses{Read: x.read.Load(), Missed: x.missed.Load()}
-	for i := range *t {
+	for i := range spans {
 		// What was read has come, wherever it was read from.
 		w, bit := i>>6, uint64(1)<<(i&63)
 		if x.has(i) && (x.came[w].Load()|^x.unread[w].Load())&bit != 0 {
-			u.Brought += (*t)[i].Size
+			u.Brought += spans[i].Size
 		}
 	}
 	return u
@@ -106,7 +109,7 @@ func (x *expectation) has(i int) bool { return x.all[i>>6].Load()&(1<<(i&63)) !=
 
 // touched notes that a reader asks for device bytes [off, end), for eviction and for Uses.
 func (l *Layer) touched(off, end int64) {
-	spans, err := l.table()
+	spans, err := l.index.Spans()
 	if err != nil {
 		return // the read says so
 	}
@@ -137,4 +140,17 @@ func (l *Layer) missed(spans []int) {
 			return
 		}
 	}
+}
+
+// Evict takes spans out of the store, and returns how many bytes of the device that was. They are
+// fetched again when somebody reads them.
+func (l *Layer) Evict(spans []int) (int64, error) {
+	l.noteCome()
+	return l.store.Evict(spans)
+}
+
+// Empty takes all spans out of the store at once, by a new device.
+func (l *Layer) Empty() error {
+	l.noteCome()
+	return l.store.Empty()
 }

@@ -50,19 +50,14 @@ func (l *Layer) wholeLocked(
 			add(i) // the store has it and cannot read it
 		}
 	}
-	l.running.Go(func() { l.run(g) })
+	l.goLocked(g, l.bringWhole)
 	return g
 }
 
-// goesOn says whether a group is one that goes on although nobody waits for it. l.mu is held.
-func (g *group) goesOn(patience time.Duration) bool {
-	return g.whole && time.Since(g.moved) < patience/2
-}
-
-// runWhole is run for a stream.
-func (l *Layer) runWhole(g *group) {
+// bringWhole is bring for a stream.
+func (l *Layer) bringWhole(g *group) {
 	for try := 1; ; try++ {
-		err := l.bringWhole(g)
+		err := l.bringLeft(g)
 		if err == nil {
 			return
 		}
@@ -80,8 +75,8 @@ func (l *Layer) runWhole(g *group) {
 	}
 }
 
-// bringWhole brings what is left of a stream's flights.
-func (l *Layer) bringWhole(g *group) error {
+// bringLeft brings what is left of a stream's flights.
+func (l *Layer) bringLeft(g *group) error {
 	claims := make([]*line.Claim, len(g.spans))
 	l.mu.Lock()
 	for i, f := range g.flights {
@@ -103,7 +98,7 @@ func (l *Layer) bringWhole(g *group) error {
 // spans, in order, whatever the store has. They are fn's until it returns. For layers whose spans
 // are index.FromStart.
 func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []byte) error) error {
-	spans, err := l.table()
+	spans, err := l.index.Spans()
 	if err != nil {
 		return err
 	}
@@ -117,11 +112,11 @@ func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []by
 	})
 }
 
-// stream calls take, which owns the buffer, with the spans that have a claim. An error wraps
+// stream calls use, which owns the buffer, with the spans that have a claim. An error wraps
 // index.ErrCorrupt if what came is not the layer.
 func (l *Layer) stream(
 	ctx context.Context, spans index.Spans, claims []*line.Claim,
-	take func(i int, buf *line.Buffer) error,
+	use func(i int, buf *line.Buffer) error,
 ) error {
 	if l.o.Unpack == nil {
 		return errNoWhole
@@ -155,7 +150,7 @@ func (l *Layer) stream(
 			}
 			continue
 		}
-		mine := func(buf *line.Buffer) error { return take(i, buf) }
+		mine := func(buf *line.Buffer) error { return use(i, buf) }
 		err := l.streamSpan(ctx, body, s, claims[i], mine)
 		if err != nil {
 			return fmt.Errorf("span %d: %w", i, because(ctx, err))
@@ -167,7 +162,7 @@ func (l *Layer) stream(
 // streamSpan reads and verifies one span.
 func (l *Layer) streamSpan(
 	ctx context.Context, body io.Reader, s *index.Span, c *line.Claim,
-	take func(*line.Buffer) error,
+	use func(*line.Buffer) error,
 ) error {
 	decode := l.o.Budget.Decode
 	if err := decode.Acquire(ctx, s.Size, c); err != nil {
@@ -183,7 +178,7 @@ func (l *Layer) streamSpan(
 		buf.Free()
 		return fmt.Errorf("%w: digest differs", index.ErrCorrupt)
 	}
-	return take(buf)
+	return use(buf)
 }
 
 // early is the error of a stream, which must not end before its last span.

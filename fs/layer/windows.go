@@ -86,8 +86,8 @@ func (l *Layer) keepWindows(ctx context.Context) {
 	})
 }
 
-// drop ends keeping the section. Who decodes by it still goes on.
-func (s *section) drop(b *line.Budget) {
+// giveUp ends keeping the section. Who decodes by it still goes on.
+func (s *section) giveUp(b *line.Budget) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true

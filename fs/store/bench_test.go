@@ -84,7 +84,7 @@ func newBenchLayer(b *testing.B, add func(*layertest.Builder)) *benchLayer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	l.Know(func() (index.Spans, error) { return content.Draft.Spans, nil }, nil)
+	l.Know(func() (index.Spans, error) { return content.Draft.Spans, nil }, nil, nil)
 	ctx, cancel := context.WithCancel(b.Context())
 	var run sync.WaitGroup
 	run.Go(func() { _ = st.Run(ctx) })

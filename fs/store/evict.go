@@ -50,7 +50,7 @@ func (l *Layer) Evict(spans []int) (int64, error) {
 func (l *Layer) take(spans []int, at index.Spans) (taken []int, bytes int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sealed || l.record.State == Verified {
+	if l.sealedLocked() {
 		return nil, 0, ErrSealed
 	}
 	for _, i := range spans {
@@ -265,8 +265,10 @@ const damagedSuffix = ".damaged"
 func (l *Layer) Sealed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sealed
+	return l.sealedLocked()
 }
+
+func (l *Layer) sealedLocked() bool { return l.sealed || l.record.State == Verified }
 
 // seal marks the device as one that the kernel may read by itself: not one span of it is ever taken
 // away. The mark is on the file, so that it holds for whoever opens the layer next while the kernel

@@ -12,6 +12,7 @@ type known struct {
 	load    func() (index.Spans, error)
 	spans   atomic.Pointer[index.Spans] // nil until needed
 	scratch Scratch
+	whole   func() // nil: nobody is told
 }
 
 // Scratch lends n bytes to compare what lies on disk in, which free gives back. It may wait for
@@ -22,14 +23,15 @@ type Scratch func(n int64) (buf []byte, free func())
 var errUnknown = errors.New("the layer's spans are not known")
 
 // Know tells where the layer's spans lie in its device and what their digests are, and where memory
-// comes from to compare them in; nil: it is allocated. It comes before all methods that return or
-// take a span's bytes. spans is called when they are needed first; an error is not kept. Of those
-// who have the layer open the last one's word counts: all say the same.
-func (l *Layer) Know(spans func() (index.Spans, error), scratch Scratch) {
+// comes from to compare them in; nil: it is allocated. whole is called each time that the last span
+// that was missing has come, and must not block; it may be nil. Know comes before all methods that
+// return or take a span's bytes. spans is called when they are needed first; an error is not kept.
+// Of those who have the layer open the last one's word counts.
+func (l *Layer) Know(spans func() (index.Spans, error), scratch Scratch, whole func()) {
 	if scratch == nil {
 		scratch = func(n int64) ([]byte, func()) { return make([]byte, n), func() {} }
 	}
-	l.known.Store(&known{load: spans, scratch: scratch})
+	l.known.Store(&known{load: spans, scratch: scratch, whole: whole})
 }
 
 // table returns the spans, loaded if need be.

@@ -109,7 +109,7 @@ func (s *sample) table() (index.Spans, error) {
 func (s *sample) open(st *Store) (*Layer, error) {
 	l, err := st.Layer(s.name)
 	if err == nil {
-		l.Know(s.table, nil)
+		l.Know(s.table, nil, nil)
 	}
 	return l, err
 }
@@ -132,7 +132,7 @@ func (s *sample) create(st *Store, state State) (*Layer, error) {
 	}
 	l, err := in.Commit(s.record(state))
 	if err == nil {
-		l.Know(s.table, nil)
+		l.Know(s.table, nil, nil)
 	}
 	return l, err
 }

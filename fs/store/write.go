@@ -62,6 +62,7 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 		l.dirty = true
 	}
 	l.present.add(i)
+	last := fresh && l.present.full()
 	if !l.store.faults.lately() {
 		l.own.sure.add(i)
 	}
@@ -69,6 +70,9 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 	if fresh {
 		l.store.usage.add(l.space, int64(len(data)))
 		l.store.changed(l, int64(len(data)))
+	}
+	if whole := l.known.Load().whole; last && whole != nil {
+		whole()
 	}
 	return nil
 }

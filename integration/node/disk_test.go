@@ -148,7 +148,7 @@ func TestDiskLosesSpan(t *testing.T) {
 	}
 	l.Know(func() (index.Spans, error) {
 		return index.Spans{{Size: int64(len(want)), Digest: sha256.Sum256(want)}}, nil
-	}, nil)
+	}, nil, nil)
 	if err := l.WriteSpan(0, want); err != nil {
 		t.Fatal(err)
 	}
