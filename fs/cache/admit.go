@@ -186,8 +186,8 @@ func (c *Cache) Fits(size int64) bool {
 		return true
 	}
 	for _, v := range c.host.Layers() {
-		if rec := v.Store().Record(); rec.State == store.Verified {
-			size += rec.DeviceSize
+		if v.Store().Sealed() {
+			size += v.Store().Size()
 		}
 	}
 	return size <= c.limit/4*3

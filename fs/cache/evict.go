@@ -203,7 +203,7 @@ func (l *candidates) unused() *candidates {
 // asWhole says whether a layer goes as a whole or not at all: the kernel reads it, or its spans do
 // not come back one by one.
 func asWhole(v Layer) bool {
-	if s := v.Store(); s.Record().State == store.Verified || s.Sealed() {
+	if v.Store().Sealed() {
 		return true
 	}
 	spans, err := v.Spans()

@@ -30,7 +30,7 @@ type Verified struct {
 // healPatience is how long the repair of a layer waits for its registry.
 const healPatience = 10 * time.Second
 
-// pacer is told after each piece of a check how long that took. It may wait.
+// pacer is told after each step of a check how long that took. It may wait.
 type pacer func(worked time.Duration)
 
 func atOnce(time.Duration) {}
@@ -96,10 +96,10 @@ func compare(ctx context.Context, v Layer, out *Verified, rest pacer) ([]int, er
 	if err != nil {
 		return nil, err
 	}
-	s, rec := v.Store(), v.Store().Record()
-	whole := rec.DiffID.Algorithm().Hash()
+	s, diffID := v.Store(), v.Store().Record().DiffID
+	sealed, whole := s.Sealed(), diffID.Algorithm().Hash()
 	hash := func([]byte, int64) {}
-	if rec.State == store.Verified {
+	if sealed {
 		hash = func(p []byte, _ int64) { whole.Write(p) }
 	}
 	var wrong []int
@@ -112,7 +112,7 @@ func compare(ctx context.Context, v Layer, out *Verified, rest pacer) ([]int, er
 		if errors.Is(err, store.ErrMissing) {
 			switch {
 			case !s.Present(i):
-			case rec.State == store.Verified: // something changed, and whole has bytes too many
+			case sealed: // something changed, and whole has bytes too many
 				whole.Reset()
 				i, wrong, out.Spans, out.Bytes = -1, nil, 0, 0
 			default: // another span went
@@ -128,9 +128,9 @@ func compare(ctx context.Context, v Layer, out *Verified, rest pacer) ([]int, er
 		rest(time.Since(start))
 	}
 	out.Wrong = len(wrong)
-	if rec.State == store.Verified && len(wrong) == 0 && out.Spans == len(spans) &&
-		digest.NewDigest(rec.DiffID.Algorithm(), whole) != rec.DiffID {
-		why := fmt.Errorf("its bytes are what its index says, and not %s", rec.DiffID)
+	if sealed && len(wrong) == 0 && out.Spans == len(spans) &&
+		digest.NewDigest(diffID.Algorithm(), whole) != diffID {
+		why := fmt.Errorf("its bytes are what its index says, and not %s", diffID)
 		return nil, errors.Join(why, setAside(s))
 	}
 	return wrong, nil

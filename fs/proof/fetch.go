@@ -15,8 +15,6 @@ const (
 	// passes bounds how often what is missing of a layer is fetched for its proof. It goes again
 	// where the quota is too small for the layer, or the disk loses what is written.
 	passes = 4
-	// storeTime is how long the last spans of a pass may take from the reader to the store.
-	storeTime = 10 * time.Second
 	// garbledSpans is how many spans may be wrong until it is taken for certain that the fetch of a
 	// layer does not come to its end: a registry that sends wrong bytes is asked last from then on.
 	garbledSpans = 16
@@ -32,9 +30,7 @@ func (p *Proof) Prove(ctx context.Context) error {
 		if err := p.fetchAll(ctx); err != nil {
 			return err
 		}
-		if p.awaitAll(ctx) {
-			p.layer.Settle(ctx)
-		}
+		p.layer.Settle(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -49,7 +45,7 @@ func (p *Proof) Prove(ctx context.Context) error {
 		"or the disk loses data (micad's log has more)", passes)
 }
 
-// fetchAll fetches each span that is missing, once. The error wraps index.ErrCorrupt where the
+// fetchAll fetches each span that is missing into the store, once. The error wraps index.ErrCorrupt where the
 // bytes that come are not those that the index describes.
 func (p *Proof) fetchAll(ctx context.Context) error {
 	errGarbled := fmt.Errorf(
@@ -73,31 +69,16 @@ func (p *Proof) fetchAll(ctx context.Context) error {
 		cancel(errGarbled)
 	})
 	for off, size := int64(0), data.Size(); ; {
-		run, err := data.Next(off, size, line.Ahead)
-		if err != nil || run.Size == 0 {
+		next, err := data.Next(off, size, line.Ahead)
+		if err != nil || next.Size == 0 {
 			return err
 		}
-		if err := data.Fetch(ctx, run.Off, run.Size, line.Ahead); err != nil {
+		if err := data.Fetch(ctx, next.Off, next.Size, line.Ahead); err != nil {
 			if cause := context.Cause(ctx); errors.Is(cause, errGarbled) {
 				return cause
 			}
 			return err
 		}
-		off = run.Off + run.Size
+		off = next.Off + next.Size
 	}
-}
-
-// awaitAll says whether all spans are in the store, when the last ones have had time to get there.
-func (p *Proof) awaitAll(ctx context.Context) bool {
-	s := p.layer.Store()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(storeTime); !s.AllPresent() && time.Now().Before(end); {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return s.AllPresent()
 }

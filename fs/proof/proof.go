@@ -102,8 +102,8 @@ type Layer interface {
 	Data() *layer.Layer     // its bytes
 	Index() *index.Layer    // the index that it is shown by
 	IndexFile() io.ReaderAt // the file of Index
-	// Settle makes a layer that is whole durable, and has it proved, by Check, and shown. It is for
-	// Settling.
+	// Settle makes a layer durable, and has it proved, by Check, and shown, if it is whole. It is
+	// for Settling.
 	Settle(ctx context.Context)
 	// Local says whether all mounts of the layer show what is on disk now.
 	Local() bool
