@@ -122,7 +122,7 @@ func Parse(file string, b []byte) (Table, error) {
 	version, _ := c["version"].(int64)
 	if version > newest {
 		return nil, fmt.Errorf("%s has version %d of containerd's configuration; mica knows "+
-			"%d: use a newer one", file, version, newest)
+			"%d: use a newer mica", file, version, newest)
 	}
 	for _, key := range []string{"plugins", "proxy_plugins"} {
 		if _, ok := c[key].(Table); c[key] != nil && !ok {
