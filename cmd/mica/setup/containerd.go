@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -241,10 +242,11 @@ func dump(ctx context.Context, config string) (int, error) {
 	return c.Version, nil
 }
 
+// marshal is a configuration as text. Headers of the tables that only hold others are left out,
+// because a text that this one is added to may have them.
 func marshal(c conf.Table) (string, error) {
-	var b strings.Builder
-	e := toml.NewEncoder(&b)
-	e.SetIndentTables(true)
-	err := e.Encode(c)
-	return b.String(), err
+	b, err := toml.Marshal(c)
+	return strings.TrimLeft(holders.ReplaceAllString(string(b), ""), "\n"), err
 }
+
+var holders = regexp.MustCompile(`(?m)^\[(plugins|proxy_plugins)\]\n`)

@@ -56,7 +56,7 @@ func (p *plan) template(path string, main conf.Table) error {
 	for _, s := range []string{conf.Transfer, "proxy_plugins.mica"} {
 		if strings.Contains(before, s) {
 			return fmt.Errorf("%s has a table %s of its own: take it out, or write what "+
-				"docs/config.md shows into it", path, s)
+				"containerd needs there (docs/config.md)", path, s)
 		}
 	}
 	want, err := p.wanted(main, conf.Table{}, 3)
@@ -136,6 +136,12 @@ containerdConfigPatches:
 }
 
 func indent(text string, by int) string {
-	space := strings.Repeat(" ", by)
-	return space + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n"+space) + "\n"
+	var b strings.Builder
+	for l := range strings.Lines(text) {
+		if l != "\n" {
+			b.WriteString(strings.Repeat(" ", by))
+		}
+		b.WriteString(l)
+	}
+	return b.String()
 }

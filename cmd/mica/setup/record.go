@@ -180,8 +180,11 @@ const around = 3
 
 // diff is the change as a unified difference of one hunk.
 func (c change) diff() string {
-	split := func(b []byte) []string { return strings.SplitAfter(string(b), "\n") }
-	a, b := split(c.Before), split(c.After)
+	if c.After == nil {
+		return c.Path + " is removed\n"
+	}
+	a := slices.Collect(strings.Lines(string(c.Before)))
+	b := slices.Collect(strings.Lines(string(c.After)))
 	first := 0
 	for first < min(len(a), len(b)) && a[first] == b[first] {
 		first++
@@ -191,20 +194,16 @@ func (c change) diff() string {
 		last++
 	}
 	from, after := max(first-around, 0), max(last-around, 0)
-	name := func(path string, content []byte) string {
-		if content == nil {
-			return "/dev/null"
-		}
-		return path
+	old := c.Path
+	if c.Before == nil {
+		old = "/dev/null"
 	}
 	var out strings.Builder
-	fmt.Fprintf(&out, "--- %s\n+++ %s\n@@ -%d,%d +%d,%d @@\n", name(c.Path, c.Before),
-		name(c.Path, c.After), from+1, len(a)-after-from, from+1, len(b)-after-from)
+	fmt.Fprintf(&out, "--- %s\n+++ %s\n@@ -%d,%d +%d,%d @@\n", old, c.Path,
+		min(from+1, len(a)), len(a)-after-from, from+1, len(b)-after-from)
 	print := func(sign string, lines []string) {
 		for _, l := range lines {
-			if l != "" { // after the last newline
-				fmt.Fprintf(&out, "%s%s\n", sign, strings.TrimSuffix(l, "\n"))
-			}
+			fmt.Fprintf(&out, "%s%s\n", sign, strings.TrimSuffix(l, "\n"))
 		}
 	}
 	print(" ", a[from:first])

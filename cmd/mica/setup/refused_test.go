@@ -42,6 +42,24 @@ registry.config_path = "/etc/containerd/certs.d"
 	}
 }
 
+// TestDiff are changes as they are shown.
+func TestDiff(t *testing.T) {
+	for _, tc := range []struct {
+		change
+		want string
+	}{
+		{change{"/new", nil, []byte("a\nb\n")}, "--- /dev/null\n+++ /new\n@@ -0,0 +1,2 @@\n+a\n+b\n"},
+		{change{"/f", []byte("1\n2\n3\n4\n5\n6\n7\n8\n9\n"), []byte("1\n2\n3\n4\nx\n6\n7\n8\n9\n")},
+			"--- /f\n+++ /f\n@@ -2,7 +2,7 @@\n 2\n 3\n 4\n-5\n+x\n 6\n 7\n 8\n"},
+		{change{"/f", []byte("b"), []byte("a\nb")}, "--- /f\n+++ /f\n@@ -1,1 +1,2 @@\n+a\n b\n"},
+		{change{"/old", []byte("a\n"), nil}, "/old is removed\n"},
+	} {
+		if got := tc.diff(); got != tc.want {
+			t.Errorf("%s\nwant\n%s", got, tc.want)
+		}
+	}
+}
+
 // TestRefused are machines that are left as they are, with a reason.
 func TestRefused(t *testing.T) {
 	const (

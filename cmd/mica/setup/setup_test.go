@@ -73,8 +73,10 @@ func TestSetup(t *testing.T) {
 			tree{transfer("unpack_config"): "overlayfs mica"},
 			tree{rancherDir + "/config-v3.toml.tmpl": `{{ template "base" . }}`}},
 		"k3s with a template": {"k3s", tree{rancherDir + "/config.toml": rancherPlain,
-			rancherDir + "/config-v3.toml.tmpl": "{{ template \"base\" . }}\n[debug]\nlevel = 'debug'\n"},
-			tree{transfer("unpack_config"): "overlayfs mica", "debug/level": "debug"}, nil},
+			rancherDir + "/config-v3.toml.tmpl": "{{ template \"base\" . }}\n[debug]\nlevel = 'debug'\n" +
+				"[proxy_plugins]\n[proxy_plugins.other]\ntype = 'snapshot'\n[plugins]\n"},
+			tree{"proxy_plugins/other/type": "snapshot",
+				transfer("unpack_config"): "overlayfs mica", "debug/level": "debug"}, nil},
 		"another entry, for another machine": {"containerd", tree{config: "version = 3\n" +
 			"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n" +
 			"platform = 'linux/riscv64'\nsnapshotter = 'mica'\n" +
