@@ -1,6 +1,6 @@
 // Package fs is the table of a node's open layers, their mount points, and what of them is handed
 // over to the next process: it mounts a layer, serves it, replaces a mount by the kernel's own when
-// the layer is complete, and takes it away.
+// the layer is local, and takes it away.
 //
 // # The data's way
 //
@@ -9,11 +9,12 @@
 // shown to the image that asks is package proof's answer; what it may take on disk is package
 // cache's.
 //
-//	Mount ──▶ slot ─┬─ in the store ────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
-//	                └─ pull.Bring ──▶ store ───┘
+//	Mount ──▶ obtain ─┬─ in the store ─────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
+//	                  └─ Pulls.Bring ──▶ store ───┘
 //
-// A read of a mount comes to a device, which notes it for the profile and the fill, and asks
-// layer.Layer for the bytes.
+// A read of a mount comes to a device: its Fill waits in layer.Layer.Fill until what is missing has
+// come, its ReadAt notes the read for the profile, begins the layer's fill in the background, and
+// asks layer.Layer for the bytes.
 //
 // # A layer's life
 //
@@ -27,11 +28,15 @@
 //	local      as proved, recorded as verified and sealed: the kernel may read the layer alone
 //	closed     the table has let go of the layer
 //
-// One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits.
+// One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits. The
+// method advance records the layer as complete, waits until no container needs the cores, and has
+// its tar hashed (proof.Proof.Check), also that of a proved layer which this process has not hashed.
+// If the cache has room it records the layer as verified, which seals it, and mounts it local. If
+// the bytes are wrong, mend (cache.Cache.Verify) gives wrong spans up.
 //
 //	at                 event                        raised by          then
 //	-                  opened                       stored             what the disk says
-//	lazy               last span came               fs/layer           whole; if its standing is
+//	lazy               last span came               fs/store           whole; if its standing is
 //	                                                                   known, disproved or proved
 //	whole              checked: all is right        tend, Prove        proved
 //	whole              checked: not the diffID's    tend, Prove        disproved

@@ -163,7 +163,7 @@ func (l *openLayer) start() {
 		o.Windows = source.New(l.origins, w.Blob, w.BlobSize, w.Off, l.index.Header().WindowsSize)
 	}
 	l.proof = proof.New(l, t.o.LocalIndexes, t.log)
-	l.data = layer.New(l.index, t.cache.Guard(s, l.whole()), o)
+	l.data = layer.New(l.index, t.cache.Guard(s, l.fromStart()), o)
 	pushed.Open(l.data)
 	ctx, stop := context.WithCancel(t.ctx)
 	l.stop = stop
@@ -188,8 +188,8 @@ func (l *openLayer) start() {
 // index.FromStart. It is served as any other, goes from the disk only as a whole, and the first
 // read of what is missing fetches all of it (layer.Options.Unpack).
 
-// whole says whether l is such a layer.
-func (l *openLayer) whole() bool {
+// fromStart says whether l is such a layer.
+func (l *openLayer) fromStart() bool {
 	spans, err := l.index.Spans()
 	return err == nil && spans.FromStart()
 }

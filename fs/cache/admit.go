@@ -28,20 +28,20 @@ var errQuota = errors.New("cache quota is reached")
 type Guarded struct {
 	*store.Layer
 	cache *Cache
-	// whole: the layer goes as a whole, and a span that is not stored costs all of it: none is
+	// fromStart: the layer goes as a whole, and a span that is not stored costs all of it: none is
 	// refused.
-	whole bool
+	fromStart bool
 }
 
 // Guard returns the store's layer as the layers of the table write to it.
-func (c *Cache) Guard(l *store.Layer, whole bool) Guarded { return Guarded{l, c, whole} }
+func (c *Cache) Guard(l *store.Layer, fromStart bool) Guarded { return Guarded{l, c, fromStart} }
 
 // Put is store.Layer's, and waits for room.
 func (g Guarded) Put(i int, data []byte) (stored bool, err error) {
 	if g.Present(i) {
 		return g.Layer.Put(i, data) // it takes no room
 	}
-	err = g.cache.write(len(data), g.whole, func() (err error) {
+	err = g.cache.write(len(data), g.fromStart, func() (err error) {
 		stored, err = g.Layer.Put(i, data)
 		return err
 	})

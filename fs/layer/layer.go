@@ -9,8 +9,9 @@
 //	                                       windows ────┘                  └▶ store
 //
 // Neighbouring missing spans of one read are one blob request; their windows come at the same
-// moment, from the store where it has them. Spans are decoded in parallel, and readers copy from
-// the decoded buffer, so that they wait for no disk, and are served even where the disk is full.
+// moment, from the store where it has them. Spans are decoded in parallel. A reader that waits copies from
+// the decoded buffer, and ReadAt after Fill from the store, or where that has no room from the
+// flight or the Budget's Spares: readers are served even where the disk is full.
 // The body of a request is cut into spans as it arrives: who reads the first does not wait for the
 // last.
 //

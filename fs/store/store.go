@@ -66,7 +66,8 @@
 //
 // So Read returns bytes that are sure, or that it has just compared, and gives up what the disk has
 // changed or lost: it says that a span is missing, and nobody else asks whether bytes on disk may
-// be believed. Know tells the digests.
+// be believed. Know tells the digests, and whom to call at
+// the last span.
 //
 //	Read ─┬─ some span not present ──────────────▶ ErrMissing
 //	      └─ makeSure ─▶ device ─┬─ settled ─────▶ the bytes

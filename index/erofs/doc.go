@@ -6,7 +6,7 @@
 // know. The kernel mounts the file (mount -t erofs -o device=TAR FILE DIR) and Tree reads the same
 // bytes, so a node ID of the FUSE server, a nid and st_ino are one number.
 //
-//	Nodes ──NewPlan──▶ Plan ──Write──▶ image ──Open──▶ Tree ──▶ FUSE, or the kernel
+//	Node  ──NewPlan──▶ Plan ──Write──▶ image ──Open──▶ Tree ──▶ FUSE, or the kernel
 //	  ▲                                                 │
 //	  └─────────── Same (what a scan of the tar gives) ─┘
 //
