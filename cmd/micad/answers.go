@@ -85,9 +85,15 @@ func (d *daemon) fallbacks() []admin.Fallback {
 
 // metrics serves Prometheus' text format.
 func (d *daemon) metrics() http.Handler {
+	return promhttp.HandlerFor(d.registry(), promhttp.HandlerOpts{ErrorLog: slogPrinter{d.log}})
+}
+
+// registry has micad's metrics, and those of its process.
+func (d *daemon) registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(newCollector(d), collectors.NewGoCollector())
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slogPrinter{d.log}})
+	r.MustRegister(newCollector(d), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
 }
 
 // slogPrinter writes what promhttp has to say to the log.
