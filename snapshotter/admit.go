@@ -306,7 +306,7 @@ func (s *Snapshotter) replace(ctx context.Context, l link, r record) error {
 		r.Former = append(r.Former, l.served.Layer)
 		s.log.WarnContext(ctx,
 			"another layer takes the place of one that is not what its image claims",
-			"layer", r.Layer, "ref", r.Ref, "former", l.served.Layer, "formerRef", l.served.Ref)
+			"layer", r.Layer, "ref", r.Ref, "former", l.served.Layer, "former_ref", l.served.Ref)
 	}
 	if err := s.rerecord(ctx, l.name, r); err != nil {
 		return err

@@ -211,7 +211,7 @@ func (c *contents) look(ctx context.Context, s *snapshotter.Snapshotter, namespa
 		return err == nil
 	})
 	if err != nil {
-		c.log.Debug("not all blobs of an image are told of", "image", image, "err", err)
+		c.log.Debug("not all blobs of an image are told of", "ref", image, "err", err)
 		return
 	}
 	for _, a := range absent {

@@ -85,7 +85,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
 	d.content.register(server)
 	web := &http.Server{Handler: d.handler(), ReadHeaderTimeout: firstByteTimeout}
 	log.Info("micad serves", "version", version, "address", c.Address, "root", c.Root,
-		"adopted", len(mounts), "start", time.Since(d.started))
+		"adopted", len(mounts), "took", time.Since(d.started))
 	if err := k.Ready(fmt.Sprintf("serves at %s", c.Address)); err != nil {
 		log.Warn("the service manager is not told that micad is ready", "err", err)
 	}
@@ -303,7 +303,7 @@ func (d *daemon) hear(ctx context.Context) {
 	}
 	d.containerd.Watch(ctx, d.content.expect, func(i snapshotter.Image) {
 		if err := d.table.Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
-			d.log.Debug("image is not announced", "repository", i.Refs[0], "err", err)
+			d.log.Debug("image is not announced", "ref", i.Refs[0], "err", err)
 		}
 	})
 }

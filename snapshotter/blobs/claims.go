@@ -70,7 +70,7 @@ func loadClaims(
 		files: map[digest.Digest]bool{}}
 	paths, err := filepath.Glob(filepath.Join(dir, "*", "*"))
 	if err != nil {
-		log.Error("blobs that served layers stand for are not known", "folder", dir, "err", err)
+		log.Error("blobs that served layers stand for are not known", "dir", dir, "err", err)
 	}
 	for _, path := range paths {
 		d := digest.NewDigestFromEncoded(digest.Algorithm(filepath.Base(filepath.Dir(path))),
@@ -78,7 +78,7 @@ func loadClaims(
 		now, err := readClaim(path)
 		if err = errors.Join(err, d.Validate()); err != nil {
 			log.Error("a blob that a served layer stands for is not known any more: where it is "+
-				"missed, remove its image and pull it again", "path", path, "err", err)
+				"missed, remove its image and pull it again", "file", path, "err", err)
 			continue
 		}
 		c.all[d], c.files[d] = now, true

@@ -84,7 +84,7 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 		}
 		if err != nil {
 			delay := b.next(0, false)
-			o.Log.Error("micad is not started; it is tried again", "err", err, "delay", delay)
+			o.Log.Error("micad is not started; it is tried again", "err", err, "in", delay)
 			if !pause(ctx, delay, restart) {
 				return nil
 			}
@@ -113,7 +113,7 @@ func Run(ctx context.Context, o Options, restart <-chan os.Signal) error {
 		}
 		delay := b.next(time.Since(began), told)
 		o.Log.Warn("micad has ended and is started again", "pid", c.pid,
-			"state", describe(c.status), "descriptors", sock.held(), "delay", delay)
+			"state", describe(c.status), "descriptors", sock.held(), "in", delay)
 		if !pause(ctx, delay, restart) {
 			return nil
 		}
