@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
 // noteEnv names the file in which a daemon notes its process.
@@ -19,9 +21,12 @@ const noteEnv = "MICA_TEST_NOTE"
 // mainEnv makes the test binary micad.
 const mainEnv = "MICA_TEST_MAIN"
 
-// TestMain is the test, or micad keep, or what that starts: a daemon that notes its process and
-// waits.
+// TestMain is the test, or a child that mounts or reads for it, or micad keep, or what that starts:
+// a daemon that notes its process and waits.
 func TestMain(m *testing.M) {
+	if ran, err := erofs.RunChild(os.Args[1:], os.Stdin, os.Stdout); ran {
+		exit(err)
+	}
 	if os.Getenv(mainEnv) != "" ||
 		len(os.Args) > 1 && (os.Args[1] == "keep" || os.Args[1] == keepExec) {
 		main()
