@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -86,7 +85,7 @@ func (s *Snapshotter) doubtful(
 	if !c.doubted() {
 		return -1, nil, nil
 	}
-	unpacking := labels[snapshots.LabelSnapshotRef] != "" || unpacks(key)
+	unpacking := labels[snapshots.LabelSnapshotRef] != ""
 	t, ok := s.imagesBySnapshot.Load(key)
 	if ok && !unpacking && t.(snapshotImages).parent == c[0].id {
 		at, err := s.unvouched(ctx, c, t.(snapshotImages).images)
@@ -108,12 +107,6 @@ func (s *Snapshotter) doubtful(
 	s.imagesBySnapshot.Store(key, snapshotImages{c[0].id, images})
 	at, err = s.unvouched(ctx, c, images)
 	return at, images, err
-}
-
-// unpacks says whether a snapshot with this key is one that a layer is unpacked into, of a caller
-// that does not label it so: BuildKit.
-func unpacks(key string) bool {
-	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], snapshots.UnpackKeyPrefix+"-")
 }
 
 // unvouched returns the lowest layer of a chain that is not proved, and that not all of the images

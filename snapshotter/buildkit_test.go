@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/leases"
@@ -74,7 +75,15 @@ func TestBuildKit(t *testing.T) {
 	if !images.in.Unnamed || len(layers.proofs) != 0 {
 		t.Errorf("proved: %v, for %+v", layers.proofs, images.in)
 	}
+	parse(t, mounts[0].Options)
 	if err := built.Commit(leased, "result", "run"); err != nil {
+		t.Fatal(err)
+	}
+	if mounts, err = built.View(leased, "view", "result"); err != nil {
+		t.Fatal(err)
+	}
+	parse(t, mounts[0].Options)
+	if err := built.Remove(leased, "view"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := db.Stat(leased, top); !errdefs.IsNotFound(err) {
@@ -98,6 +107,7 @@ func TestBuildKit(t *testing.T) {
 		}
 		return names
 	}
+	db.collect(t)
 	before := [][]string{names(s), names(s.BuildKit())}
 	db.collect(t)
 	if after := [][]string{names(s), names(s.BuildKit())}; len(before[0]) != 2 ||
@@ -129,6 +139,20 @@ func TestBuildKit(t *testing.T) {
 	}
 }
 
+// parse finds layers in overlay's options as BuildKit does: util/overlay, GetOverlayLayers.
+func parse(t *testing.T, options []string) {
+	t.Helper()
+	for _, o := range options {
+		name, value, _ := strings.Cut(o, "=")
+		switch {
+		case name == "workdir", name == "redirect_dir", name == "userxattr", o == "index=off":
+		case (name == "upperdir" || name == "lowerdir") && !strings.Contains(value, ","):
+		default:
+			t.Errorf("BuildKit does not know the option %q of %q", o, options)
+		}
+	}
+}
+
 // leaseOf is the lease of a context.
 func leaseOf(ctx context.Context, t *testing.T) leases.Lease {
 	t.Helper()
@@ -137,22 +161,4 @@ func leaseOf(ctx context.Context, t *testing.T) leases.Lease {
 		t.Fatal("no lease")
 	}
 	return leases.Lease{ID: id}
-}
-
-// TestBuildKitUnpacks: what BuildKit unpacks itself lies on proved layers, as what containerd does.
-func TestBuildKitUnpacks(t *testing.T) {
-	layers := newFakeLayers(t)
-	img := imageOf("localhost:5000/base:1", "base", "app")
-	layers.word(img, img.ref)
-	s := open(t, t.TempDir(), layers, WithImages(&fakeImages{all: []Image{img.image()}}))
-	db := openContainerd(t, s)
-	leased, _ := db.lease(t, "ns")
-	built := db.DB.Snapshotter("stargz")
-	top, _ := extract(leased, t, built, img)
-	if _, err := built.Prepare(leased, "extract-1 sha256:0", top); err != nil {
-		t.Fatal(err)
-	}
-	if len(layers.proofs) != 2 {
-		t.Errorf("proved: %v", layers.proofs)
-	}
 }

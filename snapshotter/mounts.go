@@ -50,6 +50,10 @@ func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mo
 	}
 	view := info.Kind == snapshots.KindView
 	lower := parents.lower()
+	workDevice, viewDevice := s.workDevice, s.viewDevice
+	if !parents.served() {
+		workDevice, viewDevice = "", ""
+	}
 	switch {
 	case len(lower) == 0 && view: // overlayfs needs a lower directory
 		return bind(s.upperDir(id), append(options, "ro"))
@@ -58,12 +62,12 @@ func (s *Snapshotter) mounts(id string, info snapshots.Info, parents chain) []mo
 	case len(lower) == 1 && view: // and, without an upper one, two of them
 		return bind(lower[0], append(options, "ro"))
 	case !view:
-		options = append(options, "workdir="+s.workDir(id), "upperdir="+s.upperDir(id))
+		options = append(options, "workdir="+s.workDir(id)+workDevice, "upperdir="+s.upperDir(id))
 	}
 	options = append(options, "lowerdir="+strings.Join(lower, ":"))
 	options = append(options, s.mountOptions...)
-	if parents.served() {
-		options = append(options, s.servedOptions...)
+	if view && viewDevice != "" {
+		options = append(options, viewDevice)
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: options}}
 }

@@ -66,9 +66,12 @@ type Snapshotter struct {
 	log    *slog.Logger
 	now    func() time.Time
 
-	remapIDs      bool
-	mountOptions  []string // of overlay mounts; complete after Open
-	servedOptions []string // of those with a served layer, as well
+	remapIDs     bool
+	mountOptions []string // of overlay mounts; complete after Open
+	// Where a layer is served, these make one device of all: the end of workdir, and an option of
+	// views. BuildKit compares layers by all their bytes, and merges none, where it meets an option
+	// that it does not know; it takes no notice of the first, and leaves out the second.
+	workDevice, viewDevice string
 
 	meta             *database
 	uses             layerUses
@@ -172,10 +175,31 @@ func (s *Snapshotter) chooseMountOptions() error {
 		// have the same device and inode numbers of their own, as they have where all layers lie on
 		// one file system.
 		if _, err := os.Stat("/sys/module/overlay/parameters/xino_auto"); err == nil {
-			s.servedOptions = append(s.servedOptions, "xino=on")
+			s.workDevice, s.viewDevice = ",xino=on", s.redirectOption()+"xino=on"
 		}
 	}
 	return nil
+}
+
+// redirectOption returns the option redirect_dir with the value that the kernel takes by itself, to
+// be followed by another one; "" where that value is not known.
+func (s *Snapshotter) redirectOption() string {
+	for _, o := range []string{"userxattr", "redirect_dir", "metacopy"} {
+		if hasOption(s.mountOptions, o) {
+			return ""
+		}
+	}
+	value := "off"
+	for _, parameter := range []string{"redirect_dir", "metacopy"} { // the second needs the first
+		b, err := os.ReadFile("/sys/module/overlay/parameters/" + parameter)
+		if err != nil {
+			return ""
+		}
+		if strings.HasPrefix(string(b), "Y") {
+			value = "on"
+		}
+	}
+	return "redirect_dir=" + value + ","
 }
 
 // MayHaveForgotten says that snapshots may have been lost with a damaged database: what no snapshot refers

@@ -78,19 +78,25 @@ func TestOneDevice(t *testing.T) {
 			options = append(options, WithMountOptions(given))
 		}
 		s := open(t, t.TempDir(), newFakeLayers(t), options...)
-		mounts, err := s.Prepare(t.Context(), "container",
-			mustPull(t, s, imageOf("a", "base", "a")))
+		top := mustPull(t, s, imageOf("a", "base", "a"))
+		container, err := s.Prepare(t.Context(), "container", top)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got []string
-		for _, o := range mounts[0].Options {
-			if strings.HasPrefix(o, "xino") {
-				got = append(got, o)
-			}
+		view, err := s.View(t.Context(), "view", top)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !slices.Equal(got, []string{want}) {
-			t.Errorf("%q given: %v", given, mounts[0].Options)
+		for _, mounts := range [][]mount.Mount{container, view} {
+			var got []string
+			for o := range strings.SplitSeq(strings.Join(mounts[0].Options, ","), ",") {
+				if strings.HasPrefix(o, "xino") {
+					got = append(got, o)
+				}
+			}
+			if !slices.Equal(got, []string{want}) {
+				t.Errorf("%q given: %v", given, mounts[0].Options)
+			}
 		}
 	}
 }
