@@ -12,9 +12,8 @@
 //	Mount ──▶ obtain ─┬─ in the store ─────────▶ openLayer ── proof ──▶ m/NAME, dev/KEY
 //	                  └─ Pulls.Bring ──▶ store ───┘
 //
-// A read of a mount comes to a device: its Fill waits in layer.Layer.Fill until what is missing has
-// come, its ReadAt notes the read for the profile, begins the layer's fill in the background, and
-// asks layer.Layer for the bytes.
+// A read of a mount comes to a device. Fill waits in layer.Layer.Fill until what is missing has
+// come. ReadAt notes the read for the profile, begins the layer's fill, and asks for the bytes.
 //
 // # A layer's life
 //
@@ -28,11 +27,10 @@
 //	local      as proved, recorded as verified and sealed: the kernel may read the layer alone
 //	closed     the table has let go of the layer
 //
-// One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits. The
-// method advance records the layer as complete, waits until no container needs the cores, and has
-// its tar hashed (proof.Proof.Check), also that of a proved layer which this process has not hashed.
-// If the cache has room it records the layer as verified, which seals it, and mounts it local. If
-// the bytes are wrong, mend (cache.Cache.Verify) gives wrong spans up.
+// One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits.
+// advance records the layer as complete, waits until no container needs the cores, has its tar
+// hashed (proof.Proof.Check), and, if the cache has room, seals it and mounts it local. If the bytes
+// are wrong, mend (cache.Cache.Verify) gives wrong spans up.
 //
 //	at                 event                        raised by          then
 //	-                  opened                       stored             what the disk says
@@ -53,22 +51,20 @@
 // The cache has room for a layer when all local ones together take at most three quarters of the
 // quota (cache.Cache.Fits). A layer that it has no room for stays proved until it comes whole
 // again, or is opened again. A span that is lost before tend has come to the layer is fetched at
-// once, and any other when it is read. Mount points follow: those of a layer that becomes local are
-// replaced, where the kernel can do that; micad serves the others as before.
+// once, any other when it is read. Mount points of a layer that becomes local are replaced, where
+// the kernel can do that.
 //
 // # Over the end of the process
 //
 // A lazy mount needs a process that answers. With a Keeper, the descriptor of its FUSE connection
-// outlives this one, beside a description of it; who reads meanwhile waits. Open of the next
-// process serves all of them at once, from the store alone. One whose layer does not open waits for
-// it, and its readers get EIO when they have waited for as long as a read may. Mount points are
-// left as they are as long as they show what they should.
+// outlives this one, beside a description of it; readers wait meanwhile. Open of the next process
+// serves all of them at once, from the store alone. Readers of one whose layer does not open get
+// EIO when they have waited for as long as a read may.
 //
 //	FUSE mount ── descriptor, heldState ──▶ Keeper ── Options.Held ──▶ Open: adopt ──▶ openLayer
 //
 // # Concurrency
 //
-// All methods may run in parallel. No lock is held over the network. What runs in
-// the background (pulls, checks of completed layers) belongs to the Table and has ended
-// when Close returns.
+// All methods may run in parallel. No lock is held over the network. What runs in the background
+// (pulls, checks of whole layers) belongs to the Table and has ended when Close returns.
 package fs

@@ -28,7 +28,7 @@ func ParseMode(s string) (Mode, error) {
 	return m, nil
 }
 
-// kernel says how layers are served on this node, as far as it is known what works.
+// kernel is how layers are served on this node.
 type kernel struct {
 	lazy     Mode          // of layers that are not complete
 	complete Mode          // of layers that are
@@ -39,8 +39,7 @@ type kernel struct {
 // prober tries what EROFS can do below root.
 type prober func(ctx context.Context, root string) (erofs.Support, error)
 
-// probe finds out, by trying below root, how this kernel can serve layers. A mode that is forced has
-// to work.
+// probe tries below root how this kernel can serve layers. A mode that is forced has to work.
 func probe(
 	ctx context.Context, root string, forced Mode, directIO bool, try prober,
 ) (kernel, error) {
