@@ -115,7 +115,7 @@ esac
 func TestChange(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", dir)
-	d := NewDocker(DockerOptions{})
+	d := NewDocker(DockerOptions{Paths: []string{}})
 	path := filepath.Join(dir, "config.json")
 	for k, want := range []string{"", "one", "two", "", "three"} {
 		if want == "" {

@@ -26,7 +26,7 @@ const hubKey = "https://index.docker.io/v1/"
 // DockerOptions says where Docker's configuration is.
 type DockerOptions struct {
 	// Paths are config.json or auth.json files, or directories that hold a config.json, asked in
-	// this order. nil: what logins write, see loginPaths. Files that do not exist have no
+	// this order. Empty: what logins write, see loginPaths. Files that do not exist have no
 	// credentials.
 	Paths []string
 	// HelperTimeout bounds one run of a credential helper. 0: 10 s.
@@ -77,7 +77,7 @@ func NewDocker(o DockerOptions) *Docker {
 		d.timeout = 10 * time.Second
 	}
 	paths := o.Paths
-	if paths == nil {
+	if len(paths) == 0 {
 		paths = loginPaths()
 	}
 	for _, p := range paths {

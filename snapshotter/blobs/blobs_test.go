@@ -347,7 +347,7 @@ func TestFetchAllAgain(t *testing.T) {
 		w.Expect([]digest.Digest{d})
 		go func() {
 			w.Asked(d)
-			time.Sleep(askedWait / 4)
+			time.Sleep(25 * time.Millisecond)
 			w.Note(ocispec.Descriptor{Digest: d, Size: 4}, "here/image")
 			w.Decided(d, false)
 		}()

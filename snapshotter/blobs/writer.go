@@ -18,7 +18,7 @@ import (
 const (
 	// askedWait is how long a writer waits for containerd to tell of its image and ask for the
 	// first layer: it does so at the same moment, if the image is to be served at all.
-	askedWait = 100 * time.Millisecond
+	askedWait = 500 * time.Millisecond
 	// deafTime is how long nobody waits again to be told, after it was in vain.
 	deafTime = time.Minute
 )
