@@ -13,12 +13,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs"
 )
 
-const (
-	// mountPatience bounds the wait for mounts after a pull. A container waits for them by itself.
-	mountPatience = time.Minute
-	// smallImage is the size of an image or a layer that comes whole without a word, bytes.
-	smallImage = 1 << 20
-)
+// mountPatience bounds the wait for mounts after a pull. A container waits for them by itself.
+const mountPatience = time.Minute
 
 // awaitMounts waits until what micad serves of the image is mounted, as a registry that is far away
 // answers after containerd has been promised the layers.
@@ -96,7 +92,7 @@ func (w *pullWatch) result(own int64) string {
 			there++
 		}
 	}
-	if count[wholeLayer] > 0 && !indexed && w.sizeLocked() >= smallImage {
+	if count[wholeLayer] > 0 && !indexed && w.sizeLocked() >= doctor.SmallLayer {
 		w.sayf("not lazy, micad has downloaded it: the image: %s", w.noIndexReason())
 	}
 	text := fmt.Sprintf("ready in %s, %s of %s downloaded, %d of %d layers lazy",
@@ -132,7 +128,7 @@ func (w *pullWatch) kindOfLocked(l *pullLayer, indexed bool) layerKind {
 	case l.stage == ordinary || l.stage == unpacked || l.stage == wasThere && !mounted:
 		return ordinaryLayer
 	case l.stage == served && mounted && s.State != "lazy" && s.Requests == 0 &&
-		(!indexed || l.Size >= smallImage):
+		(!indexed || l.Size >= doctor.SmallLayer):
 		return wholeLayer
 	}
 	return lazyLayer

@@ -54,7 +54,10 @@ func TestPackage(t *testing.T) {
 	m.run("micad", "config", "check")
 	refused := m.connect()
 	config := m.path("/etc/micad/config.toml")
-	changed := strings.Replace(m.read(config), "'INFO'", "'DEBUG'", 1)
+	changed := strings.Replace(m.read(config), "# log_level = 'INFO'", "log_level = 'DEBUG'", 1)
+	if changed == m.read(config) {
+		t.Error("the package's configuration does not show the log's level")
+	}
 	if err := os.WriteFile(config, []byte(changed), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,8 @@ gzip -9n "$common"/man/*.1
 "$work/host/mica" completion bash >"$common/completions/mica.bash"
 "$work/host/mica" completion zsh >"$common/completions/_mica"
 "$work/host/mica" completion fish >"$common/completions/mica.fish"
-"$work/host/micad" config default >"$common/config.toml"
+# nothing is set in it: a later version's defaults count
+"$work/host/micad" config default | sed 's/^[^[]/# &/' >"$common/config.toml"
 sed 's|/usr/local/bin/|/usr/bin/|' script/micad.service >"$common/micad.service"
 
 rm -rf "$out"

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
-// smallLayer is the size below which a layer may come whole without a word, bytes.
-const smallLayer = 1 << 20
+// SmallLayer is the size below which a layer may come whole without a word, bytes.
+const SmallLayer = 1 << 20
 
 // checkImage has micad look at an image, and says whether it would be lazy.
 func checkImage(ctx context.Context, f *Findings, c *admin.Client, ref string) {
@@ -84,7 +84,7 @@ func (f *Findings) image(i admin.Image, mode string) {
 func (f *Findings) layers(i admin.Image) {
 	for n, l := range i.Layers {
 		reason := WhyWhole(l.MediaType)
-		small := l.Size < smallLayer && !strings.Contains(reason, "containerd")
+		small := l.Size < SmallLayer && !strings.Contains(reason, "containerd")
 		if l.Indexed || small || reason == leftOut && i.Index == "" {
 			continue
 		}

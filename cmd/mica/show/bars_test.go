@@ -91,7 +91,7 @@ func TestBarsPlain(t *testing.T) {
 func TestBarsTerminal(t *testing.T) {
 	leader, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	defer leader.Close()
 	fd := int(leader.Fd())
@@ -103,7 +103,7 @@ func TestBarsTerminal(t *testing.T) {
 	}
 	f, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	defer f.Close()
 	t.Setenv("TERM", "xterm")
