@@ -58,8 +58,10 @@ func TestRandomImages(t *testing.T) {
 
 // random is an image, and how containerd shows it.
 type random struct {
-	name    string
-	tars    [][]byte // lowest first
+	name string
+	tars [][]byte // lowest first
+	// apart: only its layers are compared, because overlayfs lists whiteouts that hide nothing.
+	apart   bool
 	img     v1.Image
 	ref     string
 	refused error // by containerd
@@ -136,7 +138,10 @@ func (u *unpacker) compare(t *testing.T, s *random) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	diff := tartreetest.Diff(s.whole, shown.whole)
+	var diff []string
+	if !s.apart {
+		diff = tartreetest.Diff(s.whole, shown.whole)
+	}
 	if len(shown.layers) != len(s.layers) {
 		return append(diff, fmt.Sprintf("%d layers, want %d", len(shown.layers), len(s.layers))), nil
 	}
@@ -152,8 +157,8 @@ func (u *unpacker) compare(t *testing.T, s *random) ([]string, error) {
 func shrink(t *testing.T, r *registry.Registry, plain, u *unpacker, s *random,
 	diff []string) (*random, []string) {
 	for i := 0; i < len(s.tars) && len(s.tars) > 1; {
-		less := &random{name: s.name + "-" + fmt.Sprint(i), tars: slices.Delete(slices.Clone(s.tars),
-			i, i+1)}
+		less := &random{name: s.name + "-" + fmt.Sprint(i), apart: s.apart,
+			tars: slices.Delete(slices.Clone(s.tars), i, i+1)}
 		err := plain.expect(t, less, time.Now())
 		if err == nil {
 			err = less.push(t, r)
