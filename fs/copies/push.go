@@ -177,7 +177,7 @@ func (p *Push) begin(from, to int) bool {
 	n := p.size(from, to)
 	for {
 		ctx, cancel := context.WithTimeout(p.ctx, roomless)
-		err := p.all.budget.Frames.Acquire(ctx, n, line.NewClaim(line.Replay))
+		err := p.all.budget.Frames.Acquire(ctx, n, line.NewUrgency(line.Replay))
 		cancel()
 		if err == nil {
 			p.changed(n, 0)

@@ -104,7 +104,7 @@ func (l *Layer) follow(ctx context.Context, off, end int64, waits bool) {
 	first, last := spans.Cut(from, to)
 	for i := first; i < last; i++ {
 		f := l.flights[i]
-		busy := f != nil && (f.group.begun || f.group.claim.Priority() <= line.Ahead)
+		busy := f != nil && (f.group.begun || f.group.urgency.Priority() <= line.Ahead)
 		if !busy && !l.store.Present(i) && affordable(l.o.Budget, &spans[i]) == nil {
 			missing = append(missing, i)
 		}

@@ -96,7 +96,7 @@ func TestEarlySpansDoNotWait(t *testing.T) {
 
 // lineIsFull has fills wait until the function that it returns is called.
 func (f *fixture) lineIsFull() (end func()) {
-	g, err := f.o.Budget.Admit(f.t.Context(), f.host(), 2<<20, line.NewClaim(line.Background))
+	g, err := f.o.Budget.Admit(f.t.Context(), f.host(), 2<<20, line.NewUrgency(line.Background))
 	must(f.t, err)
 	return g.Close
 }

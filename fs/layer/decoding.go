@@ -59,11 +59,11 @@ func (l *Layer) decodeSpan(d *decoding, f *flight, s *index.Span, blob []byte) e
 		}
 		window = w
 	}
-	if err := budget.Decode.Acquire(d.group.ctx, s.Size, f.claim); err != nil {
+	if err := budget.Decode.Acquire(d.group.ctx, s.Size, f.urgency); err != nil {
 		return err
 	}
 	defer budget.Decode.Release(s.Size)
-	if err := budget.Decoders.Acquire(d.group.ctx, 1, f.claim); err != nil {
+	if err := budget.Decoders.Acquire(d.group.ctx, 1, f.urgency); err != nil {
 		return err
 	}
 	buf := budget.Buffer(s.Size)

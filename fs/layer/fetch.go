@@ -47,7 +47,7 @@ func (l *Layer) bring(g *group) {
 		var wrong error
 		for _, b := range bad {
 			wrong = fmt.Errorf("span %d is wrong, fetched %d times: %w", b.span, try, b.err)
-			if try >= maxTries && (g.claim.Priority() != line.Demand || l.hopeless(&g.spans[b.span])) {
+			if try >= maxTries && (g.urgency.Priority() != line.Demand || l.hopeless(&g.spans[b.span])) {
 				g.err = wrong
 				l.counters.failed(wrong)
 				l.retire(g.flight(b.span), wrong)
@@ -115,7 +115,7 @@ func (l *Layer) begin(g *group) ([]extent, *line.Grant, error) {
 // wantWindows begins to fetch all windows, if a request for e needs any of them, and no reader
 // waits for it.
 func (l *Layer) wantWindows(g *group, e extent) {
-	if g.claim.Priority() > line.Demand && e.windowRange(g.spans).size() > 0 {
+	if g.urgency.Priority() > line.Demand && e.windowRange(g.spans).size() > 0 {
 		l.keepWindows(g.ctx)
 	}
 }
@@ -126,7 +126,7 @@ func (l *Layer) admit(g *group, todo []extent) (*line.Grant, error) {
 	for _, e := range todo {
 		need = max(need, e.blobRange(g.spans).size()+e.windowRange(g.spans).size())
 	}
-	admitted, err := l.o.Budget.Admit(g.ctx, l.host(), need, g.claim)
+	admitted, err := l.o.Budget.Admit(g.ctx, l.host(), need, g.urgency)
 	if len(todo) > 1 {
 		admitted.Share()
 	}
@@ -166,7 +166,7 @@ func (l *Layer) fetchExtent(
 	open := func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 		return l.open(ctx, l.o.Blob, off, n)
 	}
-	d.request = admitted.Request(ctx, g.claim, ranges, open)
+	d.request = admitted.Request(ctx, g.urgency, ranges, open)
 	defer d.request.Close()
 	work.Go(func() error { return l.receive(ctx, &d, work, e) })
 	if err := work.Wait(); err != nil {

@@ -65,7 +65,7 @@ func (w *waiter) endLocked(err error) {
 // flight is a span on its way. Its fields are guarded by Layer.mu.
 type flight struct {
 	span    int
-	claim   *line.Claim // of its decoding
+	urgency *line.Urgency // of its decoding
 	group   *group
 	waiters []*waiter
 	data    []byte // once decoded, until the store has it
@@ -76,7 +76,7 @@ type flight struct {
 type group struct {
 	extent  extent
 	spans   index.Spans
-	claim   *line.Claim
+	urgency *line.Urgency
 	flights []*flight // of the extent's spans; nil: taken over by another group. Fixed once begun
 	pushed  bool      // it begins when the push is over
 	begun   bool      // its request has been admitted, or its span was offered; guarded by Layer.mu

@@ -24,7 +24,7 @@ func (l *Layer) join(ctx context.Context, w *waiter, spans index.Spans) (stored 
 		// A flight leaves the table only after the store, or the spares, have
 		// its span: whoever finds it in none of the three is the first.
 		if f := l.flights[i]; f != nil {
-			if !f.group.begun && w.prio < f.group.claim.Priority() {
+			if !f.group.begun && w.prio < f.group.urgency.Priority() {
 				missing = append(missing, i) // taken over
 				continue
 			}
@@ -75,8 +75,8 @@ func (l *Layer) attachLocked(w *waiter, f *flight, s *index.Span) {
 		return
 	}
 	b := l.o.Budget
-	f.claim.Raise(w.prio, b.Decode, b.Decoders)
-	f.group.claim.Raise(w.prio, b.Fetch)
+	f.urgency.Raise(w.prio, b.Decode, b.Decoders)
+	f.group.urgency.Raise(w.prio, b.Fetch)
 	f.waiters = append(f.waiters, w)
 	f.group.waiting++
 	w.pending[f] = struct{}{}
@@ -116,7 +116,7 @@ func (l *Layer) startLocked(
 func (l *Layer) groupLocked(
 	ctx context.Context, spans index.Spans, e extent, prio line.Priority,
 ) *group {
-	g := &group{extent: e, spans: spans, claim: line.NewClaim(prio), done: make(chan struct{})}
+	g := &group{extent: e, spans: spans, urgency: line.NewUrgency(prio), done: make(chan struct{})}
 	// The group outlives the reader that starts it if others come.
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for i := e.first; i < e.first+e.n; i++ {
@@ -134,7 +134,7 @@ func (l *Layer) groupLocked(
 			}
 		}
 		f.group = g
-		f.claim = line.NewClaim(prio) // nothing waits at a meter for it yet
+		f.urgency = line.NewUrgency(prio) // nothing waits at a meter for it yet
 		g.flights = append(g.flights, f)
 	}
 	return g

@@ -118,7 +118,7 @@ func TestKilledBeforeRetry(t *testing.T) {
 		for f.blob.calls.Load() == 0 || !free(b.Fetch) {
 			time.Sleep(time.Millisecond)
 		}
-		must(t, b.Fetch.Acquire(t.Context(), line.DefaultFetchBytes, line.NewClaim(line.Demand))) // the retry waits
+		must(t, b.Fetch.Acquire(t.Context(), line.DefaultFetchBytes, line.NewUrgency(line.Demand))) // the retry waits
 		time.Sleep(2 * retryDelay)
 		cancel(killed)
 	}()

@@ -59,7 +59,7 @@ func (l *Layer) offered(
 	}
 	prio := line.Replay
 	if f := l.flights[i]; f != nil {
-		prio = min(prio, f.claim.Priority())
+		prio = min(prio, f.urgency.Priority())
 	}
 	g := l.groupLocked(ctx, spans, extent{i, 1}, prio)
 	g.begun = true

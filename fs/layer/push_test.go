@@ -276,7 +276,7 @@ func TestPushOfTooLarge(t *testing.T) {
 		t.Errorf("a span that is too large: %v", err)
 	}
 	f.nothingTaken()
-	if err := f.o.Budget.Fetch.Acquire(t.Context(), 4<<10+1, line.NewClaim(line.Demand)); !errors.Is(err, line.ErrTooLarge) {
+	if err := f.o.Budget.Fetch.Acquire(t.Context(), 4<<10+1, line.NewUrgency(line.Demand)); !errors.Is(err, line.ErrTooLarge) {
 		t.Errorf("more than there is: %v", err)
 	}
 }

@@ -33,11 +33,11 @@ func (l *Layer) wholeLocked(
 	g := &group{
 		whole: true, begun: true, moved: time.Now(),
 		extent: extent{0, len(spans)}, spans: spans, flights: make([]*flight, len(spans)),
-		claim: line.NewClaim(prio), done: make(chan struct{}),
+		urgency: line.NewUrgency(prio), done: make(chan struct{}),
 	}
 	g.ctx, g.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	add := func(i int) {
-		f := &flight{span: i, group: g, claim: line.NewClaim(prio)}
+		f := &flight{span: i, group: g, urgency: line.NewUrgency(prio)}
 		l.flights[i], g.flights[i] = f, f
 	}
 	for i := range spans {
@@ -77,15 +77,15 @@ func (l *Layer) bringWhole(g *group) {
 
 // bringLeft brings what is left of a stream's flights.
 func (l *Layer) bringLeft(g *group) error {
-	claims := make([]*line.Claim, len(g.spans))
+	urgencies := make([]*line.Urgency, len(g.spans))
 	l.mu.Lock()
 	for i, f := range g.flights {
 		if f != nil && !f.ended {
-			claims[i] = f.claim
+			urgencies[i] = f.urgency
 		}
 	}
 	l.mu.Unlock()
-	return l.stream(g.ctx, g.spans, claims, func(i int, buf *line.Buffer) error {
+	return l.stream(g.ctx, g.spans, urgencies, func(i int, buf *line.Buffer) error {
 		l.mu.Lock()
 		g.moved = time.Now()
 		l.mu.Unlock()
@@ -102,27 +102,27 @@ func (l *Layer) Stream(ctx context.Context, some []int, fn func(i int, data []by
 	if err != nil {
 		return err
 	}
-	claims := make([]*line.Claim, len(spans))
+	urgencies := make([]*line.Urgency, len(spans))
 	for _, i := range some {
-		claims[i] = line.NewClaim(line.Background)
+		urgencies[i] = line.NewUrgency(line.Background)
 	}
-	return l.stream(ctx, spans, claims, func(i int, buf *line.Buffer) error {
+	return l.stream(ctx, spans, urgencies, func(i int, buf *line.Buffer) error {
 		defer buf.Free()
 		return fn(i, buf.B)
 	})
 }
 
-// stream calls use, which owns the buffer, with the spans that have a claim. An error wraps
+// stream calls use, which owns the buffer, with the spans that have an urgency. An error wraps
 // index.ErrCorrupt if what came is not the layer.
 func (l *Layer) stream(
-	ctx context.Context, spans index.Spans, claims []*line.Claim,
+	ctx context.Context, spans index.Spans, urgencies []*line.Urgency,
 	use func(i int, buf *line.Buffer) error,
 ) error {
 	if l.o.Unpack == nil {
 		return errNoWhole
 	}
-	last := len(claims)
-	for last > 0 && claims[last-1] == nil {
+	last := len(urgencies)
+	for last > 0 && urgencies[last-1] == nil {
 		last--
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -144,14 +144,14 @@ func (l *Layer) stream(
 	for i := range last {
 		idle.Reset(l.o.Deadline)
 		s := &spans[i]
-		if claims[i] == nil {
+		if urgencies[i] == nil {
 			if _, err := io.CopyN(io.Discard, body, s.Size); err != nil {
 				return because(ctx, early(err))
 			}
 			continue
 		}
 		mine := func(buf *line.Buffer) error { return use(i, buf) }
-		err := l.streamSpan(ctx, body, s, claims[i], mine)
+		err := l.streamSpan(ctx, body, s, urgencies[i], mine)
 		if err != nil {
 			return fmt.Errorf("span %d: %w", i, because(ctx, err))
 		}
@@ -161,11 +161,11 @@ func (l *Layer) stream(
 
 // streamSpan reads and verifies one span.
 func (l *Layer) streamSpan(
-	ctx context.Context, body io.Reader, s *index.Span, c *line.Claim,
+	ctx context.Context, body io.Reader, s *index.Span, u *line.Urgency,
 	use func(*line.Buffer) error,
 ) error {
 	decode := l.o.Budget.Decode
-	if err := decode.Acquire(ctx, s.Size, c); err != nil {
+	if err := decode.Acquire(ctx, s.Size, u); err != nil {
 		return err
 	}
 	defer decode.Release(s.Size)

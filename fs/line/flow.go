@@ -57,9 +57,9 @@ func newFlow(r *readers) *flow { return &flow{readers: r, window: flowFirst} }
 
 // acquire waits until n more bytes may be asked for. filled says that these fill the window.
 func (f *flow) acquire(ctx context.Context, n int64, prio Priority) (filled bool, err error) {
-	t := &ticket{n: n, claim: NewClaim(prio), granted: make(chan struct{})}
+	t := &ticket{n: n, urgency: NewUrgency(prio), granted: make(chan struct{})}
 	f.mu.Lock()
-	at := slices.IndexFunc(f.queue, func(o *ticket) bool { return o.claim.Priority() > prio })
+	at := slices.IndexFunc(f.queue, func(o *ticket) bool { return o.urgency.Priority() > prio })
 	if at < 0 {
 		at = len(f.queue)
 	}

@@ -47,7 +47,7 @@ func readRange(
 	t *testing.T, h *Host, off, end int64, prio Priority, open Opener,
 ) (string, error) {
 	t.Helper()
-	c := NewClaim(prio)
+	c := NewUrgency(prio)
 	g, err := h.budget.Admit(t.Context(), h, end-off, c)
 	if err != nil {
 		t.Fatal(err)

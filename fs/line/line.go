@@ -15,15 +15,15 @@
 // knows neither layers nor registries: an Opener asks (package layer's, of a layer's source), and a
 // Host is whatever has one name.
 //
-// What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it. A
-// Claim can become more urgent while it waits, or before: a reader takes over what was asked for
-// ahead of it. What the answers of one Host tell (its round trip, how many bytes it takes to fill
-// the way to it) counts for that Host alone.
+// What is asked for has a Priority. Demand goes first, and a part of each Meter is kept for it.
+// An Urgency is a Priority that can rise: a reader takes over what was asked for ahead of it. What
+// the answers of one Host tell (its round trip, how many bytes it takes to fill the way to it)
+// counts for that Host alone.
 //
 // # Concurrency
 //
-// Budget, Host, Meter, Claim, Spares and Starts are safe for parallel use, and so is Request.Get. A
-// Grant is one goroutine's. A Request has a goroutine for each connection; Close ends them and
+// Budget, Host, Meter, Urgency, Spares and Starts are safe for parallel use, and so is Request.Get.
+// A Grant is one goroutine's. A Request has a goroutine for each connection; Close ends them and
 // waits.
 package line
 
@@ -171,16 +171,16 @@ type Grant struct {
 }
 
 // Admit waits until n bytes may be asked for. With an error the grant is of nothing.
-func (b *Budget) Admit(ctx context.Context, h *Host, n int64, c *Claim) (*Grant, error) {
+func (b *Budget) Admit(ctx context.Context, h *Host, n int64, u *Urgency) (*Grant, error) {
 	g := &Grant{budget: b, host: h}
-	if prio := c.Priority(); prio >= Near {
+	if prio := u.Priority(); prio >= Near {
 		filled, err := h.flow.acquire(ctx, n, prio)
 		if err != nil {
 			return g, err
 		}
 		g.flow, g.filled = n, filled
 	}
-	if err := b.Fetch.Acquire(ctx, n, c); err != nil {
+	if err := b.Fetch.Acquire(ctx, n, u); err != nil {
 		g.Close()
 		return g, err
 	}

@@ -9,33 +9,33 @@ import (
 	"time"
 )
 
-// Claim is how urgent something is that waits at meters, or may wait soon. It can become more
-// urgent meanwhile.
-type Claim struct{ prio atomic.Int32 }
+// Urgency is how soon something is wanted that waits at meters, or may wait soon. It can rise
+// meanwhile.
+type Urgency struct{ prio atomic.Int32 }
 
-// NewClaim returns a claim of that priority.
-func NewClaim(prio Priority) *Claim {
-	c := &Claim{}
-	c.prio.Store(int32(prio))
-	return c
+// NewUrgency returns the urgency that a priority begins with.
+func NewUrgency(prio Priority) *Urgency {
+	u := &Urgency{}
+	u.prio.Store(int32(prio))
+	return u
 }
 
-// Priority is how urgent the claim is now.
-func (c *Claim) Priority() Priority { return Priority(c.prio.Load()) }
+// Priority is where it stands now.
+func (u *Urgency) Priority() Priority { return Priority(u.prio.Load()) }
 
-// Raise makes the claim at least as urgent as prio, at the given meters at once.
-func (c *Claim) Raise(prio Priority, at ...*Meter) {
+// Raise makes it at least prio, at the given meters at once.
+func (u *Urgency) Raise(prio Priority, at ...*Meter) {
 	for {
-		old := c.prio.Load()
+		old := u.prio.Load()
 		if int32(prio) >= old {
 			return
 		}
-		if c.prio.CompareAndSwap(old, int32(prio)) {
+		if u.prio.CompareAndSwap(old, int32(prio)) {
 			break
 		}
 	}
 	for _, m := range at {
-		m.moved(c)
+		m.moved(u)
 	}
 }
 
@@ -56,7 +56,7 @@ type Meter struct {
 // ticket is somebody who waits for n of the meter's units.
 type ticket struct {
 	n       int64
-	claim   *Claim
+	urgency *Urgency
 	filled  bool          // with it a flow's window is full; valid once granted
 	granted chan struct{} // closed when the units are the ticket's
 }
@@ -68,15 +68,15 @@ func newMeter(size int64) *Meter {
 // Size is how many units there are in all.
 func (m *Meter) Size() int64 { return m.size }
 
-// Acquire waits for n units and takes them all at once, in the order of the claim's priority. More
-// than Size would keep all others waiting: that is an error, which wraps ErrTooLarge.
-func (m *Meter) Acquire(ctx context.Context, n int64, c *Claim) error {
+// Acquire waits for n units and takes them all at once, in the order of their priority. More than
+// Size would keep all others waiting: that is an error, which wraps ErrTooLarge.
+func (m *Meter) Acquire(ctx context.Context, n int64, u *Urgency) error {
 	if n > m.size {
 		return fmt.Errorf("%w: %d of %d", ErrTooLarge, n, m.size)
 	}
 	m.mu.Lock()
-	t := &ticket{n: n, claim: c, granted: make(chan struct{})}
-	prio := c.Priority()
+	t := &ticket{n: n, urgency: u, granted: make(chan struct{})}
+	prio := u.Priority()
 	m.queue[prio] = append(m.queue[prio], t)
 	m.grantLocked()
 	m.mu.Unlock()
@@ -111,17 +111,17 @@ func (m *Meter) Try(n int64) bool {
 	return true
 }
 
-// moved puts the tickets of a claim where its priority belongs.
-func (m *Meter) moved(c *Claim) {
+// moved puts the tickets of an urgency that has risen where they belong.
+func (m *Meter) moved(u *Urgency) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	to := c.Priority()
+	to := u.Priority()
 	for prio := to + 1; prio < priorities; prio++ {
 		m.queue[prio] = slices.DeleteFunc(m.queue[prio], func(t *ticket) bool {
-			if t.claim == c {
+			if t.urgency == u {
 				m.queue[to] = append(m.queue[to], t)
 			}
-			return t.claim == c
+			return t.urgency == u
 		})
 	}
 	m.grantLocked()

@@ -17,7 +17,7 @@ func TestMeter(t *testing.T) {
 		ask := func(name string, n int64, prio Priority) context.CancelFunc {
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				if err := m.Acquire(ctx, n, NewClaim(prio)); err == nil {
+				if err := m.Acquire(ctx, n, NewUrgency(prio)); err == nil {
 					log = append(log, name)
 				} else if !errors.Is(err, context.Canceled) {
 					t.Error(err)
@@ -69,7 +69,7 @@ func TestMeterHold(t *testing.T) {
 		m := newMeter(2)
 		start := time.Now()
 		first, second := m.pause(time.Minute), m.pause(time.Minute)
-		granted := func(c *Claim) chan time.Duration {
+		granted := func(c *Urgency) chan time.Duration {
 			ch := make(chan time.Duration, 1)
 			go func() {
 				if err := m.Acquire(t.Context(), 1, c); err != nil {
@@ -80,9 +80,9 @@ func TestMeterHold(t *testing.T) {
 			}()
 			return ch
 		}
-		urgent := NewClaim(Replay)
+		urgent := NewUrgency(Replay)
 		raised := granted(urgent)
-		demand, replay := granted(NewClaim(Demand)), granted(NewClaim(Replay))
+		demand, replay := granted(NewUrgency(Demand)), granted(NewUrgency(Replay))
 		time.Sleep(time.Second)
 		urgent.Raise(Demand, m)
 		first()
@@ -98,7 +98,7 @@ func TestMeterHold(t *testing.T) {
 			}
 		}
 		defer m.pause(time.Minute)()
-		if got := <-granted(NewClaim(Replay)); got != 62*time.Second {
+		if got := <-granted(NewUrgency(Replay)); got != 62*time.Second {
 			t.Errorf("held until %v", got)
 		}
 	})
@@ -109,7 +109,7 @@ func TestRaise(t *testing.T) {
 		m := newMeter(10)
 		m.reserve = 0
 		var order []string
-		wait := func(name string, c *Claim) {
+		wait := func(name string, c *Urgency) {
 			go func() {
 				if m.Acquire(t.Context(), 10, c) == nil {
 					order = append(order, name)
@@ -117,11 +117,11 @@ func TestRaise(t *testing.T) {
 			}()
 			synctest.Wait()
 		}
-		raised := NewClaim(Background)
-		wait("first", NewClaim(Demand))
-		wait("fill", NewClaim(Background))
+		raised := NewUrgency(Background)
+		wait("first", NewUrgency(Demand))
+		wait("fill", NewUrgency(Background))
 		wait("raised", raised)
-		wait("replay", NewClaim(Replay))
+		wait("replay", NewUrgency(Replay))
 		raised.Raise(Demand, m)
 		raised.Raise(Ahead, m) // less urgent than it is: nothing
 		for range 4 {

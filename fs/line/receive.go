@@ -132,7 +132,7 @@ func (r *Request) lock() error {
 		return nil
 	}
 	r.mu.Unlock()
-	if err := r.host.budget.Fetch.Acquire(r.ctx, n, r.claim); err != nil {
+	if err := r.host.budget.Fetch.Acquire(r.ctx, n, r.urgency); err != nil {
 		return err
 	}
 	r.mu.Lock()

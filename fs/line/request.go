@@ -38,7 +38,7 @@ type Request struct {
 	host      *Host
 	prio      Priority
 	grant     *Grant // what was admitted for it; nil: nothing
-	claim     *Claim
+	urgency   *Urgency
 	open      Opener
 	pieces    []Range // neighbours may share bytes, or have a gap between them
 	off, size int64   // from the first to the last
@@ -66,11 +66,11 @@ type part struct {
 	err      error // why no more will come
 }
 
-// Request sends the request that was admitted, for pieces that are in the order of the blob, and
-// that neither begin nor end before the one before them. c is the claim that it was admitted for.
-func (g *Grant) Request(ctx context.Context, c *Claim, pieces []Range, open Opener) *Request {
-	r := newRequest(ctx, g.host, c.Priority(), pieces, open)
-	r.grant, r.claim = g, c
+// Request sends the request that was admitted with u, for pieces that are in the order of the blob,
+// and that neither begin nor end before the one before them.
+func (g *Grant) Request(ctx context.Context, u *Urgency, pieces []Range, open Opener) *Request {
+	r := newRequest(ctx, g.host, u.Priority(), pieces, open)
+	r.grant, r.urgency = g, u
 	if !g.shared {
 		r.idle = time.AfterFunc(idleFor, r.lend)
 	}

@@ -56,7 +56,7 @@ func TestPieces(t *testing.T) {
 			{10, 1}, {10, 1}, {10, 5000}, {5009, 60_000}, {65_010, 1},
 			{75_000, 25_000}, {99_999, 80_000},
 		}
-		c := NewClaim(Replay)
+		c := NewUrgency(Replay)
 		g, err := b.Admit(t.Context(), h, 200_000, c)
 		if err != nil {
 			t.Fatal(err)
@@ -120,7 +120,7 @@ func TestLend(t *testing.T) {
 			b := New(100_000, 0)
 			h, src := b.Host(""), newBlob()
 			goOn := make(chan struct{})
-			c := NewClaim(prio)
+			c := NewUrgency(prio)
 			g, err := b.Admit(t.Context(), h, 60_000, c)
 			if err != nil {
 				t.Fatal(err)
@@ -134,7 +134,7 @@ func TestLend(t *testing.T) {
 				t.Errorf("%d bytes, %v", len(p), err)
 			}
 			start := time.Now()
-			other, err := b.Admit(t.Context(), h, 99_000, NewClaim(Demand))
+			other, err := b.Admit(t.Context(), h, 99_000, NewUrgency(Demand))
 			synctest.Wait()
 			if err != nil || time.Since(start) != idleFor || h.flow.used != 0 {
 				t.Fatalf("after %v, %d bytes of the line: %v", time.Since(start), h.flow.used, err)
