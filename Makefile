@@ -58,7 +58,7 @@ bench: tools build ## time to ready beside other snapshotters (docs/bench.md); f
 microbench: tools build ## the packages' benchmarks, or those that match BENCH
 	script/test.sh microbench '$(BENCH)'
 
-release: ## deb, rpm, tarballs and SBOMs in build/release; the same commit gives the same bytes
+release: ## deb, rpm, tarballs, SBOMs and image in build/release; the same commit gives the same bytes
 	script/release/make.sh $(VERSION) build/release
 
 demo: tools build ## the same program by overlayfs and by Mica, behind a simulated network

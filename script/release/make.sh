@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Makes a release: [ARCHES="amd64 …"] [FORMATS="deb rpm tar"] script/release/make.sh VERSION DIR
+# Makes a release: [ARCHES="amd64 …"] [FORMATS="deb image …"] script/release/make.sh VERSION DIR
 #
-# For each architecture a deb, an rpm, a static tarball and its SBOM (CycloneDX), and SHA256SUMS of
-# all. The same commit gives the same bytes with the same Go release: times are the commit's.
+# For each architecture a deb, an rpm, a static tarball and its SBOM (CycloneDX); of all of them one
+# container image (an OCI layout in a tar); SHA256SUMS.
+# The same commit gives the same bytes with the same Go release: times are the commit's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ $# = 2 ] || { sed -n 2p "$0" >&2; exit 2; }
 # A package's version begins with a digit, and sorts before the release that it leads to.
 version=${1#v} out=$2
 case $version in [0-9]*.*) ;; *) version=0.0.0~$version ;; esac
+formats=${FORMATS:-deb rpm tar image}
+tag=${version//[~+]/-} # what images are called allows neither
 export CGO_ENABLED=0 LC_ALL=C TZ=UTC
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
@@ -22,9 +25,12 @@ build() { # DIR: what GOARCH names
 	go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$1/" \
 		./cmd/micad ./cmd/mica
 }
-pack() { # FILE DIR: DIR's folder as a tarball
+archive() { # DIR NAME...: what is in DIR as a tar
 	tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
-		-C "$(dirname "$2")" -c "$(basename "$2")" | gzip -9n >"$1"
+		--mode=u=rwX,go=rX -C "$1" -c "${@:2}"
+}
+pack() { # FILE DIR: DIR's folder as a tarball
+	archive "$(dirname "$2")" "$(basename "$2")" | gzip -9n >"$1"
 }
 
 # what is the same on all: manual, completions, unit, configuration
@@ -44,14 +50,23 @@ sed 's|/usr/local/bin/|/usr/bin/|' script/micad.service >"$common/micad.service"
 
 rm -rf "$out"
 mkdir -p "$out"
+layers=()
 for arch in ${ARCHES:-amd64 arm64}; do
 	built=$work/$arch
 	GOARCH=$arch build "$built"
 	cp -r "$common/." "$built"
 	sed "s|\${ARCH}|$arch|; s|\${VERSION}|$version|; s|\${BUILD}|$built|" \
 		script/release/nfpm.yaml >"$work/nfpm.yaml"
-	for format in ${FORMATS:-deb rpm tar}; do
+	for format in $formats; do
 		case $format in
+		image)
+			tree=$work/image-$arch
+			install -D -t "$tree/usr/bin" "$built/mica" "$built/micad"
+			install -D -m 644 -t "$tree/usr/lib/systemd/system" "$built/micad.service"
+			install -D -m 644 LICENSE "$tree/usr/share/doc/mica/copyright"
+			archive "$tree" usr | gzip -9n >"$work/$arch.tar.gz"
+			layers+=("$arch=$work/$arch.tar.gz")
+			;;
 		tar)
 			folder=$work/mica-$version-linux-$arch
 			mkdir "$folder"
@@ -67,5 +82,10 @@ for arch in ${ARCHES:-amd64 arm64}; do
 		esac
 	done
 done
+if [ ${#layers[@]} -gt 0 ]; then
+	go -C integration run -buildvcs=false ./cmd/image "$work/layout" \
+		"ghcr.io/mica-snapshotter/mica:$tag" "$SOURCE_DATE_EPOCH" "${layers[@]}"
+	archive "$work/layout" blobs index.json oci-layout >"$out/mica-$version-image.tar"
+fi
 (cd "$out" && sha256sum -- * >"$work/sums" && mv "$work/sums" SHA256SUMS)
 cat "$out/SHA256SUMS"
