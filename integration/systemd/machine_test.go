@@ -98,15 +98,21 @@ func newMachine(t *testing.T, root string) *machine {
 // boot starts the machine with lines added to micad's unit, and waits until the unit is active.
 func (m *machine) boot(unit ...string) {
 	m.t.Helper()
+	m.prepare(unit...)
+	m.start(makeInstall(m.t))
+	m.await("active")
+}
+
+// makeInstall is what `make install` installs, in a folder.
+func makeInstall(t *testing.T) string {
+	t.Helper()
 	checkout, err := node.Checkout()
 	if err != nil {
-		m.t.Fatal(err)
+		t.Fatal(err)
 	}
-	installed := m.t.TempDir()
-	run(m.t, "make", "-C", checkout, "--old-file=build", "install", "DESTDIR="+installed)
-	m.prepare(unit...)
-	m.start(installed)
-	m.await("active")
+	installed := t.TempDir()
+	run(t, "make", "-C", checkout, "--old-file=build", "install", "DESTDIR="+installed)
+	return installed
 }
 
 // prepare writes what the machine has beside its programs, and lines added to micad's unit.
