@@ -42,3 +42,16 @@ func (s *Snapshotter) LayersInUse(ctx context.Context) (map[digest.Digest]bool, 
 	}
 	return used, nil
 }
+
+// LayersUnder returns the layers that Layers serves under a snapshot, or at it, topmost first.
+func (s *Snapshotter) LayersUnder(
+	ctx context.Context, name string,
+) (layers []digest.Digest, err error) {
+	c, err := s.viewChain(ctx, name)
+	for _, l := range c {
+		if l.served != nil {
+			layers = append(layers, l.served.Layer)
+		}
+	}
+	return layers, err
+}

@@ -15,7 +15,7 @@ import (
 
 // server answers containerd's calls of a snapshotter.
 func (d *daemon) server(s snapshots.Snapshotter, more ...grpc.ServerOption) *grpc.Server {
-	server := grpc.NewServer(append(more,
+	server := grpc.NewServer(append(append(more, d.traced()...),
 		grpc.UnaryInterceptor(d.survive), grpc.StreamInterceptor(d.surviveStream),
 		grpc.MaxRecvMsgSize(limits.DefaultMaxRecvMsgSize),
 		grpc.MaxSendMsgSize(limits.DefaultMaxSendMsgSize))...)

@@ -110,14 +110,20 @@ func (o *options) run(ctx context.Context) error {
 	tuneMemory()
 	level := new(slog.LevelVar)
 	level.Set(c.LogLevel)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	text := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
+	spans, err := openTraces(ctx, slog.New(text))
+	if err != nil {
+		return configError{err}
+	}
+	defer spans.close(ctx)
+	log := slog.New(spans.handler(text))
 	hup := heedHangUps()
 	reloading, stop := context.WithCancel(ctx)
 	var reloader sync.WaitGroup
 	reloader.Go(func() { o.reload(reloading, hup, c, level, log) })
 	defer reloader.Wait()
 	defer stop()
-	return serve(ctx, c, log)
+	return serve(ctx, c, spans, log)
 }
 
 // config returns the configuration that the flags name and change. The error is a configError.

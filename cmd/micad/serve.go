@@ -41,6 +41,7 @@ type daemon struct {
 	config      config
 	log         *slog.Logger
 	keeper      *keeper.Keeper // nil: there is none
+	traces      *traces
 	credentials *credentials
 	client      *remote.Client
 	profiles    *profile.Dir
@@ -58,12 +59,12 @@ type daemon struct {
 // proxy plugin whose socket is missing when it starts. Then the mounts that a former micad has left
 // are served again, because containers wait in their reads. Layers that nobody serves are mounted
 // behind it.
-func serve(ctx context.Context, c config, log *slog.Logger) (err error) {
+func serve(ctx context.Context, c config, spans *traces, log *slog.Logger) (err error) {
 	k, held, err := keeper.Inherit()
 	if err != nil {
 		log.Error("not all of a former micad is taken over", "err", err)
 	}
-	d := &daemon{config: c, log: log, keeper: k, started: time.Now()}
+	d := &daemon{config: c, log: log, keeper: k, traces: spans, started: time.Now()}
 	sockets, mounts := sortHeld(held)
 	listener, err := takeListener(ctx, k, sockets[listenerName], listenerName, c.Address)
 	if err != nil {

@@ -20,7 +20,11 @@ func (n *Node) containerdConfig() string {
 	p("version = 3")
 	p("root = %q", filepath.Join(n.Dir, "containerd"))
 	p("state = %q", filepath.Join(n.Dir, "state"))
-	disabled := []string{"io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"}
+	disabled := []string{"io.containerd.nri.v1.nri"}
+	if n.opts.Traces == "" {
+		disabled = append(disabled, "io.containerd.tracing.processor.v1.otlp",
+			"io.containerd.internal.v1.tracing")
+	}
 	if n.opts.CRI == nil {
 		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
 			"io.containerd.podsandbox.controller.v1.podsandbox")

@@ -35,6 +35,7 @@ type Options struct {
 	Content     bool   // micad is containerd's content plugin, see SwitchContent
 	BuildKit    bool   // containerd has BuildKit's plugin, Builder
 	Setup       bool   // containerd knows nothing of micad but what mica setup writes
+	Traces      string // URL of a collector of OpenTelemetry's; "": there are no traces
 	NoMicad     bool   // only containerd's own snapshotters
 	Keep        bool   // micad runs under micad keep, which holds its mounts and starts it again
 	MicadBinary string // path of micad; "": that of Path
@@ -132,7 +133,7 @@ func (n *Node) StartMicad(ctx context.Context) error {
 	if err := os.WriteFile(config, []byte(n.micadConfig()), 0o644); err != nil {
 		return err
 	}
-	env, err := environment()
+	env, err := n.environment()
 	if err != nil {
 		return err
 	}
@@ -189,12 +190,22 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 			return err
 		}
 	}
-	env, err := environment()
+	env, err := n.environment()
 	if err != nil {
 		return err
 	}
 	n.containerd, err = StartProcess(ctx, "containerd", n.Log("containerd"), env, []string{bin, "--config", config}, n.serving)
 	return err
+}
+
+// environment is that of the node's daemons.
+func (n *Node) environment() ([]string, error) {
+	env, err := environment()
+	if n.opts.Traces != "" {
+		env = append(env, "OTEL_TRACES_EXPORTER=otlp", "OTEL_BSP_SCHEDULE_DELAY=100",
+			"OTEL_EXPORTER_OTLP_ENDPOINT="+n.opts.Traces)
+	}
+	return env, err
 }
 
 // SetupArgs are the arguments of mica setup for this node.
