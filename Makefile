@@ -35,7 +35,7 @@ unit race integration: tools build
 matrix: tools build ## the fault matrix alone, written into docs/reliability.md
 	script/test.sh matrix
 
-clients: tools build ## Docker Engine and BuildKit on Mica, written into docs/clients.md; builds both
+clients: tools build ## clients of containerd, into docs/clients.md; builds Docker Engine and BuildKit
 	CGO_ENABLED=0 go -C integration/tools/docker build -trimpath -buildvcs=false \
 		-tags exclude_graphdriver_btrfs,no_oci_worker -o $(CURDIR)/build/docker/ tool
 	script/test.sh clients

@@ -271,7 +271,11 @@ func (l *imageLister) users(ctx context.Context) error {
 				continue
 			}
 			if s := imageBelow(all, l.chains[snapshotter], i.Parent); s != nil {
-				s.UsedBy = append(s.UsedBy, cmp.Or(names[snapshotter+" "+key], key))
+				name := names[snapshotter+" "+key]
+				if pod := names[snapshotter+" "+sandboxOf(key)]; name == "" && pod != "" {
+					name = strings.TrimSuffix(pod, "/"+sandboxName) + " (volume)"
+				}
+				s.UsedBy = append(s.UsedBy, cmp.Or(name, key))
 			}
 		}
 	}
@@ -280,6 +284,17 @@ func (l *imageLister) users(ctx context.Context) error {
 
 // extractPrefix begins the names of snapshots that containerd unpacks a layer into.
 const extractPrefix = "extract-"
+
+// sandboxName is the name of a pod's sandbox, which the kubelet gives none.
+const sandboxName = "pause"
+
+// sandboxOf returns the sandbox of a pod that mounts an image as a volume, of which CRI names the
+// snapshot by its mount point; "": the snapshot is none.
+func sandboxOf(key string) string {
+	_, after, _ := strings.Cut(key, "/image-volumes/")
+	sandbox, _, _ := strings.Cut(after, "/")
+	return sandbox
+}
 
 // imageBelow returns the image whose snapshots a snapshot lies on; nil: none that is known.
 func imageBelow(
@@ -296,7 +311,7 @@ func imageBelow(
 // containerName names a container as a person knows it.
 func containerName(id string, labels map[string]string) string {
 	if pod := labels["io.kubernetes.pod.name"]; pod != "" {
-		return pod + "/" + cmp.Or(labels["io.kubernetes.container.name"], "pause")
+		return pod + "/" + cmp.Or(labels["io.kubernetes.container.name"], sandboxName)
 	}
 	return cmp.Or(labels["nerdctl/name"], id)
 }

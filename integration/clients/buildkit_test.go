@@ -45,7 +45,7 @@ func dockerfile(t *testing.T, ref string) string {
 // TestBuildKit: a build on an image that was never pulled downloads what its commands read, and
 // makes what it makes on overlayfs.
 func TestBuildKit(t *testing.T) {
-	r, ref, size := debian(t)
+	r, ref, size := fixture.ServedDebian(t, true)
 	ctx := fixture.Context(t)
 	dir := dockerfile(t, ref)
 	export := func(b *BuildKit) map[string]string {

@@ -5,23 +5,17 @@ package clients
 import (
 	"archive/tar"
 	"bytes"
-	"flag"
-	"fmt"
 	"io"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/moby/moby/client"
 
-	"github.com/mica-snapshotter/mica/integration/faults"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
-	"github.com/mica-snapshotter/mica/integration/registry"
 )
 
 // start starts Docker Engine on a node.
@@ -37,65 +31,10 @@ func start(t *testing.T, n *node.Node, driver string) *Engine {
 	return e
 }
 
-func mustf(t *testing.T, err error, what string) {
-	t.Helper()
-	if err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-}
-
-// debian pushes the Debian image with its index.
-func debian(t *testing.T) (r *registry.Registry, ref string, size int64) {
-	t.Helper()
-	r = fixture.Registry(t)
-	img := fixture.Debian(t)
-	ref = fixture.Push(t, r, "debian", img)
-	fixture.Index(t, r, "debian")
-	size, err := images.Size(img)
-	mustf(t, err, "size")
-	return r, ref, size
-}
-
-// update writes what was tried into docs/clients.md.
-var update = flag.Bool("update", false, "write the table into docs/clients.md")
-
-// table collects what a client does with a lazy image, and what it downloads for it.
-type table struct {
-	t    *testing.T
-	r    *registry.Registry
-	size int64 // of the image, bytes
-	rows strings.Builder
-}
-
-// try does one thing after another, and stops the test where it fails. It returns how much of the
-// image was downloaded for it, 1 being all.
-func (x *table) try(what string, do func() error) float64 {
-	x.t.Helper()
-	x.r.ResetTraffic()
-	start := time.Now()
-	mustf(x.t, do(), what)
-	part := float64(x.r.Traffic().Down) / float64(x.size)
-	fmt.Fprintf(&x.rows, "| `%s` | %.1f s | %.1f %% |\n", what, time.Since(start).Seconds(), 100*part)
-	return part
-}
-
-// write writes the table into docs/clients.md, where that is wanted.
-func (x *table) write(name string) {
-	x.t.Helper()
-	text := fmt.Sprintf("| command | took | downloaded of %.0f MB |\n|---|---|---|\n%s",
-		float64(x.size)/1e6, x.rows.String())
-	x.t.Log("\n" + text)
-	if *update && !x.t.Failed() {
-		root, err := node.Checkout()
-		mustf(x.t, err, "checkout")
-		mustf(x.t, faults.Update(filepath.Join(root, "docs/clients.md"), name, text), "docs")
-	}
-}
-
 // TestDocker: with the content plugin everything that Docker does with an image works on one that
 // is lazy, as it does on overlayfs.
 func TestDocker(t *testing.T) {
-	r, ref, size := debian(t)
+	r, ref, size := fixture.ServedDebian(t, true)
 	ctx := fixture.Context(t)
 	plain := fixture.Node(t, node.Options{NoMicad: true})
 	other := start(t, plain, "overlayfs")

@@ -15,7 +15,7 @@ import (
 // TestMigration: dockerd's folder is one, whatever the storage driver. Images are there with each,
 // containers with their own.
 func TestMigration(t *testing.T) {
-	r, ref, size := debian(t)
+	r, ref, size := fixture.ServedDebian(t, true)
 	ctx := fixture.Context(t)
 	n := fixture.Node(t, node.Options{DemandOnly: true, Content: true})
 	containers := map[string]string{}

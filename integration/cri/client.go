@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -93,7 +94,9 @@ func (c *Client) RunPod(ctx context.Context, name string) (*Pod, error) {
 		return nil, err
 	}
 	config := &runtimeapi.PodSandboxConfig{
-		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
+		Labels: map[string]string{"io.kubernetes.pod.namespace": "default",
+			"io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": name},
 		Hostname:     name,
 		LogDirectory: logs,
 		Linux:        &runtimeapi.LinuxPodSandboxConfig{CgroupParent: c.cgroup},
@@ -108,16 +111,27 @@ func (c *Client) RunPod(ctx context.Context, name string) (*Pod, error) {
 // Run creates and starts a container in a pod and returns its ID. Without argv
 // it runs the image's command.
 func (c *Client) Run(ctx context.Context, pod *Pod, image, name string, argv ...string) (string, error) {
+	return c.RunConfig(ctx, pod, &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: image},
+		Command:  argv,
+	})
+}
+
+// RunConfig is Run of a container with more than a command. Log and labels are as the kubelet sets
+// them.
+func (c *Client) RunConfig(
+	ctx context.Context, pod *Pod, config *runtimeapi.ContainerConfig,
+) (string, error) {
+	name, of := config.Metadata.Name, pod.Config.Metadata
+	config.LogPath = logPath(name)
+	config.Linux = &runtimeapi.LinuxContainerConfig{}
+	config.Labels = map[string]string{
+		"io.kubernetes.pod.namespace": of.Namespace, "io.kubernetes.pod.name": of.Name,
+		"io.kubernetes.pod.uid": of.Uid, "io.kubernetes.container.name": name,
+	}
 	created, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId:  pod.ID,
-		SandboxConfig: pod.Config,
-		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: name},
-			Image:    &runtimeapi.ImageSpec{Image: image},
-			Command:  argv,
-			LogPath:  name + ".log",
-			Linux:    &runtimeapi.LinuxContainerConfig{},
-		},
+		PodSandboxId: pod.ID, SandboxConfig: pod.Config, Config: config,
 	})
 	if err != nil {
 		return "", fmt.Errorf("create container %s: %w", name, err)
@@ -127,6 +141,36 @@ func (c *Client) Run(ctx context.Context, pod *Pod, image, name string, argv ...
 		return "", fmt.Errorf("start container %s: %w", name, err)
 	}
 	return created.ContainerId, nil
+}
+
+func logPath(name string) string { return name + ".log" }
+
+// Output is Run of a command that ends; it returns what the command has printed.
+func (c *Client) Output(
+	ctx context.Context, pod *Pod, image, name string, argv ...string,
+) (string, error) {
+	id, err := c.Run(ctx, pod, image, name, argv...)
+	if err != nil {
+		return "", err
+	}
+	code, err := c.Wait(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	log, err := os.ReadFile(filepath.Join(pod.Config.LogDirectory, logPath(name)))
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(log)) { // time, stream, tag, text
+		if parts := strings.SplitN(line, " ", 4); len(parts) == 4 {
+			out.WriteString(parts[3])
+		}
+	}
+	if code != 0 {
+		return "", fmt.Errorf("container %s: exit code %d: %s", name, code, &out)
+	}
+	return out.String(), nil
 }
 
 // Wait waits until a container has ended and returns its exit code.

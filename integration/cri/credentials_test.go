@@ -22,7 +22,7 @@ func TestPullSecret(t *testing.T) {
 	ctx := fixture.Context(t)
 	r, ref, size := fixture.ServedDebian(t, true)
 	n, c := start(t, r)
-	pod := run(t, c, "pod1") // brings the pause image, which needs no secret
+	pod := StartPod(t, c, "pod1") // brings the pause image, which needs no secret
 	r.RequireLogin("user", "secret")
 
 	conn, err := grpc.NewClient("unix://"+n.MicadAddress(), grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -23,7 +23,7 @@ func TestSetup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, c := startWith(t, r, node.Options{Setup: true, CRI: &node.CRI{}})
+	n, c := Start(t, r, node.Options{Setup: true, CRI: &node.CRI{}})
 	lazy := func(what string) {
 		t.Helper()
 		if got := r.Traffic().Down; got > size/100 {
@@ -38,7 +38,7 @@ func TestSetup(t *testing.T) {
 	lazy("PullImage")
 	fixture.Pull(t, n, node.Snapshotter, ref)
 	lazy("ctr images pull")
-	id, err := c.Run(ctx, run(t, c, "pod"), ref, "program")
+	id, err := c.Run(ctx, StartPod(t, c, "pod"), ref, "program")
 	if err != nil {
 		t.Fatal(err)
 	}

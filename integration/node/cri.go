@@ -15,6 +15,7 @@ type CRI struct {
 	Subnet     string // of the pods, e.g. 10.88.0.0/24; must not be in use
 	Overlayfs  bool   // containerd's own snapshotter in place of Mica
 	Images     string // more of the images plugin's configuration, TOML
+	K3s        bool   // containerd's configuration is that of k3s; Images is left out
 	ByMicad    bool   // micad passes the kubelet's image calls on to containerd
 }
 

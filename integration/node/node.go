@@ -181,8 +181,14 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	text := n.containerdConfig()
+	if c := n.opts.CRI; c != nil && c.K3s {
+		if text, err = n.k3sConfig(); err != nil {
+			return err
+		}
+	}
 	config := filepath.Join(n.Dir, "containerd.toml")
-	if err := os.WriteFile(config, []byte(n.containerdConfig()), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
 	if n.opts.Setup {
