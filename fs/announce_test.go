@@ -29,7 +29,7 @@ func (w *world) counted(part string) *atomic.Int64 {
 
 func (w *world) announce(t *Table) {
 	w.t.Helper()
-	if err := t.Announce(proof.RepositoryOf(w.ref), w.manifest, w.layers); err != nil {
+	if err := t.pulls.Announce(proof.RepositoryOf(w.ref), w.manifest, w.layers); err != nil {
 		w.t.Fatal(err)
 	}
 }
@@ -129,7 +129,7 @@ func TestAnnouncedBesideOthers(t *testing.T) {
 	clear(table.demand.wanted) // as after a restart, and when the metadata are lost
 	table.mu.Unlock()
 	other := digest.FromString("another manifest")
-	if err := table.Announce(w.ref, other,
+	if err := table.pulls.Announce(w.ref, other,
 		append(slices.Clone(w.layers), digest.FromString("another layer"))); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestManyAnnounced(t *testing.T) {
 	table := w.open(testDir(t), Auto)
 	repository := proof.RepositoryOf(w.ref)
 	for i := range 3 * maxAnnounced {
-		if err := table.Announce(repository+strings.Repeat("x", i), w.manifest,
+		if err := table.pulls.Announce(repository+strings.Repeat("x", i), w.manifest,
 			w.layers); err != nil {
 			t.Fatal(err)
 		}

@@ -80,14 +80,8 @@ func (h pullHost) Sweep(ctx context.Context, layers []digest.Digest) error {
 // RemoveDamaged implements pull.Host.
 func (h pullHost) RemoveDamaged(d digest.Digest, why error) error { return h.removeDamaged(d, why) }
 
-// Announce says that containerd is pulling an image of these layers: see pull.Pulls.Announce.
-func (t *Table) Announce(ref string, manifest digest.Digest, layers []digest.Digest) error {
-	return t.pulls.Announce(ref, manifest, layers)
-}
-
-// AwaitPromised returns when the layers that are promised now have come, or their coming has
-// failed, but after a second at the latest. Status then shows those of a pull that has just ended.
-func (t *Table) AwaitPromised() { t.pulls.AwaitPromised() }
+// Pulls returns the pulls that bring the layers.
+func (t *Table) Pulls() *pull.Pulls { return t.pulls }
 
 // cacheHost is the table as its cache sees it.
 type cacheHost struct{ *Table }

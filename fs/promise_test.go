@@ -55,7 +55,7 @@ func TestPromise(t *testing.T) {
 	}
 	start := time.Now()
 	time.AfterFunc(50*time.Millisecond, release)
-	table.AwaitPromised()
+	table.pulls.AwaitPromised()
 	if all := table.Status(); len(all) == 0 || all[0].Mode == "" {
 		t.Errorf("Status %v after the start: %v, want the promised layer", time.Since(start), all)
 	}

@@ -37,6 +37,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // DefaultAddress is micad's socket where nothing else is configured.
@@ -91,12 +93,26 @@ type Info struct {
 	Restoring bool `json:"restoring"`
 }
 
-// Fallback is a layer that micad could not serve, so that containerd pulled it.
+// Fallback is an image that was not lazy: containerd pulled a layer of it that micad could not
+// serve, and those above it, or micad downloaded layers whole.
 type Fallback struct {
 	Ref    string    `json:"ref"`
-	Layer  string    `json:"layer"`
+	Layer  string    `json:"layer"` // the lowest that containerd pulled, or the first of Whole
 	Reason string    `json:"reason"`
 	Time   time.Time `json:"time"`
+	// Whole are the layers that micad downloaded before a container could start, and Size is that
+	// of their blobs. Nil: containerd has pulled Layer.
+	Whole []digest.Digest `json:"whole,omitempty"`
+	Size  int64           `json:"size_bytes,omitempty"`
+}
+
+// Text says what was downloaded in place of being lazy, and why.
+func (f *Fallback) Text() string {
+	what := fmt.Sprintf("containerd pulled layer %.19s and those above it", f.Layer)
+	if n := len(f.Whole); n > 0 {
+		what = fmt.Sprintf("micad downloaded %d of its layers (%.1f MB) whole", n, float64(f.Size)/1e6)
+	}
+	return what + ": " + f.Reason
 }
 
 // Client asks the daemon behind a socket. Calls may run in parallel.

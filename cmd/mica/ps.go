@@ -81,12 +81,11 @@ func ps(ctx context.Context, w io.Writer, c *admin.Client, asJSON bool) error {
 	}
 	fmt.Fprintf(w, "\n%s\n", cacheText(&out.Cache))
 	if len(out.Fallbacks) > 0 {
-		fmt.Fprintln(w,
-			"\nNot lazy: containerd pulled these by itself, because micad could not serve them.")
+		fmt.Fprintln(w, "\nNot lazy:")
 	}
 	for _, f := range out.Fallbacks {
-		fmt.Fprintf(w, "  %s, layer %s, %s ago: %s\n", f.Ref, show.Short(f.Layer),
-			time.Since(f.Time).Round(time.Second), f.Reason)
+		fmt.Fprintf(w, "  %s, %s ago: %s\n", f.Ref, time.Since(f.Time).Round(time.Second),
+			f.Text())
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func (w *pullWatch) leftToContainerd(ctx context.Context, key string, l *pullLay
 		reason = err.Error()
 	}
 	for _, f := range all {
-		if f.Ref == w.ref && f.Layer == l.Digest.String() {
+		if f.Ref == w.ref && f.Layer == l.Digest.String() && f.Whole == nil {
 			reason = f.Reason
 		}
 	}

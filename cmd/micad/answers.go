@@ -47,7 +47,7 @@ func (d *daemon) handler() http.Handler {
 
 // layers returns the layers of the node, those of a pull that has just ended included.
 func (d *daemon) layers() []fs.Status {
-	d.table.AwaitPromised()
+	d.table.Pulls().AwaitPromised()
 	return d.table.Status()
 }
 
@@ -74,11 +74,16 @@ func (d *daemon) info() admin.Info {
 	return i
 }
 
+// fallbacks returns the images that lately were not lazy.
 func (d *daemon) fallbacks() []admin.Fallback {
 	list := []admin.Fallback{}
 	for _, f := range d.snapshotter.Fallbacks() {
 		list = append(list,
 			admin.Fallback{Ref: f.Ref, Layer: f.Layer.String(), Reason: f.Reason, Time: f.Time})
+	}
+	for _, w := range d.table.Pulls().Wholes() {
+		list = append(list, admin.Fallback{Ref: w.Ref, Layer: w.Layers[0].String(), Whole: w.Layers,
+			Size: w.Size, Reason: w.Reason, Time: w.Time})
 	}
 	return list
 }

@@ -303,7 +303,7 @@ func (d *daemon) hear(ctx context.Context) {
 		return
 	}
 	d.containerd.Watch(ctx, d.content.expect, func(i snapshotter.Image) {
-		if err := d.table.Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
+		if err := d.table.Pulls().Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
 			d.log.Debug("image is not announced", "ref", i.Refs[0], "err", err)
 		}
 	})

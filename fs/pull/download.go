@@ -33,12 +33,18 @@ func (p *Pull) bring(d digest.Digest, atHand func()) error {
 	} else if !errors.Is(err, iofs.ErrNotExist) {
 		return err
 	}
+	why := "micad's configuration has it download every layer (mode, index.trust)"
 	if !p.all.o.Whole {
 		b, err := p.bundle()
 		if err != nil {
 			return err
 		}
+		why = p.without
+		if b != nil {
+			why = leftOut
+		}
 		if l, ok := b.find(d); ok {
+			why = "its index is damaged"
 			atHand()
 			err := p.install(b, l)
 			if err == nil || !errors.Is(err, index.ErrCorrupt) {
@@ -49,7 +55,7 @@ func (p *Pull) bring(d digest.Digest, atHand func()) error {
 				"ref", p.name(), "layer", d, "err", err)
 		}
 	}
-	return p.download(d)
+	return p.download(d, why)
 }
 
 // install puts a layer's index from the image's bundle into the store.
@@ -107,8 +113,8 @@ func (p *Pull) extract(
 	return rec, err
 }
 
-// download brings a layer whole, and makes its index on the way.
-func (p *Pull) download(d digest.Digest) error {
+// download brings a layer whole, and makes its index on the way. why says why it is not lazy.
+func (p *Pull) download(d digest.Digest, why string) error {
 	if err := p.awaitAsked(); err != nil {
 		return err
 	}
@@ -138,6 +144,8 @@ func (p *Pull) download(d digest.Digest) error {
 			continue
 		case permanent(err):
 			p.inVain(d, err)
+		case err == nil:
+			p.noteWhole(desc, why)
 		}
 		if try == maxDownloads || !errors.Is(err, errSent) {
 			return err

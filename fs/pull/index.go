@@ -93,12 +93,14 @@ func (p *Pull) find() (b *imageIndex, err error) {
 			p.all.o.Log.Warn("the registry does not tell of an index: it is taken to have none",
 				"err", err, "took", took, "ref", p.name())
 		}
+		p.without = fmt.Sprintf("the registry does not tell of an index: %v", err)
 		return nil, p.ctx.Err()
 	}
 	p.roundTrip = took / time.Duration(1+max(p.Requests(), 1)) // one was the connection's
 	p.all.o.Log.DebugContext(p.ctx, "asked for referrers",
 		"ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Of(artifact.Type, refs)
+	p.without = "no index of it was found (mica index create --push makes one)"
 	p.toldOf = p.layersTold(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)
@@ -115,6 +117,7 @@ func (p *Pull) find() (b *imageIndex, err error) {
 		}
 		p.all.o.Log.Error("index from the registry is not usable", "err", Advise(err),
 			"index", d.Digest, "ref", p.name())
+		p.without = fmt.Sprintf("no index of it can be used: %v", Advise(err))
 		if errors.Is(err, errSlow) {
 			break
 		}

@@ -34,8 +34,9 @@ type Pull struct {
 	roundTrip time.Duration                        // to the registry, about; for bundle alone
 	// For bundle alone: how many requests of the image there had been when the pull began.
 	before int64
-	// How long bundle took to return nothing.
-	waited time.Duration
+	// How long bundle took to return nothing, and why it did.
+	waited  time.Duration
+	without string
 
 	// Guarded by Pulls.mu:
 	ref     string                 // the reference by which it is pulled
@@ -45,6 +46,7 @@ type Pull struct {
 	idle    *time.Timer
 	jobs    []*job          // those that it has started
 	brought []digest.Digest // layers that it has put into the store
+	whole   *Whole          // what it has downloaded whole; nil: nothing
 	// Of the manifest, once it is here; and the downloads of layers under way.
 	descs     []ocispec.Descriptor
 	downloads map[digest.Digest]context.CancelCauseFunc

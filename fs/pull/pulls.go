@@ -98,6 +98,7 @@ type Pulls struct {
 	// ignoring: the latest announcement of an image was of one that nobody asked for.
 	ignoring bool
 	refused  refusals // layers that cannot be served, whoever asks
+	wholes   []*Whole // of pulls, the latest last
 }
 
 // New returns no pulls yet. They end with ctx.
@@ -166,7 +167,7 @@ func (a *Pulls) Replace(ctx context.Context, r Request, gone func() error) error
 	if !a.host.Go(func(context.Context) {
 		err := errors.New("panic")
 		defer func() { done <- err }()
-		err = p.download(r.Layer)
+		err = p.download(r.Layer, "another repository's index of it was wrong")
 	}) {
 		return errors.New("micad is stopping")
 	}

@@ -58,7 +58,7 @@ func layerModes(t *testing.T, n *node.Node) map[string]string {
 // gzip under, between and above them stay lazy.
 func TestZstdLayer(t *testing.T) {
 	r := fixture.Registry(t)
-	tree := known.Tree{Seed: 9, Files: 50, Size: 200 << 10}
+	tree := known.Tree{Seed: 9, Files: 50, Size: 300 << 10}
 	img, err := images.Known(tree, "data", 5)
 	mustf(t, err, "image")
 	frames := map[int]int64{1: 1 << 40, 3: 256 << 10} // bytes in a frame, by layer
@@ -85,6 +85,27 @@ func TestZstdLayer(t *testing.T) {
 		}
 	}
 	passes(t, tree, fixture.Mount(t, n, mica, ref))
+	psSays(t, n, ref, "micad downloaded 2 of its layers", "zstd cannot be read from the middle")
+}
+
+// psSays checks the line in which mica ps says that an image was not lazy.
+func psSays(t *testing.T, n *node.Node, ref string, words ...string) {
+	t.Helper()
+	ps, err := n.Mica(fixture.Context(t), "ps", "--address", n.MicadAddress())
+	mustf(t, err, "mica ps")
+	_, list, _ := strings.Cut(ps, "\nNot lazy:\n")
+	for line := range strings.Lines(list) {
+		if !strings.HasPrefix(line, "  "+ref+", ") {
+			continue
+		}
+		for _, w := range words {
+			if !strings.Contains(line, w) {
+				t.Errorf("mica ps does not say %q:\n%s", w, line)
+			}
+		}
+		return
+	}
+	t.Errorf("mica ps does not say that %s was not lazy:\n%s", ref, ps)
 }
 
 // A layer that was built wrong is downloaded once by micad, which says so; containerd refuses it
@@ -122,9 +143,5 @@ func TestMalformedLayer(t *testing.T) {
 	if got := requests.Load(); got != 1 {
 		t.Errorf("micad asked %d times for the layer", got)
 	}
-	ps, err := n.Mica(fixture.Context(t), "ps", "--address", n.MicadAddress())
-	mustf(t, err, "mica ps")
-	if !strings.Contains(ps, "built wrong") {
-		t.Errorf("mica ps does not say why:\n%s", ps)
-	}
+	psSays(t, n, ref, "containerd pulled layer", "built wrong")
 }

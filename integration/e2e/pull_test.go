@@ -146,6 +146,7 @@ func TestPullWhole(t *testing.T) {
 	if !strings.Contains(said, "mica index create --push "+ref) {
 		t.Errorf("it says %q", said)
 	}
+	psSays(t, n, ref, "micad downloaded", "no index of it was found")
 }
 
 // A log-in in docker's config.json is enough where micad has it too. Where micad has none,

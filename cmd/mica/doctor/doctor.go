@@ -161,6 +161,9 @@ func checkDaemon(ctx context.Context, f *Findings, c *admin.Client, config strin
 		return
 	}
 	for _, x := range fallbacks {
+		if x.Whole != nil {
+			continue // it lacks an index, say, and no more
+		}
 		f.warning("lazy", fmt.Sprintf("%s was pulled by containerd, not served lazily", x.Ref),
 			x.Reason)
 	}
