@@ -82,6 +82,8 @@ type Info struct {
 	RemapIDs bool `json:"remap_ids"`
 	// Content is the folder of containerd's content store, where micad is its content plugin.
 	Content string `json:"content_store,omitempty"`
+	// BuildKit is the socket of the plugin for BuildKit, where micad serves one.
+	BuildKit string `json:"buildkit_socket,omitempty"`
 	// HostsDir is micad's remote.config_path.
 	HostsDir string `json:"config_path"`
 	// AsksContainerd is false where containerd_address is "none".

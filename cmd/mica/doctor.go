@@ -25,8 +25,10 @@ func doctorCommand() *cobra.Command {
 			"in containerd's content store (mica fetch).",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			o.Address = reach.SocketPath(o.Address)
+			o.Micad = reach.Daemon(o.Address)
 			if forget {
-				f, err := doctor.Forget(cmd.Context(), o.Config)
+				f, err := doctor.Forget(cmd.Context(), o)
 				return errors.Join(f.Print(cmd.OutOrStdout(), asJSON), err)
 			}
 			if len(args) > 0 {
@@ -34,8 +36,6 @@ func doctorCommand() *cobra.Command {
 					return err
 				}
 			}
-			o.Address = reach.SocketPath(o.Address)
-			o.Micad = reach.Daemon(o.Address)
 			return doctor.Check(cmd.Context(), o).Print(cmd.OutOrStdout(), asJSON)
 		},
 	}

@@ -34,6 +34,8 @@ func setupCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().BoolVar(&undo, "undo", false, "put back what mica setup has changed")
+	cmd.Flags().BoolVar(&o.BuildKit, "buildkit", false, "have containerd know the plugin for "+
+		"BuildKit too, by which a FROM is lazy; of docker: have it use that plugin for all")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.Flags().StringVar(&o.Config, "containerd-config", "",
 		"containerd's configuration file (default: where the target has it)")

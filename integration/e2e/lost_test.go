@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -20,12 +22,20 @@ func small(t *testing.T, name string) string {
 }
 
 // TestRootLost: micad's root is gone, and containerd's metadata are not. To remove the image is not
-// enough where a container has it. What doctor names heals that.
+// enough where a container has it. What doctor names heals that, for the plugin for BuildKit too.
 func TestRootLost(t *testing.T) {
+	for _, plugin := range []string{mica, node.Builder} {
+		t.Run(plugin, func(t *testing.T) { rootLost(t, plugin) })
+	}
+}
+
+func rootLost(t *testing.T, plugin string) {
 	ref := small(t, "lost")
-	n := fixture.Node(t, node.Options{})
-	fixture.Pull(t, n, mica, ref)
-	c, err := n.StartContainer(fixture.Context(t), mica, ref, "c0", io.Discard, io.Discard,
+	n := fixture.Node(t, node.Options{BuildKit: plugin == node.Builder, Containerd: fmt.Sprintf(
+		"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux/%s'\n"+
+			"snapshotter = %q", runtime.GOARCH, plugin)})
+	fixture.Pull(t, n, plugin, ref)
+	c, err := n.StartContainer(fixture.Context(t), plugin, ref, "c0", io.Discard, io.Discard,
 		"/probe", "pause")
 	mustf(t, err, "start a container")
 	if out := doctor(t, n); !strings.Contains(out, "ok       snapshots: ") {
@@ -38,19 +48,23 @@ func TestRootLost(t *testing.T) {
 		mustf(t, n.StartMicad(fixture.Context(t)), "start micad")
 	}
 	lose(".1")
-	if err := n.Pull(fixture.Context(t), mica, ref); err == nil {
+	if err := n.Pull(fixture.Context(t), plugin, ref); err == nil {
 		t.Error("a pull works: doctor need not say more")
 	}
 	out := doctor(t, n)
 	pull := "mica pull -n " + n.Namespace() + " " + ref
+	next := pull
+	if plugin != mica {
+		next = "buildctl prune --all"
+	}
 	for _, want := range []string{"error    snapshots: in namespace " + n.Namespace() +
-		" containerd takes 1 images for unpacked, and has 1 snapshots", "mica doctor --forget", pull} {
+		" containerd takes 1 images for unpacked, and has 1 snapshots", "mica doctor --forget", next} {
 		if !strings.Contains(out, want) {
 			t.Errorf("doctor does not say %q:\n%s", want, out)
 		}
 	}
 	fixture.Ctr(t, n, "images", "rm", "--sync", ref)
-	if err := n.Pull(fixture.Context(t), mica, ref); err == nil {
+	if err := n.Pull(fixture.Context(t), plugin, ref); err == nil {
 		t.Error("a pull works as soon as the image is removed: --forget need not be")
 	}
 	if out := doctor(t, n); !strings.Contains(out, "takes 0 images for unpacked, and has 1 snaps") {
@@ -64,10 +78,14 @@ func TestRootLost(t *testing.T) {
 	}
 	again := func(id string) {
 		t.Helper()
-		_, err = n.Mica(fixture.Context(t), append(strings.Fields(pull)[1:], "--plain-http",
-			"--containerd-address", n.Address(), "--address", n.MicadAddress())...)
+		if plugin == mica {
+			_, err = n.Mica(fixture.Context(t), append(strings.Fields(pull)[1:], "--plain-http",
+				"--containerd-address", n.Address(), "--address", n.MicadAddress())...)
+		} else {
+			err = n.Pull(fixture.Context(t), plugin, ref)
+		}
 		mustf(t, err, "pull")
-		if out := fixture.Run(t, n, mica, ref, id, "/probe", "echo", "here"); out != "here\n" {
+		if out := fixture.Run(t, n, plugin, ref, id, "/probe", "echo", "here"); out != "here\n" {
 			t.Errorf("the container prints %q", out)
 		}
 	}

@@ -54,7 +54,7 @@ func (n *Node) containerdConfig() string {
 	if n.opts.Content {
 		p("[proxy_plugins.mica-content]\ntype = 'content'\naddress = %q", n.MicadAddress())
 	}
-	if n.opts.BuildKit {
+	if n.opts.BuildKit && !n.opts.Setup {
 		p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q", Builder, n.BuilderAddress())
 	}
 	if c := n.opts.CRI; c != nil {

@@ -216,6 +216,9 @@ func (n *Node) environment() ([]string, error) {
 
 // SetupArgs are the arguments of mica setup for this node.
 func (n *Node) SetupArgs(more ...string) []string {
+	if n.opts.BuildKit {
+		more = append(more, "--buildkit")
+	}
 	return append([]string{"setup", "containerd", "--address", n.MicadAddress(), "--containerd-config",
 		filepath.Join(n.Dir, "containerd.toml"), "--micad-config", filepath.Join(n.Dir, "micad.toml")}, more...)
 }

@@ -23,6 +23,9 @@ const (
 	CRI      = "io.containerd.grpc.v1.cri"
 )
 
+// Alias is the proxy plugin by which micad serves BuildKit: docs/clients.md.
+const Alias = "stargz"
+
 // newest is the latest version of containerd's configuration that is understood.
 const newest = 4
 

@@ -57,8 +57,8 @@ func Check(ctx context.Context, o Options) Findings {
 	var f Findings
 	checkContainerd(&f, o.Config, o.Address)
 	checkKernel(ctx, &f, o.Scratch)
-	checkDaemon(ctx, &f, o.Micad, o.Config)
-	checkSnapshots(ctx, &f, o.Config)
+	checkDaemon(ctx, &f, o)
+	checkSnapshots(ctx, &f, o)
 	if o.Image != "" {
 		checkImage(ctx, &f, o.Micad, o.Image)
 	}
@@ -97,18 +97,20 @@ func (f *Findings) remapIDs(config string, info admin.Info) {
 	if err != nil {
 		return // told already
 	}
-	list, _ := c.at("proxy_plugins", "mica", "capabilities").([]any)
-	advertised := slices.Contains(list, any("remap-ids"))
-	switch {
-	case advertised == info.RemapIDs:
-	case advertised:
-		f.failure("remap-ids", "containerd expects micad to map the IDs of user namespaces, "+
-			"micad's remap_ids is false",
-			"Set remap_ids = true in /etc/micad/config.toml and restart micad.")
-	default:
-		f.warning("remap-ids", "micad maps the IDs of user namespaces, and containerd does not "+
-			"know: they would be mapped twice",
-			"[proxy_plugins.mica]\n  capabilities = [\"remap-ids\"]"+restartHint)
+	for _, name := range c.names(info) {
+		list, _ := c.at("proxy_plugins", name, "capabilities").([]any)
+		advertised := slices.Contains(list, any("remap-ids"))
+		switch {
+		case advertised == info.RemapIDs:
+		case advertised:
+			f.failure("remap-ids", "containerd expects micad to map the IDs of user namespaces, "+
+				"micad's remap_ids is false",
+				"Set remap_ids = true in /etc/micad/config.toml and restart micad.")
+		default:
+			f.warning("remap-ids", "micad maps the IDs of user namespaces, and containerd does not "+
+				"know: they would be mapped twice",
+				"[proxy_plugins."+name+"]\n  capabilities = [\"remap-ids\"]"+restartHint)
+		}
 	}
 }
 
@@ -136,18 +138,19 @@ func indent(text string) string {
 	return "           " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n           ")
 }
 
-func checkDaemon(ctx context.Context, f *Findings, c *admin.Client, config string) {
+func checkDaemon(ctx context.Context, f *Findings, o Options) {
 	var info admin.Info
-	if err := c.Get(ctx, admin.PathInfo, &info); err != nil {
+	if err := o.Micad.Get(ctx, admin.PathInfo, &info); err != nil {
 		f.failure("micad", err.Error(), "")
 		return
 	}
 	f.ok("micad", fmt.Sprintf("version %s, pid %d, root %s; lazy layers by %s, complete ones by %s",
 		info.Version, info.PID, info.Root, info.Lazy, info.Complete))
-	f.remapIDs(config, info)
-	f.content(config, info)
-	f.exports(config, info.Root)
-	f.pulls(config, info)
+	f.remapIDs(o.Config, info)
+	f.content(o.Config, info)
+	f.buildKit(o.Config, o.Address, info)
+	f.exports(o.Config, info.Root)
+	f.pulls(o.Config, info)
 	if info.Unlabelled > 0 {
 		f.warning("annotations",
 			fmt.Sprintf("containerd prepared %d layers without naming their image",
@@ -156,7 +159,7 @@ func checkDaemon(ctx context.Context, f *Findings, c *admin.Client, config strin
 				"(containerd_address), or the port of its registry is not known: see micad's log.")
 	}
 	var fallbacks []admin.Fallback
-	if err := c.Get(ctx, admin.PathFallbacks, &fallbacks); err != nil {
+	if err := o.Micad.Get(ctx, admin.PathFallbacks, &fallbacks); err != nil {
 		f.failure("micad", err.Error(), "")
 		return
 	}

@@ -17,6 +17,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 const (
@@ -29,18 +32,18 @@ const (
 	// micadStat is in the error of a snapshot that containerd knows and micad does not.
 	micadStat = "stat snapshot "
 	// contentLabel begins the labels of containerd's content that name what a blob refers to.
-	contentLabel  = "containerd.io/gc.ref.content"
-	snapshotter   = "mica"
-	snapshotLabel = SnapshotLabel + snapshotter
+	contentLabel = "containerd.io/gc.ref.content"
 )
 
 // SnapshotLabel begins the labels that containerd gives to an image's configuration. The
 // snapshotter's name follows; the value is the snapshot that the image was unpacked to.
 const SnapshotLabel = "containerd.io/gc.ref.snapshot."
 
-// lost is what containerd has in a namespace of which micad has no snapshot.
+// lost is what containerd has in a namespace, by one of micad's plugins, of which micad has no
+// snapshot.
 type lost struct {
-	namespace string
+	namespace, plugin string
+
 	refs      []string // of images that containerd takes for unpacked, sorted
 	snapshots []string // of containers and leases
 }
@@ -57,8 +60,8 @@ func (c containerdConfig) socket() string {
 
 // checkSnapshots compares what containerd takes for unpacked with what micad has: a root that was
 // lost or exchanged leaves containerd with names of snapshots that are not there.
-func checkSnapshots(ctx context.Context, f *Findings, config string) {
-	all, err := eachLost(ctx, config, nil)
+func checkSnapshots(ctx context.Context, f *Findings, o Options) {
+	all, err := eachLost(ctx, o, nil)
 	switch {
 	case err != nil:
 		f.warning("snapshots", "containerd is not asked for its snapshots: "+err.Error(), "")
@@ -73,7 +76,8 @@ func checkSnapshots(ctx context.Context, f *Findings, config string) {
 func (l lost) detail() string {
 	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked, and has %d "+
 		"snapshots of containers, that micad does not have: its root was lost or is another one; "+
-		"pulls of such images say \"already exists\"", l.namespace, len(l.refs), len(l.snapshots))
+		"pulls of such images say \"already exists\" (plugin %s)", l.namespace, len(l.refs),
+		len(l.snapshots), l.plugin)
 }
 
 func (l lost) fix() string {
@@ -82,6 +86,11 @@ func (l lost) fix() string {
 		"containers included:\nmica doctor --forget\n")
 	if l.namespace == "k8s.io" {
 		b.WriteString("(the kubelet pulls the images again, and starts the containers anew)")
+		return b.String()
+	}
+	if l.plugin == conf.Alias {
+		b.WriteString("Then empty BuildKit's cache (docker builder prune --all, or buildctl prune " +
+			"--all), and pull and build again.\n")
 		return b.String()
 	}
 	for _, ref := range l.refs {
@@ -95,9 +104,9 @@ func (l lost) fix() string {
 // Forget has the containerd of a configuration forget what micad has lost: names of images, and
 // snapshots of containers and leases. containerd's collector takes what these referred to. The
 // findings say what is forgotten.
-func Forget(ctx context.Context, config string) (Findings, error) {
+func Forget(ctx context.Context, o Options) (Findings, error) {
 	var f Findings
-	all, err := eachLost(ctx, config, func(ctx context.Context, c *containerd.Client, l lost) error {
+	all, err := eachLost(ctx, o, func(ctx context.Context, c *containerd.Client, l lost) error {
 		for _, ref := range l.refs {
 			if err := c.ImageService().Delete(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
 				return err
@@ -106,7 +115,7 @@ func Forget(ctx context.Context, config string) (Findings, error) {
 		// One that others lie on goes after these, or by the collector.
 		for range l.snapshots {
 			for _, key := range l.snapshots {
-				err := c.SnapshotService(snapshotter).Remove(ctx, key)
+				err := c.SnapshotService(l.plugin).Remove(ctx, key)
 				if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 					return err
 				}
@@ -116,8 +125,8 @@ func Forget(ctx context.Context, config string) (Findings, error) {
 		if err == nil { // the end of a lease is awaited with its collection
 			err = c.LeasesService().Delete(ctx, collect, leases.SynchronousDelete)
 		}
-		f.ok("forgotten", fmt.Sprintf("in namespace %s: %d images, %d snapshots of containers",
-			l.namespace, len(l.refs), len(l.snapshots)))
+		f.ok("forgotten", fmt.Sprintf("in namespace %s: %d images, %d snapshots of containers "+
+			"(plugin %s)", l.namespace, len(l.refs), len(l.snapshots), l.plugin))
 		return err
 	})
 	if err == nil && len(all) == 0 {
@@ -127,13 +136,17 @@ func Forget(ctx context.Context, config string) (Findings, error) {
 }
 
 // eachLost asks containerd what of it micad has lost, calls do, if not nil, with what there is of
-// each namespace, and returns that.
+// each namespace and plugin, and returns that.
 func eachLost(
-	ctx context.Context, config string,
+	ctx context.Context, o Options,
 	do func(ctx context.Context, c *containerd.Client, l lost) error,
 ) ([]lost, error) {
-	parsed, err := loadContainerd(config)
+	parsed, err := loadContainerd(o.Config)
 	if err != nil {
+		return nil, err
+	}
+	var info admin.Info
+	if err := o.Micad.Get(ctx, admin.PathInfo, &info); err != nil {
 		return nil, err
 	}
 	address := parsed.socket()
@@ -159,36 +172,39 @@ func eachLost(
 	var all []lost
 	for _, name := range names {
 		ctx := namespaces.WithNamespace(ctx, name)
-		l := lost{namespace: name}
-		err := l.find(ctx, client)
-		if err == nil && len(l.refs)+len(l.snapshots) > 0 {
-			all = append(all, l)
-			if do != nil {
-				err = do(ctx, client, l)
+		for _, plugin := range parsed.names(info) {
+			l := lost{namespace: name, plugin: plugin}
+			err := l.find(ctx, client)
+			if err == nil && len(l.refs)+len(l.snapshots) > 0 {
+				all = append(all, l)
+				if do != nil {
+					err = do(ctx, client, l)
+				}
 			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("namespace %s: %w", name, err)
+			if err != nil {
+				return nil, fmt.Errorf("namespace %s: %w", name, err)
+			}
 		}
 	}
 	return all, nil
 }
 
-// find finds what is lost in the context's namespace.
+// find finds what is lost by a plugin in the context's namespace.
 func (l *lost) find(ctx context.Context, c *containerd.Client) error {
 	gone := func(key string) (bool, error) {
-		_, err := c.SnapshotService(snapshotter).Stat(ctx, key)
+		_, err := c.SnapshotService(l.plugin).Stat(ctx, key)
 		if errdefs.IsNotFound(err) { // of what containerd itself does not know micad is not asked
 			return strings.Contains(err.Error(), micadStat), nil
 		}
 		return false, err
 	}
 	store := c.ContentStore()
+	label := SnapshotLabel + l.plugin
 	unpacked := map[digest.Digest]string{} // chain IDs by the configuration's digest
 	err := store.Walk(ctx, func(i content.Info) error {
-		unpacked[i.Digest] = i.Labels[snapshotLabel]
+		unpacked[i.Digest] = i.Labels[label]
 		return nil
-	}, `labels."`+snapshotLabel+`"`)
+	}, `labels."`+label+`"`)
 	if err != nil {
 		return err
 	}
@@ -208,7 +224,7 @@ func (l *lost) find(ctx context.Context, c *containerd.Client) error {
 		}
 	}
 	slices.Sort(l.refs)
-	keys, err := held(ctx, c)
+	keys, err := held(ctx, c, l.plugin)
 	for _, key := range keys {
 		is, statErr := gone(key)
 		if statErr != nil {
@@ -221,14 +237,14 @@ func (l *lost) find(ctx context.Context, c *containerd.Client) error {
 	return err
 }
 
-// held returns the snapshots of containers and of leases.
-func held(ctx context.Context, c *containerd.Client) (keys []string, err error) {
+// held returns the snapshots of containers and of leases by a plugin.
+func held(ctx context.Context, c *containerd.Client, plugin string) (keys []string, err error) {
 	containers, err := c.ContainerService().List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, x := range containers {
-		if x.Snapshotter == snapshotter && x.SnapshotKey != "" {
+		if x.Snapshotter == plugin && x.SnapshotKey != "" {
 			keys = append(keys, x.SnapshotKey)
 		}
 	}
@@ -242,7 +258,7 @@ func held(ctx context.Context, c *containerd.Client) (keys []string, err error) 
 			return nil, err
 		}
 		for _, r := range resources {
-			if r.Type == "snapshots/"+snapshotter && !slices.Contains(keys, r.ID) {
+			if r.Type == "snapshots/"+plugin && !slices.Contains(keys, r.ID) {
 				keys = append(keys, r.ID)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -104,12 +105,21 @@ func (p *plan) dropIn(path string, version int, exists bool) error {
 // wanted is what containerd has to be told, where it is told base without mica, and old by an
 // earlier mica setup, of another target maybe.
 func (p *plan) wanted(base, old conf.Table, version int) (conf.Table, error) {
-	exports := conf.Table{"root": p.daemon.Root, "enable_remote_snapshot_annotations": "true"}
-	mica := conf.Table{"type": "snapshot", "address": p.daemon.Address, "exports": exports}
+	mica := conf.Table{"type": "snapshot", "address": p.daemon.Address}
 	if p.daemon.RemapIDs {
 		mica["capabilities"] = []any{"remap-ids"}
 	}
 	proxies := conf.Table{"mica": mica}
+	p.BuildKit = p.BuildKit || conf.At(old, "proxy_plugins", conf.Alias) != nil
+	if p.BuildKit {
+		alias := maps.Clone(mica)
+		proxies[conf.Alias] = alias
+		var err error
+		if alias["address"], err = p.builder(base); err != nil {
+			return nil, err
+		}
+	}
+	mica["exports"] = conf.Table{"root": p.daemon.Root, "enable_remote_snapshot_annotations": "true"}
 	transfer := conf.Table{"unpack_config": unpackers(base, version)}
 	plugins := conf.Table{conf.Transfer: transfer}
 	want := conf.Table{"proxy_plugins": proxies, "plugins": plugins}
@@ -155,6 +165,19 @@ func (p *plan) wanted(base, old conf.Table, version int) (conf.Table, error) {
 		}
 	}
 	return want, p.agree(base, hosts)
+}
+
+// builder is the socket of the plugin for BuildKit, which it plans in micad's configuration too.
+func (p *plan) builder(base conf.Table) (string, error) {
+	socket := cmp.Or(p.daemon.BuildKit.Socket,
+		filepath.Join(filepath.Dir(p.daemon.Address), conf.Alias+".sock"))
+	address := strings.TrimPrefix(socket, "unix://")
+	other := conf.String(base, "proxy_plugins", conf.Alias, "address")
+	if other != "" && other != address {
+		return "", fmt.Errorf("containerd has a plugin %s at %s, and micad's is at %s: take the other "+
+			"out, because BuildKit knows one of that name", conf.Alias, other, address)
+	}
+	return address, p.setMicad("buildkit", "socket", socket)
 }
 
 // agree plans the lines of micad's configuration without which it asks another containerd, or

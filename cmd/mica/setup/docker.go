@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
 const daemonJSON = "/etc/docker/daemon.json"
@@ -37,8 +39,12 @@ func (p *plan) docker() error {
 		return errors.New("docker.service gives dockerd --storage-driver: take the flag out " +
 			"(systemctl edit docker.service)")
 	}
+	driver := "mica"
+	if p.BuildKit { // Docker builds with the driver that it runs containers with
+		driver = conf.Alias
+	}
 	want := map[string]any{
-		"storage-driver": "mica",
+		"storage-driver": driver,
 		"features":       map[string]any{"containerd-snapshotter": true},
 	}
 	if !strings.Contains(flags, "--containerd") {
@@ -66,9 +72,8 @@ func (p *plan) setMicad(in, key, value string) error {
 		return fmt.Errorf("%s: %w", p.Micad, err)
 	}
 	switch name := strings.TrimPrefix(in+"."+key, "."); {
-	case key == "content_store" && have != value:
-		return fmt.Errorf("%s in %s is %v, containerd's content lies in %s: change it",
-			name, p.Micad, have, value)
+	case (key == "content_store" || in == "buildkit") && have != value:
+		return fmt.Errorf("%s in %s is %q, and has to be %q: change it", name, p.Micad, have, value)
 	case have != value:
 		p.notes = append(p.notes, fmt.Sprintf("%s in %s is %v, containerd's configuration has %s",
 			name, p.Micad, have, value))

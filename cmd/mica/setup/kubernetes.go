@@ -46,14 +46,24 @@ func (p *plan) rancher() error {
 // config.yaml.
 func (p *plan) template(path string, main conf.Table) error {
 	text, err := p.read(path)
-	if err != nil || bytes.Contains(text, []byte(mark)) {
+	if err != nil {
 		return err
+	}
+	own := []string{conf.Transfer, "proxy_plugins.mica"}
+	if p.BuildKit {
+		own = append(own, "proxy_plugins."+conf.Alias)
+	}
+	if bytes.Contains(text, []byte(mark)) {
+		if last := own[len(own)-1]; !bytes.Contains(text, []byte(last)) {
+			return fmt.Errorf("%s was written without %s: say --undo first", path, last)
+		}
+		return nil
 	}
 	before := string(text)
 	if text == nil {
 		before = header + "{{ template \"base\" . }}\n"
 	}
-	for _, s := range []string{conf.Transfer, "proxy_plugins.mica"} {
+	for _, s := range own {
 		if strings.Contains(before, s) {
 			return fmt.Errorf("%s has a table %s of its own: take it out, or write what "+
 				"containerd needs there (docs/config.md)", path, s)

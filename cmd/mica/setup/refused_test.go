@@ -90,12 +90,21 @@ func TestRefused(t *testing.T) {
 		"k3s' template": {"k3s", tree{k3s: rancherPlain,
 			rancherDir + "/config-v3.toml.tmpl": "[proxy_plugins.mica]"}, "take it out"},
 		"no target": {"docker-compose", nil, "name one of"},
+		"another stargz": {"docker --buildkit", tree{config: "version = 3\n[proxy_plugins.stargz]\n" +
+			"type = 'snapshot'\naddress = '/run/containerd-stargz-grpc.sock'\n"}, "take the other out"},
+		"no BuildKit socket": {"docker --buildkit", tree{micadConfig: "[buildkit]\nsocket = ''\n"},
+			"buildkit.socket in " + micadConfig + ` is "", and has to be "/run/micad/stargz.sock"`},
+		"BuildKit in kind": {"kind --buildkit", nil, "not made for kind's nodes"},
+		"BuildKit in a template of old": {"k3s --buildkit", tree{k3s: rancherPlain,
+			rancherDir + "/config-v3.toml.tmpl": "# Uses Mica's snapshotter." + mark}, "say --undo first"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			root := machine(t, tc.files)
 			before := content(t, root)
-			_, err := run(t, root, Options{Target: tc.target}, Run)
+			var o Options
+			o.Target, o.BuildKit = strings.CutSuffix(tc.target, " --buildkit")
+			_, err := run(t, root, o, Run)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("%v, want %q in it", err, tc.want)
 			}
@@ -161,19 +170,22 @@ func TestUndoChanged(t *testing.T) {
 }
 
 // TestTogether sets up one containerd for Kubernetes and Docker, in either order, and takes both
-// back.
+// back. The plugin for BuildKit stays, whoever is set up after it.
 func TestTogether(t *testing.T) {
 	for _, order := range [][]string{{"kubeadm", "docker"}, {"docker", "kubeadm"}} {
 		root := machine(t, tree{etcContainerd: containerd17})
 		before := content(t, root)
-		for _, target := range append(order, order...) {
-			if _, err := run(t, root, Options{Target: target}, Run); err != nil {
+		for i, target := range append(order, order...) {
+			o := Options{Target: target, BuildKit: i == 1}
+			if _, err := run(t, root, o, Run); err != nil {
 				t.Fatal(err)
 			}
 		}
 		c := dumped(t, root, etcContainerd)
 		if conf.At(c, "plugins", conf.Images, "snapshotter") != "mica" ||
-			conf.At(c, "proxy_plugins", "mica-content", "type") != "content" {
+			conf.At(c, "proxy_plugins", "mica-content", "type") != "content" ||
+			!strings.Contains(content(t, root)[daemonJSON], `"storage-driver": "stargz"`) ||
+			conf.At(c, "proxy_plugins", "stargz", "address") != "/run/micad/stargz.sock" {
 			t.Errorf("%v: %v", order, c["proxy_plugins"])
 		}
 		if _, err := run(t, root, Options{Target: "docker"}, Undo); err != nil {

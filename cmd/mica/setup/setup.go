@@ -31,8 +31,11 @@ type Options struct {
 	Micad   string // micad's configuration
 	Address string // micad's socket; "": the one of its configuration
 	DryRun  bool   // show the difference and change nothing
-	Confirm func() error
-	Out     io.Writer
+	// BuildKit has containerd know the plugin for BuildKit too. In a plan it is also true where an
+	// earlier run has done so.
+	BuildKit bool
+	Confirm  func() error
+	Out      io.Writer
 }
 
 // target is something that can be told to use Mica.
@@ -84,6 +87,9 @@ type micad struct {
 	Root     string `toml:"root"`
 	Address  string `toml:"address"`
 	RemapIDs bool   `toml:"remap_ids"`
+	BuildKit struct {
+		Socket string `toml:"socket"`
+	} `toml:"buildkit"`
 }
 
 // Run sets a machine up, or tells what it would change.
@@ -92,8 +98,15 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if o.BuildKit && o.Target != "docker" {
+		p.notes = append(p.notes, "buildkitd is told the plugin by you: [worker.containerd] "+
+			"snapshotter = \""+conf.Alias+"\"")
+	}
 	switch o.Target {
 	case "kind":
+		if o.BuildKit {
+			return errors.New("--buildkit: micad's configuration is not made for kind's nodes")
+		}
 		return p.kind()
 	case "k3s", "rke2":
 		err = p.rancher()

@@ -60,6 +60,20 @@ func TestSetup(t *testing.T) {
 				"  \"log-driver\": \"journald\",\n  \"mtu\": 1450,\n  \"storage-driver\": \"mica\"\n}\n",
 				micadConfig: "content_store = \"/var/lib/containerd/" + conf.Content +
 					"\"" + mark + "\nlog_level"}},
+		"Docker and BuildKit": {"docker --buildkit", tree{daemonJSON: `{"storage-driver":"mica"}`},
+			tree{images("snapshotter"): "overlayfs", "proxy_plugins/stargz/type": "snapshot",
+				"proxy_plugins/stargz/address":      "/run/micad/stargz.sock",
+				"proxy_plugins/stargz/capabilities": "[remap-ids]"},
+			tree{daemonJSON: `"storage-driver": "stargz"`,
+				micadConfig: "[buildkit] # mica setup\nsocket = \"/run/micad/stargz.sock\""}},
+		"BuildKit at another socket": {"containerd --buildkit", tree{config: "version = 3\n" +
+			"[proxy_plugins.stargz]\ntype = 'snapshot'\naddress = '/run/b.sock'\n",
+			micadConfig: "[buildkit]\nsocket = 'unix:///run/b.sock'\n"},
+			tree{"proxy_plugins/stargz/address": "/run/b.sock",
+				"proxy_plugins/stargz/capabilities": "[remap-ids]"}, nil},
+		"k3s and BuildKit": {"k3s --buildkit", tree{rancherDir + "/config.toml": rancherPlain},
+			tree{transfer("unpack_config"): "overlayfs mica",
+				"proxy_plugins/stargz/address": "/run/micad/stargz.sock"}, nil},
 		"Docker without flags": {"docker", nil, tree{images("snapshotter"): "overlayfs"},
 			tree{daemonJSON: `"containerd": "/run/containerd/containerd.sock"`}},
 		"k3s that imports": {"k3s", tree{rancherDir + "/config.toml": rancherImports},
@@ -110,7 +124,8 @@ func TestSetup(t *testing.T) {
 				write(t, root+config, string(b))
 			}
 			before := content(t, root)
-			o := Options{Target: tc.target}
+			var o Options
+			o.Target, o.BuildKit = strings.CutSuffix(tc.target, " --buildkit")
 			dry := o
 			dry.DryRun = true
 			shown, err := run(t, root, dry, Run)
@@ -132,7 +147,7 @@ func TestSetup(t *testing.T) {
 				}
 			}
 			file := config
-			if tc.target == "k3s" {
+			if o.Target == "k3s" {
 				file = rancherDir + "/config.toml"
 				rendered(t, root)
 			}
@@ -148,7 +163,7 @@ func TestSetup(t *testing.T) {
 			if err != nil || !strings.HasSuffix(out, "Nothing to change.\n") {
 				t.Errorf("again: %v, prints\n%s", err, out)
 			}
-			if tc.target == "k3s" { // it writes its own
+			if o.Target == "k3s" { // it writes its own
 				write(t, root+file, before[file])
 			}
 			if _, err := run(t, root, o, Undo); err != nil {
