@@ -88,6 +88,10 @@ type config struct {
 		ImageService   string `toml:"cri_image_service"`
 		Key            string `toml:"key_file"`
 	} `toml:"credentials"`
+	Kubernetes struct {
+		// Kubeconfig says how Kubernetes is told of images that were not lazy; empty: it is not.
+		Kubeconfig string `toml:"kubeconfig"`
+	} `toml:"kubernetes"`
 }
 
 // duration is a time.Duration written as text ("90s").
@@ -243,9 +247,13 @@ func (c *config) check(path string) error {
 	if _, err := c.cacheOptions(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}
-	if c.Content != "" && c.Containerd == noContainerd {
-		return fmt.Errorf(`configuration %s: content_store needs a containerd: containerd_address is "%s"`,
-			path, noContainerd)
+	for key, value := range map[string]string{
+		"content_store": c.Content, "kubernetes.kubeconfig": c.Kubernetes.Kubeconfig,
+	} {
+		if value != "" && c.Containerd == noContainerd {
+			return fmt.Errorf(`configuration %s: %s needs a containerd: containerd_address is "%s"`,
+				path, key, noContainerd)
+		}
 	}
 	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive "+

@@ -81,10 +81,13 @@ var wrongConfigs = map[string]string{
 	`metrics_address = "127.0.0.1:none"`:     "metrics_address = ",
 	`rooot = "/x"`:                           "unknown keys",
 	"[buildkit]\nsocket = \"s\"":             "buildkit.socket = ",
-	"address = '/run/s'\n[buildkit]\nsocket = '/run//s'":     "another socket",
-	"[remote]\nconfig_path = \"certs.d\"":                    "remote.config_path = ",
-	"[credentials]\nkey_file = \"key\"":                      "credentials.key_file = ",
-	"[remote]\ndocker_configs = [\"c.json\"]":                "remote.docker_configs = ",
+	"address = '/run/s'\n[buildkit]\nsocket = '/run//s'": "another socket",
+	"[remote]\nconfig_path = \"certs.d\"":                "remote.config_path = ",
+	"[credentials]\nkey_file = \"key\"":                  "credentials.key_file = ",
+	"[remote]\ndocker_configs = [\"c.json\"]":            "remote.docker_configs = ",
+	"containerd_address = 'none'\ncontent_store = '/c'":  "content_store needs a containerd",
+	"containerd_address = 'none'\n[kubernetes]\nkubeconfig = '/k'": "kubeconfig needs a " +
+		"containerd",
 	"[credentials]\ncri_image_service = \"containerd.sock\"": "cri_image_service = ",
 }
 

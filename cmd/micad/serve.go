@@ -114,6 +114,7 @@ func serve(ctx context.Context, c config, spans *traces, log *slog.Logger) (err 
 	g.Go(func() error { d.restore(ctx); return nil })
 	g.Go(func() error { d.hear(ctx); return nil })
 	g.Go(func() error { d.watchContent(ctx); return nil })
+	g.Go(func() error { d.tellPods(ctx); return nil })
 	g.Go(func() error {
 		d.credentials.retain(ctx, func() ([]fs.Status, bool) {
 			return d.layers(), !d.restoring.Load()
