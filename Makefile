@@ -10,7 +10,7 @@ MODULES  := . integration
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
 
-.PHONY: all build install tools test unit race integration clients matrix soak lint fmt fuzz \
+.PHONY: all build install tools test unit race integration clients matrix page soak lint fmt fuzz \
 	bench microbench demo release clean
 
 all: build
@@ -39,6 +39,10 @@ clients: tools build ## clients of containerd, into docs/clients.md; builds Dock
 	CGO_ENABLED=0 go -C integration/tools/docker build -trimpath -buildvcs=false \
 		-tags exclude_graphdriver_btrfs,no_oci_worker -o $(CURDIR)/build/docker/ tool
 	script/test.sh clients
+
+page: tools build ## micad's page in Chromium, with pictures in build/page
+	script/tools.sh page
+	script/test.sh page
 
 soak: tools build ## faults under load, and random images, for minutes (docs/reliability.md)
 	script/test.sh soak

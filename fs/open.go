@@ -52,7 +52,7 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	budget := line.New(0, 0)
+	budget := cmp.Or(o.Fetch.Budget, line.New(0, 0))
 	o.Fetch.Budget = budget
 	t := &Table{
 		o: o, log: o.Log, store: s, names: n,

@@ -19,6 +19,10 @@ type (
 	Config = registry.Config
 	// Stats counts what a Client has done since it was made.
 	Stats = registry.Stats
+	// Request is a request that is sent, as Config.Follow is shown it.
+	Request = registry.Request
+	// Sent is what is known of a Request.
+	Sent = registry.Sent
 	// Blob is one blob of an image, or of several images that have it.
 	Blob = ranges.Blob
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | clients | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
+#   script/test.sh unit race integration | clients | page | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
 #
 # All runs in process and mount namespaces of its own, so that nothing is left
 # running or mounted afterwards, however it ends. The tests mount file systems
@@ -53,6 +53,10 @@ step() {
 	integration) go -C integration test -count=1 -timeout 25m ./... ;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;
+	page)
+		mkdir -p build/page
+		go -C integration test -count=1 -v -timeout 10m -tags browser ./page -pictures "$PWD/build/page"
+		;;
 	soak)
 		go -C integration test -count=1 -v -timeout 30m ./soak -long "${@:2}"
 		go -C integration test -count=1 -v -timeout 30m ./sametree -run TestRandomImages -seed 1000 -seeds 1000

@@ -2,6 +2,7 @@
 # Installs what Mica's tests, demo and linter need beyond Go and git.
 #
 #   script/tools.sh          Debian packages (root), containerd, shim, ctr, registry, erofs-utils
+#   script/tools.sh page     Debian's Chromium and its driver, 300 MB (root)
 #   script/tools.sh lint     golangci-lint only (no root)
 #
 # Binaries go to a cache that all clones of a user share ($MICA_CACHE, default
@@ -118,6 +119,10 @@ case ${1:-} in
 	apt_install
 	provide integration/tools "$checkout/build/bin" script/tools.sh
 	;;
+page)
+	packages=(chromium chromium-driver fonts-dejavu-core)
+	apt_install
+	;;
 lint) provide integration/tools/lint "$checkout/build/lint" ;;
-*) echo "usage: $0 [lint]" >&2; exit 2 ;;
+*) echo "usage: $0 [page|lint]" >&2; exit 2 ;;
 esac

@@ -35,7 +35,7 @@ func (s *Snapshotter) admit(
 		if err != nil || len(c) == 0 {
 			return c, err
 		}
-		s.layers.Starting()
+		s.layers.Starting(key, c.top())
 		s.examine(c)
 		for i, l := range c {
 			if c[i+1:].changed() {

@@ -72,6 +72,18 @@ func (s *Snapshotter) viewChain(ctx context.Context, name string) (c chain, err 
 	return c, err
 }
 
+// top returns the topmost served layer, with all that are served as its Image.
+func (c chain) top() (top Layer) {
+	for _, l := range slices.Backward(c) {
+		if l.served != nil {
+			image := append(top.Image, l.served.Layer)
+			top = l.served.layer()
+			top.Image = image
+		}
+	}
+	return top
+}
+
 // lower returns the directories that overlayfs gets, topmost first: each once, because it takes
 // none twice. Layers gives the same layer a directory for each of its places, but a former
 // version gave it one, which then is left out below.

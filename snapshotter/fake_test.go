@@ -83,7 +83,7 @@ func (f *fakeLayers) Promise(context.Context, Layer, []Below) (Mounted, bool) {
 	return Mounted{}, false
 }
 
-func (f *fakeLayers) Starting() { f.starts.Add(1) }
+func (f *fakeLayers) Starting(string, Layer) { f.starts.Add(1) }
 
 func (f *fakeLayers) Displaced(dirs []string) []string {
 	return slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool {

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -33,6 +34,11 @@ func TestLayersInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBe("a container and a view", a.layers[0], a.layers[1], b.layers[1])
+	users, err := s.Users(t.Context())
+	if want := map[string][]string{a.ref: {"container"}, b.ref: {"view"}}; err != nil ||
+		!reflect.DeepEqual(users, want) {
+		t.Errorf("users %v, %v, want %v", users, err, want)
+	}
 	if err := s.Remove(t.Context(), "container"); err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ type Layer struct {
 	// for the lowest layer of an image; otherwise "".
 	DiffID digest.Digest
 	// Image holds the blobs of this layer and of those above it, lowest first. A long list is cut
-	// short by containerd. Nil when the layer is mounted again after a restart.
+	// short by containerd. Nil when the layer is mounted again after a restart. See Starting.
 	Image []digest.Digest
 	// Dir is the directory that a snapshot has of this layer, maybe from a former version of
 	// Layers: Mount has to return it. "" when there is no snapshot yet.
@@ -70,9 +70,9 @@ type Layers interface {
 	// any more, because somebody has unmounted it, say. It is quick.
 	Displaced(dirs []string) []string
 
-	// Starting tells that a snapshot on layers is about to be mounted: a container starts. It does
-	// not block.
-	Starting()
+	// Starting tells that the snapshot with this key is about to be mounted: a container starts. top
+	// is the topmost served layer under it, and Image of top all of them. It does not block.
+	Starting(key string, top Layer)
 
 	// Remove gives up a layer that no snapshot refers to any more: all directories that Mount
 	// returned for it. Removing what is not there is no error. A power cut can make a Snapshotter

@@ -5,6 +5,7 @@
 //	GET /v1/info       Info
 //	GET /v1/layers     []fs.Status
 //	GET /v1/replays    []fs.ReplayStatus
+//	GET /v1/starts     []Start, the latest
 //	GET /v1/fallbacks  []Fallback
 //	GET /v1/profiles   []Profile
 //	GET /v1/cache      cache.Status
@@ -12,6 +13,7 @@
 //	GET /v1/image?ref= Image, asked of its registry, which may take 15 s
 //	GET /metrics       Prometheus' text format
 //	GET /debug/pprof/  Go's profiles, for `go tool pprof`
+//	GET /              the page (package cmd/page), and its /events
 //
 // A profile is /v1/profiles/DIGEST, by its image's manifest, in Mica's binary format (package
 // fs/profile): GET; PUT, which merges it with the one that is there, or replaces that with
@@ -149,6 +151,9 @@ func (c *Client) Get(ctx context.Context, path string, v any) error {
 	}
 	return nil
 }
+
+// Transport reaches the daemon, whichever host a request names.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Text returns the answer to a GET of path as it is.
 func (c *Client) Text(ctx context.Context, path string) ([]byte, error) {

@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
@@ -262,7 +263,7 @@ func (l *imageLister) users(ctx context.Context) error {
 	}
 	names := map[string]string{} // by snapshotter and key
 	for _, c := range containers {
-		names[c.Snapshotter+" "+c.SnapshotKey] = containerName(c.ID, c.Labels)
+		names[c.Snapshotter+" "+c.SnapshotKey] = admin.ContainerName(c.ID, c.Labels)
 	}
 	for snapshotter, all := range l.snapshots {
 		for _, key := range slices.Sorted(maps.Keys(all)) {
@@ -273,7 +274,7 @@ func (l *imageLister) users(ctx context.Context) error {
 			if s := imageBelow(all, l.chains[snapshotter], i.Parent); s != nil {
 				name := names[snapshotter+" "+key]
 				if pod := names[snapshotter+" "+sandboxOf(key)]; name == "" && pod != "" {
-					name = strings.TrimSuffix(pod, "/"+sandboxName) + " (volume)"
+					name = strings.TrimSuffix(pod, "/"+admin.Sandbox) + " (volume)"
 				}
 				s.UsedBy = append(s.UsedBy, cmp.Or(name, key))
 			}
@@ -284,9 +285,6 @@ func (l *imageLister) users(ctx context.Context) error {
 
 // extractPrefix begins the names of snapshots that containerd unpacks a layer into.
 const extractPrefix = "extract-"
-
-// sandboxName is the name of a pod's sandbox, which the kubelet gives none.
-const sandboxName = "pause"
 
 // sandboxOf returns the sandbox of a pod that mounts an image as a volume, of which CRI names the
 // snapshot by its mount point; "": the snapshot is none.
@@ -306,12 +304,4 @@ func imageBelow(
 		}
 	}
 	return nil
-}
-
-// containerName names a container as a person knows it.
-func containerName(id string, labels map[string]string) string {
-	if pod := labels["io.kubernetes.pod.name"]; pod != "" {
-		return pod + "/" + cmp.Or(labels["io.kubernetes.container.name"], sandboxName)
-	}
-	return cmp.Or(labels["nerdctl/name"], id)
 }

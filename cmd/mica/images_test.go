@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
 )
 
 // TestTellingNames: names that are digests alone are left out where there is another.
@@ -77,11 +79,11 @@ func TestContainerName(t *testing.T) {
 		"web/app": {"io.kubernetes.pod.name": "web", "io.kubernetes.container.name": "app"},
 		"db":      {"nerdctl/name": "db"},
 	} {
-		if got := containerName("id", labels); got != want {
+		if got := admin.ContainerName("id", labels); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-	if got := containerName("id", map[string]string{"io.kubernetes.pod.name": "web"}); got !=
+	if got := admin.ContainerName("id", map[string]string{"io.kubernetes.pod.name": "web"}); got !=
 		"web/pause" {
 		t.Errorf("a sandbox is %q", got)
 	}

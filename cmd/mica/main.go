@@ -61,6 +61,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
 		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
-		verifyCommand(), doctorCommand(), setupCommand(), supportCommand(), manual.Command())
+		verifyCommand(), doctorCommand(), setupCommand(), supportCommand(), uiCommand(),
+		manual.Command())
 	return root
 }

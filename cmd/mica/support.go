@@ -93,6 +93,7 @@ func supportParts(o doctor.Options) []part {
 		{"info.json", asked(admin.PathInfo)},
 		{"layers.json", asked(admin.PathLayers)},
 		{"replays.json", asked(admin.PathReplays)},
+		{"starts.json", asked(admin.PathStarts)},
 		{"fallbacks.json", asked(admin.PathFallbacks)},
 		{"cache.json", asked(admin.PathCache)},
 		{"usage.json", asked(admin.PathUsage)},

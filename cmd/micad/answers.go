@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
+	"github.com/mica-snapshotter/mica/cmd/page"
 	"github.com/mica-snapshotter/mica/fs"
 )
 
@@ -34,7 +35,14 @@ func (d *daemon) handler() http.Handler {
 	mux.HandleFunc("GET "+admin.PathImage, func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, d.image(r.Context(), r.URL.Query().Get("ref")))
 	})
+	mux.HandleFunc("GET "+admin.PathStarts, func(w http.ResponseWriter, _ *http.Request) {
+		d.answer(w, d.starts.Latest())
+	})
 	d.handleCache(mux)
+	shown := d.page()
+	for _, path := range page.Paths {
+		mux.Handle("GET /"+path, shown)
+	}
 	mux.Handle("GET "+admin.PathMetrics, d.metrics())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

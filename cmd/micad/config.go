@@ -51,6 +51,8 @@ type config struct {
 	} `toml:"buildkit"`
 	// MetricsAddress serves Prometheus' /metrics over TCP; empty: over the socket alone.
 	MetricsAddress string `toml:"metrics_address"`
+	// PageAddress serves the page over TCP; empty: over the socket alone.
+	PageAddress string `toml:"page_address"`
 	// RemapIDs maps the IDs of user namespaces by idmapped mounts. It has to agree with the
 	// capability remap-ids in containerd's configuration, or IDs are mapped twice or not at all.
 	RemapIDs bool `toml:"remap_ids"`

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/mica-snapshotter/mica/cmd/page"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/proof"
 	"github.com/mica-snapshotter/mica/snapshotter"
@@ -16,6 +18,7 @@ import (
 // types of layers have the same fields.
 type layers struct {
 	*fs.Table
+	starts *page.Starts // is told what becomes of pulls and starts
 }
 
 var _ snapshotter.Layers = layers{}
@@ -24,6 +27,7 @@ var _ snapshotter.Layers = layers{}
 func (l layers) Mount(
 	ctx context.Context, want snapshotter.Layer, below []snapshotter.Below,
 ) (snapshotter.Mounted, error) {
+	defer l.pulling(want)()
 	m, err := l.Table.Mount(ctx, fs.Layer(want), belowOf(below))
 	return snapshotter.Mounted(m), known(err)
 }
@@ -32,8 +36,25 @@ func (l layers) Mount(
 func (l layers) Promise(
 	ctx context.Context, want snapshotter.Layer, below []snapshotter.Below,
 ) (snapshotter.Mounted, bool) {
+	defer l.pulling(want)()
 	m, ok := l.Table.Promise(ctx, fs.Layer(want), belowOf(below))
 	return snapshotter.Mounted(m), ok
+}
+
+// pulling notes that a layer is pulled, unless it is mounted again, until done is called.
+func (l layers) pulling(want snapshotter.Layer) (done func()) {
+	if want.Image == nil {
+		return func() {}
+	}
+	return l.starts.Pulling(want.Ref, want.Manifest, want.Image)
+}
+
+// Starting implements snapshotter.Layers. A layer that is unpacked on others is no container.
+func (l layers) Starting(key string, top snapshotter.Layer) {
+	l.Table.Starting()
+	if top.Digest != "" && !strings.Contains(key, "/extract-") {
+		l.starts.Starting(key, top.Ref, top.Manifest, top.Image)
+	}
 }
 
 func belowOf(all []snapshotter.Below) []fs.Below {

@@ -42,7 +42,8 @@ func (c *config) cleanPaths() error {
 	for i := range c.Remote.DockerConfigs {
 		errs = append(errs, clean("remote.docker_configs", &c.Remote.DockerConfigs[i]))
 	}
-	return errors.Join(append(errs, c.checkMetrics())...)
+	return errors.Join(append(errs, checkTCP("metrics_address", c.MetricsAddress),
+		checkTCP("page_address", c.PageAddress))...)
 }
 
 // cleanRoot checks what everything lies below.
@@ -127,17 +128,18 @@ func cleanSocket(key string, path *string) error {
 	return nil
 }
 
-func (c *config) checkMetrics() error {
-	if c.MetricsAddress == "" {
+// checkTCP checks where something is served over TCP, if it is.
+func checkTCP(key, address string) error {
+	if address == "" {
 		return nil
 	}
-	_, port, err := net.SplitHostPort(c.MetricsAddress)
+	_, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = net.LookupPort("tcp", port)
 	}
 	if err != nil {
-		return fmt.Errorf(`metrics_address = %q: write HOST:PORT, such as "127.0.0.1:9620": %w`,
-			c.MetricsAddress, err)
+		return fmt.Errorf(`%s = %q: write HOST:PORT, such as "127.0.0.1:9620": %w`, key, address,
+			err)
 	}
 	return nil
 }

@@ -79,6 +79,7 @@ var wrongConfigs = map[string]string{
 	`containerd_address = "containerd.sock"`: "containerd_address = ",
 	`metrics_address = "9620"`:               "metrics_address = ",
 	`metrics_address = "127.0.0.1:none"`:     "metrics_address = ",
+	`page_address = "9621"`:                  "page_address = ",
 	`rooot = "/x"`:                           "unknown keys",
 	"[buildkit]\nsocket = \"s\"":             "buildkit.socket = ",
 	"address = '/run/s'\n[buildkit]\nsocket = '/run//s'": "another socket",

@@ -14,8 +14,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mica-snapshotter/mica/cmd/page"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/keeper"
+	"github.com/mica-snapshotter/mica/fs/line"
 	"github.com/mica-snapshotter/mica/fs/profile"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/snapshotter"
@@ -53,6 +55,8 @@ type daemon struct {
 	started     time.Time
 	restoring   atomic.Bool
 	panics      atomic.Int64 // in calls of containerd
+	starts      page.Starts
+	problems    page.Problems
 }
 
 // serve runs the daemon until ctx ends. The socket comes first: containerd gives up for good on a
@@ -61,10 +65,12 @@ type daemon struct {
 // behind it.
 func serve(ctx context.Context, c config, spans *traces, log *slog.Logger) (err error) {
 	k, held, err := keeper.Inherit()
+	d := &daemon{config: c, keeper: k, traces: spans, started: time.Now()}
+	log = slog.New(d.problems.Handler(log.Handler()))
+	d.log = log
 	if err != nil {
 		log.Error("not all of a former micad is taken over", "err", err)
 	}
-	d := &daemon{config: c, log: log, keeper: k, traces: spans, started: time.Now()}
 	sockets, mounts := sortHeld(held)
 	listener, err := takeListener(ctx, k, sockets[listenerName], listenerName, c.Address)
 	if err != nil {
@@ -99,16 +105,10 @@ func serve(ctx context.Context, c config, spans *traces, log *slog.Logger) (err 
 	}
 	g.Go(func() error { return ignoreClosed(web.Serve(split.http)) })
 	if c.MetricsAddress != "" {
-		metrics := &http.Server{Addr: c.MetricsAddress, Handler: d.metrics(),
-			ReadHeaderTimeout: firstByteTimeout}
-		g.Go(func() error {
-			if err := ignoreClosed(metrics.ListenAndServe()); err != nil {
-				log.Error("metrics are not served over TCP", "address", c.MetricsAddress,
-					"err", err)
-			}
-			return nil // containers are served all the same
-		})
-		g.Go(func() error { <-ctx.Done(); return metrics.Close() })
+		d.serveTCP(ctx, g, "metrics", c.MetricsAddress, d.metrics())
+	}
+	if c.PageAddress != "" {
+		d.serveTCP(ctx, g, "the page", c.PageAddress, d.servePage(c.PageAddress))
 	}
 	d.restoring.Store(true)
 	g.Go(func() error { d.restore(ctx); return nil })
@@ -134,6 +134,20 @@ func serve(ctx context.Context, c config, spans *traces, log *slog.Logger) (err 
 		return web.Close()
 	})
 	return g.Wait()
+}
+
+// serveTCP serves something over TCP until ctx ends. Containers are served without it.
+func (d *daemon) serveTCP(
+	ctx context.Context, g *errgroup.Group, what, address string, h http.Handler,
+) {
+	server := &http.Server{Addr: address, Handler: h, ReadHeaderTimeout: firstByteTimeout}
+	g.Go(func() error {
+		if err := ignoreClosed(server.ListenAndServe()); err != nil {
+			d.log.Error(what+" over TCP: not served", "address", address, "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error { <-ctx.Done(); return server.Close() })
 }
 
 // grace is how long calls under way may take to end.
@@ -189,6 +203,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 		UserAgent:   "micad/" + version,
 		SpoolDir:    filepath.Join(c.Root, "tmp"),
 		Logger:      d.log,
+		Follow:      d.starts.Follow,
 	})
 	if err != nil {
 		return err
@@ -206,6 +221,8 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 			return err
 		}
 	}
+	ahead.Budget = line.New(0, 0)
+	ahead.Budget.Waits = d.starts.Waits
 	d.content = openContents(ctx, d)
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
@@ -232,7 +249,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	if len(c.MountOptions) > 0 {
 		options = append(options, snapshotter.WithMountOptions(c.MountOptions...))
 	}
-	d.snapshotter = snapshotter.New(c.Root, layers{d.table}, options...)
+	d.snapshotter = snapshotter.New(c.Root, layers{d.table, &d.starts}, options...)
 	if err := d.openSnapshotter(ctx, len(held) > 0); err != nil {
 		return errors.Join(err, d.close())
 	}
@@ -304,6 +321,7 @@ func (d *daemon) hear(ctx context.Context) {
 		return
 	}
 	d.containerd.Watch(ctx, d.content.expect, func(i snapshotter.Image) {
+		d.starts.Announced(i.Refs[0], i.Manifest, i.Layers)
 		if err := d.table.Pulls().Announce(i.Refs[0], i.Manifest, i.Layers); err != nil {
 			d.log.Debug("image is not announced", "ref", i.Refs[0], "err", err)
 		}

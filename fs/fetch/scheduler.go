@@ -63,7 +63,7 @@ type Options struct {
 	// ReplayRequests and FillRequests are how many of either are under way at most; 0: the
 	// defaults. How many bytes a fill has in flight is the Budget's to say.
 	ReplayRequests, FillRequests int
-	// Budget is the layers', which knows whether a container needs the cores; nil: one of its own.
+	// Budget is the layers', which knows whether a container needs the cores; nil: a new one.
 	Budget *line.Budget
 	// Hold tells for how long nothing is to be fetched at all; nil: it is never held.
 	Hold     func() time.Duration

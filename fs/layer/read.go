@@ -81,7 +81,7 @@ func (l *Layer) fetch(ctx context.Context, w want) error {
 		if l.o.Waited != nil {
 			l.o.Waited(w.off, w.end)
 		}
-		defer l.o.Budget.ReaderWaits()()
+		defer l.o.Budget.ReaderWaits(l.name, w.off, w.end-w.off)()
 		l.counters.waiting.Add(1)
 		defer l.counters.waiting.Add(-1)
 	}

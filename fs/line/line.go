@@ -77,6 +77,8 @@ type Budget struct {
 	Frames   *Meter // bytes of frames that were asked for before a layer wanted them
 	Spares   Spares
 	Starts   *Starts
+	// Waits is told of each read that waits, and calls over when it has ended. nil: nobody is.
+	Waits func(of string, off, n int64) (over func())
 
 	readers  readers
 	hosts    hosts
@@ -125,10 +127,18 @@ func (b *Budget) Compare() (done func()) {
 	return func() { <-b.compares }
 }
 
-// ReaderWaits says that a read waits for the network until goes is called.
-func (b *Budget) ReaderWaits() (goes func()) {
+// ReaderWaits says that a read, of n bytes from off on of something, waits for the network until
+// goes is called.
+func (b *Budget) ReaderWaits(of string, off, n int64) (goes func()) {
 	b.readers.change(1, 1)
-	return func() { b.readers.change(-1, 0) }
+	over := func() {}
+	if b.Waits != nil {
+		over = b.Waits(of, off, n)
+	}
+	return func() {
+		b.readers.change(-1, 0)
+		over()
+	}
 }
 
 // readers is how many reads wait.

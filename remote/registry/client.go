@@ -46,6 +46,8 @@ type Config struct {
 	// Notice is told, in a line, what is waited for: when an attempt has not been answered for a
 	// second, and when one has failed. Calls run in parallel. nil: nobody is told.
 	Notice func(string)
+	// Follow is shown each request as it is sent. It must not block. nil: nobody is.
+	Follow func(*Request)
 	// PlainHTTP asks registries by http where hosts.toml does not say how.
 	PlainHTTP bool
 	// Logger hears of changes in the hosts' configuration and of warnings in it. nil:

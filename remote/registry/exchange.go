@@ -252,15 +252,17 @@ func (x *Repository) once(
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	x.request(false)
+	sent := x.sending(u.Host, c.Rest, req.Header.Get("Range"))
 	resp, err := h.client.Do(req) //nolint:bodyclose // the reply closes it
 	w.timer.Stop()
 	if err != nil {
 		err = w.why(err)
+		sent.ended(err)
 		w.stop()
 		return nil, fmt.Errorf("%s %s%s: %w", c.Method, u.Host, u.Path, err)
 	}
-	return &Reply{Response: resp, watch: w, Via: u, stats: &x.client.stats}, nil
+	sent.answered(resp.StatusCode)
+	return &Reply{Response: resp, watch: w, Via: u, stats: &x.client.stats, sent: sent}, nil
 }
 
 // refusal makes an error of an answer, and closes it.

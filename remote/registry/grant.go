@@ -141,20 +141,22 @@ func (s *session) token(
 	var value string
 	var lifetime int
 	if to.Secret != "" {
-		n.request(true)
+		sent := n.sending(realm.Host, tokenRequest, "")
 		var t *auth.OAuthTokenResponse
 		if t, err = auth.FetchTokenWithOAuth(ctx, s.host.tokens, header, "mica", to); err == nil {
 			value, lifetime = t.AccessToken, t.ExpiresInSeconds
 		}
+		sent.token(err)
 	}
 	// Many token servers know only GET, and say so in as many ways.
 	if code := tokenStatus(err); to.Secret == "" || code == 400 || code == 401 || code == 404 ||
 		code == 405 {
-		n.request(true)
+		sent := n.sending(realm.Host, tokenRequest, "")
 		var t *auth.FetchTokenResponse
 		if t, err = auth.FetchToken(ctx, s.host.tokens, header, to); err == nil {
 			value, lifetime = t.Token, t.ExpiresInSeconds
 		}
+		sent.token(err)
 	}
 	if err != nil {
 		switch code := tokenStatus(err); {

@@ -74,6 +74,7 @@ type Reply struct {
 	watch *watch
 	Via   *url.URL // where it came from; the very pointer that the request was made with
 	stats *counters
+	sent  *Request
 }
 
 // drainable is how much of a body that nobody wants is read so that its connection can be used
@@ -92,6 +93,7 @@ func (r *Reply) Close() {
 // Abandon ends the exchange at once.
 func (r *Reply) Abandon() {
 	_ = r.Body.Close() // a body being thrown away
+	r.sent.ended(nil)
 	r.watch.stop()
 }
 
@@ -101,8 +103,10 @@ func (r *Reply) Read(p []byte) (int, error) {
 	n, err := r.Body.Read(p)
 	r.watch.pause(n)
 	r.stats.down.Add(uint64(n))
+	r.sent.received(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = r.watch.why(err)
+		r.sent.ended(err)
 	}
 	return n, err
 }

@@ -64,3 +64,26 @@ func (c *Client) LayersOf(
 	}
 	return layers, err
 }
+
+// Containers returns the labels of the containers of all namespaces, by their IDs.
+func (c *Client) Containers(ctx context.Context) (map[string]map[string]string, error) {
+	if err := c.connected(ctx); err != nil {
+		return nil, err
+	}
+	spaces, err := c.namespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	labels := map[string]map[string]string{}
+	for _, ns := range spaces {
+		r, err := containersapi.NewContainersClient(c.conn).List(
+			namespaces.WithNamespace(ctx, ns), &containersapi.ListContainersRequest{})
+		if err != nil {
+			return nil, fmt.Errorf("list containerd's containers: %w", err)
+		}
+		for _, one := range r.Containers {
+			labels[one.ID] = one.Labels
+		}
+	}
+	return labels, nil
+}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mica-snapshotter/mica/integration/chart"
+	"github.com/mica-snapshotter/mica/cmd/page/chart"
 	"github.com/mica-snapshotter/mica/integration/registry"
 )
 

@@ -3,12 +3,14 @@ package chart
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Waterfall is the requests of one start over time, in the order in which they
 // were sent. Times are seconds since the start.
 type Waterfall struct {
 	Title    string
+	Kinds    []string // those that are named first; others follow as they come
 	Requests []Request
 	Marks    []Mark
 }
@@ -31,13 +33,23 @@ const (
 	waterfallHeight = 620.0 // of the lines together, at most
 	tallest         = 15.0  // of a line
 	labelled        = 9.0   // lines of this height have their label beside them
-	labelWidth      = 250.0
+	labelMost       = 250.0
 	sizeWidth       = 62.0
 )
 
+// Inline returns the waterfall as an SVG element of an HTML page, which has Style and the title.
+func (w *Waterfall) Inline() string {
+	c := &canvas{}
+	height := w.draw(c, -20) + 10
+	return fmt.Sprintf(`<svg viewBox="0 0 %.0f %.0f" role="img" aria-label="%s">%s</svg>`, width,
+		height, escape(w.Title), c.body.String())
+}
+
 // draw draws from y on and returns the y below.
 func (w *Waterfall) draw(c *canvas, y float64) float64 {
-	c.text(margin, y+16, "heading", "start", w.Title)
+	if y > 0 {
+		c.text(margin, y+16, "heading", "start", w.Title)
+	}
 	kinds := w.kinds()
 	x := margin
 	y += 36
@@ -54,7 +66,7 @@ func (w *Waterfall) draw(c *canvas, y float64) float64 {
 	height := math.Min(tallest, waterfallHeight/float64(len(w.Requests)))
 	left, right := margin+8, width-margin-sizeWidth
 	if height >= labelled {
-		left = margin + labelWidth
+		left = margin + w.labelWidth()
 	}
 	end := w.end()
 	at := func(t float64) float64 { return left + t/end*(right-left) }
@@ -62,10 +74,14 @@ func (w *Waterfall) draw(c *canvas, y float64) float64 {
 	w.axis(c, at, y, bottom, end)
 	for i, r := range w.Requests {
 		top := y + float64(i)*height
-		fill := colour(index(kinds, r.Kind))
-		tip := fmt.Sprintf("%s: sent %.3f s, first byte %.3f s, last %.3f s, %s", r.Label, r.Sent, r.First, r.Last, bytesText(r.Bytes))
-		c.rect(at(r.Sent), top+height*0.1, math.Max(at(r.First)-at(r.Sent), 0.5), height*0.8, fill, 0.35, tip)
-		c.rect(at(r.First), top+height*0.1, math.Max(at(r.Last)-at(r.First), 1), height*0.8, fill, 1, tip)
+		fill := colour(slices.Index(kinds, r.Kind))
+		c.begin(fmt.Sprintf("%s: sent %.3f s, first byte %.3f s, last %.3f s, %s", r.Label, r.Sent,
+			r.First, r.Last, bytesText(r.Bytes)))
+		c.rect(at(r.Sent), top+height*0.1, math.Max(at(r.First)-at(r.Sent), 0.5), height*0.8,
+			fill, 0.35, "")
+		c.rect(at(r.First), top+height*0.1, math.Max(at(r.Last)-at(r.First), 1), height*0.8,
+			fill, 1, "")
+		c.end()
 		if height >= labelled {
 			c.text(left-6, top+height*0.72, "small", "end", r.Label)
 			c.text(width-margin, top+height*0.72, "small", "end", bytesText(r.Bytes))
@@ -88,15 +104,24 @@ func (w *Waterfall) axis(c *canvas, at func(float64) float64, top, bottom, end f
 	}
 }
 
-// kinds lists the requests' kinds in the order in which they first occur.
+// kinds lists the requests' kinds: Kinds, and then the others in the order in which they occur.
 func (w *Waterfall) kinds() []string {
-	var kinds []string
+	kinds := slices.Clone(w.Kinds)
 	for _, r := range w.Requests {
-		if index(kinds, r.Kind) < 0 {
+		if !slices.Contains(kinds, r.Kind) {
 			kinds = append(kinds, r.Kind)
 		}
 	}
 	return kinds
+}
+
+// labelWidth is what the labels need.
+func (w *Waterfall) labelWidth() float64 {
+	longest := 0
+	for _, r := range w.Requests {
+		longest = max(longest, len(r.Label))
+	}
+	return math.Min(14+5.5*float64(longest), labelMost)
 }
 
 // end is the time of the last thing that is drawn.
@@ -109,15 +134,6 @@ func (w *Waterfall) end() float64 {
 		end = math.Max(end, m.At)
 	}
 	return end
-}
-
-func index(list []string, s string) int {
-	for i, v := range list {
-		if v == s {
-			return i
-		}
-	}
-	return -1
 }
 
 func bytesText(n float64) string {

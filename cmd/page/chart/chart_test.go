@@ -11,9 +11,11 @@ import (
 
 func figure() Figure {
 	return Figure{
-		Title: "a < b & c", Notes: []string{"note"}, Series: []string{"one", "two"}, Phases: []string{"pull", "ready"}, Mark: "B",
+		Title: "a < b & c", Notes: []string{"note"}, Series: []string{"one", "two"},
+		Phases: []string{"pull", "ready"}, Mark: "B",
 		Rows: []Row{{Title: "network", Panels: []Panel{
-			{Title: "hello", Mark: 0.5, Bars: []Bar{{0, []float64{1, 2}, 3}, {1, []float64{0.25, 0.125}, 0.38}}},
+			{Title: "hello", Mark: 0.5,
+				Bars: []Bar{{0, []float64{1, 2}, 3}, {1, []float64{0.25, 0.125}, 0.38}}},
 			{Title: "empty"},
 		}}},
 		Waterfall: &Waterfall{Title: "requests", Marks: []Mark{{"ready", 2}}, Requests: []Request{
@@ -53,8 +55,10 @@ func TestFigure(t *testing.T) {
 			texts = append(texts, string(v))
 		}
 	}
-	for _, want := range []string{"a < b & c", "note", "one", "two", "pull", "B", "network", "hello", "3.00", "0.38", "empty", "not measured",
-		"requests", "blob <1>", "3.0 MB", "900 B", "ready 2.00 s", "two: ready 0.12 s"} {
+	for _, want := range []string{
+		"a < b & c", "note", "one", "two", "pull", "B", "network", "hello", "3.00", "0.38", "empty",
+		"not measured", "requests", "blob <1>", "3.0 MB", "900 B", "ready 2.00 s", "two: ready 0.12 s",
+	} {
 		if !strings.Contains(strings.Join(texts, "\n"), want) {
 			t.Errorf("no text %q", want)
 		}
@@ -62,6 +66,10 @@ func TestFigure(t *testing.T) {
 	// background, 4 keys, 4 parts, 2 keys, 2 requests of 2 parts
 	if elements["svg"] != 1 || elements["rect"] != 1+4+4+2+4 {
 		t.Errorf("elements %v", elements)
+	}
+	if inline := figure().Waterfall.Inline(); !strings.Contains(inline, "blob &lt;1&gt;") ||
+		strings.Contains(inline, "style") || xml.Unmarshal([]byte(inline), &struct{}{}) != nil {
+		t.Errorf("inline: %s", inline)
 	}
 	if again := draw(t, figure()); again != got {
 		t.Error("the same figure was drawn differently")
@@ -83,7 +91,9 @@ func TestCoordinates(t *testing.T) {
 }
 
 func TestTick(t *testing.T) {
-	for _, tt := range []struct{ top, want float64 }{{10, 5}, {8, 2}, {0.3, 0.1}, {3.9, 1}, {4.1, 2}, {70, 20}} {
+	for _, tt := range []struct{ top, want float64 }{
+		{10, 5}, {8, 2}, {0.3, 0.1}, {3.9, 1}, {4.1, 2}, {70, 20},
+	} {
 		if got := tick(tt.top, 4); math.Abs(got-tt.want) > 1e-9 {
 			t.Errorf("tick(%v) = %v, want %v", tt.top, got, tt.want)
 		}

@@ -1,8 +1,8 @@
-// Package chart draws what the benchmarks measure as one SVG document: rows of
-// panels with bars, each panel on a scale of its own, and below them the
-// requests of one start over time.
+// Package chart draws as SVG the requests of one start over time, a Waterfall, and what the
+// benchmarks measure as one document: rows of panels with bars, each panel on a scale of its own,
+// and below them a Waterfall.
 //
-// A Figure is a value; Write has no other input and draws equal figures equally.
+// Both are values; Write and Inline have no other input and draw equal values equally.
 package chart
 
 import (
@@ -61,9 +61,6 @@ const (
 	lineHeight  = 17.0
 )
 
-// palette holds the series' colours; charts of more series begin again.
-var palette = []string{"#8a8f98", "#c2813a", "#6aa7df", "#1c5fb0", "#b9bcc2", "#7fc29b"}
-
 // fade holds the opacities of a bar's parts, the lowest part's first.
 var fade = []float64{1, 0.72, 0.45, 0.3}
 
@@ -103,7 +100,7 @@ func (f Figure) legend(c *canvas, y float64) float64 {
 		entry(s, func(x float64) { c.rect(x, y-10, 12, 12, colour(i), 1, "") })
 	}
 	for i, p := range f.Phases {
-		entry(p, func(x float64) { c.rect(x, y-10, 12, 12, "#444444", opacity(i), "") })
+		entry(p, func(x float64) { c.rect(x, y-10, 12, 12, "part", opacity(i), "") })
 	}
 	if f.Mark != "" {
 		entry(f.Mark, func(x float64) { c.line(x, y-4, x+12, y-4, "mark") })
@@ -150,7 +147,8 @@ func (f Figure) panel(c *canvas, x, y, wide float64, p Panel) {
 		at := bottom
 		for j, v := range b.Parts {
 			at -= v * scale
-			c.rect(bx, at, bw, v*scale, colour(b.Series), opacity(j), fmt.Sprintf("%s: %s %.2f s", f.Series[b.Series], f.Phases[j], v))
+			c.rect(bx, at, bw, v*scale, colour(b.Series), opacity(j),
+				fmt.Sprintf("%s: %s %.2f s", f.Series[b.Series], f.Phases[j], v))
 		}
 		c.text(bx+bw/2, at-3, "small", "middle", number(b.Total))
 	}
@@ -160,7 +158,7 @@ func (f Figure) panel(c *canvas, x, y, wide float64, p Panel) {
 	c.line(x+left, bottom, x+left+plot, bottom, "axis")
 }
 
-func colour(series int) string { return palette[series%len(palette)] }
+func colour(series int) string { return fmt.Sprintf("k%d", series%colours) }
 
 func opacity(phase int) float64 { return fade[min(phase, len(fade)-1)] }
 
