@@ -1,8 +1,8 @@
 #!/bin/bash
-# Becomes systemd, the first process of a system with little in it. Runs in new process, mount, cgroup, network, IPC and
+# Becomes systemd, or PROGRAM, the first process of a system with little in it. Runs in new process, mount, cgroup, network, IPC and
 # UTS namespaces, so that systemd changes nothing outside.
 #
-#   boot.sh ROOT INSTALLED WORK
+#   boot.sh ROOT INSTALLED WORK [PROGRAM...]
 #
 # ROOT has systemd, / or another; INSTALLED/usr/local becomes its /usr/local, WORK its /mnt, WORK/lib its /var/lib, WORK/etc its /etc.
 set -euo pipefail
@@ -25,5 +25,7 @@ mount --bind "$installed/usr/local" "$root/usr/local"
 mount --bind "$work/lib" "$root/var/lib"
 mount --bind "$work/etc" "$root/etc"
 mount -t tmpfs tmpfs "$root/run"
-exec chroot "${root:-/}" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin container=mica \
-	/usr/lib/systemd/systemd --system --unit=test.target --log-target=console --log-level=info --show-status=no
+shift 3
+[ $# -gt 0 ] || set -- /usr/lib/systemd/systemd --system --unit=test.target --log-target=console \
+	--log-level=info --show-status=no
+exec chroot "${root:-/}" env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin container=mica "$@"

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,6 +30,8 @@ type machine struct {
 	version int
 	work    string // its /mnt
 	init    int    // its first process
+	program string // in place of systemd, when not ""
+	shared  bool   // its network is this machine's, with the registries of tests
 }
 
 // roots are the systems to test with: this one, and one whose systemd is newer if this one's is
@@ -157,8 +160,12 @@ func (m *machine) start(installed string) {
 		m.t.Fatal(err)
 	}
 	defer console.Close()
-	enter := `echo $$ >"$1/cgroup.procs" && shift && exec unshare --pid --fork --kill-child --mount --cgroup --net --ipc --uts --mount-proc "$@"`
-	cmd := exec.Command("bash", "-c", enter, "boot", cgroup, script, m.root, installed, m.work)
+	enter := `echo $$ >"$1/cgroup.procs" && shift && exec unshare --pid --fork --kill-child --mount --cgroup --ipc --uts --mount-proc "$@"`
+	args := []string{"-c", enter, "boot", cgroup, "--net", script, m.root, installed, m.work}
+	if m.shared {
+		args = slices.Delete(args, 4, 5)
+	}
+	cmd := exec.Command("bash", append(args, strings.Fields(m.program)...)...)
 	cmd.Stdout, cmd.Stderr = console, console
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
@@ -286,7 +293,9 @@ func (m *machine) fatal(err error) {
 	m.t.Helper()
 	console, _ := os.ReadFile(filepath.Join(m.work, "console"))
 	log, _ := os.ReadFile(filepath.Join(m.work, "log"))
-	m.t.Fatalf("%v\nconsole:\n%s\nmicad:\n%s", err, console, log)
+	more, _ := os.ReadFile(filepath.Join(m.work, "containerd.log"))
+	m.t.Fatalf("%v\nconsole:\n%s\nmicad:\n%s\ncontainerd:\n%s", err, console, log,
+		more[max(0, len(more)-3000):])
 }
 
 // path is a file of the machine, seen from here.

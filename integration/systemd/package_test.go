@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,10 +13,11 @@ import (
 	"github.com/mica-snapshotter/mica/integration/node"
 )
 
-// TestPackage: the deb is installed, upgraded, downgraded and removed under systemd. While there is
-// a micad at all no connection to it is refused, and what it is told by its configuration stays.
+// TestPackage: the deb is installed, upgraded, downgraded and removed under systemd, while a lazy
+// container reads: no read of it fails. While there is a micad at all no connection to it is
+// refused, and what it is told by its configuration stays.
 func TestPackage(t *testing.T) {
-	older, newer := makeDeb(t, "v0.1.0"), makeDeb(t, "v0.2.0")
+	older, newer := makeRelease(t, "v0.1.0", "deb"), makeRelease(t, "v0.2.0", "deb")
 	m := newMachine(t, "/")
 	m.write("older.deb", older)
 	m.write("newer.deb", newer)
@@ -27,12 +29,9 @@ func TestPackage(t *testing.T) {
 		}
 		m.write("lib/dpkg/"+name, content)
 	}
+	ref := served(t)
 	m.prepare()
-	installed := t.TempDir()
-	if err := os.MkdirAll(installed+"/usr/local", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	m.start(installed)
+	m.start(m.withContainerd(ref))
 	m.eventually("systemd", func() error {
 		_, err := m.tryRun("systemctl", "list-units")
 		return err
@@ -40,8 +39,11 @@ func TestPackage(t *testing.T) {
 	// What packages bring is on no disk of the machine that tests.
 	m.write("upper/.keep", "")
 	m.write("over/.keep", "")
+	m.write("local/.keep", "")
+	m.run("mount", "--bind", "/usr/local", "/mnt/local")
 	m.run("mount", "-t", "overlay", "-o", "lowerdir=/usr,upperdir=/mnt/upper,workdir=/mnt/over",
 		"overlay", "/usr")
+	m.run("mount", "--bind", "/mnt/local", "/usr/local")
 
 	m.install("older.deb")
 	m.await("active")
@@ -58,9 +60,14 @@ func TestPackage(t *testing.T) {
 	if changed == m.read(config) {
 		t.Error("the package's configuration does not show the log's level")
 	}
+	changed = strings.Replace(changed, "[fetch]\n", fetchOnDemand, 1)
 	if err := os.WriteFile(config, []byte(changed), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	m.run("systemctl", "restart", "micad")
+	m.run("mica", "setup", "containerd", "--yes")
+	m.run("systemctl", "restart", "containerd")
+	reader := m.reads(ref, "reader")
 	for _, step := range []struct{ deb, version string }{
 		{"newer.deb", "0.2.0"}, {"older.deb", "0.1.0"}, {"newer.deb", "0.2.0"},
 	} {
@@ -68,6 +75,7 @@ func TestPackage(t *testing.T) {
 		m.install(step.deb)
 		m.answers(old)
 		m.versionIs(step.version)
+		reader.goesOn()
 	}
 	if got := m.read(config); got != changed {
 		t.Errorf("the configuration has become\n%s", got)
@@ -75,6 +83,25 @@ func TestPackage(t *testing.T) {
 	if err := refused(); err != nil {
 		m.fatal(fmt.Errorf("a connection is refused: %w", err))
 	}
+	// Without its package micad goes on for the container, and hands over to the next one.
+	old := m.number("MainPID")
+	m.run("dpkg", "--purge", "mica")
+	reader.goesOn()
+	m.write("etc/micad/config.toml", changed)
+	m.install("older.deb")
+	m.answers(old)
+	m.versionIs("0.1.0")
+	reader.goesOn()
+	reader.ends()
+	m.run("ctr", "images", "rm", "--sync", ref)
+	m.eventually("the end of the mounts", func() error {
+		if b := m.run("cat", "/proc/self/mountinfo"); strings.Contains(b, " - fuse.mica ") {
+			return errors.New(b)
+		}
+		return nil
+	})
+	m.run("mica", "setup", "containerd", "--undo", "--yes")
+	m.run("systemctl", "restart", "containerd")
 	m.run("dpkg", "--remove", "mica")
 	if got := m.show("ActiveState"); got != "inactive" {
 		t.Errorf("after the removal the unit is %s", got)
@@ -91,8 +118,9 @@ func TestPackage(t *testing.T) {
 	}
 }
 
-// makeDeb makes the package of a version for this machine, and returns its bytes.
-func makeDeb(t *testing.T, version string) string {
+// makeRelease makes what a version is released as, in one format, for this machine, and returns its
+// bytes.
+func makeRelease(t *testing.T, version, format string) string {
 	t.Helper()
 	checkout, err := node.Checkout()
 	if err != nil {
@@ -100,8 +128,8 @@ func makeDeb(t *testing.T, version string) string {
 	}
 	dir := t.TempDir()
 	arch := strings.TrimSpace(run(t, "go", "env", "GOARCH"))
-	run(t, "env", "ARCHES="+arch, "FORMATS=deb", checkout+"/script/release/make.sh", version, dir)
-	found, err := filepath.Glob(dir + "/*.deb")
+	run(t, "env", "ARCHES="+arch, "FORMATS="+format, checkout+"/script/release/make.sh", version, dir)
+	found, err := filepath.Glob(dir + "/mica*")
 	if err != nil || len(found) != 1 {
 		t.Fatalf("packages %v, %v", found, err)
 	}
