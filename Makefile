@@ -6,7 +6,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 20s
 BENCH    ?= .
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-MODULES  := . integration
+MODULES  := . integration integration/helm
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
 
@@ -62,7 +62,7 @@ bench: tools build ## time to ready beside other snapshotters (docs/bench.md); f
 microbench: tools build ## the packages' benchmarks, or those that match BENCH
 	script/test.sh microbench '$(BENCH)'
 
-release: ## deb, rpm, tarballs, SBOMs and image in build/release; the same commit gives the same bytes
+release: ## deb, rpm, tarballs, SBOMs, image and chart in build/release; the same commit gives the same bytes
 	script/release/make.sh $(VERSION) build/release
 
 demo: tools build ## the same program by overlayfs and by Mica, behind a simulated network

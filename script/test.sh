@@ -50,7 +50,10 @@ step() {
 		wait $! || failed=1
 		return $failed
 		;;
-	integration) go -C integration test -count=1 -timeout 25m ./... ;;
+	integration)
+		go -C integration test -count=1 -timeout 25m ./... || return
+		go -C integration/helm test -count=1 ./...
+		;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;
 	page)

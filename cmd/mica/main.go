@@ -61,7 +61,8 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
 		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
-		verifyCommand(), doctorCommand(), setupCommand(), supportCommand(), uiCommand(),
+		verifyCommand(), doctorCommand(), setupCommand(), nodeCommand(), supportCommand(),
+		uiCommand(),
 		manual.Command())
 	return root
 }

@@ -17,7 +17,7 @@ import (
 // container reads: no read of it fails. While there is a micad at all no connection to it is
 // refused, and what it is told by its configuration stays.
 func TestPackage(t *testing.T) {
-	older, newer := makeRelease(t, "v0.1.0", "deb"), makeRelease(t, "v0.2.0", "deb")
+	older, newer := release(t, "v0.1.0", ".deb"), release(t, "v0.2.0", ".deb")
 	m := newMachine(t, "/")
 	m.write("older.deb", older)
 	m.write("newer.deb", newer)
@@ -118,20 +118,30 @@ func TestPackage(t *testing.T) {
 	}
 }
 
-// makeRelease makes what a version is released as, in one format, for this machine, and returns its
-// bytes.
-func makeRelease(t *testing.T, version, format string) string {
+// releases are the folders of the versions that were made, which takes half a minute each.
+var releases = map[string]string{}
+
+// release returns the bytes of a file of a version's release for this machine, the one that ends in
+// suffix.
+func release(t *testing.T, version, suffix string) string {
 	t.Helper()
-	checkout, err := node.Checkout()
-	if err != nil {
-		t.Fatal(err)
+	if releases[version] == "" {
+		checkout, err := node.Checkout()
+		var dir string
+		if err == nil {
+			dir, err = os.MkdirTemp("", "release")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		releases[version] = dir
+		arch := strings.TrimSpace(run(t, "go", "env", "GOARCH"))
+		run(t, "env", "ARCHES="+arch, "FORMATS=deb image", checkout+"/script/release/make.sh",
+			version, dir)
 	}
-	dir := t.TempDir()
-	arch := strings.TrimSpace(run(t, "go", "env", "GOARCH"))
-	run(t, "env", "ARCHES="+arch, "FORMATS="+format, checkout+"/script/release/make.sh", version, dir)
-	found, err := filepath.Glob(dir + "/mica*")
+	found, err := filepath.Glob(releases[version] + "/mica*" + suffix)
 	if err != nil || len(found) != 1 {
-		t.Fatalf("packages %v, %v", found, err)
+		t.Fatalf("files %v, %v", found, err)
 	}
 	b, err := os.ReadFile(found[0])
 	if err != nil {

@@ -31,7 +31,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, dir := range releases {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
 
 // each runs a test with every systemd.

@@ -2,7 +2,7 @@
 # Makes a release: [ARCHES="amd64 …"] [FORMATS="deb image …"] script/release/make.sh VERSION DIR
 #
 # For each architecture a deb, an rpm, a static tarball and its SBOM (CycloneDX); of all of them one
-# container image (an OCI layout in a tar); SHA256SUMS.
+# container image (an OCI layout in a tar) and the Helm chart that installs it on nodes; SHA256SUMS.
 # The same commit gives the same bytes with the same Go release: times are the commit's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/../.."
 # A package's version begins with a digit, and sorts before the release that it leads to.
 version=${1#v} out=$2
 case $version in [0-9]*.*) ;; *) version=0.0.0~$version ;; esac
-formats=${FORMATS:-deb rpm tar image}
-tag=${version//[~+]/-} # what images are called allows neither
+formats=${FORMATS:-deb rpm tar image chart}
+tag=${version//[~+]/-} # what images and charts are called allows neither
 export CGO_ENABLED=0 LC_ALL=C TZ=UTC
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
@@ -59,6 +59,7 @@ for arch in ${ARCHES:-amd64 arm64}; do
 		script/release/nfpm.yaml >"$work/nfpm.yaml"
 	for format in $formats; do
 		case $format in
+		chart) ;; # below
 		image)
 			tree=$work/image-$arch
 			install -D -t "$tree/usr/bin" "$built/mica" "$built/micad"
@@ -86,6 +87,12 @@ if [ ${#layers[@]} -gt 0 ]; then
 	go -C integration run -buildvcs=false ./cmd/image "$work/layout" \
 		"ghcr.io/mica-snapshotter/mica:$tag" "$SOURCE_DATE_EPOCH" "${layers[@]}"
 	archive "$work/layout" blobs index.json oci-layout >"$out/mica-$version-image.tar"
+fi
+if [[ $formats == *chart* ]]; then
+	cp -r script/chart "$work/mica"
+	sed -i "s|^version: .*|version: $tag|; s|^appVersion: .*|appVersion: $tag|" \
+		"$work/mica/Chart.yaml"
+	pack "$out/mica-$tag.tgz" "$work/mica"
 fi
 (cd "$out" && sha256sum -- * >"$work/sums" && mv "$work/sums" SHA256SUMS)
 cat "$out/SHA256SUMS"

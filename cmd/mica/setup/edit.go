@@ -80,6 +80,12 @@ func addKey(text []byte, in, key, value string) ([]byte, any, error) {
 	return after, value, err
 }
 
+// marked are the lines that mica setup has added to micad's configuration.
+var marked = regexp.MustCompile(`(?m)(^\n)?^.*` + regexp.QuoteMeta(mark) + `\n`)
+
+// Without is a configuration of micad as it is without the lines of mica setup.
+func Without(text []byte) []byte { return marked.ReplaceAll(text, nil) }
+
 // verified returns a text that says what it has to.
 func verified(text []byte, want conf.Table) ([]byte, error) {
 	var got conf.Table

@@ -10,8 +10,8 @@ import (
 	"github.com/mica-snapshotter/mica/cmd/mica/conf"
 )
 
-// rancherSocket is the socket of the containerd that k3s and RKE2 start.
-const rancherSocket = "/run/k3s/containerd/containerd.sock"
+// RancherSocket is the socket of the containerd that k3s and RKE2 start.
+const RancherSocket = "/run/k3s/containerd/containerd.sock"
 
 // rancher plans what makes k3s or RKE2 write a configuration for its containerd that has mica. They
 // write it at each start, by a template, and newer ones have it import a folder.
@@ -38,7 +38,7 @@ func (p *plan) rancher() error {
 		return err
 	}
 	err = p.own("/etc/rancher/"+p.Target+"/config.yaml.d/mica.yaml", "snapshotter: mica\n")
-	return errors.Join(err, p.setMicad("", "containerd_address", rancherSocket),
+	return errors.Join(err, p.setMicad("", "containerd_address", RancherSocket),
 		p.setMicad("remote", "config_path", filepath.Join(dir, "certs.d")))
 }
 

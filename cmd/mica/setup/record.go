@@ -25,6 +25,9 @@ type change struct {
 
 const recordName = "mica-setup.json"
 
+// ErrNothing is returned by Undo where nothing is set up.
+var ErrNothing = errors.New("nothing to undo")
+
 // recordPath is where mica setup keeps what it has changed for a containerd.
 func recordPath(config string) string {
 	return filepath.Join(filepath.Dir(config), recordName)
@@ -137,8 +140,8 @@ func undone(record string) ([]change, error) {
 		return nil, err
 	}
 	if all == nil {
-		return nil, fmt.Errorf("nothing to undo: mica setup has changed nothing here (there is no %s)",
-			record)
+		return nil, fmt.Errorf("%w: mica setup has changed nothing here (there is no %s)",
+			ErrNothing, record)
 	}
 	var undo []change
 	var errs []error

@@ -82,7 +82,7 @@ func TestSetup(t *testing.T) {
 				transfer("config_path"):   rancherDir + "/certs.d"},
 			tree{"/etc/rancher/k3s/config.yaml.d/mica.yaml": "\nsnapshotter: mica\n",
 				rancherDir + "/config-v3.toml.d/mica.toml": header,
-				micadConfig: `containerd_address = "` + rancherSocket}},
+				micadConfig: `containerd_address = "` + RancherSocket}},
 		"k3s by its template": {"k3s", tree{rancherDir + "/config.toml": rancherPlain},
 			tree{transfer("unpack_config"): "overlayfs mica"},
 			tree{rancherDir + "/config-v3.toml.tmpl": `{{ template "base" . }}`}},
@@ -173,5 +173,22 @@ func TestSetup(t *testing.T) {
 				t.Errorf("after --undo: %v\nwant %v", got, before)
 			}
 		})
+	}
+}
+
+// TestWithout: what mica setup adds to micad's configuration can be told from what was there.
+func TestWithout(t *testing.T) {
+	for _, text := range []string{"", "mode = 'fuse'\n", "[remote]\nconnections = 4\n",
+		"mode = 'fuse'\n\n[fetch]\nfill = 'none'\n"} {
+		after, _, err := addKey([]byte(text), "", "containerd_address", "/run/c.sock")
+		if err == nil {
+			after, _, err = addKey(after, "remote", "config_path", "/etc/certs.d")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(Without(after)); got != text || string(after) == text {
+			t.Errorf("%q has become %q, and is %q again", text, after, got)
+		}
 	}
 }
