@@ -191,8 +191,8 @@ func newCgroup(t *testing.T) string {
 	mount := t.TempDir()
 	run(t, "mount", "-t", "cgroup2", "cgroup2", mount)
 	t.Cleanup(func() { run(t, "umount", mount) })
-	dir := filepath.Join(mount, fmt.Sprintf("mica-systemd-%d", os.Getpid()))
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	dir, err := os.MkdirTemp(mount, "mica-systemd-")
+	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
