@@ -43,6 +43,8 @@ func state() State {
 					First: at(0.2), Last: at(0.2), Bytes: 900, Status: 200, Over: true},
 				{Kind: admin.KindRead, What: layer.String(), Range: "0-4095", Sent: at(1),
 					First: at(1.25), Last: at(1.25), Bytes: 4096, Over: true},
+				{Kind: admin.KindRead, What: layer.String(), Range: "4096-8191", Sent: at(1.1),
+					First: at(1.2), Last: at(1.2), Bytes: 4096, Over: true},
 				{Kind: admin.KindLayer, What: "blobs/" + layer.String(), Sent: at(2), Error: evil},
 			},
 		}},
@@ -69,7 +71,8 @@ func TestPage(t *testing.T) {
 	r := get(t, h, http.MethodGet, "/", "node")
 	html := r.Body.String()
 	for _, want := range []string{
-		"5.0 GB", "of 20.0 GB", "ready after 1.25 s", "Pulled in 0.50 s", "1 reads waited, 0.25 s",
+		"5.0 GB", "of 20.0 GB", "ready after 1.25 s", "Pulled in 0.50 s", "2 reads waited, 0.35 s",
+		"2 reads: sent 1.000 s, first byte 1.250 s, last 1.250 s, 8.2 kB",
 		"brought 2.0 MB, of which 1.0 MB was read;\n4 reads waited for something else",
 		"1 requests were sent after that", "1 lazy", "3 times since", "gc --unused",
 		"is not lazy: containerd pulled", "<svg", "<caption>",

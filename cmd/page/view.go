@@ -80,6 +80,9 @@ func (v *startView) Chart() template.HTML {
 	return template.HTML(v.drawing.Inline()) //nolint:gosec // package chart escapes
 }
 
+// chartHeight is how high the lines of a drawing are in sum, pixels.
+const chartHeight = 1200
+
 func newView(s State) *view {
 	v := &view{State: s, Images: imagesOf(s)}
 	for _, l := range s.Layers {
@@ -139,26 +142,12 @@ func (s *State) name(key string) string {
 	return name
 }
 
-// viewOf draws a start until it was ready: what came later would make that part small.
+// viewOf describes a start.
 func (s *State) viewOf(x admin.Start) startView {
 	v := startView{Start: x, Container: s.name(x.Container)}
 	end := cmp.Or(x.Ready, s.Now)
 	if x.Created.IsZero() && !x.Pulled.IsZero() {
 		end = x.Pulled
-	}
-	since := func(t time.Time) float64 { return t.Sub(x.Began).Seconds() }
-	w := chart.Waterfall{
-		Title: fmt.Sprintf("Requests and reads that waited: %s", x.Ref),
-		Kinds: []string{admin.KindManifest, admin.KindRead, admin.KindLayer, admin.KindBeside,
-			admin.KindLookup, admin.KindToken},
-	}
-	for _, m := range []struct {
-		label string
-		at    time.Time
-	}{{"pulled", x.Pulled}, {"container", x.Created}, {"ready", x.Ready}} {
-		if !m.at.IsZero() {
-			w.Marks = append(w.Marks, chart.Mark{Label: m.label, At: since(m.at)})
-		}
 	}
 	for _, l := range x.Lines {
 		if l.Kind == admin.KindRead {
@@ -170,16 +159,9 @@ func (s *State) viewOf(x admin.Start) startView {
 		}
 		if l.Sent.After(end) {
 			v.After++
-			continue
 		}
-		first, last := earlier(l.First, end), earlier(l.Last, end)
-		if !l.Over && !l.First.IsZero() {
-			last = end
-		}
-		w.Requests = append(w.Requests, chart.Request{Label: labelOf(l), Kind: l.Kind,
-			Sent: since(l.Sent), First: since(first), Last: since(last), Bytes: float64(l.Bytes)})
 	}
-	v.drawing = w
+	v.drawing = drawingOf(x, end)
 	for i, r := range s.Replays {
 		if r.Manifest == x.Manifest && r.Began.After(x.Began.Add(-time.Second)) &&
 			r.Began.Before(x.Began.Add(longest)) {
@@ -187,6 +169,51 @@ func (s *State) viewOf(x admin.Start) startView {
 		}
 	}
 	return v
+}
+
+// drawingOf draws a start until end: what came later would make that part small. Reads that wait at
+// the same time are one line, because there are hundreds.
+func drawingOf(x admin.Start, end time.Time) chart.Waterfall {
+	since := func(t time.Time) float64 { return t.Sub(x.Began).Seconds() }
+	w := chart.Waterfall{
+		Title:  fmt.Sprintf("Requests and reads that waited: %s", x.Ref),
+		Height: chartHeight,
+		Kinds: []string{admin.KindManifest, admin.KindRead, admin.KindLayer, admin.KindBeside,
+			admin.KindLookup, admin.KindToken},
+	}
+	for _, m := range []struct {
+		label string
+		at    time.Time
+	}{{"pulled", x.Pulled}, {"container", x.Created}, {"ready", x.Ready}} {
+		if !m.at.IsZero() {
+			w.Marks = append(w.Marks, chart.Mark{Label: m.label, At: since(m.at)})
+		}
+	}
+	reads, at := 0, 0 // that wait together, and where they are drawn
+	for _, l := range x.Lines {
+		if l.Sent.After(end) {
+			continue
+		}
+		first, last := earlier(l.First, end), earlier(l.Last, end)
+		if !l.Over && !l.First.IsZero() {
+			last = end
+		}
+		q := chart.Request{Label: labelOf(l), Kind: l.Kind, Sent: since(l.Sent),
+			First: since(first), Last: since(last), Bytes: float64(l.Bytes)}
+		if l.Kind == admin.KindRead {
+			if reads > 0 && q.Sent <= w.Requests[at].Last {
+				reads++
+				all := &w.Requests[at]
+				all.Label = fmt.Sprintf("%d reads", reads)
+				all.Last = max(all.Last, q.Last)
+				all.First, all.Bytes = all.Last, all.Bytes+q.Bytes
+				continue
+			}
+			reads, at = 1, len(w.Requests)
+		}
+		w.Requests = append(w.Requests, q)
+	}
+	return w
 }
 
 // earlier is a time, or end where it is later or not known.

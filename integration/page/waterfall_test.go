@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/node"
 	"github.com/mica-snapshotter/mica/integration/registry"
@@ -22,8 +21,12 @@ import (
 
 func TestMain(m *testing.M) { fixture.Main(m) }
 
-// near is how far apart two clocks of a busy machine may see the same moment.
-const near = 150 * time.Millisecond
+// near is how far apart micad and the network may see the same moment on a busy machine, and
+// connected how long before the network micad sees a request, for which it has to connect.
+const (
+	near      = 250 * time.Millisecond
+	connected = time.Second
+)
 
 func apart(a, b time.Time) time.Duration { return max(a.Sub(b), b.Sub(a)) }
 
@@ -31,7 +34,7 @@ func apart(a, b time.Time) time.Duration { return max(a.Sub(b), b.Sub(a)) }
 func TestWaterfall(t *testing.T) {
 	ctx := fixture.Context(t)
 	r, ref, _ := fixture.ServedDebian(t, true)
-	n := fixture.Node(t, node.Options{})
+	n := fixture.Node(t, node.Options{DemandOnly: true})
 	r.SetProfile(shaper.Cloud)
 	defer r.SetProfile(shaper.Profile{})
 	r.ResetTraffic()
@@ -41,26 +44,20 @@ func TestWaterfall(t *testing.T) {
 	fixture.Run(t, n, "mica", ref, "shown")
 	ended := time.Now()
 	micad := admin.NewClient(n.MicadAddress())
-	fixture.Eventually(t, 30*time.Second, func() string { // no request is under way then
-		var layers []fs.Status
-		if err := micad.Get(ctx, admin.PathLayers, &layers); err != nil {
-			return err.Error()
+	var s admin.Start
+	fixture.Eventually(t, 30*time.Second, func() string {
+		var starts []admin.Start
+		if err := micad.Get(ctx, admin.PathStarts, &starts); err != nil || len(starts) != 1 {
+			return fmt.Sprintf("%d starts, want one: %v", len(starts), err)
 		}
-		for _, l := range layers {
-			if l.Mode != fs.Local {
-				return fmt.Sprintf("layer %s is %s", l.Layer, l.Mode)
+		s = starts[0]
+		for _, l := range s.Lines {
+			if !l.Over {
+				return fmt.Sprintf("%s %s is under way", l.What, l.Range)
 			}
 		}
 		return ""
 	})
-	var starts []admin.Start
-	if err := micad.Get(ctx, admin.PathStarts, &starts); err != nil {
-		t.Fatal(err)
-	}
-	if len(starts) != 1 {
-		t.Fatalf("%d starts, want one: %+v", len(starts), starts)
-	}
-	s := starts[0]
 	if s.Ref != ref || !strings.HasSuffix(s.Container, "/shown") || s.Left != 0 ||
 		s.Began.Before(before) || s.Pulled.After(pulled) || s.Created.Before(pulled) ||
 		s.Created.After(ended) {
@@ -93,7 +90,7 @@ func compare(t *testing.T, lines []admin.Line, logged []registry.Timed) {
 		at := -1
 		for i, l := range lines {
 			if strings.HasSuffix(q.Path, "/"+l.What) && l.Status == q.Status &&
-				strings.TrimPrefix(q.Range, "bytes=") == l.Range && apart(l.Sent, q.Sent) < near {
+				strings.TrimPrefix(q.Range, "bytes=") == l.Range && apart(l.Sent, q.Sent) < connected {
 				at = i
 				break
 			}

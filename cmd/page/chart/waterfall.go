@@ -1,6 +1,7 @@
 package chart
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -13,6 +14,7 @@ type Waterfall struct {
 	Kinds    []string // those that are named first; others follow as they come
 	Requests []Request
 	Marks    []Mark
+	Height   float64 // of the lines together, at most, pixels; 0: 620
 }
 
 // Request is one line: it waits from Sent to First and receives until Last.
@@ -30,9 +32,9 @@ type Mark struct {
 }
 
 const (
-	waterfallHeight = 620.0 // of the lines together, at most
-	tallest         = 15.0  // of a line
-	labelled        = 9.0   // lines of this height have their label beside them
+	waterfallHeight = 620.0
+	tallest         = 15.0 // of a line
+	labelled        = 9.0  // lines of this height have their label beside them
 	labelMost       = 250.0
 	sizeWidth       = 62.0
 )
@@ -63,7 +65,8 @@ func (w *Waterfall) draw(c *canvas, y float64) float64 {
 	if len(w.Requests) == 0 {
 		return y
 	}
-	height := math.Min(tallest, waterfallHeight/float64(len(w.Requests)))
+	height := math.Min(tallest,
+		cmp.Or(w.Height, waterfallHeight)/float64(len(w.Requests)))
 	left, right := margin+8, width-margin-sizeWidth
 	if height >= labelled {
 		left = margin + w.labelWidth()
