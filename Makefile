@@ -35,9 +35,11 @@ unit race integration: tools build
 matrix: tools build ## the fault matrix alone, written into docs/reliability.md
 	script/test.sh matrix
 
-clients: tools build ## clients of containerd, into docs/clients.md; builds Docker Engine and BuildKit
+clients: tools build ## clients of containerd, into docs/clients.md; builds Docker, Compose and BuildKit
 	CGO_ENABLED=0 go -C integration/tools/docker build -trimpath -buildvcs=false \
 		-tags exclude_graphdriver_btrfs,no_oci_worker -o $(CURDIR)/build/docker/ tool
+	CGO_ENABLED=0 go -C integration/tools/compose build -trimpath -buildvcs=false \
+		-o $(CURDIR)/build/docker/docker-compose tool
 	script/test.sh clients
 
 page: tools build ## micad's page in Chromium, with pictures in build/page

@@ -125,6 +125,12 @@ func (e *Engine) Build(ctx context.Context, dir, stage, ref string) error {
 	return build(ctx, e.DaemonHost(), dir, stage, "--output", "type=moby,name="+ref)
 }
 
+// Compose is docker compose in a folder, with Compose's own builder. It returns what was printed.
+func (e *Engine) Compose(ctx context.Context, dir string, args ...string) (string, error) {
+	return node.Command(ctx, "docker-compose", append([]string{"-H", e.DaemonHost(),
+		"--project-directory", dir}, args...)...)
+}
+
 // RemoveAll is docker rm of all containers, docker rmi of all images, and docker builder prune.
 func (e *Engine) RemoveAll(ctx context.Context) error {
 	containers, err := e.ContainerList(ctx, client.ContainerListOptions{All: true})
