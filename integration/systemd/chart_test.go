@@ -28,6 +28,7 @@ func TestChart(t *testing.T) {
 			for version, image := range images {
 				m.write(version+".tar", image)
 			}
+			m.write("config/config.toml", fetchOnDemand)
 			m.prepare()
 			installed := m.withContainerd(ref)
 			if init == "none" {
@@ -120,8 +121,9 @@ func (m *machine) pod(do, version, line string) (wait func(line string)) {
 	id := fmt.Sprintf("%s-%d", do, time.Now().UnixNano())
 	image := "ghcr.io/mica-snapshotter/mica:" + version
 	m.run("ctr", "run", "-d", noShares, "--privileged", "--with-ns", "pid:/proc/1/ns/pid",
-		"--snapshotter", "overlayfs", "--log-uri", "file:///mnt/"+id, image, id, "/usr/bin/mica", "node", do,
-		"containerd")
+		"--snapshotter", "overlayfs", "--log-uri", "file:///mnt/"+id,
+		"--mount", "type=bind,src=/mnt/config,dst=/etc/mica,options=rbind:ro", image, id,
+		"/usr/bin/mica", "node", do, "containerd")
 	asked := false
 	wait = func(line string) {
 		m.t.Helper()
@@ -170,7 +172,7 @@ func (m *machine) removed() {
 	m.t.Helper()
 	for _, path := range []string{"/usr/local/bin/micad", "/usr/local/bin/mica",
 		"/etc/systemd/system/micad.service", "/etc/containerd/config.toml",
-		"/etc/containerd/conf.d/mica.toml"} {
+		"/etc/containerd/conf.d/mica.toml", "/etc/micad/config.toml"} {
 		if _, err := os.Lstat(m.path(path)); err == nil {
 			m.t.Errorf("%s is left", path)
 		}
