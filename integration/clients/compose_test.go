@@ -32,7 +32,7 @@ services:
 // lazily.
 func TestCompose(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
-	r, ref, size := debian(t)
+	r, ref, size := fixture.ServedDebian(t, true)
 	ctx := fixture.Context(t)
 	dir := dockerfile(t, ref)
 	x := &table{t: t, r: r, size: size}
