@@ -14,7 +14,8 @@ import (
 	"github.com/mica-snapshotter/mica/fs/cache"
 )
 
-// usageEvery is how often the disk, and containerd, are asked for a page: each layer is opened.
+// usageEvery is how often the disk, and containerd, are asked for a page that is open: each layer is
+// opened, which takes 40 ms for 1,000 layers.
 const usageEvery = 10 * time.Second
 
 // usage is what layers take and who uses them, as it was at a time.
