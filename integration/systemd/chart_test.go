@@ -131,9 +131,7 @@ func (m *machine) pod(do, version, line string) (wait func(line string)) {
 			b, err := os.ReadFile(filepath.Join(m.work, id))
 			if strings.Contains(string(b), "Restart containerd on this node") && !asked {
 				asked = true
-				if err := m.kill("containerd"); err != nil {
-					return err
-				}
+				m.kill("containerd")
 				m.startContainerd()
 			}
 			if err == nil && !strings.Contains(string(b), line) {
@@ -154,17 +152,13 @@ func (m *machine) pod(do, version, line string) (wait func(line string)) {
 }
 
 // kill ends the process of a name.
-func (m *machine) kill(name string) error {
-	if _, err := m.tryRun("kill", strings.TrimSpace(m.run("pidof", name))); err != nil {
+func (m *machine) kill(name string) {
+	m.t.Helper()
+	m.run("kill", strings.TrimSpace(m.run("pidof", name)))
+	m.eventually("the end of "+name, func() error {
+		_, err := m.tryRun("sh", "-c", "! pidof "+name)
 		return err
-	}
-	for range 500 {
-		if _, err := m.tryRun("pidof", name); err != nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return fmt.Errorf("%s does not end", name)
+	})
 }
 
 // removed fails the test where something of Mica is left but its root's metadata.
