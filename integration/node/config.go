@@ -55,7 +55,7 @@ func (n *Node) containerdConfig() string {
 		p("[proxy_plugins.mica-content]\ntype = 'content'\naddress = %q", n.MicadAddress())
 	}
 	if n.opts.BuildKit && !n.opts.Setup {
-		p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q", Builder, n.BuilderAddress())
+		p("[proxy_plugins.%s]\ntype = 'snapshot'\naddress = %q\ncapabilities = ['remap-ids']", Builder, n.BuilderAddress())
 	}
 	if c := n.opts.CRI; c != nil {
 		p("%s", c.config(n))
