@@ -37,7 +37,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 200, "random images to compare")
+	seeds = flag.Int("seeds", 100, "random images to compare")
 	seed  = flag.Uint64("seed", 1, "the first one's")
 )
 
