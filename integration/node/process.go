@@ -85,8 +85,9 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Signal sends a signal to the process, not to its children.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop asks the process to end, waits for it, and kills it after 20 seconds,
-// which is an error. A process that ended before, by itself, is one too.
+// Stop asks the process to end, and waits for it: what it has written has to become durable, on a
+// disk that may be busy. After 45 seconds it kills the process, which is an error. A process that
+// ended before, by itself, is one too.
 func (p *Process) Stop() error {
 	select {
 	case <-p.done:
@@ -99,15 +100,18 @@ func (p *Process) Stop() error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(20 * time.Second):
+	case <-time.After(45 * time.Second):
 	}
+	said := p.Tail(5_000)
 	_ = p.cmd.Process.Signal(syscall.SIGQUIT) // a Go program writes down where it hangs
 	select {
 	case <-p.done:
 	case <-time.After(2 * time.Second):
 	}
 	p.Kill()
-	return fmt.Errorf("%s ignored SIGTERM; its log ends:\n%s", p.Name, p.Tail(30_000))
+	_, stacks, _ := strings.Cut(p.Tail(4<<20), "SIGQUIT") // the first one is what main waits for
+	return fmt.Errorf("%s ignored SIGTERM; its log ends:\n%s\n%s", p.Name, said,
+		stacks[:min(len(stacks), 60_000)])
 }
 
 // Kill ends the process and its group at once and waits for it.
