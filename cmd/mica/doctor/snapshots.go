@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -44,8 +45,9 @@ const SnapshotLabel = "containerd.io/gc.ref.snapshot."
 type lost struct {
 	namespace, plugin string
 
-	refs      []string // of images that containerd takes for unpacked, sorted
-	snapshots []string // of containers and leases
+	refs      []string        // of images that containerd takes for unpacked, sorted
+	configs   []digest.Digest // of these, and of images that have no name any more
+	snapshots []string        // of these images, containers and leases
 }
 
 // socket is where containerd listens.
@@ -75,7 +77,7 @@ func checkSnapshots(ctx context.Context, f *Findings, o Options) {
 
 func (l lost) detail() string {
 	return fmt.Sprintf("in namespace %s containerd takes %d images for unpacked, and has %d "+
-		"snapshots of containers, that micad does not have: its root was lost or is another one; "+
+		"snapshots, that micad does not have: its root was lost or is another one; "+
 		"pulls of such images say \"already exists\" (plugin %s)", l.namespace, len(l.refs),
 		len(l.snapshots), l.plugin)
 }
@@ -112,27 +114,54 @@ func Forget(ctx context.Context, o Options) (Findings, error) {
 				return err
 			}
 		}
-		// One that others lie on goes after these, or by the collector.
-		for range l.snapshots {
-			for _, key := range l.snapshots {
-				err := c.SnapshotService(l.plugin).Remove(ctx, key)
-				if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-					return err
-				}
-			}
+		err := l.release(ctx, c)
+		if err == nil {
+			err = collect(ctx, c)
 		}
-		collect, err := c.LeasesService().Create(ctx, leases.WithRandomID())
-		if err == nil { // the end of a lease is awaited with its collection
-			err = c.LeasesService().Delete(ctx, collect, leases.SynchronousDelete)
-		}
-		f.ok("forgotten", fmt.Sprintf("in namespace %s: %d images, %d snapshots of containers "+
-			"(plugin %s)", l.namespace, len(l.refs), len(l.snapshots), l.plugin))
+		f.ok("forgotten", fmt.Sprintf("in namespace %s: %d images, %d snapshots (plugin %s)",
+			l.namespace, len(l.refs), len(l.snapshots), l.plugin))
 		return err
 	})
 	if err == nil && len(all) == 0 {
 		f.ok("forgotten", "nothing: micad has what containerd takes for unpacked")
 	}
 	return f, err
+}
+
+// release takes away all references to the snapshots. Snapshots that leases refer to are left to
+// containerd's collector, because it leaves those that it collects on them as their children, for
+// which containerd then refuses to remove them.
+func (l lost) release(ctx context.Context, c *containerd.Client) error {
+	label := SnapshotLabel + l.plugin
+	for _, config := range l.configs {
+		_, err := c.ContentStore().Update(ctx, content.Info{
+			Digest: config, Labels: map[string]string{label: ""}}, "labels."+label)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	err := leased(ctx, c, l.plugin, func(lease leases.Lease, r leases.Resource) error {
+		if !slices.Contains(l.snapshots, r.ID) {
+			return nil
+		}
+		return c.LeasesService().DeleteResource(ctx, lease, r)
+	})
+	for _, key := range l.snapshots { // those of containers
+		removeErr := c.SnapshotService(l.plugin).Remove(ctx, key)
+		if !errdefs.IsNotFound(removeErr) && !errdefs.IsFailedPrecondition(removeErr) {
+			err = errors.Join(err, removeErr)
+		}
+	}
+	return err
+}
+
+// collect has containerd's collector run.
+func collect(ctx context.Context, c *containerd.Client) error {
+	lease, err := c.LeasesService().Create(ctx, leases.WithRandomID())
+	if err != nil {
+		return err
+	}
+	return c.LeasesService().Delete(ctx, lease, leases.SynchronousDelete) // awaits the collection
 }
 
 // eachLost asks containerd what of it micad has lost, calls do, if not nil, with what there is of
@@ -213,6 +242,10 @@ func (l *lost) find(ctx context.Context, c *containerd.Client) error {
 		if configs[config], err = gone(chain); err != nil {
 			return err
 		}
+		if configs[config] {
+			l.configs = append(l.configs, config)
+			l.snapshots = append(l.snapshots, chain)
+		}
 	}
 	images, err := c.ImageService().List(ctx)
 	if err != nil {
@@ -230,7 +263,7 @@ func (l *lost) find(ctx context.Context, c *containerd.Client) error {
 		if statErr != nil {
 			return statErr
 		}
-		if is {
+		if is && !slices.Contains(l.snapshots, key) {
 			l.snapshots = append(l.snapshots, key)
 		}
 	}
@@ -248,22 +281,39 @@ func held(ctx context.Context, c *containerd.Client, plugin string) (keys []stri
 			keys = append(keys, x.SnapshotKey)
 		}
 	}
+	err = leased(ctx, c, plugin, func(_ leases.Lease, r leases.Resource) error {
+		if !slices.Contains(keys, r.ID) {
+			keys = append(keys, r.ID)
+		}
+		return nil
+	})
+	return keys, err
+}
+
+// leased calls do with the snapshots of leases by a plugin.
+func leased(
+	ctx context.Context, c *containerd.Client, plugin string,
+	do func(leases.Lease, leases.Resource) error,
+) error {
 	all, err := c.LeasesService().List(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, x := range all {
 		resources, err := c.LeasesService().ListResources(ctx, x)
 		if err != nil && !errdefs.IsNotFound(err) { // a lease may end meanwhile
-			return nil, err
+			return err
 		}
 		for _, r := range resources {
-			if r.Type == "snapshots/"+plugin && !slices.Contains(keys, r.ID) {
-				keys = append(keys, r.ID)
+			if r.Type != "snapshots/"+plugin {
+				continue
+			}
+			if err := do(x, r); err != nil && !errdefs.IsNotFound(err) {
+				return err
 			}
 		}
 	}
-	return keys, nil
+	return nil
 }
 
 // leads says whether a blob, or one that it refers to, is one of those.
