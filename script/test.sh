@@ -51,8 +51,10 @@ step() {
 		return $failed
 		;;
 	integration)
-		go -C integration test -count=1 -timeout 25m ./... || return
-		go -C integration/helm test -count=1 ./...
+		local failed=0
+		go -C integration test -count=1 -timeout 25m ./... || failed=1
+		go -C integration/helm test -count=1 ./... || failed=1
+		return $failed
 		;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;

@@ -70,8 +70,9 @@ func (d *daemon) info() admin.Info {
 	i := admin.Info{
 		Version: version, PID: os.Getpid(), Root: d.config.Root, Started: d.started,
 		Mode: d.config.Mode, RemapIDs: d.config.RemapIDs, Content: d.config.Content,
-		BuildKit: d.config.BuildKit.Socket, HostsDir: d.config.Remote.ConfigPath, AsksContainerd: d.containerd != nil,
-		Unlabelled: int64(d.snapshotter.Stats().Unannotated), Restoring: d.restoring.Load(),
+		BuildKit: d.config.BuildKit.Socket, HostsDir: d.config.Remote.ConfigPath,
+		AsksContainerd: d.containerd != nil, Unlabelled: int64(d.snapshotter.Stats().Unannotated),
+		Restoring: d.restoring.Load(),
 	}
 	lazy, complete, err := d.table.Modes()
 	if err != nil {
