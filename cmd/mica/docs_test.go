@@ -3,16 +3,16 @@ package main
 import (
 	"testing"
 
-	"github.com/mica-snapshotter/mica/docs"
+	"github.com/mica-snapshotter/mica/docs/docstest"
 )
 
 // TestDocs: the command lines in the documentation are mica's.
 func TestDocs(t *testing.T) {
-	pages, err := docs.Read("../..")
+	pages, err := docstest.Read("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, wrong := docs.Check(pages, "mica", rootCommand)
+	n, wrong := docstest.Check(pages, "mica", rootCommand)
 	for _, w := range wrong {
 		t.Error(w)
 	}

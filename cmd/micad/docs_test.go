@@ -13,7 +13,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 
-	"github.com/mica-snapshotter/mica/docs"
+	"github.com/mica-snapshotter/mica/docs/docstest"
 )
 
 // key is a key of a section in a page's prose.
@@ -23,11 +23,11 @@ var key = regexp.MustCompile(
 // TestDocs: the command lines in the documentation are micad's, it takes its configurations there,
 // and docs/config.md has all keys with their defaults.
 func TestDocs(t *testing.T) {
-	pages, err := docs.Read("../..")
+	pages, err := docstest.Read("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, wrong := docs.Check(pages, "micad", func() *cobra.Command { return command(&options{}) })
+	n, wrong := docstest.Check(pages, "micad", func() *cobra.Command { return command(&options{}) })
 	for _, w := range wrong {
 		t.Error(w)
 	}

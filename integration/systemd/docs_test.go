@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/mica-snapshotter/mica/docs"
+	"github.com/mica-snapshotter/mica/docs/docstest"
 	"github.com/mica-snapshotter/mica/integration/fixture"
 	"github.com/mica-snapshotter/mica/integration/images"
 	"github.com/mica-snapshotter/mica/integration/node"
@@ -131,13 +131,13 @@ func TestDocsConfigure(t *testing.T) {
 }
 
 // blocks are those of all pages.
-func blocks(t *testing.T) (all []docs.Block) {
+func blocks(t *testing.T) (all []docstest.Block) {
 	t.Helper()
 	checkout, err := node.Checkout()
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages, err := docs.Read(checkout)
+	pages, err := docstest.Read(checkout)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
-// Package docs reads Mica's pages, for tests of what the pages say: that links lead somewhere, that
-// commands and configurations are right, and that what is marked to be run runs.
+// Package docstest reads Mica's pages, for tests of what the pages say: that links lead somewhere,
+// that commands and configurations are right, and that what is marked to be run runs.
 //
 // A page comes from Read as blocks of code and prose. A block is marked by a comment before its
 // fence, which readers of a page do not see:
@@ -7,7 +7,7 @@
 //	<!-- test: containerd -->
 //
 // integration/systemd runs the blocks of each name, page after page, as one script.
-package docs
+package docstest
 
 import (
 	"fmt"

@@ -1,4 +1,4 @@
-package docs
+package docstest
 
 import (
 	"io/fs"
@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-const checkout = ".."
+const checkout = "../.."
 
 // named is a page that code, an error or another page names.
 var named = regexp.MustCompile(
