@@ -8,9 +8,9 @@ BENCH    ?= .
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 MODULES  := . integration integration/helm
 
-export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(PATH)
+export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(CURDIR)/build/kube:$(PATH)
 
-.PHONY: all build install tools test unit race integration clients matrix page soak lint fmt fuzz \
+.PHONY: all build install tools test unit race integration clients kube matrix page soak lint fmt fuzz \
 	bench microbench demo release clean
 
 all: build
@@ -41,6 +41,12 @@ clients: tools build ## clients of containerd, into docs/clients.md; builds Dock
 	CGO_ENABLED=0 go -C integration/tools/compose build -trimpath -buildvcs=false \
 		-o $(CURDIR)/build/docker/docker-compose tool
 	script/test.sh clients
+
+kube: tools build ## pods of a Kubernetes cluster; builds Kubernetes
+	CGO_ENABLED=0 go -C integration/tools/kube build -trimpath -buildvcs=false -ldflags '-s -w \
+		-X k8s.io/component-base/version.gitVersion=v1.37.2' -o $(CURDIR)/build/kube/ tool
+	ln -sf server build/kube/etcd
+	script/test.sh kube
 
 page: tools build ## micad's page in Chromium, with pictures in build/page
 	script/tools.sh page

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | clients | page | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
+#   script/test.sh unit race integration | clients | kube | page | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
 #
 # All runs in process and mount namespaces of its own, so that nothing is left
 # running or mounted afterwards, however it ends. The tests mount file systems
@@ -58,6 +58,16 @@ step() {
 		;;
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;
+	kube)
+		local s # What a kubelet would set for the whole machine seems to be set.
+		for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+			kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+			echo "${s#*=}" >"$TMPDIR/sysctl"
+			mount --bind "$TMPDIR/sysctl" "/proc/sys/${s%=*}"
+			rm "$TMPDIR/sysctl"
+		done
+		go -C integration test -count=1 -v -timeout 15m -tags kube ./kube
+		;;
 	page)
 		mkdir -p build/page
 		go -C integration test -count=1 -v -timeout 10m -tags browser ./page -pictures "$PWD/build/page"
