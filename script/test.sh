@@ -59,7 +59,18 @@ step() {
 	matrix) go -C integration test -count=1 -v -timeout 15m -run TestMatrix ./faults -update "${@:2}" ;;
 	clients) go -C integration test -count=1 -timeout 15m -tags docker ./clients -update ;;
 	kube)
-		local s # What a kubelet would set for the whole machine seems to be set.
+		local d s # What is installed on this machine is gone afterwards.
+		for d in etc usr/local; do
+			mkdir -p "$TMPDIR/$d/up" "$TMPDIR/$d/work"
+			mount -t overlay -o "lowerdir=/$d,upperdir=$TMPDIR/$d/up,workdir=$TMPDIR/$d/work" \
+				overlay "/$d"
+		done
+		for d in var/lib var/log; do
+			mkdir -p "$TMPDIR/$d"
+			mount --bind "$TMPDIR/$d" "/$d"
+		done
+		mount -t tmpfs -o mode=755 tmpfs /run
+		# What a kubelet would set for the whole machine seems to be set.
 		for s in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
 			kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
 			echo "${s#*=}" >"$TMPDIR/sysctl"

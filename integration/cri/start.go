@@ -20,7 +20,7 @@ func Start(t *testing.T, r *registry.Registry, opts node.Options) (*node.Node, *
 	opts.DemandOnly = true
 	opts.CRI.PauseImage = fixture.Push(t, r, "pause", fixture.ProbeImage(t, "pause"))
 	var err error
-	if opts.CRI.Subnet, err = subnet(); err != nil {
+	if opts.CRI.Subnet, err = Subnet(); err != nil {
 		t.Fatal(err)
 	}
 	n := fixture.Node(t, opts)
@@ -42,8 +42,8 @@ func Start(t *testing.T, r *registry.Registry, opts node.Options) (*node.Node, *
 	return n, c
 }
 
-// subnet finds a network of 254 pods that no interface of this machine has.
-func subnet() (string, error) {
+// Subnet finds a network of 254 pods that no interface of this machine has.
+func Subnet() (string, error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return "", err

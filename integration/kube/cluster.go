@@ -99,9 +99,20 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// kubelet starts a kubelet on a node, whose image calls go to micad, and waits until the cluster
-// has it. With its kubeconfig micad can tell the cluster of events.
-func (c *cluster) kubelet(n *node.Node, kubeconfig string) {
+// kubelet is where a kubelet finds its node, and keeps what is its own.
+type kubelet struct {
+	runtime, images string // sockets
+	dir             string
+	cgroup          string
+}
+
+// of is a kubelet whose image calls go to the node's micad. What it leaves goes with the node.
+func of(n *node.Node) kubelet {
+	return kubelet{n.Address(), n.MicadAddress(), filepath.Join(n.Dir, "kubelet"), n.Namespace()}
+}
+
+// kubelet starts a kubelet, and waits until the cluster has its node.
+func (c *cluster) kubelet(k kubelet, kubeconfig string) {
 	c.t.Helper()
 	host, port, _ := strings.Cut(freePorts(c.t, 1)[0], ":")
 	c.kubeletURL = "https://localhost:" + port
@@ -129,7 +140,7 @@ podLogsDir: %s
 volumePluginDir: %s
 resolvConf: ""
 syncFrequency: 1s
-`, host, port, c.path("kubelet-server.crt"), n.Address(), n.MicadAddress(), n.Namespace(),
+`, host, port, c.path("kubelet-server.crt"), k.runtime, k.images, k.cgroup,
 		c.path("pods"), c.path("plugins"))
 	c.write("kubelet.yaml", []byte(config))
 	c.write("kubelet-server.crt", c.ca.issue("kubelet"))
@@ -148,11 +159,13 @@ syncFrequency: 1s
 		}
 		return nil
 	}, "--config", c.path("kubelet.yaml"), "--kubeconfig", kubeconfig, "--root-dir",
-		filepath.Join(n.Dir, "kubelet"), "--cert-dir", c.path("kubelet-certs"), "--hostname-override", nodeName)
+		k.dir, "--cert-dir", c.path("kubelet-certs"), "--hostname-override", nodeName)
 }
 
 // start starts a daemon, which ends with the test, and waits until it is ready.
-func (c *cluster) start(name string, ready func(context.Context) error, args ...string) {
+func (c *cluster) start(
+	name string, ready func(context.Context) error, args ...string,
+) *node.Process {
 	c.t.Helper()
 	bin, err := node.Binary(name)
 	if err != nil {
@@ -170,6 +183,7 @@ func (c *cluster) start(name string, ready func(context.Context) error, args ...
 		}
 		p.Kill()
 	})
+	return p
 }
 
 // kubeconfig writes one for a user of some groups, and returns its path.

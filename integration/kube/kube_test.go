@@ -39,7 +39,7 @@ func TestKubernetes(t *testing.T) {
 	r, debian, size := fixture.ServedDebian(t, true)
 	n, runtime := cri.Start(t, r, node.Options{CRI: &node.CRI{ByMicad: true}, Keep: true,
 		Micad: fmt.Sprintf("[kubernetes]\nkubeconfig = %q\n", kubeconfig)})
-	c.kubelet(n, kubeconfig)
+	c.kubelet(of(n), kubeconfig)
 	began := time.Now()
 	eventually(t, time.Minute, func() error {
 		return c.get("/api/v1/namespaces/default/serviceaccounts/default", new(corev1.ServiceAccount))
@@ -264,7 +264,7 @@ func (c *cluster) remove(t *testing.T, name string) {
 	})
 }
 
-// eventually waits until try returns nil.
+// eventually waits until try returns nil, or ends the test.
 func eventually(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
 	fixture.Eventually(t, limit, func() string {
@@ -273,4 +273,7 @@ func eventually(t *testing.T, limit time.Duration, try func() error) {
 		}
 		return ""
 	})
+	if t.Failed() {
+		t.FailNow()
+	}
 }
