@@ -10,8 +10,8 @@ MODULES  := . integration integration/helm
 
 export PATH := $(CURDIR)/bin:$(CURDIR)/build/bin:$(CURDIR)/build/docker:$(CURDIR)/build/kube:$(PATH)
 
-.PHONY: all build install tools test unit race integration clients kube matrix page soak lint fmt fuzz \
-	bench microbench demo release clean
+.PHONY: all build install tools test unit race integration clients kube matrix page soak lint fmt \
+	fuzz bench microbench demo release clean
 
 all: build
 
@@ -42,7 +42,7 @@ clients: tools build ## clients of containerd, into docs/clients.md; builds Dock
 		-o $(CURDIR)/build/docker/docker-compose tool
 	script/test.sh clients
 
-kube: tools build ## pods of a Kubernetes cluster, and the chart; builds Kubernetes and Helm (20 minutes the first time)
+kube: tools build ## pods and the chart on a real Kubernetes; builds it (20 minutes at first)
 	CGO_ENABLED=0 go -C integration/tools/kube build -trimpath -buildvcs=false -ldflags '-s -w \
 		-X k8s.io/component-base/version.gitVersion=v1.37.2' -o $(CURDIR)/build/kube/ tool
 	ln -sf server build/kube/etcd

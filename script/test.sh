@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the test steps that are named, one after another:
 #
-#   script/test.sh unit race integration | clients | kube | page | matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | microbench REGEXP | demo [FLAG...]
+#   script/test.sh unit race integration | clients | kube | page | microbench REGEXP |
+#                  matrix [FLAG...] | soak [FLAG...] | bench [FLAG...] | demo [FLAG...]
 #
 # All runs in process and mount namespaces of its own, so that nothing is left
 # running or mounted afterwards, however it ends. The tests mount file systems

@@ -160,7 +160,8 @@ bin_dirs = ['/usr/lib/cni']
 		"/etc/containerd/certs.d/" + r.Host() + "/hosts.toml": fmt.Sprintf("server = \"http://%s\"\n",
 			r.Host()),
 		"/etc/cni/net.d/10-test.conflist": fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "test",
-"plugins": [{"type": "ptp", "ipam": {"type": "host-local", "ranges": [[{"subnet": %q}]]}}]}`, subnet),
+"plugins": [{"type": "ptp", "ipam": {"type": "host-local", "ranges": [[{"subnet": %q}]]}}]}`,
+			subnet),
 	} {
 		err := os.MkdirAll(filepath.Dir(path), 0o755)
 		if err == nil {

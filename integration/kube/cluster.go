@@ -1,7 +1,7 @@
 //go:build kube
 
 // Package kube tries Mica with a Kubernetes cluster: etcd, the API server, its controllers, the
-// scheduler, and a kubelet on a node of package node. make kube builds them.
+// scheduler, and a kubelet on a node of package node, or on this machine. make kube builds them.
 package kube
 
 import (
@@ -219,10 +219,10 @@ func (c *cluster) getFrom(url string, into any) error {
 }
 
 // create makes an object of those at a path.
-func (c *cluster) create(path string, object any) {
-	c.t.Helper()
+func (c *cluster) create(t *testing.T, path string, object any) {
+	t.Helper()
 	if err := c.do(http.MethodPost, c.url+path, object, nil); err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 }
 

@@ -29,7 +29,10 @@ func TestMain(m *testing.M) { fixture.Main(m) }
 // large is how many bytes the large file of an image has that dataImage makes.
 const large = 16 << 20
 
-const pods = "/api/v1/namespaces/default/pods"
+const (
+	pods    = "/api/v1/namespaces/default/pods"
+	secrets = "/api/v1/namespaces/default/secrets"
+)
 
 // TestKubernetes: a kubelet's pods are lazy, also by their own pull secrets, and as volumes. The
 // cluster is told which were not. What no pod uses goes from the disk when the kubelet says so.
@@ -111,21 +114,23 @@ func TestKubernetes(t *testing.T) {
 		ref, digest := dataImage(t, r, "private", true)
 		r.RequireLogin("user", "secret")
 		login := base64.StdEncoding.EncodeToString([]byte("user:secret"))
-		c.create("/api/v1/namespaces/default/secrets", corev1.Secret{
+		c.create(t, secrets, corev1.Secret{
 			ObjectMeta: metav1.ObjectMeta{Name: "login"}, Type: corev1.SecretTypeDockerConfigJson,
 			StringData: map[string]string{corev1.DockerConfigJsonKey: fmt.Sprintf(
 				`{"auths": {%q: {"auth": %q}}}`, r.Host(), login)},
 		})
 		r.ResetTraffic()
 		c.run(t, "secret", corev1.PodSpec{
-			Containers:       []corev1.Container{{Name: "app", Image: ref, Command: []string{"/probe", "pause"}}},
+			Containers: []corev1.Container{{
+				Name: "app", Image: ref, Command: []string{"/probe", "pause"},
+			}},
 			ImagePullSecrets: []corev1.LocalObjectReference{{Name: "login"}},
 		})
 		id := c.running(t, "secret")
 		if got := r.Traffic().Down; got > large/4 {
 			t.Errorf("%d bytes were downloaded of %d", got, large)
 		}
-		if err := c.do(http.MethodDelete, c.url+"/api/v1/namespaces/default/secrets/login", nil, nil); err != nil {
+		if err := c.do(http.MethodDelete, c.url+secrets+"/login", nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		old, err := n.SignalMicad(syscall.SIGKILL)
@@ -209,11 +214,7 @@ func dataImage(t *testing.T, r *registry.Registry, name string, index bool) (ref
 func (c *cluster) run(t *testing.T, name string, spec corev1.PodSpec) {
 	t.Helper()
 	spec.RestartPolicy = corev1.RestartPolicyNever
-	if err := c.do(http.MethodPost, c.url+pods, corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec,
-	}, nil); err != nil {
-		t.Fatal(err)
-	}
+	c.create(t, pods, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: spec})
 }
 
 // ended waits for the end of a pod, and returns what it has printed.
@@ -267,13 +268,13 @@ func (c *cluster) remove(t *testing.T, name string) {
 // eventually waits until try returns nil, or ends the test.
 func eventually(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
-	fixture.Eventually(t, limit, func() string {
-		if err := try(); err != nil {
-			return err.Error()
+	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return
 		}
-		return ""
-	})
-	if t.Failed() {
-		t.FailNow()
+		if time.Now().After(end) {
+			t.Fatalf("after %v: %v", limit, err)
+		}
 	}
 }

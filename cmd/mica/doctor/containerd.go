@@ -28,6 +28,7 @@ const (
 [proxy_plugins.mica]
   type = "snapshot"
   address = "%s"
+  capabilities = ["remap-ids"]
   [proxy_plugins.mica.exports]
     root = "/var/lib/micad"
     enable_remote_snapshot_annotations = "true"`

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/mica-snapshotter/mica/cmd/admin"
 )
 
 // goodConfig is for this machine.
@@ -25,6 +27,27 @@ snapshotter = "mica"
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "mica"
 `, "linux/amd64", "linux/"+runtime.GOARCH)
+
+// TestFollowed: what the doctor says is all that there is to be done.
+func TestFollowed(t *testing.T) {
+	config := "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'mica'\n"
+	for _, fix := range []string{PluginFix(admin.DefaultAddress), unpackFix} {
+		_, text, _ := strings.Cut(fix, "\n")
+		config += strings.TrimSuffix(text, restartHint) + "\n"
+	}
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var f Findings
+	checkContainerd(&f, path, admin.DefaultAddress)
+	f.remapIDs(path, admin.Info{RemapIDs: true})
+	for _, x := range f {
+		if x.Status != "ok" {
+			t.Errorf("%s: %s: %s", x.Check, x.Status, x.Detail)
+		}
+	}
+}
 
 func TestCheckContainerd(t *testing.T) {
 	replace := func(old, with string) string {
