@@ -158,6 +158,8 @@ func (l *openLayer) start() {
 		Complete: l.lastCame,
 		Waited:   func(off, end int64) { t.fetch.Near(l.digest, off, end) },
 		Log:      t.log,
+
+		Unreadable: t.cache.Unreadable,
 	}
 	if w := rec.Windows; w.Blob != "" {
 		o.Windows = source.New(l.origins, w.Blob, w.BlobSize, w.Off, l.index.Header().WindowsSize)

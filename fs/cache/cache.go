@@ -166,14 +166,14 @@ type Status struct {
 	LastScrub time.Time `json:"last_scrub,omitzero"` // when the last one ended
 }
 
+// Unreadable counts a span that a layer could not read though it is on disk.
+func (c *Cache) Unreadable() { c.wrong.Add(1) }
+
 // Status returns how the cache is doing.
 func (c *Cache) Status() Status {
 	s := Status{
 		Used: c.used(), Quota: c.limit, Evicted: c.evicted.Load(), Refused: c.refused.Load(),
 		Corrupt: c.wrong.Load(), Full: c.limit > 0 && c.used() >= c.backgroundLimit(),
-	}
-	for _, v := range c.host.Layers() {
-		s.Corrupt += v.Data().Stats().Unreadable
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -74,7 +74,10 @@ type Options struct {
 	// Waited is called for each read that has to wait, with the device bytes [off, end) that it
 	// wants. It must not block. May be nil.
 	Waited func(off, end int64)
-	Log    *slog.Logger // nil: slog.Default()
+	// Unreadable is called for each read that the store did not answer though it has the bytes. It
+	// must not block. May be nil.
+	Unreadable func()
+	Log        *slog.Logger // nil: slog.Default()
 }
 
 // Layer reads one layer's device. All methods may run in parallel, but Close.

@@ -144,6 +144,9 @@ func (l *Layer) unreadable(err error) {
 		return
 	}
 	l.counters.failed(err)
+	if l.o.Unreadable != nil {
+		l.o.Unreadable()
+	}
 	if l.counters.unreadable.Add(1) == 1 {
 		l.log.Error("store is not readable, fetching instead", "err", err)
 	}

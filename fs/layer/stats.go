@@ -17,8 +17,7 @@ type Stats struct {
 
 	Waiting int64 // reads, and fetches as urgent, that wait for what the store does not have
 
-	Corrupt    int64 // spans that were not what their digest says
-	Unreadable int64 // reads that the store did not answer though it has the bytes
+	Corrupt int64 // spans that were not what their digest says
 
 	LastError   error // nil: none so far
 	LastErrorAt time.Time
@@ -49,12 +48,11 @@ func (c *counters) failed(err error) {
 func (l *Layer) Stats() Stats {
 	c := &l.counters
 	s := Stats{
-		Size:       l.deviceSize,
-		Requests:   c.requests.Load(),
-		Fetched:    c.fetched.Load(),
-		Waiting:    c.waiting.Load(),
-		Corrupt:    c.corrupt.Load(),
-		Unreadable: c.unreadable.Load(),
+		Size:     l.deviceSize,
+		Requests: c.requests.Load(),
+		Fetched:  c.fetched.Load(),
+		Waiting:  c.waiting.Load(),
+		Corrupt:  c.corrupt.Load(),
 	}
 	_, s.Present = l.store.Count()
 	c.mu.Lock()
