@@ -43,9 +43,9 @@ func (l *openLayer) tend(ctx context.Context) {
 	}
 }
 
-// advanced is advance where nobody waits for it: the layer is on disk at once, and checked when no
-// container that starts needs the cores. What is lost until then is fetched anew, and then the last
-// span comes once more.
+// advanced is advance where nobody waits for it: not in the layer's first half second, and checked
+// when no container that starts needs the cores. What is lost until then is fetched anew, and then
+// the last span comes once more.
 func (l *openLayer) advanced(ctx context.Context) bool {
 	sleep(ctx, time.Until(l.opened.Add(completeAfter)))
 	ok := l.advance(ctx, l.t.budget.Starts.Calm)
@@ -99,7 +99,7 @@ func (l *openLayer) advance(ctx context.Context, calm func(ctx context.Context))
 		log.Error("verified layer is not recorded as such: tried again", "err", err)
 		return false
 	}
-	log.Info("layer complete", "bytes", s.Size())
+	log.Info("layer local", "bytes", s.Size())
 	l.mountLocal()
 	return true
 }

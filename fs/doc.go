@@ -13,7 +13,8 @@
 //	                  └─ Pulls.Bring ──▶ store ───┘
 //
 // A read of a mount comes to a device. Fill waits in layer.Layer.Fill until what is missing has
-// come. ReadAt notes the read for the profile, begins the layer's fill, and asks for the bytes.
+// come. ReadAt notes the read for the profile, begins the fill of the image's layers, and asks for
+// the bytes.
 //
 // # A layer's life
 //
@@ -28,13 +29,15 @@
 //	closed     the table has let go of the layer
 //
 // One goroutine a layer, tend, advances it; Prove takes the same steps for an image that waits.
-// advance records the layer as complete, waits until no container needs the cores, has its tar
-// hashed (proof.Proof.Check), and, if the cache has room, seals it and mounts it local. If the bytes
-// are wrong, mend (cache.Cache.Verify) gives wrong spans up.
+// A layer that was opened less than completeAfter ago waits for that first. advance records the
+// layer as complete, waits until no container needs the cores, has its tar hashed
+// (proof.Proof.Check), and, if the cache has room, seals it and mounts it local. A layer that is
+// proved, and has no room, is not hashed again. If the bytes are wrong, mend (cache.Cache.Verify)
+// gives wrong spans up.
 //
 //	at                 event                        raised by          then
 //	-                  opened                       stored             what the disk says
-//	lazy               last span came               fs/store           whole; if its standing is
+//	lazy               last span came (lastCame)    fs/store           whole; if its standing is
 //	                                                                   known, disproved or proved
 //	whole              checked: all is right        tend, Prove        proved
 //	whole              checked: not the diffID's    tend, Prove        disproved
@@ -51,7 +54,7 @@
 // The cache has room for a layer when all local ones together take at most three quarters of the
 // quota (cache.Cache.Fits). A layer that it has no room for stays proved until it comes whole
 // again, or is opened again. A span that is lost before tend has come to the layer is fetched at
-// once, any other when it is read. Mount points of a layer that becomes local are replaced, where
+// once, if the layer's fill has begun, any other when it is read. Mount points of a layer that becomes local are replaced, where
 // the kernel can do that.
 //
 // # Over the end of the process

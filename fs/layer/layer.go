@@ -9,9 +9,11 @@
 //	                                       windows ────┘                  └▶ store
 //
 // Neighbouring missing spans of one read are one blob request; their windows come at the same
-// moment, from the store where it has them. Spans are decoded in parallel. A reader that waits copies from
-// the decoded buffer, and ReadAt after Fill from the store, or where that has no room from the
-// flight or the Budget's Spares: readers are served even where the disk is full.
+// moment, from the store where it has them. Spans are decoded in parallel. A reader that waits
+// copies from the decoded buffer; one that comes later from the flight until the store has the span,
+// then from the store. Where the store has no room, the span is in the Budget's Spares for a while:
+// readers are served even where the disk is full. The store tells when a layer's last span has come,
+// and the layer Options.Complete.
 // The body of a request is cut into spans as it arrives: who reads the first does not wait for the
 // last.
 //

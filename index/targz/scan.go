@@ -8,8 +8,10 @@
 //	                                             ├→ Device, hashes of the diffID and the spans
 //	                                             └→ Windows, hashes of the windows
 //
-// What decodes is told by the blob's first bytes (sniff): gunzip, unzstd or plain. Unpack decodes a
-// whole blob again, for layers whose spans are index.FromStart.
+// What decodes is told by the blob's first six bytes (sniff): gunzip, unzstd or plain, each of which
+// takes the input to the output and appends to the spans. Where a format can be cut anywhere, evenly
+// cuts it. Unpack decodes a whole blob again, for layers whose spans are index.FromStart; it looks
+// at the first bytes by itself.
 //
 // The decoding goroutine decides where spans begin. Where the blob is gzip this
 // has to be a member or a deflate block. Of those that come about a span's size
