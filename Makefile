@@ -43,8 +43,9 @@ clients: tools build ## clients of containerd, into docs/clients.md; builds Dock
 	script/test.sh clients
 
 kube: tools build ## pods and the chart on a real Kubernetes; builds it (20 minutes at first)
-	CGO_ENABLED=0 go -C integration/tools/kube build -trimpath -buildvcs=false -ldflags '-s -w \
-		-X k8s.io/component-base/version.gitVersion=v1.37.2' -o $(CURDIR)/build/kube/ tool
+	CGO_ENABLED=0 go -C integration/tools/kube build -trimpath -buildvcs=false \
+		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2' \
+		-o $(CURDIR)/build/kube/ tool
 	ln -sf server build/kube/etcd
 	script/test.sh kube
 
