@@ -69,7 +69,7 @@ image: {repository: %s, tag: test}
 	c.says("install", "Restart containerd")
 	containerd.restart()
 	c.rolledOut()
-	if got := starts("app", app); got > large/4 {
+	if got := starts("app", app); got > large/2 {
 		t.Errorf("with Mica %d bytes were downloaded of %d", got, large)
 	}
 	c.run(t, "reader", corev1.PodSpec{HostNetwork: true, Containers: []corev1.Container{{

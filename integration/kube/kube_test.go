@@ -127,7 +127,7 @@ func TestKubernetes(t *testing.T) {
 			ImagePullSecrets: []corev1.LocalObjectReference{{Name: "login"}},
 		})
 		id := c.running(t, "secret")
-		if got := r.Traffic().Down; got > large/4 {
+		if got := r.Traffic().Down; got > large/2 {
 			t.Errorf("%d bytes were downloaded of %d", got, large)
 		}
 		if err := c.do(http.MethodDelete, c.url+secrets+"/login", nil, nil); err != nil {
