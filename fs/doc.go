@@ -55,8 +55,7 @@
 // quota (cache.Cache.Fits). A layer that it has no room for stays proved until it comes whole
 // again, or is opened again. A span that is lost before tend has come to the layer is fetched at
 // once, if the layer's fill has begun, any other when it is read. Mount points of a layer that
-// becomes local are replaced, where
-// the kernel can do that.
+// becomes local are replaced, where the kernel can do that.
 //
 // # Over the end of the process
 //
