@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,7 +29,7 @@ func nodeCommand() *cobra.Command {
 				if err := node.Enter(); err != nil {
 					return err
 				}
-				o.Target, o.Micad, o.Out = args[0], "/etc/micad/config.toml", os.Stderr
+				o.Target, o.Micad, o.Out = args[0], "/etc/micad/config.toml", cmd.OutOrStdout()
 				return run(cmd.Context(), o)
 			},
 		})

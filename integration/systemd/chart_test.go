@@ -113,9 +113,10 @@ func (m *machine) started() (micad time.Time, containerd int) {
 	return info.Started, m.containerdPID()
 }
 
-// pod runs what a pod of the chart runs, in a container as Kubernetes makes it, until its log has a
-// line. What it returns waits for another, and for the end. Where nobody else restarts containerd,
-// it does that when the log asks for it.
+// pod runs what a pod of the chart runs, in a container as Kubernetes makes it, until its standard
+// output has a line. What it returns waits for another, and for the end. Where nobody else restarts
+// containerd, it does that when the log asks for it. The log can lack the last lines of standard
+// error, because the shim (containerd 2.4) closes the file when standard output ends.
 func (m *machine) pod(do, version, line string) (wait func(line string)) {
 	m.t.Helper()
 	id := fmt.Sprintf("%s-%d", do, time.Now().UnixNano())
