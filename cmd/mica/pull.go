@@ -109,6 +109,7 @@ func (p *pull) run(ctx context.Context, stdout, stderr io.Writer, name string) (
 	if err := w.awaitMounts(ctx); err != nil {
 		return err
 	}
+	w.askWhole(ctx)
 	w.end()
 	if p.quiet {
 		_, err = fmt.Fprintln(stdout, named)

@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
-	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 )
@@ -73,27 +73,36 @@ const (
 	ordinaryLayer layerKind = "unpacked by containerd"
 )
 
-// result says how it went, in a line; before it, why micad downloaded layers as a whole. own is
-// what this program has received.
+// askWhole asks micad which layers of this pull it has downloaded whole, and why.
+func (w *pullWatch) askWhole(ctx context.Context) {
+	var all []admin.Fallback
+	if err := w.micad.Get(ctx, admin.PathFallbacks, &all); err != nil {
+		w.sayf("which layers were not lazy is not known: %v", err)
+		return
+	}
+	for _, f := range all { // the latest first
+		if f.Ref == w.ref && f.Whole != nil && f.Time.After(w.start) {
+			w.whole = &f
+			return
+		}
+	}
+}
+
+// result says how it went, in a line; before it, why micad downloaded layers whole. own is what
+// this program has received.
 func (w *pullWatch) result(own int64) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	indexed := w.hasIndexLocked()
+	if w.whole != nil {
+		w.sayf("not lazy: %s", w.whole.Text())
+	}
 	count := map[layerKind]int{}
 	there := 0
 	for _, l := range w.layers {
-		kind := w.kindOfLocked(l, indexed)
-		count[kind]++
-		if kind == wholeLayer && indexed {
-			w.sayf("not lazy, micad has downloaded it: layer %s (%s): %s",
-				show.Short(l.Digest.String()), show.Bytes(l.Size), doctor.WhyWhole(l.MediaType))
-		}
+		count[w.kindOfLocked(l)]++
 		if l.stage == wasThere {
 			there++
 		}
-	}
-	if count[wholeLayer] > 0 && !indexed && w.sizeLocked() >= doctor.SmallLayer {
-		w.sayf("not lazy, micad has downloaded it: the image: %s", w.noIndexReason())
 	}
 	text := fmt.Sprintf("ready in %s, %s of %s downloaded, %d of %d layers lazy",
 		tookText(time.Since(w.start)), show.Bytes(own+w.received), show.Bytes(w.sizeLocked()),
@@ -109,37 +118,16 @@ func (w *pullWatch) result(own int64) string {
 	return text
 }
 
-// hasIndexLocked says whether micad has found an index of the image: a layer is not here as a
-// whole, or parts of one have come.
-func (w *pullWatch) hasIndexLocked() bool {
-	for _, l := range w.layers {
-		if s, ok := w.status[l.Digest]; ok && (s.State == "lazy" || s.Requests > 0) {
-			return true
-		}
-	}
-	return false
-}
-
-// kindOfLocked says what became of a layer. One that was here before, and one of an image with an
-// index that is small enough to have come with it, is lazy: nobody waited for it.
-func (w *pullWatch) kindOfLocked(l *pullLayer, indexed bool) layerKind {
-	s, mounted := w.status[l.Digest]
+// kindOfLocked says what became of a layer. One that was here before is lazy: nobody waited for it.
+func (w *pullWatch) kindOfLocked(l *pullLayer) layerKind {
+	_, mounted := w.status[l.Digest]
 	switch {
 	case l.stage == ordinary || l.stage == unpacked || l.stage == wasThere && !mounted:
 		return ordinaryLayer
-	case l.stage == served && mounted && s.State != "lazy" && s.Requests == 0 &&
-		(!indexed || l.Size >= doctor.SmallLayer):
+	case w.whole != nil && slices.Contains(w.whole.Whole, l.Digest):
 		return wholeLayer
 	}
 	return lazyLayer
-}
-
-// noIndexReason says why no layer of the image is lazy.
-func (w *pullWatch) noIndexReason() string {
-	if w.mode == string(fs.Local) {
-		return "its mode is local"
-	}
-	return "no index of it was found (mica index create --push " + w.ref + " makes one)"
 }
 
 // tookText writes a duration for people.

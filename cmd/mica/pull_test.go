@@ -18,12 +18,11 @@ import (
 	"github.com/mica-snapshotter/mica/fs"
 )
 
-// testLayer is a layer at a stage, and what micad says of it; nil: nothing.
-func testLayer(name string, size int64, stage pullStage, s *fs.Status) (*pullLayer, *fs.Status) {
-	l := &pullLayer{stage: stage, Descriptor: ocispec.Descriptor{
+// testLayer is a layer at a stage.
+func testLayer(name string, size int64, stage pullStage) *pullLayer {
+	return &pullLayer{stage: stage, Descriptor: ocispec.Descriptor{
 		MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString(name), Size: size,
 	}}
-	return l, s
 }
 
 // watchOf is a watch of a pull of redis, with lines written to said.
@@ -40,62 +39,51 @@ func watchOf(t *testing.T, said io.Writer) *pullWatch {
 // the reason.
 func TestPullResult(t *testing.T) {
 	const big, small = 50 << 20, 1000
-	lazy := &fs.Status{State: "lazy"}
-	read := &fs.Status{State: "verified", Requests: 3}
-	whole := &fs.Status{State: "verified"}
+	here := &fs.Status{State: "verified"}
 	type layer struct {
 		size   int64
 		stage  pullStage
-		status *fs.Status
-		media  string
+		status *fs.Status // nil: micad does not have it
 	}
 	for name, c := range map[string]struct {
 		layers []layer
-		mode   string
+		whole  int // so many of them
 		want   string
-		says   string
 	}{
-		"lazy": {layers: []layer{{big, served, lazy, ""}, {small, served, whole, ""}},
+		"lazy": {layers: []layer{{big, served, &fs.Status{State: "lazy"}}, {small, served, here}},
 			want: "0 of 52.4 MB downloaded, 2 of 2 layers lazy"},
-		"read meanwhile": {layers: []layer{{big, served, read, ""}},
-			want: "1 of 1 layers lazy"},
-		"no index": {layers: []layer{{big, served, whole, ""}, {small, served, whole, ""}},
-			want: "0 of 2 layers lazy, 2 downloaded whole",
-			says: "mica index create --push docker.io/library/redis:latest"},
-		"small without index": {layers: []layer{{small, served, whole, ""}},
-			want: "0 of 1 layers lazy, 1 downloaded whole"},
-		"mode local": {layers: []layer{{big, served, whole, ""}}, mode: "local",
-			want: "0 of 1 layers lazy, 1 downloaded whole", says: "its mode is local"},
-		"zstd": {layers: []layer{{big, served, lazy, ""},
-			{big, served, whole, ocispec.MediaTypeImageLayerZstd}},
-			want: "1 of 2 layers lazy, 1 downloaded whole", says: "zstd"},
-		"left out": {layers: []layer{{big, served, lazy, ""}, {big, served, whole, ""}},
-			want: "1 of 2 layers lazy, 1 downloaded whole", says: "index leaves it out"},
-		"by containerd": {layers: []layer{{big, unpacked, nil, ""}, {big, ordinary, nil, ""}},
+		"whole": {layers: []layer{{big, served, here}, {big, served, here}}, whole: 1,
+			want: "1 of 2 layers lazy, 1 downloaded whole"},
+		"by containerd": {layers: []layer{{big, unpacked, nil}, {big, ordinary, nil}},
 			want: "0 of 2 layers lazy, 2 unpacked by containerd"},
-		"before": {layers: []layer{{big, wasThere, whole, ""}, {big, wasThere, nil, ""}},
+		"before": {layers: []layer{{big, wasThere, here}, {big, wasThere, nil}},
 			want: "1 of 2 layers lazy, 1 unpacked by containerd (2 were here before)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var said bytes.Buffer
 			w := watchOf(t, &said)
-			w.mode, w.status = c.mode, map[digest.Digest]fs.Status{}
+			w.status = map[digest.Digest]fs.Status{}
 			for i, x := range c.layers {
-				l, s := testLayer(string(rune('a'+i)), x.size, x.stage, x.status)
-				if x.media != "" {
-					l.MediaType = x.media
-				}
+				l := testLayer(string(rune('a'+i)), x.size, x.stage)
 				w.layers = append(w.layers, l)
-				if s != nil {
-					w.status[l.Digest] = *s
+				if x.status != nil {
+					w.status[l.Digest] = *x.status
 				}
+			}
+			says := ""
+			if c.whole > 0 {
+				w.whole = &admin.Fallback{Reason: "of zstd"}
+				for _, l := range w.layers[:c.whole] {
+					w.whole.Whole = append(w.whole.Whole, l.Digest)
+				}
+				says = w.whole.Text()
 			}
 			got := strings.Replace(w.result(0), "0 B of", "0 of", 1)
 			if !strings.HasPrefix(got, "ready in 0.0 s, ") || !strings.HasSuffix(got, c.want) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
-			if (said.Len() > 0) != (c.says != "") || !strings.Contains(said.String(), c.says) {
-				t.Errorf("says %q, want %q", said.String(), c.says)
+			if (said.Len() > 0) != (says != "") || !strings.Contains(said.String(), says) {
+				t.Errorf("says %q, want %q", said.String(), says)
 			}
 		})
 	}
@@ -113,8 +101,8 @@ func TestPullWaits(t *testing.T) {
 	check("resolving docker.io/library/redis:latest")
 	w.target = digest.FromString("manifest")
 	check("manifest and configuration")
-	a, _ := testLayer("a", 60<<20, notAsked, nil)
-	b, _ := testLayer("b", 40<<20, notAsked, nil)
+	a := testLayer("a", 60<<20, notAsked)
+	b := testLayer("b", 40<<20, notAsked)
 	w.layers = []*pullLayer{a, b}
 	check("layer 1 of 2: containerd begins")
 	a.stage = asked

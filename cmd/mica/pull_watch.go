@@ -69,7 +69,6 @@ type pullWatch struct {
 	lines     *pullLines
 	start     time.Time
 	stop      func() // ends the telling, and waits for its end
-	mode      string // of micad
 	before    int64  // bytes that micad had received for pulls and reads
 	unpacking map[string]*pullLayer
 
@@ -79,6 +78,7 @@ type pullWatch struct {
 	mounted  int   // layers, once containerd has them all; -1 before
 	received int64 // bytes that micad has received since the start
 	status   map[digest.Digest]fs.Status
+	whole    *admin.Fallback // what micad has downloaded whole; nil: nothing, or not asked yet
 }
 
 func newPullWatch(named reference.Named, micad *admin.Client, lines *pullLines) *pullWatch {
@@ -99,11 +99,6 @@ func (w *pullWatch) sayf(format string, args ...any) {
 
 // begin asks micad how it is, and tells of the pull from then on, until end.
 func (w *pullWatch) begin(ctx context.Context) error {
-	var info admin.Info
-	if err := w.micad.Get(ctx, admin.PathInfo, &info); err != nil {
-		return err
-	}
-	w.mode = info.Mode
 	var err error
 	if w.before, err = w.receivedByMicad(ctx); err != nil {
 		return err

@@ -13,7 +13,7 @@ const (
 	// wholeKept is how long an image that was not lazy is shown, and wholeMost how many are.
 	wholeKept = 24 * time.Hour
 	wholeMost = 100
-	// wholeLeast is the size in bytes of a blob that nobody is told of: it comes in a moment.
+	// wholeLeast is the size in bytes of blobs that somebody is told of: less comes in a moment.
 	wholeLeast = 1 << 20
 )
 
@@ -31,9 +31,6 @@ type Whole struct {
 
 // noteWhole notes that a layer was downloaded whole, and why.
 func (p *Pull) noteWhole(d ocispec.Descriptor, why string) {
-	if d.Size < wholeLeast {
-		return
-	}
 	if why == leftOut && strings.HasSuffix(d.MediaType, "zstd") {
 		why = "zstd cannot be read from the middle"
 	}
@@ -58,7 +55,7 @@ func (a *Pulls) Wholes() []Whole {
 	defer a.mu.Unlock()
 	var all []Whole
 	for _, w := range slices.Backward(a.wholes) {
-		if time.Since(w.Time) <= wholeKept {
+		if time.Since(w.Time) <= wholeKept && w.Size >= wholeLeast {
 			copied := *w
 			copied.Layers = slices.Clone(w.Layers)
 			all = append(all, copied)

@@ -12,8 +12,8 @@ import (
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
-// SmallLayer is the size below which a layer may come whole without a word, bytes.
-const SmallLayer = 1 << 20
+// smallLayer is the size below which a layer may come whole without a word, bytes.
+const smallLayer = 1 << 20
 
 // checkImage has micad look at an image, and says whether it would be lazy.
 func checkImage(ctx context.Context, f *Findings, c *admin.Client, ref string) {
@@ -83,8 +83,8 @@ func (f *Findings) image(i admin.Image, mode string) {
 // any case.
 func (f *Findings) layers(i admin.Image) {
 	for n, l := range i.Layers {
-		reason := WhyWhole(l.MediaType)
-		small := l.Size < SmallLayer && !strings.Contains(reason, "containerd")
+		reason := whyWhole(l.MediaType)
+		small := l.Size < smallLayer && !strings.Contains(reason, "containerd")
 		if l.Indexed || small || reason == leftOut && i.Index == "" {
 			continue
 		}
@@ -95,8 +95,8 @@ func (f *Findings) layers(i admin.Image) {
 
 const leftOut = "the image's index leaves it out"
 
-// WhyWhole says why a layer of a media type is not lazy though its image has an index.
-func WhyWhole(mediaType string) string {
+// whyWhole says why a layer of a media type is not lazy though its image has an index.
+func whyWhole(mediaType string) string {
 	switch {
 	case strings.HasSuffix(mediaType, "+encrypted"):
 		return "it is encrypted: containerd downloads it and all above it"
