@@ -62,7 +62,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(pullCommand(), fetchCommand(), imagesCommand(), publish.IndexCommand(),
 		mountCommand(), publish.ProfileCommand(), psCommand(), duCommand(), gcCommand(),
 		verifyCommand(), doctorCommand(), setupCommand(), nodeCommand(), supportCommand(),
-		uiCommand(),
-		manual.Command())
+		uiCommand())
+	manual.AddTo(root)
 	return root
 }

@@ -82,7 +82,8 @@ func command(o *options) *cobra.Command {
 	flags.StringVar(&o.logLevel, "log-level", "",
 		"debug, info, warn or error (over the configuration's log_level)")
 	o.given = flags.Changed
-	root.AddCommand(keepCommand(o), configCommand(o), manual.Command())
+	root.AddCommand(keepCommand(o), configCommand(o))
+	manual.AddTo(root)
 	return root
 }
 

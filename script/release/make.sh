@@ -21,9 +21,9 @@ trap 'rm -rf "$work"' EXIT
 tools=$work/tools
 go -C integration/tools/release build -trimpath -buildvcs=false -o "$tools/" tool
 
-build() { # DIR: what GOARCH names
-	go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$1/" \
-		./cmd/micad ./cmd/mica
+build() { # DIR [TAG]: what GOARCH names
+	go build -trimpath -buildvcs=false -tags "${2:-}" -ldflags "-s -w -X main.version=$version" \
+		-o "$1/" ./cmd/micad ./cmd/mica
 }
 archive() { # DIR NAME...: what is in DIR as a tar
 	tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
@@ -34,7 +34,7 @@ pack() { # FILE DIR: DIR's folder as a tarball
 }
 
 # what is the same on all: manual, completions, unit, configuration
-build "$work/host"
+build "$work/host" manual
 common=$work/common
 mkdir -p "$common/man" "$common/completions"
 "$work/host/mica" man "$common/man"
