@@ -165,7 +165,7 @@ func (h *FileHeader) encode() ([HeaderSize]byte, error) {
 
 // DecodeHeader parses and checks a header, HeaderSize bytes, for a file of the given size in
 // bytes: sections follow each other without gaps and end at the file's end. Errors wrap ErrCorrupt,
-// but for that of a version that is too new.
+// that of a version that is too new ErrNewer.
 func DecodeHeader(b []byte, size int64) (*FileHeader, error) {
 	if len(b) != HeaderSize {
 		return nil, corrupt("header of %d bytes", len(b))
@@ -176,8 +176,7 @@ func DecodeHeader(b []byte, size int64) (*FileHeader, error) {
 	}
 	// The version comes before the checksum, whose place a later version may change.
 	if v := le.Uint32(b[8:]); v > Version {
-		return nil, fmt.Errorf(
-			"index version %d is newer than this mica understands (%d): upgrade mica", v, Version)
+		return nil, fmt.Errorf("index version %d is %w (%d): upgrade mica", v, ErrNewer, Version)
 	} else if v == 0 {
 		return nil, corrupt("version 0")
 	}

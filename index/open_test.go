@@ -61,9 +61,13 @@ func TestOpenRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := c.forge(bytes.Clone(good))
-			if _, err := index.Open(bytes.NewReader(b), int64(len(b))); err == nil ||
-				!strings.Contains(err.Error(), c.want) {
+			_, err := index.Open(bytes.NewReader(b), int64(len(b)))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %s", err, c.want)
+			}
+			if newer := name == "newer"; errors.Is(err, index.ErrNewer) != newer ||
+				errors.Is(err, index.ErrCorrupt) == newer {
+				t.Errorf("%v is neither or both of newer and corrupt", err)
 			}
 		})
 	}

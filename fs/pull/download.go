@@ -44,10 +44,14 @@ func (p *Pull) bring(d digest.Digest, atHand func()) error {
 			why = leftOut
 		}
 		if l, ok := b.find(d); ok {
-			why = "its index is damaged"
 			atHand()
 			err := p.install(b, l)
-			if err == nil || !errors.Is(err, index.ErrCorrupt) {
+			switch {
+			case errors.Is(err, index.ErrCorrupt):
+				why = "its index is damaged"
+			case errors.Is(err, index.ErrNewer):
+				why = fmt.Sprintf("its index cannot be used: %v", err)
+			default:
 				return err
 			}
 			p.all.o.Log.Error("index from the registry is not usable: the layer is downloaded "+
