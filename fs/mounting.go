@@ -177,12 +177,22 @@ func (t *Table) clean(dir string) error {
 func (p *mountPoint) close(t *Table) error {
 	var errs []error
 	if p.mode == EROFS {
-		errs = append(errs, erofs.Unmount(p.dir))
+		errs = append(errs, p.unmount())
 	}
 	if p.tree != nil {
 		errs = append(errs, t.end(t.ctx, p.tree))
 	}
 	return errors.Join(errs...)
+}
+
+// unmount takes the EROFS at the point out of the file tree. The mount table, which has all mounts
+// of the machine, is read where something else is seen there alone: a daemon that ends would read
+// it for each of its layers.
+func (p *mountPoint) unmount() error {
+	if top, ok, err := mountinfo.RootAt(p.dir); err == nil && ok && top.ID == p.id {
+		return erofs.UnmountTop(p.dir)
+	}
+	return erofs.Unmount(p.dir)
 }
 
 // mountPoints returns the mount points of a layer: those that have names, and those of former

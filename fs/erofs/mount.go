@@ -238,12 +238,21 @@ func Unmount(dir string) error {
 		if !ok || m.Type != Type {
 			return nil
 		}
-		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
+		if err := UnmountTop(dir); err != nil {
+			return err
 		}
 	}
+}
+
+// UnmountTop takes what lies uppermost at dir, which the caller knows, out of the file tree, as
+// Unmount does.
+func UnmountTop(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
 }

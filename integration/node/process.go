@@ -109,7 +109,7 @@ func (p *Process) Stop() error {
 	case <-time.After(2 * time.Second):
 	}
 	p.Kill()
-	_, stacks, _ := strings.Cut(p.Tail(4<<20), "SIGQUIT") // the first one is what main waits for
+	_, stacks, _ := strings.Cut(p.Tail(64<<20), "SIGQUIT") // the first one is what main waits for
 	return fmt.Errorf("%s ignored SIGTERM; its log ends:\n%s\n%s", p.Name, said,
 		stacks[:min(len(stacks), 60_000)])
 }
