@@ -40,11 +40,11 @@ func At(dir string) ([]Mount, error) {
 	if _, ok, err := RootAt(dir); err == nil && !ok {
 		return nil, nil
 	}
-	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return i.Mountpoint != dir, false })
+	all, err := mounts.read()
 	if err != nil {
-		return nil, fmt.Errorf("read mount table: %w", err)
+		return nil, err
 	}
-	return stack(infos), nil
+	return stack(all[dir]), nil
 }
 
 // Top returns the mount that is visible at dir; ok is false where dir is no

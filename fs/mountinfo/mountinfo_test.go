@@ -89,3 +89,12 @@ func TestAtMissing(t *testing.T) {
 		t.Error("no error for a directory that is not there")
 	}
 }
+
+// BenchmarkAt asks what is mounted at a directory, of a table that does not change.
+func BenchmarkAt(b *testing.B) {
+	for b.Loop() {
+		if all, err := mountinfo.At("/proc"); err != nil || len(all) == 0 {
+			b.Fatal(all, err)
+		}
+	}
+}
