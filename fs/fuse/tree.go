@@ -27,9 +27,10 @@ func MountTree(
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
+	// Without POSIX_ACL the kernel shows access control lists, and goes by the mode alone.
 	// No ASYNC_DIO: the kernel waits for an asynchronous direct read without
 	// taking signals, and a killed reader would hang for as long as we fetch.
-	return mount(ctx, dir, t, kind{name: KindTree}, o)
+	return mount(ctx, dir, t, kind{name: KindTree, with: gofuse.CAP_POSIX_ACL}, o)
 }
 
 // treeFS is the file system of a tree mount: a node ID is a nid of the tree.
