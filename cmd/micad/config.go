@@ -34,11 +34,11 @@ const noContainerd = "none"
 
 // config is micad's configuration file. docs/config.md describes the keys.
 type config struct {
-	Root     string     `toml:"root"`
-	Address  string     `toml:"address"`
-	Mode     string     `toml:"mode"`
-	DirectIO bool       `toml:"direct_io"`
-	LogLevel slog.Level `toml:"log_level"`
+	Root     string `toml:"root"`
+	Address  string `toml:"address"`
+	Mode     string `toml:"mode"`
+	DirectIO bool   `toml:"direct_io"`
+	LogLevel level  `toml:"log_level"`
 	// Containerd is the socket of the containerd that is asked for images and tells of pulls;
 	// empty: Credentials.ImageService or else containerd's default, noContainerd: none is asked.
 	Containerd string `toml:"containerd_address"`
@@ -96,18 +96,31 @@ type config struct {
 	} `toml:"kubernetes"`
 }
 
-// duration is a time.Duration written as text ("90s").
-type duration time.Duration
+// duration is a time.Duration written as text ("90s"). It is no integer, or TOML's would be
+// nanoseconds.
+type duration struct{ d time.Duration }
 
 // UnmarshalText parses what time.ParseDuration takes.
-func (d *duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	*d = duration(v)
-	return err
+func (d *duration) UnmarshalText(text []byte) (err error) {
+	if d.d, err = time.ParseDuration(string(text)); err != nil {
+		return fmt.Errorf(`%q: write a duration such as "90s", "5m" or "168h"`, text)
+	}
+	return nil
 }
 
 // MarshalText writes what UnmarshalText takes.
-func (d duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+func (d duration) MarshalText() ([]byte, error) { return []byte(d.d.String()), nil }
+
+// level is a slog.Level written as text, and no integer.
+type level struct{ slog.Level }
+
+// UnmarshalText parses the levels' names.
+func (l *level) UnmarshalText(text []byte) error {
+	if err := l.Level.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%q: use debug, info, warn or error", text)
+	}
+	return nil
+}
 
 func defaults() config {
 	c := config{
@@ -115,8 +128,8 @@ func defaults() config {
 		Address:      admin.DefaultAddress,
 		Mode:         "auto",
 		RemapIDs:     true,
-		ReadDeadline: duration(5 * time.Minute),
-		PullDeadline: duration(time.Minute),
+		ReadDeadline: duration{5 * time.Minute},
+		PullDeadline: duration{time.Minute},
 	}
 	c.MountOptions, c.Remote.DockerConfigs = []string{}, []string{}
 	c.Fetch.Fill, c.Fetch.Requests = fetch.All, fetch.DefaultFillRequests
@@ -143,9 +156,23 @@ func readConfig(path string, named bool) (config, error) {
 		if errors.As(err, &unknown) {
 			return c, fmt.Errorf("configuration %s: unknown keys:\n%s", path, unknown.String())
 		}
-		return c, fmt.Errorf("configuration %s: %w", path, err)
+		return c, fmt.Errorf("configuration %s: %w", path, explained(err))
 	}
 	return c, c.check(path)
+}
+
+// explained says where a file is wrong, and of a wrong type what to do, without names of Go's.
+func explained(err error) error {
+	var at *toml.DecodeError
+	if !errors.As(err, &at) {
+		return err
+	}
+	row, _ := at.Position()
+	text, wrongType := strings.TrimPrefix(at.Error(), "toml: "), false
+	if text, _, wrongType = strings.Cut(text, " into struct field "); wrongType {
+		text += ": write it as `micad config default` does"
+	}
+	return fmt.Errorf("line %d: %s: %s", row, strings.Join(at.Key(), "."), text)
 }
 
 // fetchOptions returns what the section fetch says.
@@ -169,7 +196,7 @@ func (c *config) fetchOptions() (fetch.Options, error) {
 
 // cacheOptions returns what the section cache says.
 func (c *config) cacheOptions() (o cache.Options, err error) {
-	o.Scrub = time.Duration(c.Cache.Scrub)
+	o.Scrub = c.Cache.Scrub.d
 	if o.Scrub < 0 {
 		return o, errors.New("cache.scrub_interval must not be negative")
 	}
@@ -257,7 +284,7 @@ func (c *config) check(path string) error {
 				path, key, noContainerd)
 		}
 	}
-	if c.ReadDeadline <= 0 || c.PullDeadline <= 0 {
+	if c.ReadDeadline.d <= 0 || c.PullDeadline.d <= 0 {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive "+
 			"durations", path)
 	}

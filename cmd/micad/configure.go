@@ -69,8 +69,8 @@ func (o *options) reload(
 			log.Error("SIGHUP: the configuration stays as it was", "err", err)
 			continue
 		}
-		level.Set(next.LogLevel)
-		log.Info("SIGHUP: the configuration is read", "log_level", next.LogLevel,
+		level.Set(next.LogLevel.Level)
+		log.Info("SIGHUP: the configuration is read", "log_level", next.LogLevel.Level,
 			"after_restart", strings.Join(differing(c, next), ", "))
 	}
 }

@@ -43,6 +43,14 @@ func TestConfigCheck(t *testing.T) {
 		`mode = "erofs"`: "",
 		`mode = "quick"`: "quick",
 		`rooot = "/x"`:   "unknown keys",
+
+		"read_deadline = 300":            `"300": write a duration`, // not nanoseconds
+		"[cache]\nscrub_interval = 3600": `"3600": write a duration`,
+		`pull_deadline = "90"`:           `line 1: pull_deadline: "90": write a duration`,
+		"log_level = 4":                  `"4": use debug, info`,
+		`log_level = "loud"`:             `"loud": use debug, info, warn or error`,
+		"[fetch]\nmax_requests = '8'":    "line 2: fetch.max_requests: cannot decode TOML string: write",
+		"mode = 'auto":                   "line 1: ",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -60,7 +68,7 @@ func TestConfigCheck(t *testing.T) {
 
 func TestDiffering(t *testing.T) {
 	a, b := defaults(), defaults()
-	b.LogLevel, b.Mode, b.Fetch.Requests = slog.LevelDebug, "fuse", 3
+	b.LogLevel, b.Mode, b.Fetch.Requests = level{slog.LevelDebug}, "fuse", 3
 	if got := differing(a, b); !reflect.DeepEqual(got, []string{"mode", "fetch"}) {
 		t.Errorf("%v differ", got)
 	}

@@ -69,7 +69,7 @@ func openContents(ctx context.Context, d *daemon) *contents {
 			return atomicfile.ReplaceBytes(path, 0o600, content)
 		},
 		Fetch: fetchBlob(d.client), More: c.sources,
-		Stall: time.Duration(d.config.PullDeadline), Log: d.log,
+		Stall: d.config.PullDeadline.d, Log: d.log,
 	})
 	if err != nil {
 		d.log.Error("containerd has no content: content_store cannot be opened; restart micad when "+

@@ -110,7 +110,7 @@ func (o *options) run(ctx context.Context) error {
 	}
 	tuneMemory()
 	level := new(slog.LevelVar)
-	level.Set(c.LogLevel)
+	level.Set(c.LogLevel.Level)
 	text := slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})
 	spans, err := openTraces(ctx, slog.New(text))
 	if err != nil {

@@ -33,6 +33,7 @@ func (c *config) cleanPaths() error {
 		clean("credentials.kubelet_provider_config", &c.Credentials.ProviderConfig),
 		clean("credentials.kubelet_provider_bin_dir", &c.Credentials.ProviderBinDir),
 		clean("credentials.key_file", &c.Credentials.Key),
+		clean("content_store", &c.Content),
 		clean("kubernetes.kubeconfig", &c.Kubernetes.Kubeconfig),
 	}
 	for i := range lists {

@@ -90,6 +90,7 @@ var wrongConfigs = map[string]string{
 	"containerd_address = 'none'\n[kubernetes]\nkubeconfig = '/k'": "kubeconfig needs a " +
 		"containerd",
 	"[credentials]\ncri_image_service = \"containerd.sock\"": "cri_image_service = ",
+	`content_store = "content"`:                              "content_store = ",
 }
 
 const long = "0123456789/123456789/123456789/123456789/123456789/" +

@@ -227,7 +227,7 @@ func (d *daemon) open(ctx context.Context, held []keeper.Held) error {
 	d.profiles = profile.NewDir(c.Root)
 	d.table, err = fs.Open(ctx, fs.Options{
 		Root: c.Root, Remote: d.client, Mode: mode, DirectIO: c.DirectIO,
-		ReadDeadline: time.Duration(c.ReadDeadline), PullDeadline: time.Duration(c.PullDeadline),
+		ReadDeadline: c.ReadDeadline.d, PullDeadline: c.PullDeadline.d,
 		Downloads: c.Remote.Downloads, LocalIndexes: c.Index.Trust == "local", Limits: limits,
 		Log:      d.log,
 		Scanning: scanning,
