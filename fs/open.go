@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -73,7 +72,14 @@ func Open(ctx context.Context, o Options) (*Table, error) {
 	o.Fetch.Hold = t.cache.Pause
 	t.fetch = fetch.New(o.Fetch)
 	t.pulls = t.newPulls()
-	t.kernel = sync.OnceValues(func() (kernel, error) { return probe(t.ctx, o.Root, o.Mode, o.DirectIO, o.probe) })
+	support := supported(t.ctx, o.Root, o.probe)
+	t.kernel = func() (kernel, error) {
+		s, err := support()
+		if err != nil {
+			return kernel{}, err
+		}
+		return choose(s, o.Mode, o.DirectIO)
+	}
 	t.running.Go(func() { t.fetch.Run(t.ctx) })
 	t.adoptAll(t.ctx, o.Held) // before all else: readers wait
 	began := time.Now()

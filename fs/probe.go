@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
 )
@@ -39,17 +40,31 @@ type kernel struct {
 // prober tries what EROFS can do below root.
 type prober func(ctx context.Context, root string) (erofs.Support, error)
 
-// probe tries below root how this kernel can serve layers. A mode that is forced has to work.
-func probe(
-	ctx context.Context, root string, forced Mode, directIO bool, try prober,
-) (kernel, error) {
-	if err := erofs.ClearProbes(root); err != nil {
-		return kernel{}, err // the store's lock says that no other process probes here
+// supported returns what try finds out below root. That is kept; an attempt that failed, on a full
+// disk perhaps, says nothing of the kernel, and is made again when somebody asks.
+func supported(ctx context.Context, root string, try prober) func() (erofs.Support, error) {
+	var mu sync.Mutex
+	var known *erofs.Support
+	return func() (erofs.Support, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if known != nil {
+			return *known, nil
+		}
+		if err := erofs.ClearProbes(root); err != nil {
+			return erofs.Support{}, err // the store's lock says that no other process probes here
+		}
+		s, err := try(ctx, root)
+		if err == nil {
+			known = &s
+		}
+		return s, err
 	}
-	s, err := try(ctx, root)
-	if err != nil {
-		return kernel{}, err
-	}
+}
+
+// choose says how layers are served by what works. A mode that is forced has to.
+func choose(s erofs.Support, forced Mode, directIO bool) (kernel, error) {
+	var err error
 	if directIO {
 		s = s.By(erofs.Loop)
 	}

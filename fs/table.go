@@ -76,7 +76,7 @@ type Table struct {
 	budget   *line.Budget
 	memory   *fuse.Memory
 	fetch    *fetch.Scheduler
-	kernel   func() (kernel, error) // what the kernel can do; tried once
+	kernel   func() (kernel, error) // what the kernel can do; kept once it is known
 	pulls    *pull.Pulls
 	mounter  erofs.Mounter   // of what this process serves
 	fixed    atomic.Bool     // this kernel cannot put a mount in the place of another

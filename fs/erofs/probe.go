@@ -91,7 +91,7 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 	p := probe{dir: tmp, content: bytes.Repeat([]byte("mica "), 2000)}
 	p.mounter.Limit = checkTime
 	defer p.mounter.Close()
-	if err := p.writeLayer(); err != nil {
+	if err := errors.Join(p.makeDirs(), p.writeLayer()); err != nil {
 		return s, errors.Join(fmt.Errorf("probe %s: %w", dir, err), os.RemoveAll(tmp))
 	}
 	for _, c := range []Check{
@@ -106,7 +106,7 @@ func Probe(ctx context.Context, dir string) (Support, error) {
 	}
 	s.Resend = p.resend
 	// Whatever a check could not unmount keeps its directory.
-	if err := os.RemoveAll(tmp); err != nil {
+	if err := errors.Join(p.full, os.RemoveAll(tmp)); err != nil {
 		return s, fmt.Errorf("probe %s: %w", dir, err)
 	}
 	return s, nil
@@ -147,13 +147,24 @@ type probe struct {
 	dir     string
 	content []byte // of the layer's one file
 	mounter Mounter
-	resend  bool // see Support
+	resend  bool  // see Support
+	full    error // that an overlay found no space, which says nothing of the kernel
 }
 
 // probeFile is its name.
 const probeFile = "probe"
 
 func (p *probe) path(name string) string { return filepath.Join(p.dir, name) }
+
+// makeDirs makes all that is mounted at, so that no check fails for want of space.
+func (p *probe) makeDirs() error {
+	for _, name := range []string{"fuse", "lower", "upper", "work", "merged"} {
+		if err := os.Mkdir(p.path(name), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // writeLayer writes the files "index" and "device": in the latter, the file
 // begins at the second block.
@@ -177,11 +188,6 @@ func (p *probe) writeLayer() (err error) {
 func (p *probe) check(ctx context.Context, c Check) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	for _, name := range []string{"fuse", "lower", "upper", "work", "merged"} {
-		if err := os.MkdirAll(p.path(name), 0o700); err != nil {
-			return err
-		}
-	}
 	device, lower := p.path("device"), p.path("lower")
 	if c.Mode != ModeLocal {
 		m, closeAll, err := p.serve(ctx, c.Mode)
@@ -203,7 +209,11 @@ func (p *probe) check(ctx context.Context, c Check) (err error) {
 	merged := p.path("merged")
 	err = p.mounter.overlay(lower, p.path("upper"), p.path("work"), merged)
 	if err != nil {
-		return fmt.Errorf("overlay on top: %w", err)
+		err = fmt.Errorf("overlay on top: %w", err)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			p.full = err
+		}
+		return err
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(merged, unix.MNT_DETACH)) }()
 	got, err := readInChild(ctx, filepath.Join(merged, probeFile))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
+	"github.com/mica-snapshotter/mica/fs/erofs"
 )
 
 // Finding is one thing that doctor looked at.
@@ -144,8 +145,14 @@ func checkDaemon(ctx context.Context, f *Findings, o Options) {
 		f.failure("micad", err.Error(), "")
 		return
 	}
-	f.ok("micad", fmt.Sprintf("version %s, pid %d, root %s; lazy layers by %s, complete ones by %s",
-		info.Version, info.PID, info.Root, info.Lazy, info.Complete))
+	who := fmt.Sprintf("version %s, pid %d, root %s; ", info.Version, info.PID, info.Root)
+	switch erofs.Mode(info.Lazy) {
+	case erofs.ModeErofs, erofs.ModeFuse, erofs.ModeLocal:
+		f.ok("micad", who+fmt.Sprintf("lazy layers by %s, complete ones by %s", info.Lazy,
+			info.Complete))
+	default: // it says why
+		f.failure("micad", who+"no layer is served, containerd pulls all: "+info.Lazy, "")
+	}
 	f.remapIDs(o.Config, info)
 	f.content(o.Config, info)
 	f.buildKit(o.Config, o.Address, info)

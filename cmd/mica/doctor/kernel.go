@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -49,6 +50,11 @@ func checkKernel(ctx context.Context, f *Findings, scratch string) {
 		scratch = os.TempDir()
 	}
 	s, err := erofs.Probe(ctx, scratch)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		f.failure("kernel", err.Error(), "Make room on that disk: mica du shows what images take, "+
+			"mica gc --unused frees what no container uses.")
+		return
+	}
 	if err != nil {
 		f.failure("kernel", err.Error(),
 			"Name a folder on a real filesystem (not overlayfs) with --scratch.")
