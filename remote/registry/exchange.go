@@ -169,7 +169,7 @@ func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*R
 				return nil, x.refusal(r, hop > 0)
 			}
 			if c.Target != nil {
-				c.Target.found(h, origin, r.Via, expires)
+				c.Target.found(h, r.Via, expires)
 			}
 			return r, nil
 		}
@@ -178,14 +178,14 @@ func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*R
 			return nil, fmt.Errorf("%s %s%s: more than %d redirects", c.Method, h.Name, origin.Path,
 				maxHops)
 		}
-		if r.Via.Scheme == "https" && u.Scheme != "https" && !c.Proved {
+		if r.Via.Scheme == "https" && u.Scheme != "https" && !c.Proved && !h.cleartext {
 			return nil, fmt.Errorf("%s %s%s: %w: to %s://%s",
 				c.Method, h.Name, origin.Path, errCleartext, u.Scheme, u.Host)
 		}
 		if e := expiry(u); !e.IsZero() && (expires.IsZero() || e.Before(expires)) {
 			expires = e
 		}
-		if u.Scheme == origin.Scheme && u.Host == origin.Host {
+		if h.is(u) {
 			again := *c
 			again.URL = u
 			r, err = x.authorized(ctx, h, &again)
@@ -236,7 +236,7 @@ func (x *Repository) once(
 		c.Body.begin(w)
 		req.ContentLength = c.Body.size
 	}
-	if u.Host == h.Name && u.Scheme == h.Scheme {
+	if h.is(u) {
 		for k, vs := range h.header {
 			for _, v := range vs {
 				req.Header.Add(k, v)

@@ -126,13 +126,14 @@ func (s *session) token(
 		return nil, fmt.Errorf("challenge of %s: realm %q is no address: %w", s.host.Name,
 			Printable(to.Realm, 100), ErrUnauthorized)
 	}
-	if realm.Scheme == "http" && s.host.Scheme == "https" && !isLoopback(realm.Host) {
+	exposed := realm.Scheme == "http" && !s.host.cleartext && !isLoopback(realm.Host)
+	if exposed && to.Secret != "" {
 		return nil, fmt.Errorf("%s wants credentials sent in the clear, to %s: %w", s.host.Name,
 			realm.Host, ErrUnauthorized)
 	}
 	to.Scopes = docker.GetTokenScopes(docker.WithScope(ctx, s.scope), to.Scopes)
 	header := http.Header{"User-Agent": {s.agent}}
-	if realm.Host == s.host.Name {
+	if !exposed && realm.Host == s.host.Name {
 		for k, v := range s.host.header {
 			header[k] = v
 		}

@@ -30,6 +30,7 @@ type Host struct {
 	Lists        Doubt       // whether it answers when it is asked for referrers
 	referrers    atomic.Bool // has the referrers API
 	redirects    atomic.Bool // has redirected who asked for a blob, the last time
+	cleartext    bool        // is configured for http, though TLS may be tried first
 
 	mu          sync.Mutex
 	failures    int       // in a row
@@ -53,6 +54,12 @@ func (h *Host) url(repo, rest string, query url.Values) *url.URL {
 	// rest may end in a slash (blobs/uploads/), which Join would take away.
 	return &url.URL{Scheme: h.Scheme, Host: h.Name, Path: path.Join("/", h.root, repo) + "/" + rest,
 		RawQuery: q.Encode()}
+}
+
+// is tells whether an address is the host's: so is https at a host that is configured for http, and
+// http where TLS is only tried first.
+func (h *Host) is(u *url.URL) bool {
+	return u.Host == h.Name && (u.Scheme == h.Scheme || h.cleartext)
 }
 
 // CanName says whether the host may say which content a name stands for.

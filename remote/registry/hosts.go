@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -142,7 +143,8 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*Hosts, e
 		opts.HostDir = func(string) (string, error) { return dir, nil }
 	}
 	// Which of the two a registry on this machine speaks is not known without a hosts.toml.
-	local := dir == "" && isLoopback(registry) && !strings.HasSuffix(registry, ":443")
+	_, port, _ := net.SplitHostPort(registry) // without one it is HTTPS's
+	local := dir == "" && isLoopback(registry) && port != "" && port != "443"
 	if local || c.PlainHTTP {
 		opts.DefaultScheme = "http"
 	}
@@ -152,13 +154,16 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*Hosts, e
 		return nil, err
 	}
 	for _, f := range found {
+		// With settings for TLS containerd tries TLS first where http is asked for.
+		_, direct := f.Client.Transport.(*http.Transport)
+		cleartext := f.Scheme == "http" || !direct
 		if h := s.same(f); h != nil {
 			h.caps |= f.Capabilities
 			continue
 		}
 		h := &Host{
 			tokens: f.Client, Scheme: f.Scheme, Name: f.Host, registry: registry, root: f.Path,
-			caps: f.Capabilities, header: f.Header,
+			caps: f.Capabilities, header: f.Header, cleartext: cleartext,
 			sessions: map[string]*session{},
 		}
 		if local {

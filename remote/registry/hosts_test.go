@@ -20,6 +20,7 @@ func TestHosts(t *testing.T) {
 		"registry.example:5000": {"https", "registry.example:5000", ""},
 		"docker.io":             {"https", "registry-1.docker.io", ""},
 		"127.0.0.1:5000":        {"http", "127.0.0.1:5000", ""},
+		"localhost":             {"https", "localhost", ""},
 	} {
 		set, err := c.Repository(registry, "a/b").Hosts(t.Context())
 		if err != nil || len(set.hosts) != 1 {

@@ -72,8 +72,8 @@ func (t *Target) answered(ch chan struct{}) {
 
 // found notes where the blob was found. expires is zero where the target does not say: then it is
 // used until it is refused.
-func (t *Target) found(h *Host, origin, u *url.URL, expires time.Time) {
-	elsewhere := u.Scheme != origin.Scheme || u.Host != origin.Host
+func (t *Target) found(h *Host, u *url.URL, expires time.Time) {
+	elsewhere := !h.is(u)
 	h.redirects.Store(elsewhere)
 	t.mu.Lock()
 	defer t.mu.Unlock()
