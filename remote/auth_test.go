@@ -378,3 +378,23 @@ func TestLeaderCancelled(t *testing.T) {
 		}
 	})
 }
+
+// TestHeaderAtTokenServer: a login that stands in hosts.toml alone, as a header, gets tokens.
+func TestHeaderAtTokenServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t)
+		g, tokens := newRegistry("reg.test"), newTokenServer(time.Hour, true)
+		d := g.add([]byte("blob"))
+		tokens.user, tokens.password = "u", "p"
+		g.auth = tokens.check
+		defer net.serve("reg.test", g)()
+		defer net.serve("auth.test", tokens)()
+		c := net.client(Config{ConfigPath: hostsToml(t, "reg.test",
+			"server = \"http://reg.test\"\n[header]\nauthorization = \"Basic dTpw\"\n")})
+		defer c.Close()
+		if b, err := mustImage(t, c, "reg.test/a/b:1").FetchBlob(t.Context(), d, 100); err != nil ||
+			string(b) != "blob" {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -187,5 +188,85 @@ func TestRedirectFromTLS(t *testing.T) {
 	plain.manifests["1"] = []byte("{}")
 	if _, err := i.Resolve(ctx); err == nil || !strings.Contains(err.Error(), "redirect from https") {
 		t.Errorf("a tag: %v", err)
+	}
+}
+
+// TestRedirectedLogin reads where the registry redirects all requests to another, which asks for a
+// login: it gets its own, once, and the first one's go nowhere else.
+func TestRedirectedLogin(t *testing.T) {
+	up := creds.Credential{User: "up", Secret: "secret"}
+	for _, tc := range []struct {
+		name  string
+		basic bool
+		user  creds.Credential // at the other registry
+		err   error
+	}{
+		{"token", false, up, nil},
+		{"anonymous token", false, creds.Credential{}, nil},
+		{"basic", true, up, nil},
+		{"basic, without a login", true, creds.Credential{}, ErrUnauthorized},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newNetwork(t)
+				first, g := newRegistry("reg.test"), newRegistry("up.test")
+				tokens := newTokenServer(time.Hour, true)
+				blob := randomBytes(10_000)
+				d := g.add(blob)
+				g.manifests["1"] = []byte(`{"schemaVersion":2,"layers":[]}`)
+				first.on("/", func(w http.ResponseWriter, r *http.Request) {
+					if u, _, _ := r.BasicAuth(); u != "first" {
+						w.Header().Set("WWW-Authenticate", `Basic realm="r"`)
+						w.WriteHeader(http.StatusUnauthorized)
+						return
+					}
+					http.Redirect(w, r, "http://up.test"+r.URL.Path, http.StatusTemporaryRedirect)
+				})
+				tokens.user, tokens.password = tc.user.User, tc.user.Secret
+				g.auth = tokens.check
+				if tc.basic {
+					g.auth = func(r *http.Request) (string, int) {
+						if u, p, _ := r.BasicAuth(); (creds.Credential{User: u, Secret: p}) == up {
+							return "", 0
+						}
+						return `Basic realm="r"`, http.StatusUnauthorized
+					}
+				}
+				defer net.serve("reg.test", first)()
+				defer net.serve("up.test", g)()
+				defer net.serve("auth.test", tokens)()
+				users := map[string]creds.Credential{
+					"reg.test": {User: "first", Secret: "other"}, "up.test": tc.user,
+				}
+				c := net.client(Config{
+					Credentials: func(_ context.Context, at, _ string) ([]creds.Credential, error) {
+						return []creds.Credential{users[at]}, nil
+					},
+				})
+				defer c.Close()
+				i := mustImage(t, c, "reg.test/a/b:1")
+				if _, err := i.Resolve(t.Context()); !errors.Is(err, tc.err) {
+					t.Fatalf("resolve: %v", err)
+				}
+				for _, h := range g.headers() {
+					if h.Get("Authorization") == "Basic Zmlyc3Q6b3RoZXI=" {
+						t.Error("the first registry's login was sent to the other")
+					}
+				}
+				if tc.err != nil {
+					return
+				}
+				for range 3 {
+					p := make([]byte, 5000)
+					if err := i.Blob(d).ReadAt(t.Context(), p, 10); err != nil ||
+						!bytes.Equal(p, blob[10:5010]) {
+						t.Fatalf("read: %v", err)
+					}
+				}
+				if a, b := len(first.requests("")), len(g.requests("")); a != 3 || b != 6 {
+					t.Errorf("%d and %d requests, want 3 and 6", a, b)
+				}
+			})
+		})
 	}
 }

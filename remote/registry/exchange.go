@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	maxHops        = 6 // redirects of one request
-	maxCredentials = 8 // that one request is tried with
+	maxHops        = 10 // redirects of one request; containerd's
+	maxCredentials = 8  // that one request is tried with
 )
 
 // Call is one request to a repository, at whichever host.
@@ -63,10 +63,18 @@ func (x *Repository) Send(ctx context.Context, h *Host, c *Call) (*Reply, error)
 // URL is the address of a call at a host, where the host has given no other.
 func (x *Repository) URL(h *Host, c *Call) *url.URL { return h.url(x.name, c.Rest, c.Query) }
 
-// SendTo does a call at an address elsewhere that the host gave, without credentials. A target that
-// does not answer, or refuses, is forgotten.
+// SendTo does a call at an address elsewhere that the host gave, without the host's credentials. A
+// target that does not answer, or refuses, is forgotten.
 func (x *Repository) SendTo(ctx context.Context, h *Host, c *Call, u *url.URL) (*Reply, error) {
-	r, err := x.once(ctx, h, c, u, "")
+	var r *Reply
+	var err error
+	if o := h.other(u); o != nil {
+		again := *c
+		again.URL = u
+		r, err = x.authorized(ctx, o, &again)
+	} else {
+		r, err = x.once(ctx, h, c, u, "")
+	}
 	if err == nil && r.StatusCode < 300 {
 		return r, nil
 	}
@@ -154,8 +162,8 @@ func (x *Repository) authorized(ctx context.Context, h *Host, c *Call) (*Reply, 
 }
 
 // follow goes where the host's answer points. Credentials and the headers that hosts.toml sets stay
-// with the host, and with its scheme. As containerd does, follow leaves https for http, but only
-// for what is compared with a digest.
+// with the host, and with its scheme; a registry elsewhere that asks for a login gets its own. As
+// containerd does, follow leaves https for http, but only for what is compared with a digest.
 func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*Reply, error) {
 	origin := r.Via
 	expires := time.Time{}
@@ -185,12 +193,19 @@ func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*R
 		if e := expiry(u); !e.IsZero() && (expires.IsZero() || e.Before(expires)) {
 			expires = e
 		}
-		if h.is(u) {
-			again := *c
-			again.URL = u
+		again := *c
+		again.URL = u
+		switch o := h.other(u); {
+		case h.is(u):
 			r, err = x.authorized(ctx, h, &again)
-		} else {
+		case o != nil:
+			r, err = x.authorized(ctx, o, &again)
+		default:
 			r, err = x.once(ctx, h, c, u, "")
+			if o := h.asks(r, err); o != nil {
+				r.Close()
+				r, err = x.authorized(ctx, o, &again)
+			}
 		}
 		if err != nil {
 			return nil, err

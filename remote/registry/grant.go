@@ -133,9 +133,9 @@ func (s *session) token(
 	}
 	to.Scopes = docker.GetTokenScopes(docker.WithScope(ctx, s.scope), to.Scopes)
 	header := http.Header{"User-Agent": {s.agent}}
-	if !exposed && realm.Host == s.host.Name {
+	if !exposed { // as containerd does: a password may stand in hosts.toml alone
 		for k, v := range s.host.header {
-			header[k] = v
+			header[http.CanonicalHeaderKey(k)] = v
 		}
 	}
 	asked := time.Now()

@@ -25,7 +25,7 @@ type Host struct {
 	registry     string       // for which it answers, as in image references
 	root         string       // path of the API, "/v2" as a rule
 	caps         docker.HostCapabilities
-	header       http.Header // from hosts.toml; for this host only
+	header       http.Header // from hosts.toml; for this host and its token server only
 	Namespace    string      // value of ?ns= for a mirror; "" for the registry itself
 	Lists        Doubt       // whether it answers when it is asked for referrers
 	referrers    atomic.Bool // has the referrers API
@@ -39,6 +39,7 @@ type Host struct {
 	noRanges    time.Time // has ignored a Range; comes after the others until then
 	noReferrers time.Time // has no referrers API; not asked for it until then
 	sessions    map[string]*session
+	others      map[string]*Host             // see other; by scheme and name
 	waiting     map[chan<- struct{}]struct{} // told when it answers
 }
 
