@@ -258,6 +258,44 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestServerBeside: a server that has settings of its own, or another scheme, is another host than
+// the entry with its address. Tags are not resolved where nothing proves who answers, if the file
+// lets the server alone do so.
+func TestServerBeside(t *testing.T) {
+	g := newRegistry("reg")
+	d := g.add([]byte("blob"))
+	g.manifests["1"] = []byte(`{"schemaVersion":2,"layers":[]}`)
+	srv := httptest.NewUnstartedServer(g)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	defer srv.Close()
+	// The address of no machine stands for this one, and is not taken for a loopback's.
+	at := func(addr string) string { return strings.Replace(addr, "127.0.0.1", "0.0.0.0", 1) }
+	secure, plain := at(srv.Listener.Addr().String()), at(newServer(t, g))
+	for text, want := range map[string][2]bool{ // a tag is resolved, a blob read
+		"server = 'https://SECURE'\nskip_verify = true\n[host.'https://SECURE']\n":       {true, true},
+		"server = 'http://PLAIN'\n[host.'https://PLAIN']\n":                              {true, true},
+		"server = 'https://SECURE'\n[host.'https://SECURE']\nskip_verify = true\n":       {true, true},
+		"server = 'https://SECURE'\n[host.'https://SECURE']\nskip_verify = true\nPULL\n": {false, true},
+	} {
+		text = strings.NewReplacer("SECURE", secure, "PLAIN", plain,
+			"PULL", "capabilities = ['pull']").Replace(text)
+		c, err := New(Config{ConfigPath: hostsToml(t, "reg.test", text)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		i := mustImage(t, c, "reg.test/a/b:1")
+		_, resolve := i.Resolve(ctx)
+		_, read := i.FetchBlob(ctx, d, 100)
+		if (resolve == nil) != want[0] || (read == nil) != want[1] {
+			t.Errorf("%s: resolve: %v, read: %v", text, resolve, read)
+		}
+	}
+}
+
 // TestLoopback checks that a registry on this machine is reached with and without TLS.
 func TestLoopback(t *testing.T) {
 	g := newRegistry("local")

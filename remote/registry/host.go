@@ -30,6 +30,7 @@ type Host struct {
 	Lists        Doubt       // whether it answers when it is asked for referrers
 	referrers    atomic.Bool // has the referrers API
 	redirects    atomic.Bool // has redirected who asked for a blob, the last time
+	unverified   bool        // is not asked for a certificate that proves who it is
 	cleartext    bool        // is configured for http, though TLS may be tried first
 
 	mu          sync.Mutex

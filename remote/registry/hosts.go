@@ -33,6 +33,7 @@ type Hosts struct {
 	checked time.Time
 	Answers [questions]Doubt // what a registry is asked first, see Question
 
+	bare       *http.Client // of hosts without settings of their own
 	transports []*http.Transport
 }
 
@@ -155,16 +156,17 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*Hosts, e
 	}
 	for _, f := range found {
 		// With settings for TLS containerd tries TLS first where http is asked for.
-		_, direct := f.Client.Transport.(*http.Transport)
+		t, direct := f.Client.Transport.(*http.Transport)
 		cleartext := f.Scheme == "http" || !direct
-		if h := s.same(f); h != nil {
+		if h := s.same(f, cleartext); h != nil {
 			h.caps |= f.Capabilities
 			continue
 		}
 		h := &Host{
 			tokens: f.Client, Scheme: f.Scheme, Name: f.Host, registry: registry, root: f.Path,
 			caps: f.Capabilities, header: f.Header, cleartext: cleartext,
-			sessions: map[string]*session{},
+			unverified: direct && t.TLSClientConfig.InsecureSkipVerify,
+			sessions:   map[string]*session{},
 		}
 		if local {
 			h.tokens = &http.Client{Transport: newPlainFirst(f.Client.Transport)}
@@ -190,23 +192,29 @@ func (c *Client) loadHosts(ctx context.Context, registry, dir string) (*Hosts, e
 
 // same returns the host that was configured at the same address, nil if there is none. A file that
 // repeats its server among the hosts says there how the server is to be reached; containerd adds it
-// once more, bare, with what the entry does not allow.
-func (s *Hosts) same(f docker.RegistryHost) *Host {
+// once more, bare, with what the entry does not allow; on this machine with its own settings. One
+// that has settings in the file, too, stays a host, and so does one that may name content where
+// nothing proves who answers at the entry.
+func (s *Hosts) same(f docker.RegistryHost, cleartext bool) *Host {
 	for _, h := range s.hosts {
-		if withPort(h.Scheme, h.Name) == withPort(f.Scheme, f.Host) && h.root == f.Path {
+		switch {
+		case withPort(h.cleartext, h.Name) != withPort(cleartext, f.Host) || h.root != f.Path:
+		case !isLoopback(f.Host) && (h.cleartext != cleartext || f.Client != s.bare):
+		case !isLoopback(f.Host) && h.unverified && !h.CanName():
+		default:
 			return h
 		}
 	}
 	return nil
 }
 
-// withPort returns a host with its port, which the scheme says if it does not.
-func withPort(scheme, name string) string {
-	u := url.URL{Scheme: scheme, Host: name}
+// withPort returns a host with its port, which http and https have if it does not.
+func withPort(cleartext bool, name string) string {
+	u := url.URL{Host: name}
 	switch {
 	case u.Port() != "":
 		return name
-	case scheme == "http":
+	case cleartext:
 		return name + ":80"
 	}
 	return name + ":443"
@@ -223,6 +231,7 @@ func (c *Client) tuner(s *Hosts) config.UpdateClientFunc {
 			return fmt.Errorf("transport is a %T", client.Transport)
 		}
 		if len(s.transports) == 0 {
+			s.bare = client
 			t.DialContext = c.dialer.DialContext
 		}
 		if !slices.Contains(s.transports, t) {
