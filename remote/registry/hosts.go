@@ -2,23 +2,17 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/sirupsen/logrus"
 )
@@ -105,35 +99,6 @@ func (c *Client) hostsOf(ctx context.Context, registry string) (*Hosts, error) {
 	}
 	c.hosts[registry] = s
 	return s, nil
-}
-
-// hostDir finds the directory that configures a registry, "" if none does, and a stamp that changes
-// when its files do.
-func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
-	for _, root := range filepath.SplitList(c.ConfigPath) {
-		dir, err = config.HostDirFromRoot(root)(registry)
-		if err == nil {
-			break
-		}
-		if !errdefs.IsNotFound(err) && !errors.Is(err, fs.ErrNotExist) {
-			return "", "", err
-		}
-		dir = ""
-	}
-	if dir == "" {
-		return "", "", nil
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return "", "", err
-	}
-	var b strings.Builder
-	for _, e := range entries {
-		if i, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
-			fmt.Fprintf(&b, "%s %d %d\n", e.Name(), i.Size(), i.ModTime().UnixNano())
-		}
-	}
-	return dir, dir + "\n" + b.String(), nil
 }
 
 // loadHosts has containerd read hosts.toml, so that a file means the same to both.
