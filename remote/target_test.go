@@ -192,24 +192,27 @@ func TestRedirectFromTLS(t *testing.T) {
 }
 
 // TestRedirectedLogin reads where the registry redirects all requests to another, which asks for a
-// login: it gets its own, once, and the first one's go nowhere else.
+// login: it gets its own, once, and the first one's go nowhere else. By http a login goes to this
+// machine alone.
 func TestRedirectedLogin(t *testing.T) {
 	up := creds.Credential{User: "up", Secret: "secret"}
 	for _, tc := range []struct {
 		name  string
+		at    string // the other registry
 		basic bool
 		user  creds.Credential // at the other registry
 		err   error
 	}{
-		{"token", false, up, nil},
-		{"anonymous token", false, creds.Credential{}, nil},
-		{"basic", true, up, nil},
-		{"basic, without a login", true, creds.Credential{}, ErrUnauthorized},
+		{"token", "localhost", false, up, nil},
+		{"anonymous token", "localhost", false, creds.Credential{}, nil},
+		{"basic", "localhost", true, up, nil},
+		{"basic, without a login", "localhost", true, creds.Credential{}, ErrUnauthorized},
+		{"in the clear", "up.test", true, up, ErrUnauthorized},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newNetwork(t)
-				first, g := newRegistry("reg.test"), newRegistry("up.test")
+				first, g := newRegistry("reg.test"), newRegistry(tc.at)
 				tokens := newTokenServer(time.Hour, true)
 				blob := randomBytes(10_000)
 				d := g.add(blob)
@@ -220,7 +223,7 @@ func TestRedirectedLogin(t *testing.T) {
 						w.WriteHeader(http.StatusUnauthorized)
 						return
 					}
-					http.Redirect(w, r, "http://up.test"+r.URL.Path, http.StatusTemporaryRedirect)
+					http.Redirect(w, r, "http://"+tc.at+r.URL.Path, http.StatusTemporaryRedirect)
 				})
 				tokens.user, tokens.password = tc.user.User, tc.user.Secret
 				g.auth = tokens.check
@@ -233,10 +236,10 @@ func TestRedirectedLogin(t *testing.T) {
 					}
 				}
 				defer net.serve("reg.test", first)()
-				defer net.serve("up.test", g)()
+				defer net.serve(tc.at, g)()
 				defer net.serve("auth.test", tokens)()
 				users := map[string]creds.Credential{
-					"reg.test": {User: "first", Secret: "other"}, "up.test": tc.user,
+					"reg.test": {User: "first", Secret: "other"}, tc.at: tc.user,
 				}
 				c := net.client(Config{
 					Credentials: func(_ context.Context, at, _ string) ([]creds.Credential, error) {
@@ -251,6 +254,9 @@ func TestRedirectedLogin(t *testing.T) {
 				for _, h := range g.headers() {
 					if h.Get("Authorization") == "Basic Zmlyc3Q6b3RoZXI=" {
 						t.Error("the first registry's login was sent to the other")
+					}
+					if tc.at == "up.test" && h.Get("Authorization") != "" {
+						t.Error("a login was sent in the clear")
 					}
 				}
 				if tc.err != nil {

@@ -17,10 +17,12 @@ func (h *Host) other(u *url.URL) *Host {
 
 // asks returns the registry to which the host has redirected if that asks for a login: one host
 // name may stand for repositories of several registries. A content server, whose signed URL has
-// ended, does not name a way to log in. Nobody logs in by http to whom https has led.
+// ended, does not name a way to log in. Nobody logs in by http elsewhere than on this machine,
+// because whoever can change what an http registry answers could name any registry, and have its
+// login.
 func (h *Host) asks(r *Reply, err error) *Host {
 	if err != nil || r.StatusCode != http.StatusUnauthorized ||
-		r.Via.Scheme == "http" && !h.cleartext {
+		r.Via.Scheme == "http" && !isLoopback(r.Via.Host) {
 		return nil
 	}
 	for _, c := range auth.ParseAuthHeader(r.Header) {
