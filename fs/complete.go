@@ -155,7 +155,11 @@ func (l *openLayer) MakeLazy(ctx context.Context) (int64, error) {
 			l.t.fixed.Store(true)
 			return 0, nil
 		}
-		done, err := l.exchange(p, func(q *mountPoint) error { return q.mountLazy(ctx, l, k) })
+		var done bool
+		err := l.t.store.WithRoom(func() (err error) { // folders to mount at are made
+			done, err = l.exchange(p, func(q *mountPoint) error { return q.mountLazy(ctx, l, k) })
+			return err
+		})
 		if err != nil {
 			return 0, fmt.Errorf("make layer %s lazy: %w", l.digest, err)
 		}

@@ -39,7 +39,7 @@ func (s *Store) restock() {
 // writeFile is the function writeFile, for what has to be written on a full disk as well.
 func (s *Store) writeFile(dir, name string, content []byte) error {
 	err := writeFile(s.disk, dir, name, content)
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+	if !noRoom(err) {
 		return err
 	}
 	for i := range reserveFiles {
@@ -49,3 +49,17 @@ func (s *Store) writeFile(dir, name string, content []byte) error {
 	}
 	return err
 }
+
+// WithRoom calls do, and as long as the disk is too full for it gives up a file of the reserve and
+// calls it again. It is for what lets content go.
+func (s *Store) WithRoom(do func() error) error {
+	err := do()
+	for i := 0; i < reserveFiles && noRoom(err); i++ {
+		if os.Remove(s.reserve(i)) == nil {
+			err = do()
+		}
+	}
+	return err
+}
+
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

@@ -122,6 +122,27 @@ func TestQuota(t *testing.T) {
 	}
 }
 
+// TestFullDisk: on a disk without a free block `mica gc --unused` has layers go that the kernel
+// serves by itself, for which a folder has to be made.
+func TestFullDisk(t *testing.T) {
+	r := fixture.Referrers(t)
+	img, err := images.Known(known.Tree{Seed: 78, Files: 16, Size: 1 << 20}, "data", 3)
+	mustf(t, err, "make image")
+	ref := fixture.Push(t, r, "whole", img) // without an index
+	n := fixture.Node(t, node.Options{Disk: 128 << 20})
+	fixture.Pull(t, n, mica, ref)
+	before := storeUsage(t, n)
+	_, err = n.Disk().Fill()
+	mustf(t, err, "fill the disk")
+	if err := os.Mkdir(n.MicadRoot()+"/more", 0o700); err == nil {
+		t.Fatal("the disk is not full")
+	}
+	out, err := n.Mica(fixture.Context(t), "gc", "--unused", "--address", n.MicadAddress())
+	if after := storeUsage(t, n); err != nil || before < 16<<20 || after > 1<<20 {
+		t.Errorf("%d of %d bytes are left after gc, which says %v\n%s", after, before, err, out)
+	}
+}
+
 // storeUsage is what the layers' files take on disk.
 func storeUsage(t *testing.T, n *node.Node) int64 {
 	t.Helper()
