@@ -100,8 +100,7 @@ func (p *Pull) find() (b *imageIndex, err error) {
 	p.all.o.Log.DebugContext(p.ctx, "asked for referrers",
 		"ref", p.name(), "found", len(refs), "took", took)
 	indexes := artifact.Of(artifact.Type, refs)
-	p.without = fmt.Sprintf("no index of it was found (mica index create --push %s makes one)",
-		p.name())
+	p.without = noIndex
 	p.toldOf = p.layersTold(indexes, took)
 	tell()
 	p.fetchEarly(refs, indexes, took)

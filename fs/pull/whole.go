@@ -1,6 +1,7 @@
 package pull
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +21,9 @@ const (
 // leftOut is why a layer is not lazy that is not in its image's index.
 const leftOut = "the image's index leaves it out"
 
+// noIndex is why layers of an image without an index are not lazy.
+const noIndex = "no index of it was found"
+
 // Whole is an image of which layers were downloaded whole, for which a container waited.
 type Whole struct {
 	Ref    string
@@ -37,6 +41,9 @@ func (p *Pull) noteWhole(d ocispec.Descriptor, why string) {
 	a, now := p.all, time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if why == noIndex { // before containerd has asked, ref is the repository alone
+		why = fmt.Sprintf("%s (mica index create --push %s makes one)", noIndex, p.ref)
+	}
 	if p.whole == nil {
 		p.whole = &Whole{Ref: p.ref}
 		a.wholes = slices.DeleteFunc(a.wholes, func(w *Whole) bool {

@@ -117,7 +117,8 @@ func TestEvent(t *testing.T) {
 		}
 	}
 	for name, why := range map[string][]string{
-		"plain":   {"micad downloaded 1 of its layers", "no index of it was found"},
+		"plain": {"micad downloaded 1 of its layers", // announced: the port is known by "indexed"
+			"no index of it was found (mica index create --push " + r.Host() + "/plain:test makes one)"},
 		"private": {"containerd pulled layer", "credentials"},
 	} {
 		var e corev1.Event
