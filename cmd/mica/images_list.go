@@ -112,8 +112,8 @@ func (l *imageLister) look(ctx context.Context, target ocispec.Descriptor, s *im
 	}
 	for i, d := range m.Layers {
 		layer := layerStatus{Layer: d.Digest, State: "absent"}
-		if _, ok := there[chains[i].String()]; ok {
-			if err := l.lookAt(ctx, s.Snapshotter, chains[i].String(), &layer); err != nil {
+		if info, ok := there[chains[i].String()]; ok {
+			if err := l.lookAt(ctx, s.Snapshotter, info, &layer); err != nil {
 				return err
 			}
 		}
@@ -131,18 +131,28 @@ func (l *imageLister) look(ctx context.Context, target ocispec.Descriptor, s *im
 	return nil
 }
 
+// servedLabel is micad's label of a snapshot that it serves: JSON that names the blob. This need not
+// be the image's own, because a chain is the same in any compression.
+const servedLabel = "mica/served"
+
 // lookAt finds out how a layer that a snapshotter has is there.
 func (l *imageLister) lookAt(
-	ctx context.Context, snapshotter, chain string, layer *layerStatus,
+	ctx context.Context, snapshotter string, info snapshots.Info, layer *layerStatus,
 ) error {
-	if u, ok := l.served[layer.Layer]; ok && snapshotter == l.micad {
+	var record struct{ Layer digest.Digest }
+	if value, ok := info.Labels[servedLabel]; ok && snapshotter == l.micad {
+		if err := json.Unmarshal([]byte(value), &record); err != nil {
+			return fmt.Errorf("label %s of snapshot %s: %w", servedLabel, info.Name, err)
+		}
+	}
+	if u, ok := l.served[record.Layer]; ok {
 		layer.State, layer.Size, layer.Present = "lazy", u.Unpacked, u.Present
 		if u.State == "complete" || u.State == "verified" {
 			layer.State = "whole"
 		}
 		return nil
 	}
-	u, err := l.client.SnapshotService(snapshotter).Usage(ctx, chain)
+	u, err := l.client.SnapshotService(snapshotter).Usage(ctx, info.Name)
 	if err != nil {
 		return err
 	}

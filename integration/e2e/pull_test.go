@@ -355,6 +355,14 @@ func TestImages(t *testing.T) {
 			t.Errorf("the table has no %q: %v\n%s", want, err, out)
 		}
 	}
+	// The same files in another compression are the same snapshots.
+	_, said, err = micaOn(t, n, nil, "fetch", ref)
+	mustf(t, err, "fetch: "+said)
+	fixture.Ctr(t, n, "images", "convert", "--oci", "--uncompress", ref, "a.test/converted:1")
+	if rows = list("--namespace", n.Namespace()); rows[1].Names[0] != "a.test/converted:1" ||
+		rows[1].Layers[0].State == "ordinary" || rows[1].Present == rows[1].Size {
+		t.Errorf("converted: %+v", rows[1])
+	}
 }
 
 // MICA_ADDRESS names micad's socket for every command, and a flag wins over it.
