@@ -14,9 +14,9 @@ import (
 	"github.com/mica-snapshotter/mica/remote/creds"
 )
 
-// TestCleartext: a registry that is configured for http gives out tokens and redirects by http, also
-// where settings for TLS have TLS tried first. One that is not gets no credentials that way, and
-// those without any their token.
+// TestCleartext: a registry that is configured for http gives out tokens and redirects by http,
+// also where settings for TLS have TLS tried first. One that is not gets no credentials that way,
+// and those without any their token.
 func TestCleartext(t *testing.T) {
 	blob := randomBytes(100_000)
 	user := creds.Credential{User: "u", Secret: "p"}

@@ -63,6 +63,16 @@ func recordOf(info snapshots.Info) (*record, error) {
 	return &r, nil
 }
 
+// BlobOf returns the digest of the blob whose files a snapshot shows; "": mica does not serve it. The
+// blob need not be the image's own, because a chain is the same in any compression.
+func BlobOf(info snapshots.Info) (digest.Digest, error) {
+	r, err := recordOf(info)
+	if r == nil {
+		return "", err
+	}
+	return r.Layer, nil
+}
+
 // collectOptions applies what a caller asks of a snapshot, without the private label, which only
 // this package sets.
 func collectOptions(opts []snapshots.Opt) (snapshots.Info, error) {

@@ -23,6 +23,7 @@ import (
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/cmd/mica/doctor"
 	"github.com/mica-snapshotter/mica/fs/cache"
+	"github.com/mica-snapshotter/mica/snapshotter"
 )
 
 // imageLister lists the images of a namespace.
@@ -131,28 +132,22 @@ func (l *imageLister) look(ctx context.Context, target ocispec.Descriptor, s *im
 	return nil
 }
 
-// servedLabel is micad's label of a snapshot that it serves: JSON that names the blob. This need not
-// be the image's own, because a chain is the same in any compression.
-const servedLabel = "mica/served"
-
 // lookAt finds out how a layer that a snapshotter has is there.
 func (l *imageLister) lookAt(
-	ctx context.Context, snapshotter string, info snapshots.Info, layer *layerStatus,
+	ctx context.Context, by string, info snapshots.Info, layer *layerStatus,
 ) error {
-	var record struct{ Layer digest.Digest }
-	if value, ok := info.Labels[servedLabel]; ok && snapshotter == l.micad {
-		if err := json.Unmarshal([]byte(value), &record); err != nil {
-			return fmt.Errorf("label %s of snapshot %s: %w", servedLabel, info.Name, err)
-		}
+	blob, err := snapshotter.BlobOf(info)
+	if err != nil {
+		return err
 	}
-	if u, ok := l.served[record.Layer]; ok {
+	if u, ok := l.served[blob]; ok && by == l.micad {
 		layer.State, layer.Size, layer.Present = "lazy", u.Unpacked, u.Present
 		if u.State == "complete" || u.State == "verified" {
 			layer.State = "whole"
 		}
 		return nil
 	}
-	u, err := l.client.SnapshotService(snapshotter).Usage(ctx, info.Name)
+	u, err := l.client.SnapshotService(by).Usage(ctx, info.Name)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,8 @@ func (c *Client) hostDir(registry string) (dir, stamp string, err error) {
 	return dir, dir + "\n" + b.String(), nil
 }
 
-// tlsFiles is what hosts.toml says of certificates: each a string, or a list of strings or of pairs.
+// tlsFiles is what hosts.toml says of certificates: each a string, or a list of strings or of
+// pairs.
 type tlsFiles struct {
 	CA     any `toml:"ca"`
 	Client any `toml:"client"`

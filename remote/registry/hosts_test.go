@@ -63,7 +63,8 @@ func TestRenewedCertificates(t *testing.T) {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
 	srv.Close()
 	for _, text := range []string{
-		"ca = 'FOLDER/ca.pem'\n", "ca = ['../../tls/ca.pem']\n", "[host.'https://m.test']\nca = 'FOLDER/ca.pem'\n",
+		"ca = 'FOLDER/ca.pem'\n", "ca = ['../../tls/ca.pem']\n",
+		"[host.'https://m.test']\nca = 'FOLDER/ca.pem'\n",
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			dir := t.TempDir()

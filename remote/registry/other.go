@@ -16,11 +16,11 @@ func (h *Host) other(u *url.URL) *Host {
 	return h.others[u.Scheme+"://"+u.Host]
 }
 
-// asks returns the registry to which the host has redirected if that asks for a login, else nil: one
-// host name may stand for repositories of several registries. A content server, whose signed URL has
-// ended, does not name a way to log in. Nobody logs in by http elsewhere than on this machine,
-// because whoever can change what an http registry answers could name any registry, and have its
-// login.
+// asks returns the registry to which the host has redirected if that asks for a login, else nil:
+// one host name may stand for repositories of several registries. A content server, whose signed
+// URL has ended, does not name a way to log in. Nobody logs in by http elsewhere than on this
+// machine, because whoever can change what an http registry answers could name any registry, and
+// have its login.
 func (h *Host) asks(r *Reply) (*Host, error) {
 	if r.StatusCode != http.StatusUnauthorized {
 		return nil, nil
