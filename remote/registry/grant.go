@@ -173,6 +173,10 @@ func (s *session) token(
 		// Renewed a little early, by this clock alone: the server's may differ.
 		d := time.Duration(min(lifetime, 1<<30)) * time.Second
 		g.expires = asked.Add(d - min(d/10, 10*time.Second))
+		// One that has ended on its way is used nevertheless: the next would fare no better.
+		if soon := time.Now().Add(time.Second); g.expires.Before(soon) {
+			g.expires = soon
+		}
 	}
 	return g, nil
 }
