@@ -63,8 +63,8 @@ func recordOf(info snapshots.Info) (*record, error) {
 	return &r, nil
 }
 
-// BlobOf returns the digest of the blob whose files a snapshot shows; "": mica does not serve it. The
-// blob need not be the image's own, because a chain is the same in any compression.
+// BlobOf returns the digest of the blob whose files a snapshot shows; "": mica does not serve it.
+// The blob need not be the image's own, because a chain is the same in any compression.
 func BlobOf(info snapshots.Info) (digest.Digest, error) {
 	r, err := recordOf(info)
 	if r == nil {

@@ -10,12 +10,19 @@ import (
 // TestUsage: what is wrong with the command line ends mica with another code than what fails.
 func TestUsage(t *testing.T) {
 	for line, want := range map[string]int{
-		"nonsense":              show.Usage,
-		"ps --nonsense":         show.Usage,
-		"mount":                 show.Usage,
-		"index create":          show.Usage,
-		"ps --address /nowhere": 1,
-		"help":                  0,
+		"nonsense":                            show.Usage,
+		"ps --nonsense":                       show.Usage,
+		"mount":                               show.Usage,
+		"index creat --push x":                show.Usage,
+		"profile recrod x":                    show.Usage,
+		"index":                               0,
+		"setup nonsense":                      show.Usage,
+		"pull --platform no x":                show.Usage,
+		"index create --push --span-size 3 x": show.Usage,
+		"index inspect --give-up -1s x":       show.Usage,
+		"index create":                        show.Usage,
+		"ps --address /nowhere":               1,
+		"help":                                0,
 	} {
 		root := rootCommand()
 		root.SetArgs(strings.Fields(line))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/mica/reach"
 	"github.com/mica-snapshotter/mica/cmd/mica/rootfs"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs"
 	"github.com/mica-snapshotter/mica/fs/mountinfo"
 )
@@ -58,7 +59,7 @@ func (m *imageMount) run(ctx context.Context, name, dir string) (err error) {
 	}
 	mode, err := fs.ParseMode(m.mode)
 	if err != nil {
-		return err
+		return show.WithCode(show.Usage, err)
 	}
 	if dir, err = mountPoint(dir); err != nil {
 		return err

@@ -128,7 +128,7 @@ func (p *pull) parse(name string) (reference.Named, ocispec.Platform, error) {
 	}
 	platform, err := platforms.Parse(p.platform)
 	if err != nil {
-		err = fmt.Errorf("--platform %q: %w", p.platform, err)
+		err = show.WithCode(show.Usage, fmt.Errorf("--platform %q: %w", p.platform, err))
 	}
 	return named, platform, err
 }

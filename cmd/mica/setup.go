@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/setup"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 )
 
 func setupCommand() *cobra.Command {
@@ -24,6 +26,10 @@ func setupCommand() *cobra.Command {
 		Args:      cobra.ExactArgs(1),
 		ValidArgs: setup.Targets,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(setup.Targets, args[0]) {
+				return show.WithCode(show.Usage, fmt.Errorf("%q cannot be set up: name one of %s",
+					args[0], strings.Join(setup.Targets, ", ")))
+			}
 			o.Target, o.Out = args[0], cmd.OutOrStdout()
 			o.Confirm = func() error { return confirm(cmd, yes) }
 			if undo {

@@ -15,7 +15,11 @@ import (
 )
 
 func configCommand(o *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Check the configuration, or print the default"}
+	cmd := &cobra.Command{
+		Use: "config", Short: "Check the configuration, or print the default", Args: noArgs,
+		RunE:                  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		DisableFlagsInUseLine: true,
+	}
 	check := &cobra.Command{
 		Use:   "check",
 		Short: "Say whether micad would start with its configuration and these flags",

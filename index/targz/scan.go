@@ -52,8 +52,8 @@ const MaxSpan = 16 << 20
 
 // Bounds of Options.SpanSize.
 const (
-	minSpanSize = 64 << 10
-	maxSpanSize = 4 << 20
+	MinSpanSize = 64 << 10
+	MaxSpanSize = 4 << 20
 )
 
 var (
@@ -133,8 +133,8 @@ func scan(ctx context.Context, blob io.Reader, o Options,
 	if o.DeviceSize <= 0 || o.DeviceSize > erofs.MaxDevice {
 		o.DeviceSize = erofs.MaxDevice
 	}
-	if o.SpanSize < minSpanSize || o.SpanSize > maxSpanSize {
-		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, minSpanSize, maxSpanSize)
+	if o.SpanSize < MinSpanSize || o.SpanSize > MaxSpanSize {
+		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, MinSpanSize, MaxSpanSize)
 	}
 	head := make([]byte, 6)
 	n, _, err := readFull(ctx, blob, head)

@@ -454,7 +454,7 @@ func FuzzScan(f *testing.F) {
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		var dev, windows bytes.Buffer
 		d, err := scan(t.Context(), bytes.NewReader(blob),
-			Options{SpanSize: minSpanSize, Device: &dev, Windows: &windows},
+			Options{SpanSize: MinSpanSize, Device: &dev, Windows: &windows},
 			func(io.Reader) (*erofs.Node, error) { return new(erofs.Node), nil })
 		if err != nil {
 			return

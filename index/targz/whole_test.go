@@ -295,7 +295,7 @@ func FuzzWhole(f *testing.F) {
 	f.Add(device[:5000])
 	f.Fuzz(func(t *testing.T, blob []byte) {
 		var dev bytes.Buffer
-		o := Options{SpanSize: minSpanSize, Device: &dev, DeviceSize: 64 << 20, Whole: true}
+		o := Options{SpanSize: MinSpanSize, Device: &dev, DeviceSize: 64 << 20, Whole: true}
 		d, err := scan(t.Context(), bytes.NewReader(blob), o,
 			func(io.Reader) (*erofs.Node, error) { return new(erofs.Node), nil })
 		if err != nil {

@@ -43,7 +43,7 @@ type indexCreate struct {
 
 // IndexCommand returns `mica index`.
 func IndexCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "index", Short: "Make and inspect indexes of images"}
+	cmd := show.Group(&cobra.Command{Use: "index", Short: "Make and inspect indexes of images"})
 	cmd.AddCommand(indexCreateCommand(), indexInspectCommand())
 	return cmd
 }
@@ -103,6 +103,9 @@ func (c *indexCreate) check(named bool) (err error) {
 	}
 	if c.span, err = units.RAMInBytes(c.spanSize); err != nil {
 		return fmt.Errorf("--span-size %q: %w", c.spanSize, err)
+	}
+	if c.span < targz.MinSpanSize || c.span > targz.MaxSpanSize {
+		return fmt.Errorf("--span-size %s: it is 64KiB at least, and 4MiB at most", c.spanSize)
 	}
 	return nil
 }

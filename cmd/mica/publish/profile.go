@@ -11,19 +11,20 @@ import (
 
 	"github.com/mica-snapshotter/mica/cmd/admin"
 	"github.com/mica-snapshotter/mica/cmd/mica/reach"
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/fs/profile"
 )
 
 // ProfileCommand returns `mica profile`.
 func ProfileCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := show.Group(&cobra.Command{
 		Use:   "profile",
 		Short: "What first starts of images read: list, record, publish",
 		Long: `A profile is what the first start of an image reads, in order. micad records one
 at every first start of an image on a node, and fetches what it names before
 the next container asks for it, on this node or, where the profile is
 published beside the image, on any other.`,
-	}
+	})
 	cmd.AddCommand(profileListCommand(), profileShowCommand(), profileExportCommand(),
 		profileImportCommand(),
 		profileRemoveCommand(), profilePushCommand(), profileRecordCommand(), profileRuncCommand())

@@ -22,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/mica-snapshotter/mica/cmd/mica/show"
 	"github.com/mica-snapshotter/mica/remote"
 	"github.com/mica-snapshotter/mica/remote/creds"
 	"github.com/mica-snapshotter/mica/remote/layout"
@@ -78,6 +79,9 @@ func (f *Registry) AddImage(cmd *cobra.Command) {
 
 // Client returns a client of registries. The caller closes it.
 func (f *Registry) Client() (*remote.Client, error) {
+	if f.GiveUp < 0 {
+		return nil, show.WithCode(show.Usage, fmt.Errorf("--give-up %v: it is negative", f.GiveUp))
+	}
 	return remote.New(remote.Config{
 		ConfigPath:  f.HostsDir,
 		Credentials: creds.NewDocker(creds.DockerOptions{}).Credentials,
@@ -215,7 +219,7 @@ func choose(ctx context.Context, im Image, index ocispec.Descriptor,
 	want string) (ocispec.Descriptor, error) {
 	p, err := platforms.Parse(want)
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("--platform %q: %w", want, err)
+		return ocispec.Descriptor{}, show.WithCode(show.Usage, fmt.Errorf("--platform %q: %w", want, err))
 	}
 	c := chosen{im: im}
 	_, err = images.Manifest(ctx, &c, index, platforms.Only(p))

@@ -1,6 +1,10 @@
 package show
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+)
 
 // What mica ends with. Everything else that goes wrong is 1.
 const (
@@ -30,4 +34,12 @@ func Code(err error) int {
 		return c.code
 	}
 	return 1
+}
+
+// Group has a command that only has others below it refuse a name that none of them has. cobra
+// would print its help, and end with 0.
+func Group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args, cmd.DisableFlagsInUseLine = cobra.NoArgs, true
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	return cmd
 }
