@@ -54,8 +54,11 @@ func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: "memory"} }
 // serve runs a server for http://host until the returned function is called.
 func (n *network) serve(host string, h http.Handler) (stop func()) {
 	l := &listener{conns: make(chan net.Conn), done: make(chan struct{})}
+	if !strings.Contains(host, ":") {
+		host += ":80"
+	}
 	n.mu.Lock()
-	n.at[host+":80"] = l
+	n.at[host] = l
 	n.mu.Unlock()
 	// A handler that waits for its client to leave must end with the server, too.
 	ctx, cancel := context.WithCancel(n.t.Context())
@@ -64,7 +67,7 @@ func (n *network) serve(host string, h http.Handler) (stop func()) {
 	go func() { defer close(ended); _ = srv.Serve(l) }()
 	return func() {
 		n.mu.Lock()
-		delete(n.at, host+":80")
+		delete(n.at, host)
 		n.mu.Unlock()
 		cancel()
 		_ = srv.Close()

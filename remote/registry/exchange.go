@@ -161,22 +161,8 @@ func (x *Repository) authorized(ctx context.Context, h *Host, c *Call) (*Reply, 
 	}
 }
 
-// loggedIn does a call again whose answer, from an address to which the host has redirected, asks
-// for a login.
-func (x *Repository) loggedIn(ctx context.Context, h *Host, c *Call, r *Reply) (*Reply, error) {
-	o, err := h.asks(r)
-	if o == nil && err == nil {
-		return r, nil
-	}
-	r.Close()
-	if err != nil {
-		return nil, err
-	}
-	return x.authorized(ctx, o, c)
-}
-
 // follow goes where the host's answer points. Credentials and the headers that hosts.toml sets stay
-// with the host, and with its scheme; a registry elsewhere that asks for a login gets its own. As
+// with the host, and with its scheme; for a registry elsewhere that asks for a login see asks. As
 // containerd does, follow leaves https for http, but only for what is compared with a digest.
 func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*Reply, error) {
 	origin := r.Via
@@ -216,8 +202,12 @@ func (x *Repository) follow(ctx context.Context, h *Host, c *Call, r *Reply) (*R
 			r, err = x.authorized(ctx, o, &again)
 		default:
 			r, err = x.once(ctx, h, c, u, "")
-			if err == nil {
-				r, err = x.loggedIn(ctx, h, &again, r)
+			if err != nil {
+				return nil, err
+			}
+			if o := h.asks(r); o != nil {
+				r.Close()
+				r, err = x.authorized(ctx, o, &again)
 			}
 		}
 		if err != nil {

@@ -32,6 +32,7 @@ type Host struct {
 	redirects    atomic.Bool // has redirected who asked for a blob, the last time
 	unverified   bool        // is not asked for a certificate that proves who it is
 	cleartext    bool        // is configured for http, though TLS may be tried first
+	anonymous    bool        // is given no credentials
 
 	mu          sync.Mutex
 	failures    int       // in a row

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 
@@ -18,35 +17,34 @@ func (h *Host) other(u *url.URL) *Host {
 
 // asks returns the registry to which the host has redirected if that asks for a login, else nil:
 // one host name may stand for repositories of several registries. A content server, whose signed
-// URL has ended, does not name a way to log in. Nobody logs in by http elsewhere than on this
-// machine, because whoever can change what an http registry answers could name any registry, and
-// have its login.
-func (h *Host) asks(r *Reply) (*Host, error) {
+// URL has ended, does not name a way to log in. Under another name, or where https has led to http,
+// nobody is logged in but anonymously, because a registry could have the node fetch what another
+// one shows to the node alone.
+func (h *Host) asks(r *Reply) *Host {
 	if r.StatusCode != http.StatusUnauthorized {
-		return nil, nil
+		return nil
 	}
 	for _, c := range auth.ParseAuthHeader(r.Header) {
 		if c.Scheme != auth.BasicAuth && (c.Scheme != auth.BearerAuth || c.Parameters["realm"] == "") {
 			continue
 		}
-		if r.Via.Scheme == "http" && !isLoopback(r.Via.Host) {
-			return nil, fmt.Errorf("%s redirects to %s, which wants credentials sent in the clear: %w",
-				h.Name, r.Via.Host, ErrUnauthorized)
-		}
+		own := url.URL{Host: h.Name}
+		same := own.Hostname() == r.Via.Hostname() && (r.Via.Scheme == "https" || h.cleartext)
 		key := r.Via.Scheme + "://" + r.Via.Host
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if o := h.others[key]; o != nil {
-			return o, nil // another request was faster
+			return o // another request was faster
 		}
 		if h.others == nil || len(h.others) >= maxShared {
 			h.others = map[string]*Host{}
 		}
 		h.others[key] = &Host{
 			client: h.client, tokens: h.tokens, Scheme: r.Via.Scheme, Name: r.Via.Host,
-			registry: h.registry, cleartext: r.Via.Scheme == "http", sessions: map[string]*session{},
+			registry: h.registry, cleartext: r.Via.Scheme == "http", anonymous: !same,
+			sessions: map[string]*session{},
 		}
-		return h.others[key], nil
+		return h.others[key]
 	}
-	return nil, nil
+	return nil
 }

@@ -89,6 +89,9 @@ func (h *Host) session(c *Client, repo, actions string) *session {
 			creds: c.Credentials, agent: c.UserAgent,
 			tokenTimeout: min(tokenTimeout, cmp.Or(c.GiveUp, tokenTimeout)),
 		}
+		if h.anonymous {
+			s.creds = nil
+		}
 		if len(h.sessions) >= maxShared {
 			clear(h.sessions) // tokens are cheap to get again
 		}
