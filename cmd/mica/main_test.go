@@ -14,7 +14,7 @@ func TestUsage(t *testing.T) {
 		"ps --nonsense":                       show.Usage,
 		"mount":                               show.Usage,
 		"index creat --push x":                show.Usage,
-		"profile recrod x":                    show.Usage,
+		"profile recor x":                     show.Usage,
 		"index":                               0,
 		"setup nonsense":                      show.Usage,
 		"pull --platform no x":                show.Usage,
