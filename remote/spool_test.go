@@ -23,7 +23,8 @@ import (
 type wholly struct {
 	blob    []byte
 	honours func(k int) bool
-	breaks  int // the first body ends after so many bytes; 0: it does not
+	refuses bool // ranges, with 416
+	breaks  int  // the first body ends after so many bytes; 0: it does not
 	rate    int
 	sent    atomic.Int64
 	asked   atomic.Int64
@@ -32,6 +33,10 @@ type wholly struct {
 func (h *wholly) serve(k int, w http.ResponseWriter, r *http.Request) bool {
 	h.asked.Add(1)
 	b := h.blob
+	if h.refuses && r.Header.Get("Range") != "" {
+		w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+		return true
+	}
 	if h.honours != nil && h.honours(k) && r.Header.Get("Range") != "" {
 		from, to := rangeOf(r, len(b))
 		head(w, from, to, len(b))
@@ -96,6 +101,7 @@ func TestIgnoredRanges(t *testing.T) {
 	}{
 		{"always", &wholly{}, nil, size * 5 / 4},
 		{"slowly", &wholly{rate: 1 << 20}, nil, size * 5 / 4},
+		{"refused", &wholly{refuses: true}, nil, size * 5 / 4},
 		{"at first", &wholly{rate: 1 << 20, honours: func(k int) bool {
 			return k >= 8
 		}}, nil, 2 * size},

@@ -235,6 +235,14 @@ func (s *stream) ask(e *registry.Candidate, at *state) (*registry.Reply, error) 
 		c.Header.Set("Cache-Control", "no-cache")
 	}
 	r, err := e.Of.Send(s.ctx, h, &c)
+	ignored := func(r *record) { r.whole, r.ranged = time.Now().Add(ignoredFor), false }
+	var no *registry.StatusError
+	if partial && s.way != whole && errors.As(err, &no) &&
+		no.Code == http.StatusRequestedRangeNotSatisfiable {
+		// The range is one of the blob. Whether the host has that, or none, all of it will show.
+		at.note(h, ignored)
+		return nil, errIgnored
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +252,7 @@ func (s *stream) ask(e *registry.Candidate, at *state) (*registry.Reply, error) 
 		at.note(h, func(r *record) { r.whole, r.ranged = time.Time{}, true })
 	case err == nil && partial:
 		h.IgnoredRange()
-		at.note(h, func(r *record) { r.whole, r.ranged = time.Now().Add(ignoredFor), false })
+		at.note(h, ignored)
 		if s.way != whole {
 			r.Abandon()
 			return nil, errIgnored
