@@ -202,6 +202,36 @@ func TestHostsChange(t *testing.T) {
 	})
 }
 
+// TestBrokenAtFirst: a reader that is patient waits where hosts.toml cannot be used at first, as
+// after a restart while a CA is missing, and any other is told at once.
+func TestBrokenAtFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t)
+		g := newRegistry("a.test")
+		d := g.add([]byte("blob"))
+		defer net.serve("a.test", g)()
+		path := hostsToml(t, "reg.test", "server = \"http://a.test\"\nca = \"missing.pem\"\n")
+		c := net.client(Config{ConfigPath: path})
+		defer c.Close()
+		b := mustImage(t, c, "reg.test/x/y:1").Blob(d)
+		start := time.Now()
+		err := b.ReadAt(t.Context(), make([]byte, 4), 0)
+		if err == nil || !strings.Contains(err.Error(), "missing.pem") || time.Since(start) > 0 {
+			t.Errorf("read: %v after %v", err, time.Since(start))
+		}
+		time.AfterFunc(time.Minute, func() {
+			file := filepath.Join(path, "reg.test", "hosts.toml")
+			if err := os.WriteFile(file, []byte(`server = "http://a.test"`), 0o644); err != nil {
+				t.Error(err)
+			}
+		})
+		err = b.WithPatience(5*time.Minute).ReadAt(t.Context(), make([]byte, 4), 0)
+		if took := time.Since(start); err != nil || took > 63*time.Second {
+			t.Errorf("read: %v after %v", err, took)
+		}
+	})
+}
+
 // TestTLS checks CA, client certificate, skip_verify, and that an unknown authority is an error at
 // once.
 func TestTLS(t *testing.T) {

@@ -161,7 +161,7 @@ func (s *stream) connect() error {
 		if len(s.rot.Hosts) == 0 {
 			hosts, err := s.blob.hosts(s.ctx, s.way)
 			if err != nil {
-				return fmt.Errorf("%w (%s)", err, s.rot.What)
+				s.rot.NoHosts(err)
 			}
 			s.rot.Hosts = hosts
 		}

@@ -184,7 +184,9 @@ func (r *Rotation) best(now time.Time) (best *Candidate, left int, wait time.Dur
 // again begins a round. back takes those in again that are out.
 func (r *Rotation) again(ctx context.Context, back bool) {
 	if r.Reload != nil {
-		if hosts, err := r.Reload(ctx); err == nil {
+		hosts, err := r.Reload(ctx)
+		switch {
+		case err == nil:
 			for i := range hosts {
 				for _, old := range r.Hosts {
 					if hosts[i].Host == old.Host && hosts[i].Of == old.Of {
@@ -193,6 +195,8 @@ func (r *Rotation) again(ctx context.Context, back bool) {
 				}
 			}
 			r.Hosts = hosts
+		case len(r.Hosts) == 0:
+			r.NoHosts(err)
 		}
 	}
 	r.Untried()
@@ -201,6 +205,12 @@ func (r *Rotation) again(ctx context.Context, back bool) {
 			e.out, e.wrong = false, 0
 		}
 	}
+}
+
+// NoHosts notes why no host is known: it may be known when they are reloaded.
+func (r *Rotation) NoHosts(err error) {
+	r.last, r.final = err, err
+	r.fails++
 }
 
 // Untried has every host be asked again.
