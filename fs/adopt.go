@@ -147,10 +147,13 @@ func (l *openLayer) reattach(ctx context.Context, s *served, st *heldState) {
 	if st.Mount.Kind == fuse.KindTree {
 		dir = filepath.Join(l.t.o.Root, mountsName, filepath.Base(st.Mount.Dir))
 	}
-	there, err := s.liesAt(dir)
+	mounts, err := mountinfo.At(dir)
 	if err != nil {
 		l.t.log.WarnContext(ctx, "a mount of a former micad is not found", "dir", dir, "err", err)
 	}
+	there := slices.ContainsFunc(mounts, func(m mountinfo.Mount) bool {
+		return m.Type == fuse.Type && m.Device == s.device
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -162,16 +165,4 @@ func (l *openLayer) reattach(ctx context.Context, s *served, st *heldState) {
 	default:
 		l.detached = append(l.detached, s)
 	}
-}
-
-// liesAt says whether the mount lies at dir, uppermost or under others. The mount table, which has
-// all mounts of the machine, is read where it is not uppermost alone: readers wait meanwhile.
-func (s *served) liesAt(dir string) (bool, error) {
-	if top, ok, err := mountinfo.RootAt(dir); err == nil && (!ok || top.Device == s.device) {
-		return ok, nil
-	}
-	mounts, err := mountinfo.At(dir)
-	return slices.ContainsFunc(mounts, func(m mountinfo.Mount) bool {
-		return m.Type == fuse.Type && m.Device == s.device
-	}), err
 }

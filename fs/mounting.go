@@ -189,7 +189,7 @@ func (p *mountPoint) close(t *Table) error {
 // of the machine, is read where something else is seen there alone: a daemon that ends would read
 // it for each of its layers.
 func (p *mountPoint) unmount() error {
-	if top, ok, err := mountinfo.RootAt(p.dir); err == nil && ok && top.ID == p.id {
+	if id, err := mountinfo.ID(p.dir); err == nil && id == p.id {
 		return erofs.UnmountTop(p.dir)
 	}
 	return erofs.Unmount(p.dir)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,16 +25,17 @@ func setupCommand() *cobra.Command {
 		Args:      cobra.ExactArgs(1),
 		ValidArgs: setup.Targets,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !slices.Contains(setup.Targets, args[0]) {
-				return show.WithCode(show.Usage, fmt.Errorf("%q cannot be set up: name one of %s",
-					args[0], strings.Join(setup.Targets, ", ")))
-			}
 			o.Target, o.Out = args[0], cmd.OutOrStdout()
 			o.Confirm = func() error { return confirm(cmd, yes) }
+			do := setup.Run
 			if undo {
-				return setup.Undo(cmd.Context(), o)
+				do = setup.Undo
 			}
-			return setup.Run(cmd.Context(), o)
+			err := do(cmd.Context(), o)
+			if errors.Is(err, setup.ErrTarget) {
+				err = show.WithCode(show.Usage, err)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "show what would change, and change nothing")

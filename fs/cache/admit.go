@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/store"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 const (
@@ -134,7 +135,7 @@ func (c *Cache) ask() {
 // failed stops the background for a while where the disk is at fault: it would take space and time
 // from what readers wait for.
 func (c *Cache) failed(err error) {
-	if !noSpace(err) && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) {
+	if !atomicfile.NoRoom(err) && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) {
 		return
 	}
 	c.mu.Lock()
@@ -147,7 +148,7 @@ func (c *Cache) failed(err error) {
 		c.paused = now.Add(c.o.FaultPause)
 	}
 	c.fault = err
-	if noSpace(err) {
+	if atomicfile.NoRoom(err) {
 		c.full = true
 		c.ask()
 	}

@@ -29,7 +29,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -182,9 +181,4 @@ func (c *Cache) Status() Status {
 		s.Fault, s.PauseUntil = c.fault.Error(), c.paused
 	}
 	return s
-}
-
-// noSpace says whether err is that the disk, or somebody's part of it, is full.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

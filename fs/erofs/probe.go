@@ -16,6 +16,7 @@ import (
 	"github.com/mica-snapshotter/mica/fs/fuse"
 	"github.com/mica-snapshotter/mica/index"
 	"github.com/mica-snapshotter/mica/index/erofs"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // Mode is a way to serve a layer.
@@ -210,7 +211,7 @@ func (p *probe) check(ctx context.Context, c Check) (err error) {
 	err = p.mounter.overlay(lower, p.path("upper"), p.path("work"), merged)
 	if err != nil {
 		err = fmt.Errorf("overlay on top: %w", err)
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		if atomicfile.NoRoom(err) {
 			p.full = err
 		}
 		return err

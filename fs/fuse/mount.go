@@ -242,7 +242,7 @@ func (m *Mount) Unmount() error {
 // uppermost says whether the mount is at its mount point still, with nothing on
 // top of it.
 func (m *Mount) uppermost() (bool, error) {
-	if top, ok, err := mountinfo.RootAt(m.dir); err == nil && ok && top.ID == m.id {
+	if id, err := mountinfo.ID(m.dir); err == nil && id == m.id {
 		return true, nil // without the mount table, which has all mounts of the machine
 	}
 	mounts, err := mountinfo.At(m.dir)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // faultTime is for how long after an error of the disk nothing is believed that was not compared
@@ -24,7 +26,7 @@ type faults struct {
 
 // note takes in an error of the disk; nil, and one that says only that there is no room, are none.
 func (f *faults) note(err error) {
-	if err == nil || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, ErrCut) {
+	if err == nil || atomicfile.NoRoom(err) || errors.Is(err, ErrCut) {
 		return
 	}
 	var errno unix.Errno

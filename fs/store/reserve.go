@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // The reserve is a few files below the root that are of no use but for their space: on a full disk
@@ -39,7 +41,7 @@ func (s *Store) restock() {
 // writeFile is the function writeFile, for what has to be written on a full disk as well.
 func (s *Store) writeFile(dir, name string, content []byte) error {
 	err := writeFile(s.disk, dir, name, content)
-	if !noRoom(err) {
+	if !atomicfile.NoRoom(err) {
 		return err
 	}
 	for i := range reserveFiles {
@@ -54,12 +56,10 @@ func (s *Store) writeFile(dir, name string, content []byte) error {
 // calls it again. It is for what lets content go.
 func (s *Store) WithRoom(do func() error) error {
 	err := do()
-	for i := 0; i < reserveFiles && noRoom(err); i++ {
+	for i := 0; i < reserveFiles && atomicfile.NoRoom(err); i++ {
 		if os.Remove(s.reserve(i)) == nil {
 			err = do()
 		}
 	}
 	return err
 }
-
-func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }

@@ -134,7 +134,8 @@ func scan(ctx context.Context, blob io.Reader, o Options,
 		o.DeviceSize = erofs.MaxDevice
 	}
 	if o.SpanSize < MinSpanSize || o.SpanSize > MaxSpanSize {
-		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize, MinSpanSize, MaxSpanSize)
+		return nil, fmt.Errorf("scan layer: span size %d is not between %d and %d", o.SpanSize,
+			MinSpanSize, MaxSpanSize)
 	}
 	head := make([]byte, 6)
 	n, _, err := readFull(ctx, blob, head)

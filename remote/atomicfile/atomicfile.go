@@ -1,6 +1,6 @@
 // Package atomicfile replaces files: a reader, also one after a power cut, finds the old content or
 // the new one, whole. (containerd's pkg/atomicfile does not sync the folder, and gives temporary
-// files names by which nobody can find them again.)
+// files names by which nobody can find them again.) It knows which errors say that a disk is full.
 package atomicfile
 
 import (
@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Leftovers matches (filepath.Match) the temporary files in a folder: those that are being written,
@@ -53,4 +55,9 @@ func ReplaceBytes(path string, mode os.FileMode, content []byte) error {
 		_, err := w.Write(content)
 		return err
 	})
+}
+
+// NoRoom says whether err is that the disk, or somebody's part of it, is full.
+func NoRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

@@ -2,13 +2,13 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/mica-snapshotter/mica/fs/erofs"
+	"github.com/mica-snapshotter/mica/remote/atomicfile"
 )
 
 // release is a version of Linux.
@@ -50,7 +50,7 @@ func checkKernel(ctx context.Context, f *Findings, scratch string) {
 		scratch = os.TempDir()
 	}
 	s, err := erofs.Probe(ctx, scratch)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if atomicfile.NoRoom(err) {
 		f.failure("kernel", err.Error(), "Make room on that disk: mica du shows what images take, "+
 			"mica gc --unused frees what no container uses.")
 		return

@@ -28,6 +28,9 @@ const recordName = "mica-setup.json"
 // ErrNothing is returned by Undo where nothing is set up.
 var ErrNothing = errors.New("nothing to undo")
 
+// ErrTarget is wrapped by errors about a target that is none of Targets.
+var ErrTarget = errors.New("cannot be set up")
+
 // recordPath is where mica setup keeps what it has changed for a containerd.
 func recordPath(config string) string {
 	return filepath.Join(filepath.Dir(config), recordName)

@@ -196,7 +196,7 @@ func (p *plan) rendered() bool { return p.Target == "k3s" || p.Target == "rke2" 
 func newPlan(ctx context.Context, o Options) (*plan, error) {
 	t, ok := targets[o.Target]
 	if !ok {
-		return nil, fmt.Errorf("%q cannot be set up: name one of %s", o.Target,
+		return nil, fmt.Errorf("%q %w: name one of %s", o.Target, ErrTarget,
 			strings.Join(Targets, ", "))
 	}
 	o.Config = cmp.Or(o.Config, t.config)
