@@ -166,6 +166,7 @@ func (l *openLayer) start() {
 	}
 	l.proof = proof.New(l, t.o.LocalIndexes, t.log)
 	l.data = layer.New(l.index, t.cache.Guard(s, l.fromStart()), o)
+	l.origins.Told = l.data.Failed
 	pushed.Open(l.data)
 	ctx, stop := context.WithCancel(t.ctx)
 	l.stop = stop

@@ -43,6 +43,8 @@ type Origins struct {
 	client   *remote.Client
 	patience time.Duration // how long registries are asked that refuse; 0: layer.DefaultDeadline
 	prefetch *Prefetch
+	// Told, unless nil, is told why a read waits. It is set before the first.
+	Told func(error)
 
 	mu   sync.Mutex
 	refs []string // the latest last
@@ -76,7 +78,7 @@ func (o *Origins) Blob(d ocispec.Descriptor) (*remote.Blob, error) {
 	if blob == nil {
 		return nil, errors.Join(append(errs, errors.New("no image is known that has this layer"))...)
 	}
-	return blob.WithPatience(cmp.Or(o.patience, layer.DefaultDeadline)), nil
+	return blob.WithPatience(cmp.Or(o.patience, layer.DefaultDeadline)).Telling(o.Told), nil
 }
 
 // Latest returns the image that brought the layer last.

@@ -30,6 +30,13 @@ func TestWaiting(t *testing.T) {
 			fixture.Pull(t, n, mica, ref)
 
 			down := startWaiting(t, n, r, ref, "paused")
+			fixture.Eventually(t, 5*time.Second, func() string { // long before the read ends
+				out, err := n.Mica(ctx, "ps", "--json", "--address", n.MicadAddress())
+				if mustf(t, err, "ps"); !strings.Contains(out, `"last_error":`) {
+					return "mica ps does not say why it waits: " + out
+				}
+				return ""
+			})
 			start := time.Now()
 			_, err := n.Ctr(ctx, "tasks", "pause", "paused")
 			t.Logf("pause while it waits, after %s: %v", time.Since(start), err)

@@ -22,6 +22,7 @@ type Blob struct {
 	locations []location    // at least one; the first is asked first
 	patience  time.Duration // see WithPatience
 	aside     bool          // see Aside
+	told      func(error)   // see Telling; nil: nobody is
 }
 
 // location is a repository that has, or may have, a blob.
@@ -53,6 +54,14 @@ func (b *Blob) AlsoFrom(other *Blob) *Blob {
 func (b *Blob) WithPatience(d time.Duration) *Blob {
 	out := *b
 	out.patience = d
+	return &out
+}
+
+// Telling returns the same blob, of which reads tell why they wait, whenever every host has failed.
+// told may be called in parallel.
+func (b *Blob) Telling(told func(error)) *Blob {
+	out := *b
+	out.told = told
 	return &out
 }
 
@@ -161,7 +170,7 @@ func (b *Blob) way(off, n int64) way {
 func (b *Blob) stream(ctx context.Context, off, n int64, w way) *stream {
 	first := b.locations[0]
 	rot := first.repo.Rotation(b.what(), nil)
-	rot.Aside, rot.Small = b.aside, b.aside
+	rot.Aside, rot.Small, rot.Told = b.aside, b.aside, b.told
 	rot.Penalty = func(e *registry.Candidate, now time.Time) int {
 		return b.at(e).about(e.Host).penalty(now)
 	}

@@ -33,6 +33,8 @@ type Rotation struct {
 	Reload func(ctx context.Context) ([]Candidate, error)
 	// Ends says whether it is over when no host is left; nil: it is.
 	Ends func(now time.Time) bool
+	// Told is told why it waits, when every host has failed.
+	Told func(error)
 
 	client *Client
 	fails  int // attempts in a row that brought nothing
@@ -131,6 +133,12 @@ func (r *Rotation) Pick(ctx context.Context) (*Candidate, error) {
 		}
 		if r.over(pause) {
 			return nil, r.gaveUp()
+		}
+		if why := r.last; r.Told != nil && why != nil {
+			if left == 0 {
+				why = r.final
+			}
+			r.Told(why)
 		}
 		if err := r.pause(ctx, pause); err != nil {
 			return nil, fmt.Errorf("%w (%s)", ended(ctx, r.last), r.What)
