@@ -180,7 +180,8 @@ func Undo(ctx context.Context, o Options) error {
 	if err := os.Remove(recordPath(p.Config)); err != nil {
 		return err
 	}
-	p.finish()
+	fmt.Fprintf(p.Out, "Now: systemctl restart micad\n"+
+		"then systemctl restart %s. Containers that run go on reading from micad.\n", p.restart)
 	return nil
 }
 
