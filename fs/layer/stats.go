@@ -44,8 +44,8 @@ func (c *counters) failed(err error) {
 	c.last, c.at = err, time.Now()
 }
 
-// Failed notes why a request waits that is made again: a read may do so for as long as its deadline,
-// and whoever looks is to see it.
+// Failed notes why a request waits that is made again: a read may do so for as long as its
+// deadline, and whoever looks is to see it.
 func (l *Layer) Failed(err error) { l.counters.failed(err) }
 
 // Stats returns the layer's numbers now.
