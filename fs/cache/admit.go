@@ -132,14 +132,29 @@ func (c *Cache) ask() {
 	}
 }
 
-// failed stops the background for a while where the disk is at fault: it would take space and time
-// from what readers wait for.
-func (c *Cache) failed(err error) {
-	if !atomicfile.NoRoom(err) && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) {
-		return
+// relieved waits until some of what no container uses has gone from the disk, which is full, as err
+// says. It returns whether something has.
+func (c *Cache) relieved(err error) bool {
+	before := c.evicted.Load()
+	limit := time.NewTimer(roomPatience)
+	defer limit.Stop()
+	select {
+	case <-c.failed(err):
+	case <-limit.C:
+	case <-c.ended:
 	}
+	return c.evicted.Load() > before
+}
+
+// failed stops the background for a while where the disk is at fault: it would take space and time
+// from what readers wait for. Where the disk is full some goes of what no container uses, until what
+// is returned is closed.
+func (c *Cache) failed(err error) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !atomicfile.NoRoom(err) && !errors.Is(err, unix.EIO) && !errors.Is(err, unix.EROFS) {
+		return c.round
+	}
 	c.faults++
 	if now := time.Now(); now.After(c.paused) {
 		c.log.Error("the disk does not take what is fetched: nothing is fetched in the background "+
@@ -152,6 +167,7 @@ func (c *Cache) failed(err error) {
 		c.full = true
 		c.ask()
 	}
+	return c.round
 }
 
 // Pause says for how long nothing is to be fetched in the background: the disk is at fault, or what

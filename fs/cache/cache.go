@@ -122,6 +122,7 @@ func New(
 		host: host, o: o, root: root, log: log, store: s, limit: o.Size, ended: ctx.Done(),
 		wake: make(chan struct{}, 1), round: make(chan struct{}),
 	}
+	s.OnFull(c.relieved)
 	if o.FaultPause == 0 {
 		c.o.FaultPause = faultPause
 	}

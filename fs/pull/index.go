@@ -211,15 +211,18 @@ func (p *Pull) fetchTrees(d ocispec.Descriptor, wait time.Duration) (*os.File, e
 	if d.Size > maxTrees {
 		return nil, fmt.Errorf("trees of %d bytes: at most %d are accepted", d.Size, maxTrees)
 	}
-	f, err := os.CreateTemp(p.all.o.Root, "trees-")
-	if err != nil {
+	var f *os.File
+	if err := p.all.o.Store.Relieved(func() (err error) {
+		f, err = os.CreateTemp(p.all.o.Root, "trees-")
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	ctx, w := watchPace(p.ctx, wait)
-	err = p.copyBlob(ctx, f, d, w)
+	err := p.copyBlob(ctx, f, d, w)
 	w.stop()
 	switch {
 	case err == nil:
@@ -256,8 +259,10 @@ func (p *Pull) copyBlob(ctx context.Context, f *os.File, d ocispec.Descriptor, w
 			}
 			host := p.all.o.Budget.Host(source.RegistryOf(p.name()))
 			host.Answered(time.Since(start) / time.Duration(first.rounds))
-			_, err = f.WriteAt(b, off)
-			return err
+			return p.all.o.Store.Relieved(func() error {
+				_, err := f.WriteAt(b, off)
+				return err
+			})
 		})
 	}
 	if err := g.Wait(); err != nil {

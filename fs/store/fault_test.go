@@ -128,6 +128,37 @@ func TestDiskFull(t *testing.T) {
 	must(t, st.Close())
 }
 
+// TestRelieved: a layer on its way waits for room, and comes whole, as long as something goes.
+func TestRelieved(t *testing.T) {
+	for _, base := range []string{indexName, deviceName, recordName} {
+		f := &failing{op: "write", base: base, err: unix.ENOSPC}
+		st, dir := openFaulty(t, f)
+		full, goes := 0, false
+		st.OnFull(func(err error) bool {
+			if !errors.Is(err, unix.ENOSPC) {
+				t.Errorf("room is asked for after %v", err)
+			}
+			full++
+			f.on.Store(full < 3)
+			return goes
+		})
+		s := newSample(1, 10)
+		f.on.Store(true)
+		if _, err := s.create(st, Complete); !errors.Is(err, unix.ENOSPC) || full != 1 {
+			t.Errorf("%s, nothing goes: asked %d times, %v", base, full, err)
+		}
+		assertEmpty(t, filepath.Join(dir, tmpName))
+		goes, full = true, 0
+		l := s.mustCreate(t, st, Complete)
+		if full != 3 {
+			t.Errorf("%s: asked %d times for room", base, full)
+		}
+		s.mustHave(t, l, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+		must(t, l.Close())
+		must(t, st.Close())
+	}
+}
+
 // TestFailedSync: after the kernel says that it could not write the device
 // back, no span written since the last good sync is trusted.
 func TestFailedSync(t *testing.T) {

@@ -41,13 +41,13 @@ func (s *Store) Create(d digest.Digest) (*Incoming, error) {
 		return nil, fmt.Errorf("create layer %q: %w", d, err)
 	}
 	dir := s.tmpDir(incomingPrefix, d)
-	if err := s.disk.Mkdir(dir); err != nil {
+	if err := s.Relieved(func() error { return s.disk.Mkdir(dir) }); err != nil {
 		return nil, fmt.Errorf("create layer %s: %w", d, err)
 	}
 	in := &Incoming{store: s, digest: d, dir: dir, space: &space{}}
 	in.device.zeros = zeros{}
 	for name, f := range map[string]*spool{indexName: &in.index, windowsName: &in.windows, deviceName: &in.device} {
-		f.disk, f.name = s.disk, dir+"/"+name
+		f.store, f.name = s, dir+"/"+name
 		f.grown = func(n int64) { s.usage.add(in.space, n) }
 	}
 	return in, nil
@@ -177,7 +177,7 @@ func (in *Incoming) finish(rec *Record) error {
 	if err != nil {
 		return err
 	}
-	record := spool{disk: in.store.disk, name: in.dir + "/" + recordName}
+	record := spool{store: in.store, name: in.dir + "/" + recordName}
 	if _, err := record.Write(b); err != nil {
 		return err
 	}
@@ -246,12 +246,12 @@ func (in *Incoming) Abort() error {
 // spool is a file that is written in order through a buffer and made by the first
 // byte.
 type spool struct {
-	disk files.Disk
-	name string
-	f    files.File
-	off  int64         // bytes written so far, those in buf included
-	buf  *bufio.Writer // into the file; it keeps an error: the file is not what was written then
-	done int64         // bytes that are in the file
+	store *Store
+	name  string
+	f     files.File
+	off   int64         // bytes written so far, those in buf included
+	buf   *bufio.Writer // into the file; it keeps an error: the file is not what was written then
+	done  int64         // bytes that are in the file
 	// grown is told of what is written; nil: nobody is.
 	grown func(n int64)
 
@@ -290,11 +290,13 @@ type spooled struct{ *spool }
 
 // Write implements io.Writer.
 func (s spooled) Write(p []byte) (int, error) {
-	if err := s.create(); err != nil {
-		return 0, err
-	}
-	n, err := s.f.WriteAt(p, s.done)
-	if err != nil {
+	var n int
+	if err := s.store.Relieved(func() (err error) {
+		if err = s.create(); err == nil {
+			n, err = s.f.WriteAt(p, s.done) // all of it, also where some lies there
+		}
+		return err
+	}); err != nil {
 		return n, err
 	}
 	if s.zeros != nil {
@@ -313,7 +315,7 @@ func (s *spool) create() error {
 	if s.f != nil {
 		return nil
 	}
-	f, err := s.disk.Open(s.name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	f, err := s.store.disk.Open(s.name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	s.f = f
 	return err
 }

@@ -52,6 +52,20 @@ func (s *Store) writeFile(dir, name string, content []byte) error {
 	return err
 }
 
+// OnFull has relieve asked for room where the disk is too full for what a pull writes, with the error
+// that says so. It returns whether something has gone. OnFull is called before the store is used.
+func (s *Store) OnFull(relieve func(error) bool) { s.relieve = relieve }
+
+// Relieved calls do, and again as long as the disk is too full for it and something goes (OnFull).
+func (s *Store) Relieved(do func() error) error {
+	for {
+		err := do()
+		if !atomicfile.NoRoom(err) || s.relieve == nil || !s.relieve(err) {
+			return err
+		}
+	}
+}
+
 // WithRoom calls do, and as long as the disk is too full for it gives up a file of the reserve and
 // calls it again. It is for what lets content go.
 func (s *Store) WithRoom(do func() error) error {

@@ -121,6 +121,8 @@ type Store struct {
 
 	faults faults
 	usage  usage
+	// relieve makes room for what a pull writes; nil: nobody does.
+	relieve func(error) bool
 
 	mu         sync.Mutex
 	open       map[digest.Digest]*entry

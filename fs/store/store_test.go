@@ -409,7 +409,7 @@ func TestCommitRefuses(t *testing.T) {
 func TestSpool(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var want []byte
-	f := spool{disk: files.OS{}, name: filepath.Join(t.TempDir(), "f")}
+	f := spool{store: &Store{disk: files.OS{}}, name: filepath.Join(t.TempDir(), "f")}
 	for range 40 {
 		p := make([]byte, r.IntN(2*spoolBuffer+3))
 		for i := range p {

@@ -143,6 +143,38 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestFullDiskPull: on a disk without a free block a pull has content go that no container uses.
+func TestFullDiskPull(t *testing.T) {
+	r := fixture.Referrers(t)
+	img, err := images.Known(known.Tree{Seed: 78, Files: 16, Size: 1 << 20}, "data", 3)
+	mustf(t, err, "make image")
+	old := fixture.Push(t, r, "old", img) // without an index
+	probe, err := os.ReadFile(fixture.Probe(t))
+	mustf(t, err, "read probe")
+	for _, name := range []string{"indexed", "plain"} {
+		img, err := images.Known(known.Tree{Seed: 79, Files: 8, Size: 1 << 20}, name, 2,
+			images.File("probe", 0o755, probe))
+		mustf(t, err, "make image")
+		fresh := fixture.Push(t, r, name, img)
+		if name == "indexed" {
+			fixture.Index(t, r, name)
+		}
+		n := fixture.Node(t, node.Options{Disk: 128 << 20, DemandOnly: true})
+		fixture.Pull(t, n, mica, old)
+		_, err = n.Disk().Fill()
+		mustf(t, err, "fill the disk")
+		fixture.Pull(t, n, mica, fresh)
+		if out := fixture.Run(t, n, mica, fresh, "c", "/probe", "echo", "here"); out != "here\n" {
+			t.Errorf("a container says %q", out)
+		}
+		text, err := n.Mica(fixture.Context(t), "ps", "--address", n.MicadAddress())
+		mustf(t, err, "mica ps")
+		if strings.Contains(text, "containerd pulled") {
+			t.Errorf("not all layers of image %s are Mica's:\n%s", name, text)
+		}
+	}
+}
+
 // storeUsage is what the layers' files take on disk.
 func storeUsage(t *testing.T, n *node.Node) int64 {
 	t.Helper()
