@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,9 +22,50 @@ type Container struct {
 	PID int // of its first process
 
 	node *Node
+	task containerd.Task // nil of what Exec returns
 }
 
-// StartContainer starts argv in a new container of an image that was pulled,
+// Run runs argv (none: the image's command) in a new container and returns
+// what it wrote to standard output, once it has ended and is removed.
+func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, argv ...string) (string, error) {
+	var out bytes.Buffer
+	err := n.RunTo(ctx, &out, snapshotter, ref, id, argv...)
+	return out.String(), err
+}
+
+// RunTo is Run, with the container's output written to w as it comes. (`ctr run` of containerd 2.4
+// closes the output of a container that has ended, and on a busy machine loses the last of it.)
+func (n *Node) RunTo(ctx context.Context, w io.Writer, snapshotter, ref, id string, argv ...string) error {
+	var stderr bytes.Buffer
+	c, err := n.StartContainer(ctx, snapshotter, ref, id, w, &stderr, argv...)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.wait(ctx), c.Remove(ctx)); err != nil {
+		return fmt.Errorf("container %s: %w: %s", id, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return nil
+}
+
+// wait waits until the container has ended and all of its output has come.
+func (c *Container) wait(ctx context.Context) error {
+	exited, err := c.task.Wait(namespaces.WithNamespace(ctx, c.node.Namespace()))
+	if err != nil {
+		return err
+	}
+	status := <-exited
+	code, _, err := status.Result()
+	if err != nil {
+		return err
+	}
+	c.task.IO().Wait()
+	if code != 0 {
+		return fmt.Errorf("exit status %d", code)
+	}
+	return nil
+}
+
+// StartContainer starts argv (none: the image's command) in a new container of an image that was pulled,
 // with the network of this machine. What it writes to its standard output goes
 // to stdout, and to its standard error to stderr, whether containerd is there or
 // not. Where it fails, nothing is left.
@@ -47,7 +89,7 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 		containerd.WithSnapshotter(snapshotter),
 		containerd.WithImage(image),
 		containerd.WithNewSnapshot(id, image),
-		containerd.WithNewSpec(oci.WithImageConfig(image), oci.WithProcessArgs(argv...), oci.WithHostNamespace("network")))
+		containerd.WithNewSpec(oci.WithImageConfigArgs(image, argv), oci.WithHostNamespace("network")))
 	if err != nil {
 		return nil, errors.Join(err, c.removeSnapshot(ctx, snapshotter))
 	}
@@ -58,7 +100,7 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 	if err := task.Start(ctx); err != nil {
 		return nil, errors.Join(err, c.Remove(ctx))
 	}
-	c.PID = int(task.Pid())
+	c.PID, c.task = int(task.Pid()), task
 	return c, nil
 }
 

@@ -64,17 +64,3 @@ func (n *Node) Pull(ctx context.Context, snapshotter, ref string) error {
 		"--snapshotter", snapshotter, ref)
 	return err
 }
-
-// Run runs argv (none: the image's command) in a new container and returns
-// what it wrote to standard output, once it has ended and is removed.
-func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, argv ...string) (string, error) {
-	var out bytes.Buffer
-	err := n.RunTo(ctx, &out, snapshotter, ref, id, argv...)
-	return out.String(), err
-}
-
-// RunTo is Run, with the container's output written to w as it comes.
-func (n *Node) RunTo(ctx context.Context, w io.Writer, snapshotter, ref, id string, argv ...string) error {
-	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, argv...)
-	return CommandTo(ctx, w, "ctr", n.ctrArgs(args)...)
-}
