@@ -33,7 +33,7 @@ func TestNothingOfMica(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			n := fixture.Node(t, node.Options{Mode: mode, DemandOnly: true})
 			fixture.Pull(t, n, mica, ref)
-			got := fixture.Ctr(t, n, "run", "--rm", "--net-host", "--snapshotter", mica, ref, "nosy", "sh", "-c", nosy)
+			got := fixture.Run(t, n, mica, ref, "nosy", "sh", "-c", nosy)
 			const want = "mounts: 0\nroot: overlay\nsockets: 0\nup: / \nlower: \nfuse: 0\nreads"
 			if !strings.HasPrefix(got, want) {
 				t.Errorf("the container finds\n%s", got)

@@ -26,7 +26,8 @@ type Container struct {
 }
 
 // Run runs argv (none: the image's command) in a new container and returns
-// what it wrote to standard output, once it has ended and is removed.
+// what it wrote to standard output, once it has ended and is removed. Its namespace is ctx's, or
+// else the node's.
 func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, argv ...string) (string, error) {
 	var out bytes.Buffer
 	err := n.RunTo(ctx, &out, snapshotter, ref, id, argv...)
@@ -49,7 +50,7 @@ func (n *Node) RunTo(ctx context.Context, w io.Writer, snapshotter, ref, id stri
 
 // wait waits until the container has ended and all of its output has come.
 func (c *Container) wait(ctx context.Context) error {
-	exited, err := c.task.Wait(namespaces.WithNamespace(ctx, c.node.Namespace()))
+	exited, err := c.task.Wait(c.node.named(ctx))
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func (c *Container) wait(ctx context.Context) error {
 // to stdout, and to its standard error to stderr, whether containerd is there or
 // not. Where it fails, nothing is left.
 func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, stdout, stderr io.Writer, argv ...string) (_ *Container, err error) {
-	ctx = namespaces.WithNamespace(ctx, n.Namespace())
+	ctx = n.named(ctx)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("start container %s: %w", id, err)
@@ -108,7 +109,7 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 // writes goes to stdout and stderr. What is returned is as a container, but has no
 // life of its own: it ends with the container.
 func (c *Container) Exec(ctx context.Context, id string, stdout, stderr io.Writer, argv ...string) (*Container, error) {
-	ctx = namespaces.WithNamespace(ctx, c.node.Namespace())
+	ctx = c.node.named(ctx)
 	client, err := c.node.Client()
 	if err != nil {
 		return nil, err
@@ -132,6 +133,14 @@ func (c *Container) Exec(ctx context.Context, id string, stdout, stderr io.Write
 	return &Container{ID: id, PID: int(p.Pid()), node: c.node}, nil
 }
 
+// named is ctx with the namespace of containerd's that it has, or else the node's.
+func (n *Node) named(ctx context.Context) context.Context {
+	if _, has := namespaces.Namespace(ctx); has {
+		return ctx
+	}
+	return namespaces.WithNamespace(ctx, n.Namespace())
+}
+
 // removeSnapshot removes what a container that could not be made has left.
 func (c *Container) removeSnapshot(ctx context.Context, snapshotter string) error {
 	client, err := c.node.Client()
@@ -149,7 +158,7 @@ func (c *Container) Alive() bool { return alive(c.PID) }
 
 // Remove kills the container and removes it with its snapshot.
 func (c *Container) Remove(ctx context.Context) error {
-	ctx = namespaces.WithNamespace(ctx, c.node.Namespace())
+	ctx = c.node.named(ctx)
 	client, err := c.node.Client()
 	if err != nil {
 		return err

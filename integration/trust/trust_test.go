@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/mica-snapshotter/mica/integration/fixture"
@@ -240,8 +241,8 @@ func (c *neighbours) check(t *testing.T) {
 func (c *neighbours) run(t *testing.T, namespace, ref string) (string, error) {
 	t.Helper()
 	id := fmt.Sprintf("c-%x", sha256.Sum256([]byte(namespace+ref)))[:14]
-	return c.n.Ctr(t.Context(), "--namespace", namespace, "run", "--rm", "--net-host",
-		"--snapshotter", mica, ref, id, "/probe", "show", "/etc", "/etc/who", "/text")
+	return c.n.Run(namespaces.WithNamespace(t.Context(), namespace), mica, ref, id,
+		"/probe", "show", "/etc", "/etc/who", "/text")
 }
 
 // TestSharedBase: an image that has the same layers and the same index in another repository is
