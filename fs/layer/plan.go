@@ -19,7 +19,7 @@ const (
 const (
 	// aheadRequest is the largest request for what a reader is on its way to, bytes: small enough
 	// to come over several connections at once, each of which begins slowly.
-	aheadRequest = 1 << 20
+	aheadRequest = 2 << 20
 	// replayRequest is that of a replay. Requests cost whoever answers them: the reference registry
 	// reads 4 MiB for each.
 	replayRequest = 4 << 20
