@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -34,13 +35,33 @@ func main() {
 // execute runs the command that the command line names, which is wrong where the command has not
 // begun.
 func execute(ctx context.Context, root *cobra.Command) error {
-	begun := false
+	begun, out := false, &output{w: root.OutOrStdout()}
+	root.SetOut(out)
 	root.PersistentPreRun = func(*cobra.Command, []string) { begun = true }
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !begun {
 		return show.WithCode(show.Usage, fmt.Errorf("%w (%s --help)", err, cmd.CommandPath()))
 	}
+	if err == nil {
+		err = out.err
+	}
 	return err
+}
+
+// output is where commands write what they are asked for. It keeps an error, for those that do not
+// look at it.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil {
+		o.err = err
+	}
+	return n, err
 }
 
 // exit ends the program, with an error if there is one.

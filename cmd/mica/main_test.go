@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/mica-snapshotter/mica/cmd/mica/show"
@@ -29,6 +32,23 @@ func TestUsage(t *testing.T) {
 		root.SetOut(t.Output())
 		if err := execute(t.Context(), root); show.Code(err) != want {
 			t.Errorf("mica %s: %v, %d", line, err, show.Code(err))
+		}
+	}
+}
+
+// TestLostOutput: what could not be written is an error, whichever command wrote it.
+func TestLostOutput(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, line := range []string{"--version", "help", "doctor --json"} {
+		root := rootCommand()
+		root.SetArgs(strings.Fields(line))
+		root.SetOut(full)
+		if err := execute(t.Context(), root); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("mica %s: %v", line, err)
 		}
 	}
 }

@@ -288,6 +288,13 @@ func (c *config) check(path string) error {
 		return fmt.Errorf("configuration %s: read_deadline and pull_deadline must be positive "+
 			"durations", path)
 	}
+	for _, o := range strings.Split(strings.Join(c.MountOptions, ","), ",") {
+		switch name, _, _ := strings.Cut(o, "="); name {
+		case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
+			return fmt.Errorf("configuration %s: mount_options has %q: micad chooses the folders",
+				path, o)
+		}
+	}
 	if err := c.checkCredentials(); err != nil {
 		return fmt.Errorf("configuration %s: %w", path, err)
 	}

@@ -43,8 +43,13 @@ func (c *config) cleanPaths() error {
 	for i := range c.Remote.DockerConfigs {
 		errs = append(errs, clean("remote.docker_configs", &c.Remote.DockerConfigs[i]))
 	}
-	return errors.Join(append(errs, checkTCP("metrics_address", c.MetricsAddress),
-		checkTCP("page_address", c.PageAddress))...)
+	errs = append(errs, checkTCP("metrics_address", c.MetricsAddress),
+		checkTCP("page_address", c.PageAddress))
+	if c.PageAddress != "" && c.PageAddress == c.MetricsAddress {
+		errs = append(errs, fmt.Errorf("page_address = %q: it has to be another than metrics_address",
+			c.PageAddress))
+	}
+	return errors.Join(errs...)
 }
 
 // cleanRoot checks what everything lies below.

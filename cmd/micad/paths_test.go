@@ -89,8 +89,10 @@ var wrongConfigs = map[string]string{
 	"containerd_address = 'none'\ncontent_store = '/c'":  "content_store needs a containerd",
 	"containerd_address = 'none'\n[kubernetes]\nkubeconfig = '/k'": "kubeconfig needs a " +
 		"containerd",
-	"[credentials]\ncri_image_service = \"containerd.sock\"": "cri_image_service = ",
-	`content_store = "content"`:                              "content_store = ",
+	"[credentials]\ncri_image_service = \"containerd.sock\"":  "cri_image_service = ",
+	`content_store = "content"`:                               "content_store = ",
+	`mount_options = ["volatile,lowerdir=/"]`:                 `"lowerdir=/"`,
+	"page_address = '[::1]:80'\nmetrics_address = '[::1]:80'": "another than metrics_address",
 }
 
 const long = "0123456789/123456789/123456789/123456789/123456789/" +
