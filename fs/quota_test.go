@@ -504,6 +504,12 @@ func harm(t *testing.T, table *Table, d digest.Digest, offs ...int64) {
 func awaitProof(t *testing.T, table *Table) {
 	t.Helper()
 	v := table.opened(false)[0]
+	defer func() {
+		if t.Failed() {
+			t.Logf("record %+v, status %+v, cache %+v", v.store.Record(), table.Status(),
+				table.Cache().Status())
+		}
+	}()
 	eventually(t, "the layer is proved", func() bool {
 		r := v.store.Record()
 		return r.State != store.Lazy && len(r.Vouchers) == 0

@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,8 +43,8 @@ func (g Guarded) Put(i int, data []byte) (stored bool, err error) {
 	if g.Present(i) {
 		return g.Layer.Put(i, data) // it takes no room
 	}
-	err = g.cache.write(len(data), g.fromStart, func() (err error) {
-		stored, err = g.Layer.Put(i, data)
+	err = g.cache.write(len(data), g.fromStart, func(counted func()) (err error) {
+		stored, err = g.PutAdmitted(i, data, counted)
 		return err
 	})
 	return stored, err
@@ -60,7 +61,7 @@ type admitted struct {
 
 // Write implements io.Writer.
 func (a admitted) Write(p []byte) (n int, err error) {
-	err = a.cache.write(len(p), true, func() error {
+	err = a.cache.write(len(p), true, func(func()) error {
 		n, err = a.w.Write(p)
 		return err
 	})
@@ -68,8 +69,9 @@ func (a admitted) Write(p []byte) (n int, err error) {
 }
 
 // write has something write size bytes when there is room for them; must: also where there is none
-// and nothing can go.
-func (c *Cache) write(size int, must bool, something func() error) error {
+// and nothing can go. something may say when the store counts them: what counts twice makes others
+// go.
+func (c *Cache) write(size int, must bool, something func(counted func()) error) error {
 	n := int64(size)
 	if err := c.admit(n); err != nil {
 		if !must {
@@ -77,8 +79,10 @@ func (c *Cache) write(size int, must bool, something func() error) error {
 		}
 		c.pending.Add(n)
 	}
-	err := something()
-	c.pending.Add(-n)
+	var once sync.Once
+	counted := func() { once.Do(func() { c.pending.Add(-n) }) }
+	err := something(counted)
+	counted()
 	if err != nil {
 		c.failed(err)
 	}
@@ -147,8 +151,8 @@ func (c *Cache) relieved(err error) bool {
 }
 
 // failed stops the background for a while where the disk is at fault: it would take space and time
-// from what readers wait for. Where the disk is full some goes of what no container uses, until what
-// is returned is closed.
+// from what readers wait for. Where the disk is full, some of what no container uses has gone when
+// the channel is closed that it returns.
 func (c *Cache) failed(err error) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -234,6 +234,23 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestCountedOnce: what is on disk is not counted as on its way any more, also while its write has
+// not returned: others would go for it.
+func TestCountedOnce(t *testing.T) {
+	n := newNode(t)
+	f := n.add(1, store.Lazy)
+	if _, err := f.store.Evict([]int{0}); err != nil {
+		t.Fatal(err)
+	}
+	c := n.cache(Options{Size: 4 * spanSize})
+	empty, seen := c.used(), int64(0)
+	f.store.Know(f.Spans, nil, func() { seen = c.used() })
+	stored, err := c.Guard(f.store, false).Put(0, content(0))
+	if after := c.used(); err != nil || !stored || seen != empty+spanSize || after != seen {
+		t.Errorf("%v, %v: used %d bytes before, %d within and %d after", stored, err, empty, seen, after)
+	}
+}
+
 // TestCompare: what is wrong on disk is found, and stays as it is.
 func TestCompare(t *testing.T) {
 	n := newNode(t)

@@ -52,8 +52,9 @@ func (s *Store) writeFile(dir, name string, content []byte) error {
 	return err
 }
 
-// OnFull has relieve asked for room where the disk is too full for what a pull writes, with the error
-// that says so. It returns whether something has gone. OnFull is called before the store is used.
+// OnFull has relieve asked for room where the disk is too full for what a pull writes, with the
+// error that says so. It returns whether something has gone. OnFull is called before the store is
+// used.
 func (s *Store) OnFull(relieve func(error) bool) { s.relieve = relieve }
 
 // Relieved calls do, and again as long as the disk is too full for it and something goes (OnFull).

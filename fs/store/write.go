@@ -12,7 +12,10 @@ import (
 // of other callers see it from then on, the map on disk after the next flush. Parallel calls for
 // one span are harmless. After an error the span is not present; the caller still holds the bytes
 // and can serve them.
-func (l *Layer) WriteSpan(i int, data []byte) error {
+func (l *Layer) WriteSpan(i int, data []byte) error { return l.writeSpan(i, data, nil) }
+
+// writeSpan is WriteSpan; for counted see PutAdmitted.
+func (l *Layer) writeSpan(i int, data []byte, counted func()) error {
 	spans, err := l.table()
 	if err != nil {
 		return fmt.Errorf("write span %d of layer %s: %w", i, l.digest, err)
@@ -68,6 +71,9 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 	}
 	l.mu.Unlock()
 	if fresh {
+		if counted != nil {
+			counted()
+		}
 		l.store.usage.add(l.space, int64(len(data)))
 		l.store.changed(l, int64(len(data)))
 	}
@@ -80,7 +86,11 @@ func (l *Layer) WriteSpan(i int, data []byte) error {
 // Put keeps the verified bytes of span i, so that Read returns them. False: it does not, and the
 // caller serves them: the span is present, and could not be read, or, with an error, the disk does
 // not take it.
-func (l *Layer) Put(i int, data []byte) (bool, error) {
+func (l *Layer) Put(i int, data []byte) (bool, error) { return l.PutAdmitted(i, data, nil) }
+
+// PutAdmitted is Put of bytes that somebody counts as used already: counted, unless nil, is called
+// in the moment in which Store.Used counts them. It must not block.
+func (l *Layer) PutAdmitted(i int, data []byte, counted func()) (bool, error) {
 	if l.present.has(i) {
 		// Writing it again might make a file long again that has lost its end, and turn the rest of
 		// what it lost into zeros.
@@ -95,9 +105,9 @@ func (l *Layer) Put(i int, data []byte) (bool, error) {
 		l.believe(i, gone)
 		return false, nil
 	}
-	err := l.WriteSpan(i, data)
+	err := l.writeSpan(i, data, counted)
 	if err != nil && l.lengthen() {
-		err = l.WriteSpan(i, data)
+		err = l.writeSpan(i, data, counted)
 	}
 	return err == nil, err
 }

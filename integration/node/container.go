@@ -66,10 +66,10 @@ func (c *Container) wait(ctx context.Context) error {
 	return nil
 }
 
-// StartContainer starts argv (none: the image's command) in a new container of an image that was pulled,
-// with the network of this machine. What it writes to its standard output goes
-// to stdout, and to its standard error to stderr, whether containerd is there or
-// not. Where it fails, nothing is left.
+// StartContainer starts argv (none: the image's command) in a new container of an image that was
+// pulled, with the network of this machine. What it writes to its standard output goes to stdout,
+// and to its standard error to stderr, whether containerd is there or not. Where it fails, nothing
+// is left.
 func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, stdout, stderr io.Writer, argv ...string) (_ *Container, err error) {
 	ctx = n.named(ctx)
 	defer func() {
@@ -83,6 +83,9 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 	}
 	image, err := client.GetImage(ctx, ref)
 	if err != nil {
+		return nil, err
+	}
+	if err := unpacked(ctx, image, snapshotter); err != nil {
 		return nil, err
 	}
 	c := &Container{ID: id, node: n}
@@ -103,6 +106,16 @@ func (n *Node) StartContainer(ctx context.Context, snapshotter, ref, id string, 
 	}
 	c.PID, c.task = int(task.Pid()), task
 	return c, nil
+}
+
+// unpacked has containerd unpack the blobs that it has for a snapshotter that did not pull the
+// image, as its clients do.
+func unpacked(ctx context.Context, image containerd.Image, snapshotter string) error {
+	done, err := image.IsUnpacked(ctx, snapshotter)
+	if err != nil || done {
+		return err
+	}
+	return image.Unpack(ctx, snapshotter)
 }
 
 // Exec starts argv beside the container's first process, as user root; what it
