@@ -16,6 +16,9 @@ import (
 const (
 	rebootImages = 4
 	rebootLayers = 25 // of each
+	// saved is after what time what has come is noted on disk: two seconds, and the time that it
+	// takes to write it.
+	saved = 6 * time.Second
 )
 
 // After a reboot without the registry micad answers within two seconds, all of a hundred layers are
@@ -53,6 +56,7 @@ func TestRebootWithoutRegistry(t *testing.T) {
 						passes(t, tree(i), fixture.Mount(t, n, mica, ref))
 					}
 				})
+				time.Sleep(saved)
 			}
 			mounts := fixture.LayerMounts(t, n)
 			mustf(t, n.Reboot(false), "reboot")
