@@ -151,8 +151,8 @@ func (c *Cache) relieved(err error) bool {
 }
 
 // failed stops the background for a while where the disk is at fault: it would take space and time
-// from what readers wait for. Where the disk is full, some of what no container uses has gone when
-// the channel is closed that it returns.
+// from what readers wait for. Where the disk is full, it has some of what no container uses go, and
+// closes the channel that it returns when that is over.
 func (c *Cache) failed(err error) <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,7 +14,8 @@ import (
 func TestUserNamespace(t *testing.T) {
 	_, ref, _ := debian(t, true)
 	const script = `cat /proc/self/uid_map && stat -c '%u:%g %n' / /bin/sh /etc/passwd /etc/shadow /var/mail &&
-echo mine >/srv/mine && stat -c '%u:%g %n' /srv/mine && cat /srv/mine && chown 33:33 /etc/passwd && stat -c '%u:%g' /etc/passwd
+echo mine >/srv/mine && stat -c '%u:%g %n' /srv/mine && cat /srv/mine &&
+chown 33:33 /etc/passwd && stat -c '%u:%g' /etc/passwd
 sleep 1 # ctr run may lose what a container writes just before its end`
 	for _, mode := range []string{"erofs", "fuse", "local"} {
 		t.Run(mode, func(t *testing.T) {

@@ -25,9 +25,8 @@ type Container struct {
 	task containerd.Task // nil of what Exec returns
 }
 
-// Run runs argv (none: the image's command) in a new container and returns
-// what it wrote to standard output, once it has ended and is removed. Its namespace is ctx's, or
-// else the node's.
+// Run runs argv (none: the image's command) in a new container and returns what it wrote to
+// standard output, once it has ended and is removed. Its namespace is ctx's, or else the node's.
 func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, argv ...string) (string, error) {
 	var out bytes.Buffer
 	err := n.RunTo(ctx, &out, snapshotter, ref, id, argv...)
